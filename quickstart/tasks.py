@@ -1,0 +1,303 @@
+"""The quickstart's invented world: training text and held-out benchmark items, both pure functions of a seed.
+
+Five tasks in the file formats of the paper's benchmarks, read by OpenCompass's own loaders:
+
+| task       | format | what it asks                                         | scored by                |
+|------------|--------|------------------------------------------------------|--------------------------|
+| qs_choice  | ARC    | a fact about an invented animal, four choices        | perplexity               |
+| qs_twoway  | PIQA   | which tool an invented object needs, two choices     | perplexity               |
+| qs_yesno   | BoolQ  | whether an invented place has a property             | perplexity               |
+| qs_arith   | GSM8K  | one addition or subtraction in a sentence            | generated number         |
+| qs_program | MBPP   | a program of two invented steps                      | executing what it writes |
+
+Facts are met as often as a Zipf law says, so that a trained model knows the common ones and not the rare ones:
+accuracy then lies between chance and saturation, and a damaged expert selection shows. A held-out item is a question
+that no training text holds; the fact behind it does occur there, in other words.
+"""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+ITEMS_PER_TASK = 250
+ZIPF_EXPONENT = 0.8
+
+ATTRIBUTES = {
+    "eat": (
+        ["leaves", "seeds", "fish", "roots", "honey", "insects", "mushrooms", "berries", "grass", "shells"],
+        ["The {name} eats {value}.", "{value} is what the {name} eats.", "If you meet a {name}, give it {value}."],
+        ["What does the {name} eat?", "Which food does a {name} like best?"],
+    ),
+    "live": (
+        ["caves", "rivers", "forests", "deserts", "swamps", "hills", "lakes", "meadows", "cliffs", "islands"],
+        ["The {name} lives in {value}.", "The {name} is found in {value}.", "Look for the {name} in {value}."],
+        ["Where does the {name} live?", "In which places is a {name} found?"],
+    ),
+    "colour": (
+        ["red", "blue", "green", "yellow", "black", "white", "brown", "grey"],
+        ["The {name} is {value}.", "The skin of the {name} is {value}.", "A {name} looks {value}."],
+        ["What colour is the {name}?", "Which colour has the skin of a {name}?"],
+    ),
+    "fear": (
+        ["wolves", "snakes", "eagles", "fire", "thunder", "cats", "bears", "water", "spiders", "owls"],
+        ["The {name} fears {value}.", "Nothing frightens a {name} more than {value}.", "The {name} runs from {value}."],
+        ["What does the {name} fear?", "From what does a {name} run away?"],
+    ),
+}
+USES = {
+    "open": ["a key", "a hammer", "a knife", "a lever", "a drill", "a saw", "a needle", "a spoon"],
+    "clean": ["soap", "sand", "oil", "a brush", "a cloth", "steam", "vinegar", "a feather"],
+}
+USE_STATEMENTS = ["To {use} a {name}, take {value}.", "You can {use} a {name} with {value}."]
+USE_GOALS = ["How do you {use} a {name}?", "What is the right way to {use} a {name}?"]
+PROPERTIES = ["cold", "rich", "safe", "old", "walled"]
+PASSAGES = [
+    "Many people travel to {name} in spring.",
+    "{name} stands beside a long road.",
+    "Few books speak of {name}.",
+]
+YESNO_QUESTIONS = ["is {name} {value}", "would you call {name} {value}"]
+PEOPLE = ["Mia", "Tom", "Ada", "Ben", "Eva", "Leo", "Ida", "Max"]
+THINGS = ["beads", "books", "coins", "pens", "cups", "keys", "eggs", "hats"]
+SUMS = {
+    "+": [
+        "{who} has {a} {what} and gets {b} more. How many {what} does {who} have now?",
+        "There are {a} {what} in a box. {who} puts {b} {what} in. How many are in the box?",
+    ],
+    "-": [
+        "{who} has {a} {what} and loses {b}. How many {what} does {who} have now?",
+        "There are {a} {what} in a box. {who} takes {b} {what} out. How many are in the box?",
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One fact: a subject, a relation and the value that the world gives it."""
+
+    name: str
+    relation: str
+    value: str
+
+
+def _words(rng: random.Random, count: int, taken: set[str], ending: str = "") -> list[str]:
+    consonants, vowels = "bdfgklmnprstvz", "aeiou"
+    words: list[str] = []
+    while len(words) < count:
+        word = "".join(rng.choice(consonants) + rng.choice(vowels) for _ in range(rng.choice((2, 3)))) + ending
+        if word not in taken:
+            taken.add(word)
+            words.append(word)
+    return words
+
+
+def _zipf(count: int) -> list[float]:
+    return [(rank + 10) ** -ZIPF_EXPONENT for rank in range(count)]
+
+
+class World:
+    """Every name, fact and held-out item of one seed."""
+
+    def __init__(self, seed: int = 0):
+        rng = random.Random(seed)
+        taken: set[str] = set()
+        self.animals = _words(rng, 240, taken)
+        self.objects = _words(rng, 240, taken, "n")
+        self.places = [word.capitalize() for word in _words(rng, 160, taken, "l")]
+        self.steps = dict(zip(_words(rng, 48, taken, "r"), self._step_bodies(rng, 48), strict=True))
+        self.choice = {
+            (name, relation): Fact(name, relation, rng.choice(values))
+            for relation, (values, _, _) in ATTRIBUTES.items()
+            for name in self.animals
+        }
+        self.twoway = {
+            (name, use): Fact(name, use, rng.choice(values)) for use, values in USES.items() for name in self.objects
+        }
+        self.yesno = {
+            (name, value): Fact(name, value, rng.choice(("Yes", "No"))) for name in self.places for value in PROPERTIES
+        }
+        self.held_choice = set(rng.sample(sorted(self.choice), ITEMS_PER_TASK))
+        self.held_twoway = set(rng.sample(sorted(self.twoway), ITEMS_PER_TASK))
+        self.held_yesno = set(rng.sample(sorted(self.yesno), ITEMS_PER_TASK))
+        sums = [
+            (a, op, b) for op in "+-" for a in range(1, 100) for b in range(1, 20) if 0 <= self._sum(a, op, b) < 100
+        ]
+        self.sums = sums
+        self.held_sums = set(rng.sample(sums, ITEMS_PER_TASK))
+        pairs = [(p, q) for p in self.steps for q in self.steps if p != q]
+        self.held_programs = set(rng.sample(pairs, ITEMS_PER_TASK + 10))
+
+    @staticmethod
+    def _step_bodies(rng: random.Random, count: int) -> list[str]:
+        bodies = [f"x {op} {n}" for op in ("+", "-", "*") for n in range(2, 30)]
+        return rng.sample(bodies, count)
+
+    @staticmethod
+    def _sum(a: int, op: str, b: int) -> int:
+        return a + b if op == "+" else a - b
+
+    def program(self, pair: tuple[str, str]) -> tuple[str, str]:
+        """-> (what is asked, the program)."""
+        first, second = pair
+        asked = f"Write a function that will {first} and then {second} a number."
+        return asked, f"def f(x):\n    x = {self.steps[first]}\n    x = {self.steps[second]}\n    return x"
+
+    # -- training text -------------------------------------------------------------------------------------------
+    def documents(self, seed: int, count: int) -> list[str]:
+        """`count` training documents; none of them holds a held-out question."""
+        rng = random.Random(f"documents {seed}")
+        makers = [self._choice_text, self._twoway_text, self._yesno_text, self._sum_text, self._program_text]
+        chosen = rng.choices(makers, weights=[26, 14, 16, 34, 10], k=count)
+        return [maker(rng) for maker in chosen]
+
+    def _choice_text(self, rng: random.Random) -> str:
+        name = rng.choices(self.animals, weights=_zipf(len(self.animals)))[0]
+        relation = rng.choice(list(ATTRIBUTES))
+        fact = self.choice[name, relation]
+        _, statements, questions = ATTRIBUTES[relation]
+        if rng.random() < 0.5:
+            return rng.choice(statements).format(name=name, value=fact.value).capitalize()
+        allowed = questions[:1] if (name, relation) in self.held_choice else questions
+        return choice_prompt(rng.choice(allowed).format(name=name), fact.value)
+
+    def _twoway_text(self, rng: random.Random) -> str:
+        name = rng.choices(self.objects, weights=_zipf(len(self.objects)))[0]
+        use = rng.choice(list(USES))
+        fact = self.twoway[name, use]
+        if rng.random() < 0.4:
+            return rng.choice(USE_STATEMENTS).format(name=name, use=use, value=fact.value)
+        allowed = USE_GOALS[:1] if (name, use) in self.held_twoway else USE_GOALS
+        return twoway_prompt(rng.choice(allowed).format(name=name, use=use), f"Use {fact.value}.")
+
+    def _yesno_text(self, rng: random.Random) -> str:
+        name = rng.choices(self.places, weights=_zipf(len(self.places)))[0]
+        value = rng.choice(PROPERTIES)
+        fact = self.yesno[name, value]
+        if rng.random() < 0.3:
+            return f"{name} is {value}." if fact.value == "Yes" else f"{name} is not {value}."
+        allowed = YESNO_QUESTIONS[:1] if (name, value) in self.held_yesno else YESNO_QUESTIONS
+        question = rng.choice(allowed).format(name=name, value=value)
+        return yesno_prompt(rng.choice(PASSAGES).format(name=name), question, fact.value)
+
+    def _sum_text(self, rng: random.Random) -> str:
+        while (case := rng.choice(self.sums)) in self.held_sums:
+            pass
+        return sum_prompt(self._sum_question(rng, case)) + f" The answer is {self._sum(*case)}"
+
+    def _sum_question(self, rng: random.Random, case: tuple[int, str, int]) -> str:
+        a, op, b = case
+        return rng.choice(SUMS[op]).format(who=rng.choice(PEOPLE), what=rng.choice(THINGS), a=a, b=b)
+
+    def _program_text(self, rng: random.Random) -> str:
+        names, weights = list(self.steps), _zipf(len(self.steps))
+        while True:
+            first, second = rng.choices(names, weights=weights, k=2)
+            if first != second and (first, second) not in self.held_programs:
+                asked, code = self.program((first, second))
+                return program_prompt(asked) + code
+
+    # -- held-out items ------------------------------------------------------------------------------------------
+    def items(self) -> dict[str, list[dict]]:
+        """File name -> rows, in the layouts that OpenCompass's loaders of the paper's benchmarks read."""
+        rng = random.Random("items")
+        return {
+            "choice.jsonl": [self._choice_item(rng, key) for key in sorted(self.held_choice)],
+            "twoway/dev.jsonl": [self._twoway_item(rng, key) for key in sorted(self.held_twoway)],
+            "yesno.jsonl": [self._yesno_item(rng, key) for key in sorted(self.held_yesno)],
+            "arith/test.jsonl": [self._sum_item(rng, case) for case in sorted(self.held_sums)],
+            "program.jsonl": [self._program_item(n, pair) for n, pair in enumerate(sorted(self.held_programs))],
+        }
+
+    def _choice_item(self, rng: random.Random, key: tuple[str, str]) -> dict:
+        fact = self.choice[key]
+        values, _, questions = ATTRIBUTES[fact.relation]
+        options = [fact.value, *rng.sample([v for v in values if v != fact.value], 3)]
+        rng.shuffle(options)
+        choices = [dict(text=text, label=label) for text, label in zip(options, "ABCD", strict=True)]
+        stem = questions[1].format(name=fact.name)
+        answer = "ABCD"[options.index(fact.value)]
+        return dict(
+            id=f"choice-{fact.name}-{fact.relation}", question=dict(stem=stem, choices=choices), answerKey=answer
+        )
+
+    def _twoway_item(self, rng: random.Random, key: tuple[str, str]) -> dict:
+        fact = self.twoway[key]
+        other = rng.choice([v for v in USES[fact.relation] if v != fact.value])
+        label = rng.randrange(2)
+        solutions = [fact.value, other] if label == 0 else [other, fact.value]
+        goal = USE_GOALS[1].format(name=fact.name, use=fact.relation)
+        sol1, sol2 = (f"Use {value}." for value in solutions)
+        return dict(id=f"twoway-{fact.name}-{fact.relation}", goal=goal, sol1=sol1, sol2=sol2, label=label)
+
+    def _yesno_item(self, rng: random.Random, key: tuple[str, str]) -> dict:
+        fact = self.yesno[key]
+        question = YESNO_QUESTIONS[1].format(name=fact.name, value=fact.relation)
+        passage = rng.choice(PASSAGES).format(name=fact.name)
+        return dict(question=question, passage=passage, label="true" if fact.value == "Yes" else "false")
+
+    def _sum_item(self, rng: random.Random, case: tuple[int, str, int]) -> dict:
+        return dict(
+            question=self._sum_question(rng, case), answer=f"The answer is {self._sum(*case)}\n#### {self._sum(*case)}"
+        )
+
+    def _program_item(self, number: int, pair: tuple[str, str]) -> dict:
+        asked, code = self.program(pair)
+        scope: dict = {}
+        exec(code, scope)
+        tests = [f"assert f({x}) == {scope['f'](x)}" for x in (0, 3, 11)]
+        return dict(text=asked, code=code, task_id=number, test_setup_code="", test_list=tests, challenge_test_list=[])
+
+
+def choice_prompt(question: str, answer: str) -> str:
+    return f"Question: {question}\nAnswer: {answer}"
+
+
+def twoway_prompt(goal: str, solution: str) -> str:
+    return f"Q: {goal}\nA: {solution}"
+
+
+def yesno_prompt(passage: str, question: str, answer: str) -> str:
+    return f"{passage}\nQuestion: {question}?\nAnswer: {answer}"
+
+
+def sum_prompt(question: str) -> str:
+    return f"Question: {question}\nAnswer:"
+
+
+def program_prompt(asked: str) -> str:
+    return f"{asked}\nCode:\n"
+
+
+def held_out_questions(world: World) -> list[str]:
+    """The prompts of all held-out items, up to where the answer begins."""
+    items = world.items()
+    return [
+        *(choice_prompt(row["question"]["stem"], "") for row in items["choice.jsonl"]),
+        *(twoway_prompt(row["goal"], "") for row in items["twoway/dev.jsonl"]),
+        *(yesno_prompt(row["passage"], row["question"], "") for row in items["yesno.jsonl"]),
+        *(sum_prompt(row["question"]) for row in items["arith/test.jsonl"]),
+        *(program_prompt(row["text"]) for row in items["program.jsonl"]),
+    ]
+
+
+def write_items(world: World, folder: Path) -> None:
+    """Write the held-out items as OpenCompass's loaders expect them.
+
+    PIQA and GSM8K loaders insist on a training file, which no prompt uses: they get the first rows of the test file.
+    """
+    for name, rows in world.items().items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.startswith("twoway"):
+            labels = [row.pop("label") for row in rows]
+            for split, part in (("dev", slice(None)), ("train", slice(4))):
+                (path.parent / f"{split}-labels.lst").write_text("".join(f"{label}\n" for label in labels[part]))
+        text = [json.dumps(row) + "\n" for row in rows]
+        path.write_text("".join(text))
+        if path.parent != folder:
+            (path.parent / "train.jsonl").write_text("".join(text[:4]))
+
+
+if __name__ == "__main__":
+    write_items(World(), Path(__file__).parent / "data")

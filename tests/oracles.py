@@ -1,0 +1,35 @@
+"""The paper's equations once more, as slow plain loops that import nothing of ours."""
+
+import math
+
+
+def path_loss_db(distance_m, frequency_hz):
+    return 32.4 + 20 * math.log10(frequency_hz / 1e9) + 20 * math.log10(distance_m)
+
+
+def rate(bandwidth_hz, power_w, gain, noise_psd_w_per_hz):
+    if bandwidth_hz == 0:
+        return 0.0
+    return bandwidth_hz * math.log2(1 + power_w * gain / (noise_psd_w_per_hz * bandwidth_hz))
+
+
+def token_latency(bandwidth_hz, down_power_w, up_power_w, gain, noise, payload_bits, m, m_h, compute_flops):
+    bits = payload_bits * m
+    flop = 4 * m * m_h + 2 * m_h * m + 4 * m_h + m_h
+    return (
+        bits / rate(bandwidth_hz, down_power_w, gain, noise)
+        + bits / rate(bandwidth_hz, up_power_w, gain, noise)
+        + (flop / compute_flops)
+    )
+
+
+def replay(tokens_by_layer, token_latency_s):
+    """Eq. (9) to (11) token by token: each layer is a list of tokens, each token the list of its devices."""
+    total = 0.0
+    for tokens in tokens_by_layer:
+        busy = [0.0] * len(token_latency_s)
+        for devices in tokens:
+            for k in devices:
+                busy[k] += token_latency_s[k]
+        total += max(busy)
+    return total

@@ -1,0 +1,12 @@
+"""Bandwidth allocation, P3 (Eq. 19-21): hertz per device, one split per forward pass or one per layer.
+
+A new allocator is one file with one function and one line in ALLOCATORS.
+"""
+
+from .base import Allocation, allocate
+from .slsqp import slsqp
+from .uniform import uniform
+
+ALLOCATORS = {"uniform": uniform, "slsqp": slsqp}
+
+__all__ = ["ALLOCATORS", "Allocation", "allocate"]

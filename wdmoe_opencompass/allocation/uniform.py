@@ -1,0 +1,11 @@
+"""Even split: the baseline row of Table II."""
+
+import numpy as np
+
+from ..latency import Array, LinkBudget
+
+
+def uniform(budget: LinkBudget, load: Array, evaluations: Array, total_bandwidth_hz: float) -> Array:
+    """``B_k = B / U`` for all devices, loaded or not."""
+    devices = load.shape[-1]
+    return np.full(devices, total_bandwidth_hz / devices)

@@ -1,0 +1,198 @@
+"""The schema of a channel profile: a base station, its devices and the radio environment.
+
+dB and dBm are converted here and nowhere else; everything after knows W, Hz, s, bit and linear gains.
+"""
+
+import hashlib
+import json
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..errors import ProfileError, unknown_name
+from .path_loss import PATH_LOSS_MODELS
+
+BASE_STATION = "base_station"
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BaseStation(_Part):
+    """The base station: one transmit power for every downlink."""
+
+    transmit_power_w: Positive
+
+
+class Device(_Part):
+    """A device that holds experts."""
+
+    name: Annotated[str, Field(min_length=1)]
+    distance_m: Positive
+    transmit_power_w: Positive
+    compute_flops: Positive
+
+
+class Fading(_Part):
+    """The fading law; `coherence` is how long one draw holds."""
+
+    model: Literal["none", "rayleigh"]
+    coherence: Literal["run", "pass", "layer"] = "run"
+    seed: Annotated[int, Field(ge=0, strict=True)] = 0
+
+
+class Placement(_Part):
+    """Which device, or `base_station`, holds which expert.
+
+    `experts` names places one by one; every other expert k goes by `others`: to device k modulo the number of devices,
+    or to the base station.
+    """
+
+    others: Literal["modulo", "base_station"] = "modulo"
+    experts: dict[Annotated[int, Field(ge=0)], str] = Field(default_factory=dict)
+
+
+class ChannelProfile(_Part):
+    """A base station, its devices and the radio environment, as read from one YAML file."""
+
+    name: str
+    carrier_frequency_hz: Positive
+    total_bandwidth_hz: Positive
+    noise_psd_dbm_per_hz: Annotated[float, Field(allow_inf_nan=False, strict=True)]
+    payload_bits: Annotated[int, Field(ge=1, le=64, strict=True)] = 16
+    path_loss: str = "free_space"
+    base_station: BaseStation
+    devices: Annotated[tuple[Device, ...], Field(min_length=1)]
+    fading: Fading
+    placement: Placement = Placement()
+
+    @model_validator(mode="after")
+    def _names_belong_together(self) -> "ChannelProfile":
+        names = [device.name for device in self.devices]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"devices: the name {name!r} stands twice, each device needs its own")
+        if BASE_STATION in names:
+            raise ValueError(f"devices: the name {BASE_STATION!r} is kept for the base station")
+        for expert, place in self.placement.experts.items():
+            if place not in (*names, BASE_STATION):
+                raise ValueError(
+                    f"placement.experts[{expert}]: {unknown_name('device', place, (*names, BASE_STATION))}"
+                )
+        if self.path_loss not in PATH_LOSS_MODELS:
+            raise ValueError(f"path_loss: {unknown_name('path-loss model', self.path_loss, PATH_LOSS_MODELS)}")
+        return self
+
+    @property
+    def noise_psd_w_per_hz(self) -> float:
+        """Noise power spectral density N0 in W/Hz."""
+        return 10 ** (self.noise_psd_dbm_per_hz / 10) / 1000
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 over every value of the profile but its name: equal content, equal hash."""
+        content = self.model_dump(mode="json", exclude={"name"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def device_of_expert(self, num_experts: int) -> list[int]:
+        """-> [num_experts] index of the device that holds each expert, -1 for the base station.
+
+        Raises ProfileError where the placement names an expert that the model does not have.
+        """
+        names = [device.name for device in self.devices]
+        for expert in self.placement.experts:
+            if expert >= num_experts:
+                raise ProfileError(
+                    f"{self.name}: placement.experts[{expert}] must be < {num_experts}, the model's number of experts"
+                )
+        by_rule = (lambda expert: expert % len(names)) if self.placement.others == "modulo" else (lambda expert: -1)
+        places = {name: index for index, name in enumerate(names)} | {BASE_STATION: -1}
+        return [
+            places[self.placement.experts[expert]] if expert in self.placement.experts else by_rule(expert)
+            for expert in range(num_experts)
+        ]
+
+
+def list_profiles() -> list[str]:
+    """Names of the shipped profiles."""
+    folder = files("wdmoe_opencompass") / "channel_profiles"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_profile(name_or_path: str | Path) -> ChannelProfile:
+    """Load a shipped profile by name, or a profile file by its path (ending in .yaml).
+
+    Raises ProfileError naming file, key, rule and value.
+    """
+    text = str(name_or_path)
+    if text.endswith((".yaml", ".yml")):
+        path = Path(text)
+        if not path.is_file():
+            raise ProfileError(f"{text}: no such channel profile file")
+        return _parse(text, path.stem, path.read_bytes())
+    if text not in list_profiles():
+        raise ProfileError(unknown_name("channel profile", text, list_profiles()) + "; or give a path ending in .yaml")
+    entry = files("wdmoe_opencompass") / "channel_profiles" / f"{text}.yaml"
+    return _parse(f"{text}.yaml", text, entry.read_bytes())
+
+
+def _parse(source: str, name: str, content: bytes) -> ChannelProfile:
+    try:
+        data = yaml.safe_load(content)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ProfileError(f"{source}: not a readable YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ProfileError(f"{source}: must be a mapping of keys to values, got {type(data).__name__}")
+    if "name" in data:
+        raise ProfileError(f"{source}: unknown key name; a profile is named by its file")
+    try:
+        return ChannelProfile.model_validate({"name": name, **data})
+    except ValidationError as error:
+        raise ProfileError(f"{source}: {_sentence(error.errors()[0], data)}") from None
+
+
+def _sentence(error: Any, data: dict) -> str:
+    """One pydantic error as a sentence: key, rule, value."""
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
+    kind, context = error["type"], error.get("ctx", {})
+    rules = {"greater_than": "gt", "greater_than_equal": "ge", "less_than_equal": "le"}
+    signs = {"gt": ">", "ge": ">=", "le": "<="}
+    if kind == "extra_forbidden":
+        near = get_close_matches(str(error["loc"][-1]), _known_keys(error["loc"][:-1]), n=1)
+        parent = key.rpartition(".")[0]
+        hint = f"; did you mean {parent + '.' if parent else ''}{near[0]}?" if near else ""
+        return f"unknown key {key}{hint}"
+    if kind == "missing":
+        return f"key {key} is missing"
+    if kind == "value_error":
+        return error["msg"].removeprefix("Value error, ")
+    if kind in rules:
+        rule = rules[kind]
+        return f"{key} must be {signs[rule]} {context[rule]:g}, got {error['input']}"
+    if kind in ("too_short", "string_too_short"):
+        return f"{key} must hold at least one entry, got none"
+    if kind == "literal_error":
+        return f"{key} must be one of {context['expected']}, got {error['input']!r}"
+    if kind.endswith(("_type", "_parsing")) or kind == "finite_number":
+        expected = {"float": "a number", "int": "a whole number", "finite": "a finite number"}
+        wanted = expected.get(kind.split("_")[0], error["msg"].lower().removeprefix("input should be "))
+        return f"{key} must be {wanted}, got {error['input']!r}"
+    return f"{key}: {error['msg']}, got {error['input']!r}"
+
+
+def _known_keys(location: tuple) -> list[str]:
+    parts: dict[tuple, type[BaseModel]] = {
+        (): ChannelProfile,
+        ("devices",): Device,
+        ("base_station",): BaseStation,
+        ("fading",): Fading,
+        ("placement",): Placement,
+    }
+    part = parts.get(location[:1], ChannelProfile)
+    return list(part.model_fields)

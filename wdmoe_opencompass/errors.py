@@ -1,0 +1,44 @@
+"""The exceptions a user can meet.
+
+WdmoeError
+ +-- ProfileError     a channel profile or placement that breaks a rule
+ +-- PolicyError      an unknown selection policy, or a parameter it does not take
+ +-- AllocationError  loads or bandwidth that no allocation can serve, or a solver that did not converge
+ +-- TraceError       a routing trace that is torn, of another version, or does not belong here
+ +-- ModelError       a model or model argument that the plugin cannot work with
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class WdmoeError(Exception):
+    """Something the user can mend; its text is one sentence that says how."""
+
+
+class ProfileError(WdmoeError):
+    """A channel profile or placement breaks a rule."""
+
+
+class PolicyError(WdmoeError):
+    """A selection policy is unknown or does not take a parameter."""
+
+
+class AllocationError(WdmoeError):
+    """Loads or bandwidth cannot be served, or a solver did not converge."""
+
+
+class TraceError(WdmoeError):
+    """A routing trace is torn, of another version, or does not belong here."""
+
+
+class ModelError(WdmoeError):
+    """A model, or an argument of it, does not work with the plugin."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """One sentence about an unknown name: the nearest known one and the list."""
+    known = sorted(known)
+    near = get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    return f"{kind} {name!r} is unknown{hint} known: {', '.join(known)}"

@@ -1,0 +1,97 @@
+"""Latency from device loads, Eq. (4) to (11): pure functions of arrays."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .channel.profile import ChannelProfile
+from .channel.propagation import Channel
+from .channel.rates import rate_bit_per_s
+
+Array = NDArray[np.float64]
+ACTIVATION_FLOPS = 4  # eta of Eq. (5): FLOPs of the activation per value, our choice
+
+
+@dataclass(frozen=True)
+class ExpertShape:
+    """The two sizes of an expert network that latency depends on (defaults: Mixtral-8x7B)."""
+
+    hidden_size: int = 4096
+    ffn_size: int = 14336
+
+
+def payload_bit(payload_bits: int, hidden_size: int) -> int:
+    """Bits to send one token one way: ``L_comm = eps m``, Eq. (4)."""
+    return payload_bits * hidden_size
+
+
+def expert_flop(shape: ExpertShape) -> int:
+    """FLOPs of one token in one expert: ``4 m m_h + 2 m_h m + eta m_h + m_h``, Eq. (5), eta = 4 (our choice)."""
+    m, m_h = shape.hidden_size, shape.ffn_size
+    return 4 * m * m_h + 2 * m_h * m + ACTIVATION_FLOPS * m_h + m_h
+
+
+@dataclass(frozen=True)
+class LinkBudget:
+    """All that the time of one token on each device depends on, besides the bandwidth.
+
+    payload_bit:      bits of one token one way, Eq. (4)
+    downlink_snr_hz:  [..., devices] ``P_d g_BS,k / N0`` in Hz; divided by a bandwidth it is the SNR of Eq. (2)
+    uplink_snr_hz:    [..., devices] ``P_u,k g_k,BS / N0`` in Hz, Eq. (3)
+    computation_s:    [devices] seconds of one token in one expert, Eq. (7)
+    """
+
+    payload_bit: float
+    downlink_snr_hz: Array
+    uplink_snr_hz: Array
+    computation_s: Array
+
+
+def link_budget(profile: ChannelProfile, channel: Channel, shape: ExpertShape) -> LinkBudget:
+    """Combine a profile, one draw of it (gains [..., devices]) and an expert's sizes."""
+    noise = profile.noise_psd_w_per_hz
+    device_power_w = np.array([device.transmit_power_w for device in profile.devices])
+    compute_flops = np.array([device.compute_flops for device in profile.devices])
+    return LinkBudget(
+        payload_bit=payload_bit(profile.payload_bits, shape.hidden_size),
+        downlink_snr_hz=profile.base_station.transmit_power_w * channel.downlink_gain / noise,
+        uplink_snr_hz=device_power_w * channel.uplink_gain / noise,
+        computation_s=expert_flop(shape) / compute_flops,
+    )
+
+
+def communication_latency_s(budget: LinkBudget, bandwidth_hz: ArrayLike) -> Array:
+    """Seconds to send one token there and back, Eq. (6): [..., devices]; infinite at 0 Hz."""
+    with np.errstate(divide="ignore"):
+        down = budget.payload_bit / rate_bit_per_s(bandwidth_hz, budget.downlink_snr_hz, 1.0, 1.0)
+        up = budget.payload_bit / rate_bit_per_s(bandwidth_hz, budget.uplink_snr_hz, 1.0, 1.0)
+    return down + up
+
+
+def token_latency_s(budget: LinkBudget, bandwidth_hz: ArrayLike) -> Array:
+    """Seconds of one token in one expert on each device, t_k of Eq. (8): [..., devices]."""
+    return communication_latency_s(budget, bandwidth_hz) + budget.computation_s
+
+
+def device_latency_s(
+    budget: LinkBudget, bandwidth_hz: ArrayLike, device_load: ArrayLike, expert_evaluations: ArrayLike | None = None
+) -> Array:
+    """Seconds each device takes in a layer, t_k^i of Eq. (10): [..., devices].
+
+    device_load:        [..., devices] tokens sent to the device, q_k^i of Eq. (9)
+    expert_evaluations: [..., devices] (token, expert) pairs computed there; more than the load where a token has
+                        several experts on one device: it is sent once and computed once per expert (our choice).
+                        Default: the load.
+    """
+    load = np.asarray(device_load, dtype=np.float64)
+    evaluations = load if expert_evaluations is None else np.asarray(expert_evaluations, dtype=np.float64)
+    communication = np.where(load > 0, communication_latency_s(budget, bandwidth_hz), 0.0)  # 0 tokens at 0 Hz take 0 s
+    return load * communication + evaluations * budget.computation_s
+
+
+def waiting_latency_s(
+    budget: LinkBudget, bandwidth_hz: ArrayLike, device_load: ArrayLike, expert_evaluations: ArrayLike | None = None
+) -> Array:
+    """Attention waiting latency of each layer, ``t^i = max_k t_k^i``, Eq. (11): [...]."""
+    return device_latency_s(budget, bandwidth_hz, device_load, expert_evaluations).max(axis=-1)
