@@ -33,3 +33,36 @@ def replay(tokens_by_layer, token_latency_s):
                 busy[k] += token_latency_s[k]
         total += max(busy)
     return total
+
+
+def algorithm_1(weights, chosen, latency, device_of_expert, theta, step, gain, extra_pass):
+    """Algorithm 1 with one expert per device, step by step; -> the sets of experts that each token keeps.
+
+    weights: per token its softmax over all experts; chosen: per token its top-k experts; latency: per expert.
+    """
+    kept = [sorted(experts, key=lambda k: -w[k]) for w, experts in zip(weights, chosen)]
+
+    def total_wlr():
+        total = 0.0
+        for expert in range(len(latency)):
+            tokens = [j for j, experts in enumerate(kept) if expert in experts]
+            if tokens and device_of_expert[expert] >= 0:
+                total += sum(weights[j][expert] for j in tokens) / sum(latency[expert] for _ in tokens)
+        return total
+
+    def similarity(w):
+        dot = sum(a * b for a, b in zip(w, latency))
+        return dot / math.sqrt(sum(a * a for a in w)) / math.sqrt(sum(b * b for b in latency))
+
+    def drop(threshold):
+        for w, experts in zip(weights, kept):
+            if similarity(w) < threshold and len(experts) > 1:
+                experts.pop()
+
+    initial, rounds = total_wlr(), 0
+    while total_wlr() <= gain * initial and theta + rounds * step <= 1 + 1e-9:
+        drop(theta + rounds * step)
+        rounds += 1
+    if extra_pass:
+        drop(theta + rounds * step)
+    return [set(experts) for experts in kept]

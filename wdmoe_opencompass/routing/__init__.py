@@ -1,0 +1,1 @@
+"""Attach a selection policy to a transformers MoE model and record what it routes."""

@@ -1,0 +1,27 @@
+"""Selection policies: which of the router's experts a token keeps. A new one is one file and one line in POLICIES."""
+
+import inspect
+from difflib import get_close_matches
+from typing import Any
+
+from ..errors import PolicyError, unknown_name
+from .base import ChannelState, Routing, Selection, SelectionPolicy
+from .top_k import TopK
+from .wlr import WeightToLatencyRatio
+
+POLICIES: dict[str, type[SelectionPolicy]] = {"top_k": TopK, "wlr": WeightToLatencyRatio}
+
+__all__ = ["POLICIES", "ChannelState", "Routing", "Selection", "SelectionPolicy", "build_policy"]
+
+
+def build_policy(name: str, parameters: dict[str, Any] | None = None) -> SelectionPolicy:
+    """Build a policy by name; PolicyError for an unknown name, an unknown parameter or a value out of range."""
+    if name not in POLICIES:
+        raise PolicyError(unknown_name("selection policy", str(name), POLICIES))
+    known = list(inspect.signature(POLICIES[name]).parameters)
+    for key in parameters or {}:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; it takes: {', '.join(known) or 'no parameters'}"
+            raise PolicyError(f"selection policy {name!r} takes no parameter {key}{hint}")
+    return POLICIES[name](**(parameters or {}))

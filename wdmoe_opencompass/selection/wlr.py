@@ -1,0 +1,103 @@
+"""Algorithm 1 of the paper: drop low-weight experts of tokens whose weights do not follow the latencies."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import PolicyError
+from .base import ChannelState, Routing, Selection, SelectionPolicy
+
+
+@dataclass(frozen=True)
+class WeightToLatencyRatio(SelectionPolicy):
+    """Algorithm 1: raise theta until the summed WLR, Eq. (12), has grown by `gain`; P2, Eq. (16) and (17).
+
+    theta:              initial threshold on the cosine similarity of Eq. (18)
+    theta_step:         how much theta grows per round
+    gain:               the loop goes on while the summed WLR is at most `gain` times its initial value
+    extra_pass:         whether one more round follows the loop (step 3)
+    similarity_weights: `softmax`, all weights enter Eq. (18) (our choice); `top_k`, those outside the top-k are 0
+
+    Our choices: the loop ends at theta > 1 at the latest; it runs per layer and forward pass; with several experts on
+    one device the WLR's numerator sums their weights and its denominator counts one transfer and each computation;
+    experts at the base station have latency 0 in Eq. (18) and no WLR. A token with k experts loses one per round.
+    """
+
+    theta: float = 0.5
+    theta_step: float = 0.1
+    gain: float = 1.01
+    extra_pass: bool = True
+    similarity_weights: Literal["softmax", "top_k"] = "softmax"
+
+    def __post_init__(self) -> None:
+        """Check the parameters' ranges."""
+        for name, value, rule, holds in (
+            ("theta", self.theta, ">= 0 and <= 1", 0 <= self.theta <= 1),
+            ("theta_step", self.theta_step, ">= 0.001", self.theta_step >= 0.001),
+            ("gain", self.gain, "> 0", self.gain > 0),
+        ):
+            if not holds:
+                raise PolicyError(f"selection policy 'wlr': {name} must be {rule}, got {value}")
+        if self.similarity_weights not in ("softmax", "top_k"):
+            raise PolicyError(
+                f"selection policy 'wlr': similarity_weights must be softmax or top_k, got {self.similarity_weights!r}"
+            )
+
+    def thresholds(self) -> list[float]:
+        """Theta of every possible round; the last, above 1, only serves the extra pass."""
+        rounds = int((1 - self.theta) / self.theta_step + 1e-9) + 1
+        return [self.theta + n * self.theta_step for n in range(rounds + 1)]
+
+    def select(self, routing: Routing, channel: ChannelState) -> Selection:
+        """Run Algorithm 1 for all tokens and all thresholds at once.
+
+        A token's weights never change, so neither does its similarity: the round in which each (token, expert) pair
+        would go is known beforehand, and the WLR after every round is a sum over the rounds in which pairs go.
+        """
+        thetas = torch.tensor(self.thresholds(), dtype=torch.float32, device=routing.probabilities.device)
+        going_round = self._going_round(routing, channel, thetas)  # [tokens, k]
+        wlr = _wlr_after_rounds(routing, channel, going_round, rounds=len(thetas) - 1)  # [rounds + 1]
+        goes_on = wlr[:-1] <= self.gain * wlr[0]  # [rounds] whether round n is run
+        rounds_run = goes_on.long().cumprod(0).sum() + int(self.extra_pass)
+        return Selection(routing.top_k_index, going_round >= rounds_run)
+
+    def _going_round(self, routing: Routing, channel: ChannelState, thetas: Tensor) -> Tensor:
+        """-> [tokens, k] the round (from 0) in which a pair is dropped; beyond all rounds for a token's top expert."""
+        k = routing.top_k_index.shape[1]
+        first = (self.similarity(routing, channel)[:, None] >= thetas).sum(dim=1, keepdim=True)  # S < theta from here
+        order = routing.top_k_weights.argsort(dim=1, descending=True, stable=True)
+        rank = order.argsort(dim=1)  # 0: highest weight
+        return torch.where(rank == 0, len(thetas) + k, first + (k - 1 - rank))
+
+    def similarity(self, routing: Routing, channel: ChannelState) -> Tensor:
+        """-> [tokens] cosine similarity of weights and latencies, Eq. (18); one entry per expert in both vectors."""
+        weights = routing.probabilities
+        if self.similarity_weights == "top_k":
+            chosen = weights.gather(1, routing.top_k_index)
+            weights = torch.zeros_like(weights).scatter(1, routing.top_k_index, chosen)
+        latency = channel.expert_latency_s.to(weights.dtype)
+        return (weights @ latency) / (weights.norm(dim=1) * latency.norm()).clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def _wlr_after_rounds(routing: Routing, channel: ChannelState, going_round: Tensor, rounds: int) -> Tensor:
+    """-> [rounds + 1] ``sum_k WLR_k``, Eq. (12), after 0, 1, ... rounds; a device without a token counts 0."""
+    devices = len(channel.communication_s)
+    device = channel.device_of_expert[routing.top_k_index]  # [tokens, k]
+    counts = (routing.is_load[:, None] & (device >= 0)).double()  # [tokens, k]
+    # A shared device is visited until the last of the token's experts there is gone.
+    same_device = device[:, :, None] == device[:, None, :]  # [tokens, k, k]
+    lasting = torch.where(same_device, going_round[:, None, :], -1).amax(dim=2)
+    holder = torch.where(same_device & (going_round[:, None, :] == lasting[:, :, None]), 1, 0).argmax(dim=2)
+    is_visit = (holder == torch.arange(device.shape[1], device=device.device)).double() * counts
+    weight = routing.probabilities.gather(1, routing.top_k_index).double() * counts
+
+    # Bin every pair by the round it survives last and by its device; surviving round n = all later bins.
+    column = (going_round.clamp(max=rounds) * devices + device.clamp(min=0)).flatten()
+    bins = torch.zeros(3, (rounds + 1) * devices, dtype=torch.float64, device=device.device)
+    bins.index_add_(1, column, torch.stack([weight.flatten(), is_visit.flatten(), counts.flatten()]))
+    alive = bins.view(3, rounds + 1, devices).flip(1).cumsum(1).flip(1)
+    weight_sum, visits, evaluations = alive  # [rounds + 1, devices] each
+    latency = visits * channel.communication_s.double() + evaluations * channel.computation_s.double()
+    return torch.where(visits > 0, weight_sum / latency.clamp(min=1e-300), 0.0).sum(dim=1)
