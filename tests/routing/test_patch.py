@@ -1,0 +1,191 @@
+import pytest
+import torch
+from torch import nn
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from tests.tiny import channel_states, prompts, tiny_mixtral
+from wdmoe_opencompass.errors import ModelError
+from wdmoe_opencompass.routing.patch import DROPPING_EXPERTS, Attachment, find_moe_layers
+from wdmoe_opencompass.selection import POLICIES, Selection, SelectionPolicy, TopK, build_policy
+
+
+def attach(model, policy="top_k", renormalise="model", **parameters):
+    policy = build_policy(policy, parameters) if isinstance(policy, str) else policy
+    return Attachment(model, policy, channel_states(model), renormalise)
+
+
+def block_of(model, run, policy="top_k", items=4, **parameters):
+    with attach(model, policy, **parameters) as attachment, torch.no_grad():
+        run(model)
+        return attachment.recorder.finish_batch(0, items)
+
+
+class KeepEvery(SelectionPolicy):
+    """Keeps the masked pairs of a fixed pattern; stands for any dropping policy."""
+
+    def select(self, routing, channel):
+        keep = torch.ones_like(routing.top_k_index, dtype=torch.bool)
+        keep[::2, 1] = False
+        return Selection(routing.top_k_index, keep)
+
+
+def test_top_k_leaves_logits_bit_identical():
+    model = tiny_mixtral()
+    ids, mask = prompts()
+    with torch.no_grad():
+        plain = model(input_ids=ids, attention_mask=mask).logits
+        with attach(model):
+            patched = model(input_ids=ids, attention_mask=mask).logits
+    assert torch.equal(plain, patched)
+
+
+@pytest.mark.parametrize("renormalise", ["model", True, False])
+def test_dropped_experts_equal_zeroed_weights(renormalise):
+    model = tiny_mixtral()
+    ids, mask = prompts()
+
+    def zeroing(module, args, answer):
+        logits, weights, index = answer
+        kept = weights.clone()
+        kept[::2, 1] = 0
+        return logits, kept if renormalise is False else kept / kept.sum(1, keepdim=True), index
+
+    handles = [layer.router.register_forward_hook(zeroing) for layer in find_moe_layers(model)]
+    with torch.no_grad():
+        expected = model(input_ids=ids, attention_mask=mask).logits
+        for handle in handles:
+            handle.remove()
+        with attach(model, KeepEvery(), renormalise):
+            dropped = model(input_ids=ids, attention_mask=mask).logits
+    assert torch.allclose(dropped[mask.bool()], expected[mask.bool()], atol=1e-4)
+    assert not torch.allclose(dropped, tiny_mixtral(seed=1)(input_ids=ids, attention_mask=mask).logits, atol=1e-2)
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_detaching_gives_the_model_back(policy):
+    model = tiny_mixtral()
+    ids, mask = prompts()
+    implementation = model.config._experts_implementation
+    with torch.no_grad():
+        plain = model(input_ids=ids, attention_mask=mask).logits
+        with attach(model, policy):
+            assert (model.config._experts_implementation == DROPPING_EXPERTS) == (policy != "top_k")
+            with pytest.raises(ModelError, match="attached to this model already"):
+                attach(model)
+        assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, plain)
+    assert model.config._experts_implementation == implementation
+    assert "generate" not in model.__dict__
+    assert not any(layer.experts._is_expert_parallel for layer in find_moe_layers(model))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_loads_sum_to_k_times_the_real_tokens(side):
+    ids, mask = prompts(side=side)
+    block = block_of(tiny_mixtral(), lambda model: model(input_ids=ids, attention_mask=mask))
+    assert block["tokens"].tolist() == [mask.sum().item()]
+    assert (block["device_load"].sum(axis=-1) == 2 * mask.sum().item()).all()
+    assert (block["assignments"] == 2 * mask.sum().item()).all()
+    assert (block["co_selection"].sum(axis=-1) == mask.sum().item()).all()
+
+
+def test_loads_do_not_depend_on_batch_size_or_padding_side():
+    model = tiny_mixtral()
+
+    def loads(rows, side):
+        total = 0
+        ids, mask = prompts(rows=8, side=side)
+        for first in range(0, 8, rows):
+            part = slice(first, first + rows)
+            block = block_of(model, lambda m, part=part: m(input_ids=ids[part], attention_mask=mask[part]))
+            total = total + block["device_load"].sum(axis=0)
+        return total.tolist()
+
+    ids_right, mask_right = prompts(rows=8, side="right")
+    left, left_mask = torch.zeros_like(ids_right), torch.zeros_like(mask_right)
+    for row in range(8):
+        real = ids_right[row][mask_right[row].bool()]
+        left[row, len(left[row]) - len(real) :] = real
+        left_mask[row, len(left[row]) - len(real) :] = 1
+    positions = (left_mask.cumsum(1) - 1).clamp(min=0)
+    from_left = block_of(model, lambda m: m(input_ids=left, attention_mask=left_mask, position_ids=positions))
+    assert loads(8, "right") == loads(1, "right") == loads(3, "right")
+    assert from_left["device_load"].sum(axis=0).tolist() == loads(8, "right")
+
+
+OFTEN = {81, 83, 94}  # tokens that this random model often writes
+
+
+class StopAt(StoppingCriteria):
+    """As OpenCompass's: a done_tracker per row, true only when all rows are done."""
+
+    def __init__(self, tokens, rows):
+        self.tokens, self.done_tracker = tokens, [False] * rows
+
+    def __call__(self, input_ids, scores, **kwargs):
+        for row, last in enumerate(input_ids[:, -1].tolist()):
+            self.done_tracker[row] = self.done_tracker[row] or last in self.tokens
+        return False not in self.done_tracker
+
+
+@pytest.mark.parametrize("ending", ["end token", "stop word", "length"])
+def test_batch_generation_counts_exactly_what_single_sequences_count(ending):
+    """The oracle: each sequence generated alone stops by itself, so nothing of it is ever finished."""
+    model = tiny_mixtral()
+    ids, mask = prompts(rows=5, side="left")
+    model.generation_config.eos_token_id = sorted(OFTEN) if ending == "end token" else 95
+
+    def generate(rows):
+        def run(m):
+            stop = StopAt(OFTEN, len(ids[rows])) if ending == "stop word" else None
+            criteria = StoppingCriteriaList([stop] if stop else [])
+            kwargs = dict(stopping_criteria=criteria) if stop else {}
+            m.generate(input_ids=ids[rows], attention_mask=mask[rows], max_new_tokens=12, do_sample=False, **kwargs)
+
+        return run
+
+    together = block_of(model, generate(slice(0, 5)))
+    alone = [block_of(model, generate(slice(row, row + 1)), items=1) for row in range(5)]
+    lengths = {len(block["tokens"]) for block in alone}
+    assert (len(lengths) > 1) == (ending != "length")  # else the test shows nothing
+    for pass_index, tokens in enumerate(together["tokens"]):
+        running = [block for block in alone if pass_index < len(block["tokens"])]
+        assert tokens == sum(block["tokens"][pass_index] for block in running)
+        loads = sum(block["device_load"][pass_index] for block in running)
+        assert (together["device_load"][pass_index] == loads).all()
+    assert together["phase"].tolist() == [0] + [1] * (len(together["phase"]) - 1)
+
+
+def test_wlr_never_sends_a_token_to_a_dropped_expert_and_keeps_all_real_tokens():
+    ids, mask = prompts(rows=6)
+    block = block_of(tiny_mixtral(), lambda m: m(input_ids=ids, attention_mask=mask), policy="wlr")
+    tokens = mask.sum().item()
+    assert (block["device_load"] <= block["device_load_before"]).all()
+    assert (block["assignments"] >= tokens).all()
+    assert (block["assignments"] < 2 * tokens).any()
+
+
+def test_experts_of_one_device_are_one_transfer_and_two_evaluations():
+    model = tiny_mixtral()
+    ids, mask = prompts()
+    with Attachment(model, TopK(), channel_states(model, "testbed_4_devices")) as attachment, torch.no_grad():
+        model(input_ids=ids, attention_mask=mask)
+        block = attachment.recorder.finish_batch(0, 4)
+    assert (block["assignments"] == 2 * mask.sum().item()).all()
+    assert block["expert_evaluations"].sum() < block["assignments"].sum()  # some experts are at the base station
+    assert (block["device_load"] == block["expert_evaluations"]).all()
+
+
+def test_an_exception_inside_a_forward_pass_leaves_no_counts():
+    model = tiny_mixtral()
+    ids, mask = prompts()
+    with attach(model) as attachment, torch.no_grad():
+        with pytest.raises(IndexError):
+            model(input_ids=ids + 1000, attention_mask=mask)
+        attachment.recorder.reset()
+        model(input_ids=ids, attention_mask=mask)
+        assert len(attachment.recorder.finish_batch(0, 4)["tokens"]) == 1
+
+
+def test_a_model_without_a_router_gets_one_sentence():
+    with pytest.raises(ModelError, match="Linear has no MoE layer that can be patched"):
+        find_moe_layers(nn.Linear(2, 2))

@@ -1,0 +1,131 @@
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from wdmoe_opencompass import load_profile
+from wdmoe_opencompass.errors import TraceError
+from wdmoe_opencompass.routing.trace import (
+    FORMAT_VERSION,
+    PER_BATCH,
+    PER_PASS,
+    Journal,
+    TraceMetadata,
+    join,
+    read_trace,
+    write_trace,
+)
+
+PROFILE = load_profile("paper_8_devices")
+
+
+def metadata(**changes):
+    values = dict(
+        format_version=FORMAT_VERSION,
+        model="tiny",
+        dataset="d",
+        policy="wlr",
+        policy_parameters=dict(theta=0.5),
+        renormalise="model",
+        profile=PROFILE,
+        profile_hash=PROFILE.content_hash,
+        seed=0,
+        layers=3,
+        experts=8,
+        top_k=2,
+        hidden_size=32,
+        ffn_size=48,
+        dtype="float32",
+        versions=dict(torch="2"),
+    )
+    return TraceMetadata(**(values | changes))
+
+
+def block(first_item, items=4, passes=2, seed=0):
+    rng = np.random.default_rng(seed)
+    sizes = metadata().sizes()
+    arrays = {
+        name: rng.integers(0, 2, ((passes if name in PER_PASS else 1), *(sizes[a] for a in axes))).astype(dtype)
+        for name, (dtype, axes) in (PER_PASS | PER_BATCH).items()
+    }
+    arrays["batch"] = np.zeros(passes, dtype=np.int32)
+    return arrays | {"first_item": np.array([first_item], np.int32), "items": np.array([items], np.int32)}
+
+
+def journal(tmp_path, **changes):
+    return Journal(tmp_path / "d.trace.part", metadata(**changes))
+
+
+def equal(a, b):
+    return a.metadata == b.metadata and all(np.array_equal(a.arrays[n], b.arrays[n]) for n in a.arrays)
+
+
+def test_a_sealed_trace_reads_back_as_the_joined_batches(tmp_path):
+    growing = journal(tmp_path)
+    for number in range(3):
+        growing.append(block(4 * number, seed=number))
+    growing.seal(tmp_path / "d.trace.safetensors")
+    read = read_trace(tmp_path / "d.trace.safetensors")
+    assert equal(read, join(metadata(), [block(4 * n, seed=n) for n in range(3)]))
+    assert read.batch.tolist() == [0, 0, 1, 1, 2, 2]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d.trace.safetensors"]
+
+
+@pytest.mark.parametrize("answered", [0, 4, 8])
+def test_a_batch_whose_answers_were_lost_is_redone_and_counted_once(tmp_path, answered):
+    interrupted = journal(tmp_path)
+    for number in range(3):
+        interrupted.append(block(4 * number, seed=number))
+    again = journal(tmp_path)
+    again.resume(answered)
+    for number in range(answered // 4, 3):
+        again.append(block(4 * number, seed=number))
+    assert equal(again.seal(tmp_path / "t"), join(metadata(), [block(4 * n, seed=n) for n in range(3)]))
+
+
+@pytest.mark.parametrize("cut", [1, 20, 200])
+def test_a_torn_last_block_is_forgotten(tmp_path, cut):
+    growing = journal(tmp_path)
+    growing.append(block(0))
+    growing.append(block(4))
+    growing.path.write_bytes(growing.path.read_bytes()[:-cut])
+    again = journal(tmp_path)
+    again.resume(4)
+    assert again.seal(tmp_path / "t").items.tolist() == [4]
+
+
+def test_answers_without_counts_are_refused(tmp_path):
+    growing = journal(tmp_path)
+    growing.append(block(0))
+    with pytest.raises(TraceError, match="knows 4 of the 8 items"):
+        journal(tmp_path).resume(8)
+
+
+def test_a_journal_of_other_settings_is_not_continued(tmp_path):
+    journal(tmp_path).append(block(0))
+    with pytest.raises(TraceError, match="knows 0 of the 4 items"):
+        journal(tmp_path, policy="top_k").resume(4)
+
+
+def test_bad_traces_get_one_sentence(tmp_path):
+    path = tmp_path / "x.trace.safetensors"
+    with pytest.raises(TraceError, match="cannot be read: No such file"):
+        read_trace(path)
+    path.write_bytes(b"\x10\0\0\0\0\0\0\0not json at all!")
+    with pytest.raises(TraceError, match="not a routing trace, or torn"):
+        read_trace(path)
+    write_trace(path, join(metadata(), [block(0)]))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3])
+    with pytest.raises(TraceError, match="not a routing trace, or torn"):
+        read_trace(path)
+    text = json.loads(metadata().model_dump_json()) | dict(format_version=99)
+    path.write_bytes(save(block(0), metadata={"wdmoe_trace": json.dumps(text)}))
+    with pytest.raises(TraceError, match="format_version must be 1, got 99"):
+        read_trace(path)
+    arrays = block(0)
+    arrays["device_load"] = arrays["device_load"][:, :2]
+    path.write_bytes(save(arrays, metadata={"wdmoe_trace": metadata().model_dump_json()}))
+    with pytest.raises(TraceError, match="array device_load must be int32"):
+        read_trace(path)

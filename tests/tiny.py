@@ -1,0 +1,48 @@
+"""A random Mixtral of a few hundred kB, and loads counted again from its router logits."""
+
+import torch
+from transformers import MixtralConfig, MixtralForCausalLM
+
+from wdmoe_opencompass import ExpertShape, load_profile
+from wdmoe_opencompass.routing.channel_state import ChannelStates
+
+PAD, END = 0, 2
+
+
+def tiny_mixtral(experts=8, top_k=2, layers=3, seed=0):
+    torch.manual_seed(seed)
+    config = MixtralConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=experts,
+        num_experts_per_tok=top_k,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        pad_token_id=PAD,
+        bos_token_id=1,
+        eos_token_id=END,
+    )
+    return MixtralForCausalLM(config).eval()
+
+
+def channel_states(model, profile="paper_8_devices"):
+    config = model.config
+    shape = ExpertShape(config.hidden_size, config.intermediate_size)
+    return ChannelStates(load_profile(profile), shape, config.num_local_experts)
+
+
+def prompts(rows=4, length=11, seed=0, side="right"):
+    """-> input_ids, attention_mask [rows, length] with sequences of several lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, 97, (rows, length), generator=generator)
+    mask = torch.ones_like(ids)
+    for row in range(rows):
+        padding = row % 4
+        where = slice(length - padding, None) if side == "right" else slice(0, padding)
+        if padding:
+            ids[row, where], mask[row, where] = PAD, 0
+    return ids, mask

@@ -1,0 +1,45 @@
+"""What the base station knows of the channel while a batch runs."""
+
+from typing import Any
+
+import torch
+
+from ..channel.profile import ChannelProfile
+from ..channel.propagation import draw_channel
+from ..latency import ExpertShape, communication_latency_s, link_budget
+from ..selection.base import ChannelState
+
+
+class ChannelStates:
+    """The channel state of every layer of every forward pass, under evenly split bandwidth, Eq. (6) and (7).
+
+    Set `dataset` and `first_item` before each batch; states are kept on the device that asked until the draw changes.
+    """
+
+    def __init__(self, profile: ChannelProfile, shape: ExpertShape, num_experts: int):
+        self.profile = profile
+        self.shape = shape
+        self.dataset = ""
+        self.first_item = 0
+        self._device_of_expert = profile.device_of_expert(num_experts)
+        self._held: dict[Any, ChannelState] = {}
+
+    def __call__(self, pass_index: int, layer: int, device: torch.device) -> ChannelState:
+        """State of one layer of one pass, as tensors on `device`."""
+        moment = (self.dataset, self.first_item, pass_index, layer)
+        lasting = {"run": (), "pass": moment[:3], "layer": moment}
+        coherence = "run" if self.profile.fading.model == "none" else self.profile.fading.coherence
+        key = (device, lasting[coherence])
+        if key not in self._held:
+            self._held = {k: v for k, v in self._held.items() if k[1] == key[1]}  # other devices' copies of this draw
+            self._held[key] = self._state(moment, device)
+        return self._held[key]
+
+    def _state(self, moment: tuple[str, int, int, int], device: torch.device) -> ChannelState:
+        budget = link_budget(self.profile, draw_channel(self.profile, *moment), self.shape)
+        even_hz = self.profile.total_bandwidth_hz / len(self.profile.devices)
+        return ChannelState(
+            torch.tensor(communication_latency_s(budget, even_hz), dtype=torch.float32, device=device),
+            torch.tensor(budget.computation_s, dtype=torch.float32, device=device),
+            torch.tensor(self._device_of_expert, device=device),
+        )

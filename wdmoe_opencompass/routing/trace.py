@@ -1,0 +1,249 @@
+"""The routing trace: the counts a run leaves, from which every latency is computed afterwards. No torch here.
+
+While a dataset runs, each finished batch is appended to a journal (`*.trace.part`): length, SHA-256, then one
+safetensors block. A torn last block is recognised by its checksum and forgotten. When the dataset is done the journal
+is sealed: joined into one safetensors file (`*.trace.safetensors`) written under a temporary name and renamed.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from ..channel.profile import ChannelProfile
+from ..errors import TraceError
+
+FORMAT_VERSION = 1
+SEALED_SUFFIX = ".trace.safetensors"
+JOURNAL_SUFFIX = ".trace.part"
+PHASES = ("prefill", "decode")
+
+# name -> (dtype, axes after the first; the first is passes or batches)
+PER_PASS = {
+    "batch": ("int32", ()),
+    "pass_index": ("int32", ()),
+    "phase": ("uint8", ()),
+    "tokens": ("int32", ()),
+    "device_load_before": ("int32", ("layers", "devices")),
+    "device_load": ("int32", ("layers", "devices")),
+    "expert_evaluations_before": ("int32", ("layers", "devices")),
+    "expert_evaluations": ("int32", ("layers", "devices")),
+    "assignments_before": ("int32", ("layers",)),
+    "assignments": ("int32", ("layers",)),
+    "weight_sum_before": ("float32", ("layers", "devices")),
+    "weight_sum": ("float32", ("layers", "devices")),
+}
+PER_BATCH = {
+    "first_item": ("int32", ()),
+    "items": ("int32", ()),
+    "co_selection": ("int32", ("layers", "pairs")),
+}
+
+
+class TraceMetadata(BaseModel):
+    """Where a trace comes from; everything a table has to name.
+
+    profile is the whole channel profile of the run, so that a trace explains itself; seed is that of its fading.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: int
+    model: str
+    dataset: str
+    policy: str
+    policy_parameters: dict[str, Any]
+    renormalise: bool | str
+    profile: ChannelProfile
+    profile_hash: str
+    seed: int
+    layers: int
+    experts: int
+    top_k: int
+    hidden_size: int
+    ffn_size: int
+    dtype: str
+    versions: dict[str, str]
+
+    def sizes(self) -> dict[str, int]:
+        """Length of every named axis."""
+        pairs = self.experts * (self.experts - 1) // 2
+        return {"layers": self.layers, "devices": len(self.profile.devices), "pairs": pairs}
+
+
+@dataclass(frozen=True)
+class RoutingTrace:
+    """A trace in memory: metadata and the arrays named in PER_PASS and PER_BATCH.
+
+    [passes]: batch (row in the per-batch arrays), pass_index (0 is the batch's first forward pass), phase (index into
+    PHASES), tokens (real ones). [passes, layers, devices]: device_load and expert_evaluations after selection, the same
+    `_before` it, weight_sum (router weights of the kept assignments). [passes, layers]: assignments, those at the base
+    station included. [batches]: first_item, items. [batches, layers, pairs]: co_selection, tokens whose router chose
+    both experts of a pair, in the order of ``numpy.triu_indices(experts, 1)``.
+    """
+
+    metadata: TraceMetadata
+    arrays: dict[str, NDArray]
+
+    def __getattr__(self, name: str) -> NDArray:
+        try:
+            return self.__dict__["arrays"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def is_phase(self, phase: str) -> NDArray[np.bool_]:
+        """-> [passes] which passes belong to `phase`: all, prefill or decode."""
+        if phase == "all":
+            return np.ones(len(self.arrays["phase"]), dtype=bool)
+        return self.arrays["phase"] == PHASES.index(phase)
+
+
+def empty_arrays(metadata: TraceMetadata) -> dict[str, NDArray]:
+    """Arrays of a trace without passes."""
+    sizes = metadata.sizes()
+    return {
+        name: np.zeros((0, *(sizes[axis] for axis in axes)), dtype=dtype)
+        for name, (dtype, axes) in (PER_PASS | PER_BATCH).items()
+    }
+
+
+def join(metadata: TraceMetadata, blocks: list[dict[str, NDArray]]) -> RoutingTrace:
+    """One trace from consecutive batches; their `batch` numbers are counted anew."""
+    arrays = {name: [array] for name, array in empty_arrays(metadata).items()}
+    batches = 0
+    for block in blocks:
+        for name, array in block.items():
+            arrays[name].append(array + batches if name == "batch" else array)
+        batches += len(block["first_item"])
+    dtypes = PER_PASS | PER_BATCH
+    return RoutingTrace(
+        metadata, {name: np.concatenate(parts).astype(dtypes[name][0]) for name, parts in arrays.items()}
+    )
+
+
+def write_trace(path: Path, trace: RoutingTrace) -> None:
+    """Write a sealed trace whole or not at all."""
+    blob = save_arrays(trace.arrays, metadata={"wdmoe_trace": trace.metadata.model_dump_json()})
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(blob)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_trace(path: Path | str) -> RoutingTrace:
+    """Read a sealed trace; TraceError where it is missing, torn, of another version or inconsistent."""
+    path = Path(path)
+    try:
+        blob = path.read_bytes()
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        header_length = int.from_bytes(blob[:8], "little")
+        header = json.loads(blob[8 : 8 + header_length])
+        text = header["__metadata__"]["wdmoe_trace"]
+        arrays = load_arrays(blob)
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError):
+        raise TraceError(f"{path}: not a routing trace, or torn") from None
+    return RoutingTrace(_metadata(path, text), _checked(path, _metadata(path, text), arrays))
+
+
+def _metadata(path: Path, text: str) -> TraceMetadata:
+    try:
+        version = json.loads(text).get("format_version")
+    except (ValueError, AttributeError):
+        raise TraceError(f"{path}: its metadata is not readable") from None
+    if version != FORMAT_VERSION:
+        raise TraceError(f"{path}: format_version must be {FORMAT_VERSION}, got {version}; run the evaluation again")
+    try:
+        return TraceMetadata.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise TraceError(f"{path}: metadata {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _checked(path: Path, metadata: TraceMetadata, arrays: dict[str, NDArray]) -> dict[str, NDArray]:
+    sizes = metadata.sizes()
+    for table in (PER_PASS, PER_BATCH):
+        rows = None
+        for name, (dtype, axes) in table.items():
+            if name not in arrays:
+                raise TraceError(f"{path}: array {name} is missing")
+            expected = tuple(sizes[axis] for axis in axes)
+            array = arrays[name]
+            rows = len(array) if rows is None and array.ndim else rows
+            if array.dtype != dtype or array.shape != (rows, *expected):
+                raise TraceError(
+                    f"{path}: array {name} must be {dtype} [{rows}, {expected}], got {array.dtype} {array.shape}"
+                )
+    if len(arrays["batch"]) and not (
+        arrays["batch"].min() >= 0 and arrays["batch"].max() < len(arrays["first_item"]) and arrays["phase"].max() < 2
+    ):
+        raise TraceError(f"{path}: batch or phase numbers are out of range")
+    return arrays
+
+
+class Journal:
+    """The growing part of a trace; one block per finished batch, safe to continue after a kill."""
+
+    def __init__(self, path: Path, metadata: TraceMetadata):
+        self.path = path
+        self.metadata = metadata
+        self._key = hashlib.sha256(metadata.model_dump_json().encode()).digest()
+
+    def resume(self, first_item: int) -> None:
+        """Keep only whole blocks of items before `first_item` and of this very run; forget all others.
+
+        `first_item` is where the inference goes on: a batch whose answers were not kept is redone, and its counts
+        must not stand twice.
+        """
+        kept = [block for block in self._blocks() if int((block["first_item"] + block["items"]).max()) <= first_item]
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        temporary.write_bytes(b"".join(self._frame(block) for block in kept))
+        temporary.replace(self.path)
+        done = sum(int(block["items"].sum()) for block in kept)
+        if done != first_item:
+            raise TraceError(
+                f"{self.path}: the trace knows {done} of the {first_item} items already answered; "
+                "delete this dataset's predictions (tmp_*.jsonl too) to run it again with a trace"
+            )
+
+    def append(self, block: dict[str, NDArray]) -> None:
+        """Add one finished batch."""
+        with self.path.open("ab") as file:
+            file.write(self._frame(block))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def seal(self, path: Path) -> RoutingTrace:
+        """Join all blocks into a sealed trace at `path` and remove the journal."""
+        trace = join(self.metadata, list(self._blocks()))
+        write_trace(path, trace)
+        self.path.unlink(missing_ok=True)
+        return trace
+
+    def _frame(self, block: dict[str, NDArray]) -> bytes:
+        blob = save_arrays({name: np.ascontiguousarray(array) for name, array in block.items()})
+        return len(blob).to_bytes(8, "little") + hashlib.sha256(self._key + blob).digest() + blob
+
+    def _blocks(self) -> Iterator[dict[str, NDArray]]:
+        content = self.path.read_bytes() if self.path.exists() else b""
+        position = 0
+        while position + 40 <= len(content):
+            length = int.from_bytes(content[position : position + 8], "little")
+            blob = content[position + 40 : position + 40 + length]
+            if hashlib.sha256(self._key + blob).digest() != content[position + 8 : position + 40]:
+                return  # torn, or of a run with other settings: nothing after it can be trusted
+            yield load_arrays(blob)
+            position += 40 + length
