@@ -14,6 +14,7 @@ from wdmoe_opencompass.routing.trace import (
     TraceMetadata,
     join,
     read_trace,
+    seal_finished,
     write_trace,
 )
 
@@ -57,12 +58,18 @@ def journal(tmp_path, **changes):
     return Journal(tmp_path / "d.trace.part", metadata(**changes))
 
 
+def begun(tmp_path):
+    growing = journal(tmp_path)
+    growing.resume(0)
+    return growing
+
+
 def equal(a, b):
     return a.metadata == b.metadata and all(np.array_equal(a.arrays[n], b.arrays[n]) for n in a.arrays)
 
 
 def test_a_sealed_trace_reads_back_as_the_joined_batches(tmp_path):
-    growing = journal(tmp_path)
+    growing = begun(tmp_path)
     for number in range(3):
         growing.append(block(4 * number, seed=number))
     growing.seal(tmp_path / "d.trace.safetensors")
@@ -74,7 +81,7 @@ def test_a_sealed_trace_reads_back_as_the_joined_batches(tmp_path):
 
 @pytest.mark.parametrize("answered", [0, 4, 8])
 def test_a_batch_whose_answers_were_lost_is_redone_and_counted_once(tmp_path, answered):
-    interrupted = journal(tmp_path)
+    interrupted = begun(tmp_path)
     for number in range(3):
         interrupted.append(block(4 * number, seed=number))
     again = journal(tmp_path)
@@ -86,7 +93,7 @@ def test_a_batch_whose_answers_were_lost_is_redone_and_counted_once(tmp_path, an
 
 @pytest.mark.parametrize("cut", [1, 20, 200])
 def test_a_torn_last_block_is_forgotten(tmp_path, cut):
-    growing = journal(tmp_path)
+    growing = begun(tmp_path)
     growing.append(block(0))
     growing.append(block(4))
     growing.path.write_bytes(growing.path.read_bytes()[:-cut])
@@ -96,14 +103,14 @@ def test_a_torn_last_block_is_forgotten(tmp_path, cut):
 
 
 def test_answers_without_counts_are_refused(tmp_path):
-    growing = journal(tmp_path)
+    growing = begun(tmp_path)
     growing.append(block(0))
     with pytest.raises(TraceError, match="knows 4 of the 8 items"):
         journal(tmp_path).resume(8)
 
 
 def test_a_journal_of_other_settings_is_not_continued(tmp_path):
-    journal(tmp_path).append(block(0))
+    begun(tmp_path).append(block(0))
     with pytest.raises(TraceError, match="knows 0 of the 4 items"):
         journal(tmp_path, policy="top_k").resume(4)
 
@@ -129,3 +136,13 @@ def test_bad_traces_get_one_sentence(tmp_path):
     path.write_bytes(save(arrays, metadata={"wdmoe_trace": metadata().model_dump_json()}))
     with pytest.raises(TraceError, match="array device_load must be int32"):
         read_trace(path)
+
+
+def test_a_kill_between_the_predictions_and_the_seal_is_mended(tmp_path):
+    begun(tmp_path).append(block(0))
+    seal_finished(tmp_path)
+    assert (tmp_path / "d.trace.part").exists()  # no predictions yet: still running
+    (tmp_path / "d.json").write_text("{}")
+    seal_finished(tmp_path)
+    assert read_trace(tmp_path / "d.trace.safetensors").items.tolist() == [4]
+    assert not (tmp_path / "d.trace.part").exists()

@@ -10,6 +10,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
 from ..errors import ModelError
+from ..latency import ExpertShape
 from ..selection.base import ChannelState, Routing, SelectionPolicy
 from ..selection.top_k import TopK
 from .recorder import Recorder
@@ -32,6 +33,7 @@ class MoeLayer:
     experts: Any
     num_experts: int
     top_k: int
+    shape: ExpertShape
     is_softmax: bool
     normalises: bool
 
@@ -85,9 +87,16 @@ def _probed(name: str, router: nn.Module, experts: nn.Module, num_experts: int) 
         experts,
         num_experts,
         index.shape[1],
+        _expert_shape(experts),
         is_softmax=plain or normalised,
         normalises=torch.allclose(sums, sums[:1], rtol=PROBE_TOLERANCE) and index.shape[1] > 1,
     )
+
+
+def _expert_shape(experts: Any) -> ExpertShape:
+    down = experts.down_proj.shape  # [experts, hidden, ffn], or the last two swapped
+    hidden, ffn = (down[2], down[1]) if experts.is_transposed else (down[1], down[2])
+    return ExpertShape(int(hidden), int(ffn))
 
 
 class _FinishedRows(StoppingCriteria):

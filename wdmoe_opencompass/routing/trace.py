@@ -195,55 +195,80 @@ def _checked(path: Path, metadata: TraceMetadata, arrays: dict[str, NDArray]) ->
 
 
 class Journal:
-    """The growing part of a trace; one block per finished batch, safe to continue after a kill."""
+    """The growing part of a trace: its metadata, then one block per finished batch; safe to continue after a kill."""
 
-    def __init__(self, path: Path, metadata: TraceMetadata):
+    def __init__(self, path: Path, metadata: TraceMetadata | None = None):
         self.path = path
         self.metadata = metadata
-        self._key = hashlib.sha256(metadata.model_dump_json().encode()).digest()
 
     def resume(self, first_item: int) -> None:
         """Keep only whole blocks of items before `first_item` and of this very run; forget all others.
 
         `first_item` is where the inference goes on: a batch whose answers were not kept is redone, and its counts
-        must not stand twice.
+        must not stand twice. Raises TraceError where answers are kept whose counts are not.
         """
-        kept = [block for block in self._blocks() if int((block["first_item"] + block["items"]).max()) <= first_item]
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_bytes(b"".join(self._frame(block) for block in kept))
-        temporary.replace(self.path)
+        written, blocks = self._read()
+        kept = [block for block in blocks if int((block["first_item"] + block["items"]).max()) <= first_item]
+        if written != self.metadata:
+            kept = []
         done = sum(int(block["items"].sum()) for block in kept)
         if done != first_item:
             raise TraceError(
                 f"{self.path}: the trace knows {done} of the {first_item} items already answered; "
                 "delete this dataset's predictions (tmp_*.jsonl too) to run it again with a trace"
             )
+        assert self.metadata is not None
+        frames = [_frame(self.metadata.model_dump_json().encode()), *(_frame(_packed(block)) for block in kept)]
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        temporary.write_bytes(b"".join(frames))
+        temporary.replace(self.path)
 
     def append(self, block: dict[str, NDArray]) -> None:
-        """Add one finished batch."""
+        """Add one finished batch; `resume` must have been called."""
         with self.path.open("ab") as file:
-            file.write(self._frame(block))
+            file.write(_frame(_packed(block)))
             file.flush()
             os.fsync(file.fileno())
 
     def seal(self, path: Path) -> RoutingTrace:
         """Join all blocks into a sealed trace at `path` and remove the journal."""
-        trace = join(self.metadata, list(self._blocks()))
+        metadata, blocks = self._read()
+        if metadata is None:
+            raise TraceError(f"{self.path}: not a journal of a routing trace, or torn")
+        trace = join(metadata, blocks)
         write_trace(path, trace)
         self.path.unlink(missing_ok=True)
         return trace
 
-    def _frame(self, block: dict[str, NDArray]) -> bytes:
-        blob = save_arrays({name: np.ascontiguousarray(array) for name, array in block.items()})
-        return len(blob).to_bytes(8, "little") + hashlib.sha256(self._key + blob).digest() + blob
+    def _read(self) -> tuple[TraceMetadata | None, list[dict[str, NDArray]]]:
+        frames = list(_frames(self.path.read_bytes() if self.path.exists() else b""))
+        if not frames:
+            return None, []
+        return _metadata(self.path, frames[0].decode()), [load_arrays(frame) for frame in frames[1:]]
 
-    def _blocks(self) -> Iterator[dict[str, NDArray]]:
-        content = self.path.read_bytes() if self.path.exists() else b""
-        position = 0
-        while position + 40 <= len(content):
-            length = int.from_bytes(content[position : position + 8], "little")
-            blob = content[position + 40 : position + 40 + length]
-            if hashlib.sha256(self._key + blob).digest() != content[position + 8 : position + 40]:
-                return  # torn, or of a run with other settings: nothing after it can be trusted
-            yield load_arrays(blob)
-            position += 40 + length
+
+def seal_finished(folder: Path) -> None:
+    """Seal every journal in a model's prediction folder whose predictions are complete (a kill between the two)."""
+    for journal in sorted(folder.glob(f"*{JOURNAL_SUFFIX}")):
+        dataset = journal.name.removesuffix(JOURNAL_SUFFIX)
+        if (folder / f"{dataset}.json").exists():
+            Journal(journal).seal(folder / f"{dataset}{SEALED_SUFFIX}")
+
+
+def _packed(block: dict[str, NDArray]) -> bytes:
+    return save_arrays({name: np.ascontiguousarray(array) for name, array in block.items()})
+
+
+def _frame(blob: bytes) -> bytes:
+    return len(blob).to_bytes(8, "little") + hashlib.sha256(blob).digest() + blob
+
+
+def _frames(content: bytes) -> Iterator[bytes]:
+    position = 0
+    while position + 40 <= len(content):
+        length = int.from_bytes(content[position : position + 8], "little")
+        blob = content[position + 40 : position + 40 + length]
+        if hashlib.sha256(blob).digest() != content[position + 8 : position + 40]:
+            return  # torn: nothing after it can be trusted
+        yield blob
+        position += 40 + length

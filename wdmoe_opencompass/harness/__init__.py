@@ -1,0 +1,1 @@
+"""What OpenCompass loads: model classes, infer task and summarizer. Only this package knows OpenCompass."""

@@ -1,0 +1,101 @@
+"""The infer task: opens and closes the routing trace of each dataset."""
+
+import argparse
+import os
+import random
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from opencompass.tasks.openicl_infer import OpenICLInferTask
+from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, model_abbr_from_cfg
+
+from ..errors import WdmoeError
+
+FAILURE_SUFFIX = ".failed.txt"
+
+
+class WdmoeInferTask(OpenICLInferTask):
+    """OpenCompass's infer task with a routing trace beside every predictions file.
+
+    A dataset that fails does not take the later ones of its task with it; its reason is left beside the predictions,
+    and the task fails at the end.
+    """
+
+    def get_command(self, cfg_path: str, template: str) -> str:
+        """Start this module: the inherited method names the stock task's file."""
+        sys.path.append(os.getcwd())
+        python, module = sys.executable, "wdmoe_opencompass.harness.infer_task"
+        if self.num_gpus > 1 and self.num_procs > 1:
+            port = random.randint(12000, 32000)
+            launcher = f"-m torch.distributed.run --master_port={port} --nproc_per_node {self.num_procs} "
+            command = f"{python} {launcher}-m {module} {cfg_path}"
+        else:
+            command = f"{python} -m {module} {cfg_path}"
+        return template.format(task_cmd=command)
+
+    def run(self, cur_model: Any = None, cur_model_abbr: str | None = None) -> None:
+        """Run all datasets of the task; raise at the end if any failed."""
+        self._failed: list[str] = []
+        try:
+            super().run(cur_model, cur_model_abbr)
+        except Exception as error:  # the model, or a dataset's own files: nothing after it was run
+            for model_cfg, dataset_cfgs in zip(self.model_cfgs, self.dataset_cfgs, strict=True):
+                for dataset_cfg in dataset_cfgs:
+                    self._note_failure(model_cfg, dataset_cfg, error)
+            raise
+        if self._failed:
+            raise RuntimeError(f"failed: {', '.join(self._failed)}; the reasons stand beside the predictions")
+
+    def _inference(self) -> None:
+        predictions = self._predictions(self.model_cfg, self.dataset_cfg)
+        predictions.parent.mkdir(parents=True, exist_ok=True)
+        failure = _beside(predictions, FAILURE_SUFFIX)
+        dataset = dataset_abbr_from_cfg(self.dataset_cfg)
+        traced = hasattr(self.model, "open_trace")
+        try:
+            if traced:
+                answered = _answered_items(predictions)
+                model_abbr = model_abbr_from_cfg(self.model_cfg)
+                self.model.open_trace(predictions, model_abbr, dataset, len(self.dataset.test), answered)
+            super()._inference()
+            if traced:
+                self.model.close_trace(seal=True)
+            failure.unlink(missing_ok=True)
+        except Exception as error:
+            if traced:
+                self.model.close_trace(seal=False)
+            self.logger.error(traceback.format_exc())
+            self._note_failure(self.model_cfg, self.dataset_cfg, error)
+            self._failed.append(dataset)
+
+    def _note_failure(self, model_cfg: ConfigDict, dataset_cfg: ConfigDict, error: Exception) -> None:
+        predictions = self._predictions(model_cfg, dataset_cfg)
+        if predictions.exists():
+            return
+        predictions.parent.mkdir(parents=True, exist_ok=True)
+        reason = str(error) if isinstance(error, WdmoeError) else f"{type(error).__name__}: {error}"
+        _beside(predictions, FAILURE_SUFFIX).write_text(" ".join(reason.split()) + "\n")
+
+    def _predictions(self, model_cfg: ConfigDict, dataset_cfg: ConfigDict) -> Path:
+        return Path(get_infer_output_path(model_cfg, dataset_cfg, os.path.join(self.work_dir, "predictions")))
+
+
+def _beside(predictions: Path, suffix: str) -> Path:
+    return predictions.with_name(predictions.name.removesuffix(".json") + suffix)
+
+
+def _answered_items(predictions: Path) -> int:
+    """Items of an interrupted generation whose answers are kept, as OpenCompass's inferencer will read them."""
+    from opencompass.openicl.icl_inferencer.icl_base_inferencer import GenInferencerOutputHandler
+
+    partial = "tmp_" + predictions.stem + ".jsonl"
+    return len(GenInferencerOutputHandler().restore_from_jsonl(str(predictions.parent), partial))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Run one infer task of a dumped OpenCompass config")
+    parser.add_argument("config")
+    WdmoeInferTask(Config.fromfile(parser.parse_args().config)).run()

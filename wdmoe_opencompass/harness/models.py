@@ -1,0 +1,166 @@
+"""OpenCompass model classes that route through a selection policy and leave a routing trace."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from opencompass.models import HuggingFaceBaseModel, HuggingFacewithChatTemplate
+from opencompass.models.base import BaseModel
+
+from ..errors import ModelError, unknown_name
+from ..routing.channel_state import ChannelStates
+from ..routing.patch import Attachment, find_moe_layers
+from ..routing.trace import FORMAT_VERSION, JOURNAL_SUFFIX, SEALED_SUFFIX, Journal, TraceMetadata
+from .settings import parse_settings
+
+TRACED_PACKAGES = ("wdmoe_opencompass", "opencompass", "torch", "transformers", "numpy")
+
+
+class _OpenTrace:
+    """The trace of the dataset that is running."""
+
+    def __init__(self, journal: Journal, sealed: Path, items_total: int, first_item: int):
+        self.journal = journal
+        self.sealed = sealed
+        self.items_total = items_total
+        self.next_item = first_item
+
+    def first_item(self) -> int:
+        """Perplexity goes through all items once per label: the count starts over with each."""
+        return self.next_item % self.items_total if self.items_total else self.next_item
+
+
+class WdmoeMixin:
+    """Adds `wdmoe=dict(...)` to an OpenCompass Hugging Face model class, and nothing else to its arguments."""
+
+    def __init__(self, *args: Any, wdmoe: Any = None, **kwargs: Any):
+        self.settings = parse_settings(wdmoe)
+        self.profile = self.settings.load_profile()
+        self._trace: _OpenTrace | None = None
+        self._refuse_unknown(kwargs)
+        path = args[0] if args else kwargs["path"]
+        if kwargs.get("max_seq_len") is None:  # the base class would look it up trusting remote code
+            kwargs["max_seq_len"] = _longest_input(path, bool(kwargs.get("model_kwargs", {}).get("trust_remote_code")))
+        super().__init__(*args, **kwargs)
+
+    def _refuse_unknown(self, kwargs: dict) -> None:
+        known = [
+            p for base in type(self).__mro__ if base.__module__.startswith("opencompass") for p in _arguments(base)
+        ]
+        for key in kwargs:
+            if key not in known:
+                raise ModelError(unknown_name(f"argument of {type(self).__name__}", key, {*known, "wdmoe"}))
+
+    def _load_tokenizer(self, path: str, kwargs: dict, pad_token_id: int | None = None) -> None:
+        super()._load_tokenizer(path, {"trust_remote_code": False, **kwargs}, pad_token_id)  # type: ignore[misc]
+        tokenizer: Any = self.tokenizer  # type: ignore[attr-defined]
+        if not hasattr(tokenizer, "batch_encode_plus"):  # gone in transformers 5, still called by OpenCompass 0.5.4
+            tokenizer.batch_encode_plus = tokenizer.__call__
+
+    def _load_model(self, path: str, kwargs: dict, **others: Any) -> None:
+        super()._load_model(path=path, kwargs={"trust_remote_code": False, **kwargs}, **others)  # type: ignore[misc]
+        model: Any = self.model  # type: ignore[attr-defined]
+        first = find_moe_layers(model)[0]
+        self._channel = ChannelStates(self.profile, first.shape, first.num_experts)
+        self.attachment = Attachment(model, self.settings.build_policy(), self._channel, self.settings.renormalise)
+
+    # -- the trace -----------------------------------------------------------------------------------------------
+    def open_trace(self, predictions: Path, model_abbr: str, dataset: str, items_total: int, first_item: int) -> None:
+        """Begin, or continue at `first_item`, the trace beside a dataset's predictions file."""
+        journal = Journal(predictions.with_name(dataset + JOURNAL_SUFFIX), self._metadata(model_abbr, dataset))
+        journal.resume(first_item)
+        self._trace = _OpenTrace(journal, predictions.with_name(dataset + SEALED_SUFFIX), items_total, first_item)
+
+    def close_trace(self, seal: bool) -> None:
+        """End the trace of the dataset; `seal` only when the predictions are complete."""
+        if self._trace is not None and seal:
+            self._trace.journal.seal(self._trace.sealed)
+        self._trace = None
+
+    def _metadata(self, model_abbr: str, dataset: str) -> TraceMetadata:
+        layer = self.attachment.layers[0]
+        return TraceMetadata(
+            format_version=FORMAT_VERSION,
+            model=model_abbr,
+            dataset=dataset,
+            policy=self.settings.policy,
+            policy_parameters=_parameters(self.attachment.policy),
+            renormalise=self.settings.renormalise,
+            profile=self.profile,
+            profile_hash=self.profile.content_hash,
+            seed=self.profile.fading.seed,
+            layers=len(self.attachment.layers),
+            experts=layer.num_experts,
+            top_k=layer.top_k,
+            hidden_size=layer.shape.hidden_size,
+            ffn_size=layer.shape.ffn_size,
+            dtype=str(next(self.model.parameters()).dtype).removeprefix("torch."),  # type: ignore[attr-defined]
+            versions={package: version(package) for package in TRACED_PACKAGES},
+        )
+
+    @contextmanager
+    def _batch(self, items: int) -> Iterator[None]:
+        recorder = self.attachment.recorder
+        recorder.reset()  # whatever an exception left behind
+        trace = self._trace
+        if trace is None:
+            yield
+            recorder.reset()
+            return
+        self._channel.dataset = trace.journal.metadata.dataset if trace.journal.metadata else ""
+        self._channel.first_item = trace.first_item()
+        yield
+        trace.journal.append(recorder.finish_batch(trace.first_item(), items))
+        trace.next_item += items
+
+    def generate(
+        self,
+        inputs: list,
+        max_out_len: int,
+        min_out_len: int | None = None,
+        stopping_criteria: list[str] | tuple = (),
+        **kwargs: Any,
+    ) -> list[str]:
+        """Generate as the base class does; the batch enters the trace."""
+        with self._batch(len(inputs)):
+            return super().generate(  # type: ignore[misc]
+                inputs, max_out_len, min_out_len=min_out_len, stopping_criteria=list(stopping_criteria), **kwargs
+            )
+
+
+class WdmoeHuggingFaceBaseModel(WdmoeMixin, HuggingFaceBaseModel):
+    """`HuggingFaceBaseModel` with a selection policy: perplexity and generation without a chat template."""
+
+    def get_ppl(self, inputs: list, mask_length: list[int] | None = None) -> Any:
+        """Perplexities as the base class computes them; the batch enters the trace."""
+        with self._batch(len(inputs)):
+            return super().get_ppl(inputs, mask_length)
+
+
+class WdmoeHuggingFacewithChatTemplate(WdmoeMixin, HuggingFacewithChatTemplate):
+    """`HuggingFacewithChatTemplate` with a selection policy."""
+
+
+def _arguments(cls: type) -> list[str]:
+    if not issubclass(cls, BaseModel) or "__init__" not in vars(cls):
+        return []
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(cls).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind in kinds]
+
+
+def _parameters(policy: Any) -> dict[str, Any]:
+    return {name: getattr(policy, name) for name in inspect.signature(type(policy)).parameters}
+
+
+def _longest_input(path: str, trust_remote_code: bool) -> int:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    for key in ("max_position_embeddings", "seq_length", "model_max_length"):
+        if getattr(config, key, None):
+            return int(getattr(config, key))
+    raise ModelError(f"{path}: max_seq_len must be given, the model's config does not tell it")
