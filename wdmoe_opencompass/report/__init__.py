@@ -1,0 +1,1 @@
+"""Tables and figures from a run's accuracies and routing traces."""
