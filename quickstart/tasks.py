@@ -18,10 +18,12 @@ that no training text holds; the fact behind it does occur there, in other words
 import json
 import random
 from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
 from pathlib import Path
 
 ITEMS_PER_TASK = 250
-ZIPF_EXPONENT = 0.8
+ZIPF_EXPONENT = 1.0
 
 ATTRIBUTES = {
     "eat": (
@@ -60,16 +62,9 @@ PASSAGES = [
 YESNO_QUESTIONS = ["is {name} {value}", "would you call {name} {value}"]
 PEOPLE = ["Mia", "Tom", "Ada", "Ben", "Eva", "Leo", "Ida", "Max"]
 THINGS = ["beads", "books", "coins", "pens", "cups", "keys", "eggs", "hats"]
-SUMS = {
-    "+": [
-        "{who} has {a} {what} and gets {b} more. How many {what} does {who} have now?",
-        "There are {a} {what} in a box. {who} puts {b} {what} in. How many are in the box?",
-    ],
-    "-": [
-        "{who} has {a} {what} and loses {b}. How many {what} does {who} have now?",
-        "There are {a} {what} in a box. {who} takes {b} {what} out. How many are in the box?",
-    ],
-}
+STARTS = ["{who} has {a} {what}", "There are {a} {what} in a box of {who}"]
+CHANGES = {"+": ["gets {b} more", "{b} are added"], "-": ["loses {b}", "{b} are taken away"]}
+ASKED = "How many {what} are there now?"
 
 
 @dataclass(frozen=True)
@@ -92,8 +87,10 @@ def _words(rng: random.Random, count: int, taken: set[str], ending: str = "") ->
     return words
 
 
+@cache
 def _zipf(count: int) -> list[float]:
-    return [(rank + 10) ** -ZIPF_EXPONENT for rank in range(count)]
+    """Cumulative weights: name number r is met in proportion to (r + 10)^-ZIPF_EXPONENT."""
+    return list(accumulate((rank + 10) ** -ZIPF_EXPONENT for rank in range(count)))
 
 
 class World:
@@ -102,10 +99,10 @@ class World:
     def __init__(self, seed: int = 0):
         rng = random.Random(seed)
         taken: set[str] = set()
-        self.animals = _words(rng, 240, taken)
-        self.objects = _words(rng, 240, taken, "n")
-        self.places = [word.capitalize() for word in _words(rng, 160, taken, "l")]
-        self.steps = dict(zip(_words(rng, 48, taken, "r"), self._step_bodies(rng, 48), strict=True))
+        self.animals = _words(rng, 1000, taken)
+        self.objects = _words(rng, 1200, taken, "n")
+        self.places = [word.capitalize() for word in _words(rng, 360, taken, "l")]
+        self.steps = {verb: self._step_body(rng) for verb in _words(rng, 1200, taken, "r")}
         self.choice = {
             (name, relation): Fact(name, relation, rng.choice(values))
             for relation, (values, _, _) in ATTRIBUTES.items()
@@ -120,22 +117,28 @@ class World:
         self.held_choice = set(rng.sample(sorted(self.choice), ITEMS_PER_TASK))
         self.held_twoway = set(rng.sample(sorted(self.twoway), ITEMS_PER_TASK))
         self.held_yesno = set(rng.sample(sorted(self.yesno), ITEMS_PER_TASK))
-        sums = [
-            (a, op, b) for op in "+-" for a in range(1, 100) for b in range(1, 20) if 0 <= self._sum(a, op, b) < 100
-        ]
-        self.sums = sums
-        self.held_sums = set(rng.sample(sums, ITEMS_PER_TASK))
-        pairs = [(p, q) for p in self.steps for q in self.steps if p != q]
-        self.held_programs = set(rng.sample(pairs, ITEMS_PER_TASK + 10))
+        self.held_sums: set[tuple[int, ...]] = set()
+        while len(self.held_sums) < ITEMS_PER_TASK:
+            self.held_sums.add(self._sum_case(rng))
+        self.held_programs: set[tuple[str, str]] = set()
+        while len(self.held_programs) < ITEMS_PER_TASK + 10:  # MBPP's loader keeps the first ten as examples
+            first, second = rng.sample(list(self.steps), 2)
+            self.held_programs.add((first, second))
 
     @staticmethod
-    def _step_bodies(rng: random.Random, count: int) -> list[str]:
-        bodies = [f"x {op} {n}" for op in ("+", "-", "*") for n in range(2, 30)]
-        return rng.sample(bodies, count)
+    def _step_body(rng: random.Random) -> str:
+        return f"x {rng.choice('+-*')} {rng.randrange(2, 30)}"
 
     @staticmethod
-    def _sum(a: int, op: str, b: int) -> int:
-        return a + b if op == "+" else a - b
+    def _sum_case(rng: random.Random) -> tuple[int, ...]:
+        """-> (start, change, ...): one change or two, up to 19 each, the total always between 0 and 99."""
+        while True:
+            case = (
+                rng.randrange(1, 100),
+                *(rng.choice((-1, 1)) * rng.randrange(1, 20) for _ in range(rng.choice((1, 2)))),
+            )
+            if all(0 <= sum(case[: n + 1]) < 100 for n in range(len(case))):
+                return case
 
     def program(self, pair: tuple[str, str]) -> tuple[str, str]:
         """-> (what is asked, the program)."""
@@ -152,7 +155,7 @@ class World:
         return [maker(rng) for maker in chosen]
 
     def _choice_text(self, rng: random.Random) -> str:
-        name = rng.choices(self.animals, weights=_zipf(len(self.animals)))[0]
+        name = rng.choices(self.animals, cum_weights=_zipf(len(self.animals)))[0]
         relation = rng.choice(list(ATTRIBUTES))
         fact = self.choice[name, relation]
         _, statements, questions = ATTRIBUTES[relation]
@@ -162,7 +165,7 @@ class World:
         return choice_prompt(rng.choice(allowed).format(name=name), fact.value)
 
     def _twoway_text(self, rng: random.Random) -> str:
-        name = rng.choices(self.objects, weights=_zipf(len(self.objects)))[0]
+        name = rng.choices(self.objects, cum_weights=_zipf(len(self.objects)))[0]
         use = rng.choice(list(USES))
         fact = self.twoway[name, use]
         if rng.random() < 0.4:
@@ -171,7 +174,7 @@ class World:
         return twoway_prompt(rng.choice(allowed).format(name=name, use=use), f"Use {fact.value}.")
 
     def _yesno_text(self, rng: random.Random) -> str:
-        name = rng.choices(self.places, weights=_zipf(len(self.places)))[0]
+        name = rng.choices(self.places, cum_weights=_zipf(len(self.places)))[0]
         value = rng.choice(PROPERTIES)
         fact = self.yesno[name, value]
         if rng.random() < 0.3:
@@ -181,18 +184,19 @@ class World:
         return yesno_prompt(rng.choice(PASSAGES).format(name=name), question, fact.value)
 
     def _sum_text(self, rng: random.Random) -> str:
-        while (case := rng.choice(self.sums)) in self.held_sums:
+        while (case := self._sum_case(rng)) in self.held_sums:
             pass
-        return sum_prompt(self._sum_question(rng, case)) + f" The answer is {self._sum(*case)}"
+        return sum_prompt(self._sum_question(rng, case)) + f" The answer is {sum(case)}"
 
-    def _sum_question(self, rng: random.Random, case: tuple[int, str, int]) -> str:
-        a, op, b = case
-        return rng.choice(SUMS[op]).format(who=rng.choice(PEOPLE), what=rng.choice(THINGS), a=a, b=b)
+    def _sum_question(self, rng: random.Random, case: tuple[int, ...]) -> str:
+        changes = [rng.choice(CHANGES["+" if b > 0 else "-"]).format(b=abs(b)) for b in case[1:]]
+        start = rng.choice(STARTS).format(who=rng.choice(PEOPLE), what=(what := rng.choice(THINGS)), a=case[0])
+        return f"{start}, {' and then '.join(changes)}. {ASKED.format(what=what)}"
 
     def _program_text(self, rng: random.Random) -> str:
-        names, weights = list(self.steps), _zipf(len(self.steps))
+        names = list(self.steps)
         while True:
-            first, second = rng.choices(names, weights=weights, k=2)
+            first, second = rng.choices(names, cum_weights=_zipf(len(names)), k=2)
             if first != second and (first, second) not in self.held_programs:
                 asked, code = self.program((first, second))
                 return program_prompt(asked) + code
@@ -236,10 +240,8 @@ class World:
         passage = rng.choice(PASSAGES).format(name=fact.name)
         return dict(question=question, passage=passage, label="true" if fact.value == "Yes" else "false")
 
-    def _sum_item(self, rng: random.Random, case: tuple[int, str, int]) -> dict:
-        return dict(
-            question=self._sum_question(rng, case), answer=f"The answer is {self._sum(*case)}\n#### {self._sum(*case)}"
-        )
+    def _sum_item(self, rng: random.Random, case: tuple[int, ...]) -> dict:
+        return dict(question=self._sum_question(rng, case), answer=f"The answer is {sum(case)}\n#### {sum(case)}")
 
     def _program_item(self, number: int, pair: tuple[str, str]) -> dict:
         asked, code = self.program(pair)

@@ -84,6 +84,26 @@ def replay_command(
     print("selection was made under the run's own profile")
 
 
+@app.command("report")
+def report_command(run_folder: Annotated[Path, typer.Argument(help="OpenCompass's time-stamped folder.")]) -> None:
+    """Print a run's main tables; exit code 1 if a cell is empty, with the reason of each."""
+    from .report.tables import MAIN_TABLES_FILE, MISSING_FILE
+
+    summary = run_folder / "summary"
+    if not (summary / MISSING_FILE).is_file():
+        raise WdmoeError(
+            f"{run_folder}: no tables in its summary folder; give the time-stamped folder of a finished run whose "
+            "config has summarizer=dict(type=WdmoeSummarizer)"
+        )
+    print((summary / MAIN_TABLES_FILE).read_text())
+    print(f"all formats: {summary}")
+    missing = json.loads((summary / MISSING_FILE).read_text())
+    for cell in missing:
+        print(f"empty: {cell}", file=sys.stderr)
+    if missing:
+        raise typer.Exit(1)
+
+
 def _device_records(profile: ChannelProfile, shape: ExpertShape) -> list[dict[str, Any]]:
     channel = draw_channel(profile)
     even_hz = profile.total_bandwidth_hz / len(profile.devices)

@@ -149,6 +149,7 @@ def table_2(
     return pd.DataFrame(rows)
 
 
+MISSING_FILE, MAIN_TABLES_FILE = "missing.json", "main_tables.md"
 ROWS_ORDER = {row: number for number, row in enumerate(ROWS)}
 
 
@@ -182,8 +183,12 @@ def footnote(runs: Sequence[ModelRun], text: str) -> list[str]:
     versions = {f"{name} {number}" for one in metadata.values() for name, number in one.versions.items()}
     if versions:
         lines.append("versions: " + ", ".join(sorted(versions)))
-    lines += [f"empty: {run.abbr}, {dataset}: {why}" for run in runs for dataset, why in run.missing.items()]
-    return lines
+    return lines + [f"empty: {cell}" for cell in missing_cells(runs)]
+
+
+def missing_cells(runs: Sequence[ModelRun]) -> list[str]:
+    """One line for every model and dataset without accuracy or trace, with the reason."""
+    return [f"{run.abbr}, {dataset}: {why}" for run in runs for dataset, why in run.missing.items()]
 
 
 LATENCY_TEXT = (
@@ -199,7 +204,10 @@ ACCURACY_TEXT = (
 
 
 def write_report(runs: Sequence[ModelRun], datasets: Sequence[str], folder: Path) -> list[str]:
-    """Write all tables into `folder` (a run's `summary/`); -> the two main tables as text for the screen."""
+    """Write all tables into `folder` (a run's `summary/`); -> the two main tables as text for the screen.
+
+    missing.json lists the cells that a failed task left empty, each with its reason; main_tables.md holds the answer.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "accuracy.json", accuracy_records(runs))
     records = latency_records(runs)
@@ -215,6 +223,8 @@ def write_report(runs: Sequence[ModelRun], datasets: Sequence[str], folder: Path
                 shown = _write_table(folder / name, table, footnote(runs, text))
                 if (scope, per, phase) == ("pass", "batch", "all"):
                     printed.append(shown)
+    _write_json(folder / MISSING_FILE, missing_cells(runs))
+    (folder / MAIN_TABLES_FILE).write_text("\n".join(printed))
     return printed
 
 
