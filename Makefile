@@ -2,8 +2,10 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Data paths of the quickstart are relative to this folder; nothing is fetched from a hub.
+OFFLINE := env -u COMPASS_DATA_CACHE HF_HUB_OFFLINE=1
 
-.PHONY: install check test test-slow clean
+.PHONY: install demo check test test-slow bench quickstart-model clean
 
 install: $(INSTALLED)
 
@@ -12,6 +14,11 @@ $(INSTALLED): setup.cfg constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt torch==$$(sed -n 's/^torch==//p' constraints.txt)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
 	touch $@
+
+# Vanilla and WDMoE on the quickstart's model; fails if a task failed or a cell is empty.
+demo: $(INSTALLED)
+	$(OFFLINE) $(BIN)/opencompass eval_configs/eval_quickstart.py -w outputs/quickstart
+	@$(BIN)/wdmoe report "$$(ls -d outputs/quickstart/*/ | tail -n 1)"
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -23,6 +30,14 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m slow
+
+bench: $(INSTALLED)
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+# Trains the quickstart's model anew (half an hour on two cores) and writes its held-out items.
+quickstart-model: $(INSTALLED)
+	$(BIN)/python quickstart/tasks.py
+	$(BIN)/python quickstart/train.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info outputs tmp

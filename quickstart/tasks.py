@@ -23,7 +23,7 @@ from itertools import accumulate
 from pathlib import Path
 
 ITEMS_PER_TASK = 250
-ZIPF_EXPONENT = 1.0
+ZIPF_EXPONENT = 0.9
 
 ATTRIBUTES = {
     "eat": (
@@ -99,10 +99,10 @@ class World:
     def __init__(self, seed: int = 0):
         rng = random.Random(seed)
         taken: set[str] = set()
-        self.animals = _words(rng, 1000, taken)
-        self.objects = _words(rng, 1200, taken, "n")
-        self.places = [word.capitalize() for word in _words(rng, 360, taken, "l")]
-        self.steps = {verb: self._step_body(rng) for verb in _words(rng, 1200, taken, "r")}
+        self.animals = _words(rng, 620, taken)
+        self.objects = _words(rng, 1100, taken, "n")
+        self.places = [word.capitalize() for word in _words(rng, 220, taken, "l")]
+        self.steps = {verb: self._step_body(rng) for verb in _words(rng, 750, taken, "r")}
         self.choice = {
             (name, relation): Fact(name, relation, rng.choice(values))
             for relation, (values, _, _) in ATTRIBUTES.items()
@@ -131,11 +131,11 @@ class World:
 
     @staticmethod
     def _sum_case(rng: random.Random) -> tuple[int, ...]:
-        """-> (start, change, ...): one change or two, up to 19 each, the total always between 0 and 99."""
+        """-> (start, change, ...): one change or two, up to 15 each, the total always between 0 and 99."""
         while True:
             case = (
                 rng.randrange(1, 100),
-                *(rng.choice((-1, 1)) * rng.randrange(1, 20) for _ in range(rng.choice((1, 2)))),
+                *(rng.choice((-1, 1)) * rng.randrange(1, 16) for _ in range(rng.choice((1, 1, 1, 2)))),
             )
             if all(0 <= sum(case[: n + 1]) < 100 for n in range(len(case))):
                 return case

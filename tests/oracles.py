@@ -35,19 +35,39 @@ def replay(tokens_by_layer, token_latency_s):
     return total
 
 
-def algorithm_1(weights, chosen, latency, device_of_expert, theta, step, gain, extra_pass):
-    """Algorithm 1 with one expert per device, step by step; -> the sets of experts that each token keeps.
+def loads(chosen, is_load, device_of_expert, devices):
+    """Eq. (9) token by token: -> tokens sent to each device, (token, expert) pairs computed there."""
+    sent, computed = [0] * devices, [0] * devices
+    for experts, counts in zip(chosen, is_load):
+        if not counts:
+            continue
+        places = [device_of_expert[expert] for expert in experts if device_of_expert[expert] >= 0]
+        for place in set(places):
+            sent[place] += 1
+        for place in places:
+            computed[place] += 1
+    return sent, computed
 
-    weights: per token its softmax over all experts; chosen: per token its top-k experts; latency: per expert.
+
+def algorithm_1(weights, chosen, communication, computation, device_of_expert, theta, step, gain, extra_pass):
+    """Algorithm 1 step by step; -> the sets of experts that each token keeps.
+
+    weights: per token its softmax over all experts; chosen: per token its top-k experts; communication, computation:
+    seconds per device; device_of_expert: -1 is the base station.
     """
     kept = [sorted(experts, key=lambda k: -w[k]) for w, experts in zip(weights, chosen)]
+    latency = [communication[d] + computation[d] if d >= 0 else 0.0 for d in device_of_expert]
 
     def total_wlr():
         total = 0.0
-        for expert in range(len(latency)):
-            tokens = [j for j, experts in enumerate(kept) if expert in experts]
-            if tokens and device_of_expert[expert] >= 0:
-                total += sum(weights[j][expert] for j in tokens) / sum(latency[expert] for _ in tokens)
+        for device in range(len(communication)):
+            numerator = denominator = 0.0
+            for w, experts in zip(weights, kept):
+                here = [k for k in experts if device_of_expert[k] == device]
+                if here:
+                    numerator += sum(w[k] for k in here)
+                    denominator += communication[device] + len(here) * computation[device]
+            total += numerator / denominator if denominator else 0.0
         return total
 
     def similarity(w):

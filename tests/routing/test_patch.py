@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from tests import oracles
 from tests.tiny import channel_states, prompts, tiny_mixtral
 from wdmoe_opencompass.errors import ModelError
 from wdmoe_opencompass.routing.patch import DROPPING_EXPERTS, Attachment, find_moe_layers
@@ -173,6 +174,40 @@ def test_experts_of_one_device_are_one_transfer_and_two_evaluations():
     assert (block["assignments"] == 2 * mask.sum().item()).all()
     assert block["expert_evaluations"].sum() < block["assignments"].sum()  # some experts are at the base station
     assert (block["device_load"] == block["expert_evaluations"]).all()
+
+
+@pytest.mark.parametrize("places", [[0, 1, 2, 3, 4, 5, 6, 7], [0, 0, 1, 1, -1, 2, 2, -1]])
+@pytest.mark.parametrize("policy", ["top_k", "wlr"])
+def test_recorded_loads_equal_a_token_by_token_count(places, policy):
+    model = tiny_mixtral(top_k=3)
+    ids, mask = prompts(rows=6)
+    states = channel_states(model)
+    states._device_of_expert = places
+    seen = []
+    with Attachment(model, build_policy(policy), states) as attachment, torch.no_grad():
+        attachment.policy = Watching(attachment.policy, seen)
+        model(input_ids=ids, attention_mask=mask)
+        block = attachment.recorder.finish_batch(0, 6)
+    for layer, (chosen, keep) in enumerate(seen):
+        for ending, kept in (("_before", torch.ones_like(keep)), ("", keep)):
+            pairs = [row[flags].tolist() for row, flags in zip(chosen, kept, strict=True)]
+            sent, computed = oracles.loads(pairs, mask.flatten().tolist(), places, devices=8)
+            assert block[f"device_load{ending}"][0, layer].tolist() == sent
+            assert block[f"expert_evaluations{ending}"][0, layer].tolist() == computed
+            real = [pair for pair, counts in zip(pairs, mask.flatten().tolist(), strict=True) if counts]
+            assert block[f"assignments{ending}"][0, layer] == sum(map(len, real))
+
+
+class Watching(SelectionPolicy):
+    """Another policy's answers, kept for the test."""
+
+    def __init__(self, policy, seen):
+        self.policy, self.seen = policy, seen
+
+    def select(self, routing, channel):
+        answer = self.policy.select(routing, channel)
+        self.seen.append((answer.expert_index.clone(), answer.keep.clone()))
+        return answer
 
 
 def test_an_exception_inside_a_forward_pass_leaves_no_counts():

@@ -77,16 +77,23 @@ def test_padding_does_not_change_what_real_tokens_keep(name, case):
     theta=st.sampled_from([0.0, 0.5, 0.73]),
     gain=st.sampled_from([1.0, 1.01, 1.2, 50.0]),
     extra_pass=st.booleans(),
+    devices=st.integers(2, 10),
+    at_base_station=st.integers(0, 2),
 )
-def test_wlr_equals_algorithm_1_step_by_step(seed, tokens, experts, k, theta, gain, extra_pass):
-    routing, channel = random_case(seed, tokens, experts, k, spread=1.5)
+def test_wlr_equals_algorithm_1_step_by_step(
+    seed, tokens, experts, k, theta, gain, extra_pass, devices, at_base_station
+):
+    """Devices may hold several experts, or none, and some experts stay at the base station."""
+    routing, channel = random_case(seed, tokens, experts, k, devices, spread=1.5)
+    channel.device_of_expert[:at_base_station] = -1
     policy = build_policy("wlr", dict(theta=theta, gain=gain, extra_pass=extra_pass))
     keep = policy.select(routing, channel).keep
     real = routing.is_load.nonzero().flatten().tolist()
     expected = oracles.algorithm_1(
         routing.probabilities[real].tolist(),
         routing.top_k_index[real].tolist(),
-        channel.expert_latency_s.tolist(),
+        channel.communication_s.tolist(),
+        channel.computation_s.tolist(),
         channel.device_of_expert.tolist(),
         theta,
         0.1,

@@ -95,7 +95,16 @@ def _answered_items(predictions: Path) -> int:
     return len(GenInferencerOutputHandler().restore_from_jsonl(str(predictions.parent), partial))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run one dumped task config; a WdmoeError becomes one sentence and exit code 2."""
     parser = argparse.ArgumentParser(description="Run one infer task of a dumped OpenCompass config")
     parser.add_argument("config")
-    WdmoeInferTask(Config.fromfile(parser.parse_args().config)).run()
+    try:
+        WdmoeInferTask(Config.fromfile(parser.parse_args().config)).run()
+    except WdmoeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

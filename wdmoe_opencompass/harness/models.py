@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from opencompass.models import HuggingFaceBaseModel, HuggingFacewithChatTemplate
-from opencompass.models.base import BaseModel
 
 from ..errors import ModelError, unknown_name
 from ..routing.channel_state import ChannelStates
@@ -47,9 +46,9 @@ class WdmoeMixin:
         super().__init__(*args, **kwargs)
 
     def _refuse_unknown(self, kwargs: dict) -> None:
-        known = [
-            p for base in type(self).__mro__ if base.__module__.startswith("opencompass") for p in _arguments(base)
-        ]
+        stock = next(base for base in type(self).__mro__ if base.__module__.startswith("opencompass."))
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        known = [name for name, one in inspect.signature(stock).parameters.items() if one.kind in kinds]
         for key in kwargs:
             if key not in known:
                 raise ModelError(unknown_name(f"argument of {type(self).__name__}", key, {*known, "wdmoe"}))
@@ -142,14 +141,6 @@ class WdmoeHuggingFaceBaseModel(WdmoeMixin, HuggingFaceBaseModel):
 
 class WdmoeHuggingFacewithChatTemplate(WdmoeMixin, HuggingFacewithChatTemplate):
     """`HuggingFacewithChatTemplate` with a selection policy."""
-
-
-def _arguments(cls: type) -> list[str]:
-    if not issubclass(cls, BaseModel) or "__init__" not in vars(cls):
-        return []
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = inspect.signature(cls).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind in kinds]
 
 
 def _parameters(policy: Any) -> dict[str, Any]:

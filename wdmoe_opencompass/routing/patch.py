@@ -193,6 +193,8 @@ class Attachment:
         assert self._generate is not None
         end = kwargs.get("eos_token_id", self.model.generation_config.eos_token_id)
         end_tokens = torch.tensor([end] if isinstance(end, int) else list(end or [-1]))
+        if kwargs.get("num_beams", self.model.generation_config.num_beams or 1) > 1:
+            return self._generate(*args, stopping_criteria=criteria, **kwargs)  # beams change rows; each one counts
         self._generation = _FinishedRows(criteria, end_tokens)
         try:
             return self._generate(
