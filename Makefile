@@ -18,7 +18,7 @@ $(INSTALLED): setup.cfg constraints.txt
 # Vanilla and WDMoE on the quickstart's model; fails if a task failed or a cell is empty.
 demo: $(INSTALLED)
 	$(OFFLINE) $(BIN)/opencompass eval_configs/eval_quickstart.py -w outputs/quickstart
-	@$(BIN)/wdmoe report "$$(ls -d outputs/quickstart/*/ | tail -n 1)"
+	@$(BIN)/wdmoe report "$$(ls -d outputs/quickstart/*/ | tail -n 1)" > /dev/null
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

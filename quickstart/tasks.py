@@ -121,7 +121,7 @@ class World:
         while len(self.held_sums) < ITEMS_PER_TASK:
             self.held_sums.add(self._sum_case(rng))
         self.held_programs: set[tuple[str, str]] = set()
-        while len(self.held_programs) < ITEMS_PER_TASK + 10:  # MBPP's loader keeps the first ten as examples
+        while len(self.held_programs) < ITEMS_PER_TASK + 10:
             first, second = rng.sample(list(self.steps), 2)
             self.held_programs.add((first, second))
 
@@ -210,8 +210,14 @@ class World:
             "twoway/dev.jsonl": [self._twoway_item(rng, key) for key in sorted(self.held_twoway)],
             "yesno.jsonl": [self._yesno_item(rng, key) for key in sorted(self.held_yesno)],
             "arith/test.jsonl": [self._sum_item(rng, case) for case in sorted(self.held_sums)],
-            "program.jsonl": [self._program_item(n, pair) for n, pair in enumerate(sorted(self.held_programs))],
+            "program.jsonl": [self._program_item(n, pair) for n, pair in enumerate(self._program_pairs())],
         }
+
+    def _program_pairs(self) -> list[tuple[str, str]]:
+        """Ten pairs of common steps, which MBPP's loader keeps as examples, then the 200 with the rarest steps."""
+        rank = {step: number for number, step in enumerate(self.steps)}
+        by_rarity = sorted(self.held_programs, key=lambda pair: (max(rank[step] for step in pair), pair))
+        return by_rarity[:10] + sorted(by_rarity[-200:])
 
     def _choice_item(self, rng: random.Random, key: tuple[str, str]) -> dict:
         fact = self.choice[key]

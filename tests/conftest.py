@@ -1,0 +1,45 @@
+"""One OpenCompass run is shared by all tests that need one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SMALL = "tests/harness/eval_small.py"
+
+
+def command(config, work_dir, *options):
+    opencompass = Path(sys.executable).with_name("opencompass")
+    return [str(opencompass), str(config), "-w", str(work_dir), *options]
+
+
+def environment(home):
+    kept = {k: v for k, v in os.environ.items() if k != "COMPASS_DATA_CACHE"}
+    return kept | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def opencompass(config, work_dir, *options):
+    """Run the command in a fresh process from the repository's root; -> (time-stamped folder, output)."""
+    work_dir = Path(work_dir)
+    done = subprocess.run(
+        command(config, work_dir, *options),
+        cwd=ROOT,
+        env=environment(work_dir.parent / "hf"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    folders = sorted(path for path in work_dir.iterdir() if path.is_dir())
+    assert folders, done.stdout
+    return folders[-1], done.stdout
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    """Time-stamped folder of a finished run: vanilla and WDMoE on 12 items of each quickstart task."""
+    folder, output = opencompass(SMALL, tmp_path_factory.mktemp("small") / "outputs")
+    assert (folder / "summary" / "latency.json").exists(), output[-5000:]
+    return folder

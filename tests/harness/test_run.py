@@ -1,0 +1,178 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from pytest import approx
+
+from tests.conftest import ROOT, SMALL, command, environment, opencompass
+from wdmoe_opencompass import load_profile
+from wdmoe_opencompass.replay import replay
+from wdmoe_opencompass.routing.trace import read_trace
+
+TASKS = ["qs_choice", "qs_twoway", "qs_yesno", "qs_arith", "qs_program"]
+MODELS = ["quickstart-vanilla-hf", "quickstart-wdmoe-hf"]
+
+
+def trace_of(folder, model, task):
+    return read_trace(folder / "predictions" / model / f"{task}_small.trace.safetensors")
+
+
+def records(folder, name):
+    return json.loads((folder / "summary" / f"{name}.json").read_text())
+
+
+def test_every_model_and_dataset_leaves_predictions_and_a_trace(small_run):
+    for model in MODELS:
+        for task in TASKS:
+            trace = trace_of(small_run, model, task)
+            labels = {"qs_choice": 4, "qs_twoway": 2, "qs_yesno": 2}.get(task, 1)
+            assert trace.items.sum() == 12 * labels
+            assert trace.first_item.tolist() == [0, 4, 8] * labels
+            assert (small_run / "predictions" / model / f"{task}_small.json").exists()
+    assert not list(small_run.rglob("*.trace.part"))
+
+
+def test_vanilla_loads_of_each_layer_sum_to_k_times_the_real_tokens(small_run):
+    for task in TASKS:
+        trace = trace_of(small_run, MODELS[0], task)
+        assert (trace.device_load.sum(axis=2) == 2 * trace.tokens[:, None]).all()
+        assert (trace.assignments == trace.assignments_before).all()
+
+
+def test_perplexity_tokens_are_those_of_the_tokenizer(small_run):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "quickstart" / "model")
+    predictions = json.loads((small_run / "predictions" / MODELS[0] / "qs_choice_small.json").read_text())
+    tokens = 0
+    for item in predictions.values():
+        for label in "ABCD":
+            tokens += len(tokenizer(item[f"label: {label}"]["testing input"])["input_ids"])
+    assert trace_of(small_run, MODELS[0], "qs_choice").tokens.sum() == tokens
+
+
+def test_wdmoe_drops_and_every_token_keeps_an_expert(small_run):
+    for task in TASKS:
+        trace = trace_of(small_run, MODELS[1], task)
+        assert (trace.assignments >= trace.tokens[:, None]).all()
+        assert (trace.assignments < trace.assignments_before).any()
+
+
+def test_accuracy_records_are_what_opencompass_scored(small_run):
+    scored = {(r["model"], r["dataset"], r["metric"]): r["value"] for r in records(small_run, "accuracy")}
+    for model in MODELS:
+        for task in TASKS:
+            result = json.loads((small_run / "results" / model / f"{task}_small.json").read_text())
+            metric = "score" if task == "qs_program" else "accuracy"
+            assert scored[model, f"{task}_small", metric] == result[metric]
+    assert all(v == 2 for (model, _, m), v in scored.items() if model == MODELS[0] and m == "active_experts_per_token")
+    assert all(0 < v < 0.5 for (model, _, m), v in scored.items() if model == MODELS[1] and m == "share_dropped")
+
+
+def test_latency_records_hold_four_rows_and_equal_a_replay(small_run):
+    latency = records(small_run, "latency")
+    assert {r["row"] for r in latency} == {"vanilla_even", "selection_only", "allocation_only", "both"}
+    for record in latency:
+        trace = trace_of(small_run, record["model"], record["dataset"].removesuffix("_small"))
+        replayed = replay(trace, load_profile("paper_8_devices"), record["allocation"], record["scope"])
+        assert record["latency_s"] == approx(replayed.mean_s(record["per"], record["phase"]))
+        assert (record["saving"] > 0) == (record["row"] != "vanilla_even")
+    decoding = {r["dataset"] for r in latency if r["phase"] == "decode"}
+    assert decoding == {"qs_arith_small", "qs_program_small"}
+
+
+def test_tables_stand_in_all_formats_and_name_their_origin(small_run):
+    summary = small_run / "summary"
+    for name in ("table_1_accuracy", "table_2_latency_pass_per_batch_all", "table_2_latency_layer_per_pass_decode"):
+        for ending in ("md", "csv", "tex", "json"):
+            text = (summary / f"{name}.{ending}").read_text()
+            assert "paper_8_devices" in text
+            assert "seed 0" in text
+            assert "5.23" in text
+            assert "qs" in text
+    assert "Eq. (11)" in (summary / "table_2_latency_pass_per_batch_all.md").read_text()
+    assert records(small_run, "missing") == []
+
+
+def results_of(folder):
+    return {name: records(folder, name) for name in ("accuracy", "latency")}
+
+
+def kill_group(process):
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_killed_run_started_again_gives_the_same_tables(small_run, tmp_path):
+    """Killed while answers of a generation task are partly on disk: the trace goes on, no batch counts twice."""
+    process = subprocess.Popen(
+        command(SMALL, tmp_path / "outputs"),
+        cwd=ROOT,
+        env=environment(tmp_path / "hf"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 240
+    partial = []
+    while not partial and process.poll() is None and time.monotonic() < deadline:
+        partial = [p for p in tmp_path.rglob("tmp_qs_*.jsonl") if 4 <= p.read_text().count("\n") < 12]
+    kill_group(process)
+    assert partial, "no generation was under way"
+    assert list(tmp_path.rglob("*.trace.part"))
+    folder, output = opencompass(SMALL, tmp_path / "outputs", "-r")
+    assert len(list((tmp_path / "outputs").iterdir())) == 1
+    assert results_of(folder) == results_of(small_run), output[-3000:]
+
+
+def test_debug_runs_in_process_and_leaves_the_same_traces(small_run, tmp_path):
+    config = ROOT / "tests" / "harness" / "eval_one_task.py"
+    folder, output = opencompass(config, tmp_path / "outputs", "--debug")
+    assert (folder / "summary" / "latency.json").exists(), output[-3000:]
+    for model in MODELS:
+        ours, theirs = trace_of(folder, model, "qs_arith"), trace_of(small_run, model, "qs_arith")
+        assert ours.metadata == theirs.metadata
+        assert all((ours.arrays[name] == theirs.arrays[name]).all() for name in ours.arrays)
+
+
+def test_a_failed_task_leaves_a_named_empty_cell(small_run, tmp_path):
+    """The stock task leaves no trace, a dataset without file fails: the table says both, the rest stands."""
+    folder = tmp_path / "run"
+    shutil.copytree(small_run, folder)
+    vanilla = folder / "predictions" / MODELS[0]
+    (vanilla / "qs_choice_small.trace.safetensors").unlink()
+    (vanilla / "qs_arith_small.json").unlink()
+    (vanilla / "qs_arith_small.trace.safetensors").unlink()
+    (vanilla / "qs_arith_small.failed.txt").write_text("ValueError: the disk is full\n")
+    (folder / "results" / MODELS[0] / "qs_arith_small.json").unlink()
+    done = opencompass_viz(folder)
+    missing = records(folder, "missing")
+    assert any("qs_choice_small: no routing trace: the stock infer task ran" in cell for cell in missing), done
+    assert f"{MODELS[0]}, qs_arith_small: ValueError: the disk is full" in missing
+    assert len(missing) == 2
+
+
+def opencompass_viz(folder):
+    done = subprocess.run(
+        command(SMALL, folder.parent, "-r", folder.name, "--mode", "viz"),
+        cwd=ROOT,
+        env=environment(folder.parent.parent / "hf"),
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "eval_configs").glob("eval_*.py")), ids=lambda path: path.stem)
+def test_every_shipped_config_loads(path):
+    from mmengine.config import Config
+
+    config = Config.fromfile(path, format_python_code=False)
+    assert config.models
+    assert config.datasets
+    assert "WdmoeInferTask" in str(config.infer.runner.task.type)
+    assert "WdmoeSummarizer" in str(config.summarizer.type)
