@@ -1,3 +1,4 @@
+import csv
 import json
 import subprocess
 import sys
@@ -6,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import ROOT
 from tests.routing.test_trace import block, metadata
 from wdmoe_opencompass import ExpertShape, draw_channel, link_budget, load_profile, token_latency_s
 from wdmoe_opencompass.routing.trace import join, write_trace
@@ -56,6 +58,81 @@ def test_replay_gives_every_pass_and_the_mean(trace, allocation):
     assert answer["mean_waiting_latency_s"] == pytest.approx(mean)
 
 
+def test_replay_names_both_hashes(trace, tmp_path):
+    near = tmp_path / "near.yaml"
+    own = load_profile("paper_8_devices")
+    near.write_text((ROOT / "channel_profiles" / "paper_8_devices.yaml").read_text().replace("180.0", "20.0"))
+    done = wdmoe("replay", trace, "--profile", near)
+    assert f"replayed under profile near (hash {load_profile(near).content_hash[:12]})" in done.stdout
+    assert f"under profile paper_8_devices (hash {own.content_hash[:12]})" in done.stdout
+    answer = json.loads(wdmoe("replay", trace, "--profile", near, "--json").stdout)
+    assert answer["recorded_profile_hashes"] == [own.content_hash] != [answer["profile_hash"]]
+
+
+def test_sweep_draws_and_payload_give_one_row_each_as_csv(trace):
+    sweep = "total_bandwidth_hz=20e6:120e6:3"
+    options = ["--allocation", "optimal", "--draws", 20, "--payload-bits", 8, "--csv"]
+    rows = list(
+        csv.DictReader(
+            wdmoe("replay", trace, "--profile", "paper_8_devices", "--sweep", sweep, *options).stdout.splitlines()
+        )
+    )
+    assert [float(row["total_bandwidth_hz"]) for row in rows] == [20e6, 70e6, 120e6]
+    means = [float(row["mean_waiting_latency_s"]) for row in rows]
+    assert means == sorted(means, reverse=True)
+    assert all(0 < float(row["standard_error_s"]) < float(row["mean_waiting_latency_s"]) for row in rows)
+    assert all(float(row["quantile_0.05_s"]) < float(row["quantile_0.95_s"]) for row in rows)
+
+
+@pytest.mark.parametrize("scope", ["pass", "layer"])
+def test_allocate_answers_with_a_certificate(tmp_path, scope):
+    loads = tmp_path / "loads.json"
+    loads.write_text(json.dumps([[120, 80, 95, 60, 33, 71, 150, 0], [1, 2, 3, 4, 5, 6, 7, 8], [0] * 8]))
+    answers = {}
+    for method in ("uniform", "slsqp", "optimal"):
+        done = wdmoe("allocate", "paper_8_devices", "--loads", loads, "--scope", scope, "--method", method, "--json")
+        answers[method] = answer = json.loads(done.stdout)
+        assert set(answer) == {
+            "bandwidth_hz", "layer_latency_s", "waiting_latency_s", "lower_bound_s", "relative_gap", "method", "scope"
+        }  # fmt: skip
+        assert np.sum(answer["bandwidth_hz"], axis=1) == pytest.approx([1e8] * (3 if scope == "layer" else 1))
+        assert answer["waiting_latency_s"] == pytest.approx(sum(answer["layer_latency_s"]))
+        assert answer["layer_latency_s"][2] == 0
+    assert answers["optimal"]["relative_gap"] < 1e-6
+    assert answers["uniform"]["relative_gap"] > 0.01
+    assert answers["optimal"]["lower_bound_s"] == answers["uniform"]["lower_bound_s"]
+
+
+def test_no_load_at_all_takes_no_time(tmp_path):
+    loads = tmp_path / "loads.json"
+    loads.write_text(json.dumps([[0] * 8]))
+    answer = json.loads(wdmoe("allocate", "paper_8_devices", "--loads", loads, "--json").stdout)
+    assert (answer["waiting_latency_s"], answer["lower_bound_s"], answer["relative_gap"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("[[1, 2, 3]]", "must be layers x 8 devices"),
+        ("[[1, 2, 3, 4, 5, 6, 7, -8]]", "must be finite and >= 0"),
+        ("[[1, 2, 3, 4, 5, 6, 7, NaN]]", "must be finite and >= 0"),
+        ('[[1, 2, 3, 4, 5, 6, 7, "x"]]', "must be rows of 8 numbers"),
+        ("[[1, 2, 3, 4, 5, 6, 7, 8], [1]]", "must be rows of 8 numbers"),
+        ("{}", "must be a list of layers"),
+        ("[]", "must be layers x 8 devices"),
+        ("[[1", "must be JSON"),
+    ],
+)
+def test_bad_loads_get_one_sentence(tmp_path, content, sentence):
+    loads = tmp_path / "loads.json"
+    loads.write_text(content)
+    done = wdmoe("allocate", "paper_8_devices", "--loads", loads, "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "loads.json: " in done.stderr
+    assert sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
 def read(path):
     from wdmoe_opencompass.routing.trace import read_trace
 
@@ -72,6 +149,13 @@ def read(path):
         (["replay", "TRACE", "--profile", "testbed_4_devices"], "devices of profile 'paper_8_devices'"),
         (["replay", "TRACE", "--profile", "paper_8_devices", "--allocation", "slsq"], "did you mean 'slsqp'"),
         (["replay", "TRACE", "--profile", "paper_8_devices", "--scope", "batch"], "scope 'batch' is unknown"),
+        (["replay", "TRACE", "--profile", "paper_8_devices", "--sweep", "1:2:3"], "--sweep must be KEY=FROM:TO:POINTS"),
+        (["replay", "TRACE", "--profile", "paper_8_devices", "--sweep", "bandwidth=1:2:3"], "is unknown"),
+        (
+            ["replay", "TRACE", "--profile", "paper_8_devices", "--payload-bits", "0"],
+            "payload_bits must be >= 1, got 0",
+        ),
+        (["figures", "no-such-run"], "no sealed routing trace"),
         (["report", "no-such-run"], "no tables in its summary folder"),
     ],
 )

@@ -1,25 +1,35 @@
 """The `wdmoe` command. Exit codes: 0 fine, 1 a check failed, 2 bad input."""
 
+import csv
 import json
+import re
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
-from .allocation import ALLOCATORS
-from .channel.profile import ChannelProfile, list_profiles, load_profile
+from .allocation import ALLOCATORS, allocate
+from .channel.profile import ChannelProfile, changed_profile, list_profiles, load_profile
 from .channel.propagation import draw_channel, path_loss_db
 from .channel.rates import rate_bit_per_s
-from .errors import WdmoeError
+from .errors import AllocationError, WdmoeError
 from .latency import ExpertShape, link_budget, token_latency_s
+from .replay import DrawnLatency, check_same_devices, replay, replay_draws
+from .routing.trace import RoutingTrace, read_trace
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
 profile_app = typer.Typer(no_args_is_help=True, help="Channel profiles: list, show, validate.")
 app.add_typer(profile_app, name="profile")
 
+Scoped = Annotated[str, typer.Option(help="pass: one split per forward pass; layer: one per layer.")]
+HiddenSize = Annotated[int, typer.Option(min=1, help="Hidden size m.")]
+FfnSize = Annotated[int, typer.Option(min=1, help="FFN hidden size m_h.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 MIXTRAL = ExpertShape()
 
@@ -35,8 +45,8 @@ def profile_list(as_json: AsJson = False) -> None:
 @profile_app.command("show")
 def profile_show(
     name: Annotated[str, typer.Argument(help="A shipped profile's name, or the path of a profile file.")],
-    hidden_size: Annotated[int, typer.Option(min=1, help="Hidden size m.")] = MIXTRAL.hidden_size,
-    ffn_size: Annotated[int, typer.Option(min=1, help="FFN hidden size m_h.")] = MIXTRAL.ffn_size,
+    hidden_size: HiddenSize = MIXTRAL.hidden_size,
+    ffn_size: FfnSize = MIXTRAL.ffn_size,
     as_json: AsJson = False,
 ) -> None:
     """Devices, gains of the profile's draw, and rates and token latency under even bandwidth, Eq. (2) to (8)."""
@@ -54,34 +64,190 @@ def profile_validate(file: Annotated[Path, typer.Argument(help="A profile file."
     print(f"{file}: valid, {len(profile.devices)} devices, hash {profile.content_hash[:12]}")
 
 
+@app.command("allocate")
+def allocate_command(
+    profile: Annotated[str, typer.Argument(help="Channel profile: name or file.")],
+    loads: Annotated[Path, typer.Option(help="JSON file: a list of layers, each a list of tokens per device.")],
+    scope: Scoped = "pass",
+    method: Annotated[str, typer.Option(help=f"One of: {', '.join(ALLOCATORS)}.")] = "optimal",
+    hidden_size: HiddenSize = MIXTRAL.hidden_size,
+    ffn_size: FfnSize = MIXTRAL.ffn_size,
+    as_json: AsJson = False,
+) -> None:
+    """Split the bandwidth for given device loads, P3 (Eq. 19-21), with a proof of how good the split is."""
+    loaded = load_profile(profile)
+    budget = link_budget(loaded, draw_channel(loaded), ExpertShape(hidden_size, ffn_size))
+    try:
+        answer = allocate(method, scope, budget, _read_loads(loads), loaded.total_bandwidth_hz, certified=True)
+    except AllocationError as error:
+        raise AllocationError(f"{loads}: {error}") from None
+    if as_json:
+        _print(
+            dict(
+                bandwidth_hz=answer.bandwidth_hz[0].tolist(),
+                layer_latency_s=answer.layer_latency_s[0].tolist(),
+                waiting_latency_s=float(answer.waiting_latency_s[0]),
+                lower_bound_s=float(answer.lower_bound_s[0]),  # type: ignore[index]
+                relative_gap=float(answer.relative_gap[0]),
+                method=method,
+                scope=scope,
+            )
+        )
+        return
+    names = [device.name for device in loaded.devices]
+    _print([dict(zip(names, row, strict=True)) for row in answer.bandwidth_hz[0].tolist()])
+    print(
+        f"hertz per device, one row per {scope}; waiting latency {answer.waiting_latency_s[0]:.6g} s, "
+        f"at most {answer.relative_gap[0]:.1e} above the optimum; method {method}, profile {loaded.name}"
+    )
+
+
+def _read_loads(path: Path) -> Any:
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise AllocationError(f"cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise AllocationError("must be JSON: a list of layers, each a list of tokens per device") from None
+    if not (isinstance(content, list) and all(isinstance(layer, list) for layer in content)):
+        raise AllocationError("must be a list of layers, each a list of tokens per device")
+    return content or [[]]
+
+
 @app.command("replay")
 def replay_command(
     traces: Annotated[list[Path], typer.Argument(metavar="TRACE...", help="Sealed routing traces of a run.")],
     profile: Annotated[str, typer.Option(help="Channel profile: name or file.")],
     allocation: Annotated[str, typer.Option(help=f"One of: {', '.join(ALLOCATORS)}.")] = "uniform",
-    scope: Annotated[str, typer.Option(help="pass: one split per forward pass; layer: one per layer.")] = "pass",
+    scope: Scoped = "pass",
+    sweep: Annotated[
+        str | None,
+        typer.Option(help="KEY=FROM:TO:POINTS, as total_bandwidth_hz=20e6:120e6:6 or devices[0].distance_m=…"),
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Fading draws; the first is the run's own.")] = 1,
+    payload_bits: Annotated[int | None, typer.Option(help="Bits per value instead of the profile's.")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Attention waiting latency of recorded passes under any profile with the same devices, Eq. (11)."""
-    from .replay import replay
-    from .routing.trace import read_trace
+    """Attention waiting latency of recorded passes under any profile with the same devices, Eq. (11).
 
+    wdmoe replay RUN/predictions/*/*.trace.safetensors --profile paper_8_devices --sweep total_bandwidth_hz=20e6:120e6:6
+    """
     loaded = load_profile(profile)
-    records: list[dict[str, Any]] = []
-    for path in traces:
-        records += replay(read_trace(path), loaded, allocation, scope).records()
-    mean = sum(record["waiting_latency_s"] for record in records) / len(records) if records else None
+    if payload_bits is not None:
+        loaded = changed_profile(loaded, "payload_bits", payload_bits)
+    read = [read_trace(path) for path in traces]
+    for trace in read:
+        check_same_devices(trace, loaded)
+    points = _sweep_points(loaded, sweep)
+    summary = _drawn_records(read, points, sweep, allocation, scope, draws)
     if as_json:
-        _print(dict(passes=records, mean_waiting_latency_s=mean))
+        passes = [] if sweep or draws > 1 else _pass_records(read, loaded, allocation, scope)
+        total = sum(record["passes"] for record in summary)
+        mean = sum(r["passes"] * r["mean_waiting_latency_s"] for r in summary) / total if total else None
+        recorded = sorted({trace.metadata.profile_hash for trace in read})
+        hashes = dict(profile_hash=loaded.content_hash, recorded_profile_hashes=recorded)
+        _print(dict(passes=passes, mean_waiting_latency_s=mean, summary=summary) | hashes)
         return
-    datasets = dict.fromkeys(record["dataset"] for record in records)
-    rows = []
-    for dataset in datasets:
-        own = [record["waiting_latency_s"] for record in records if record["dataset"] == dataset]
-        rows.append(dict(dataset=dataset, passes=len(own), mean_waiting_latency_s=sum(own) / len(own)))
-    _print(rows)
-    print(f"allocation {allocation}, scope {scope}, profile {loaded.name} (hash {loaded.content_hash[:12]}),")
-    print("selection was made under the run's own profile")
+    _print(summary, as_csv)
+    if not as_csv:
+        print(f"mean per forward pass; allocation {allocation}, scope {scope}")
+        print(f"replayed under profile {loaded.name} (hash {loaded.content_hash[:12]})")
+        for name, run_hash in dict.fromkeys((t.metadata.profile.name, t.metadata.profile_hash[:12]) for t in read):
+            print(f"recorded, and experts selected, under profile {name} (hash {run_hash})")
+
+
+def _sweep_points(profile: ChannelProfile, sweep: str | None) -> list[tuple[float | None, ChannelProfile]]:
+    if sweep is None:
+        return [(None, profile)]
+    match = re.fullmatch(r"([^=]+)=([^:]+):([^:]+):(\d+)", sweep)
+    try:
+        if match is None:
+            raise ValueError
+        values = np.linspace(float(match[2]), float(match[3]), int(match[4]))
+    except ValueError:
+        raise WdmoeError(f"--sweep must be KEY=FROM:TO:POINTS, got {sweep!r}") from None
+    if not len(values):
+        raise WdmoeError(f"--sweep needs at least 1 point, got {sweep!r}")
+    return [(float(value), changed_profile(profile, match[1], float(value))) for value in values]
+
+
+def _pass_records(traces: list[RoutingTrace], profile: ChannelProfile, allocation: str, scope: str) -> list[dict]:
+    return [record for trace in traces for record in replay(trace, profile, allocation, scope).records()]
+
+
+def _drawn_records(
+    traces: list[RoutingTrace],
+    points: list[tuple[float | None, ChannelProfile]],
+    sweep: str | None,
+    allocation: str,
+    scope: str,
+    draws: int,
+) -> list[dict[str, Any]]:
+    """One record per sweep point and trace; with a progress bar on a terminal once it takes over two seconds."""
+    records: list[dict[str, Any]] = []
+    key = sweep.split("=")[0] if sweep else None
+    with _Progress(len(points) * len(traces) * draws) as progress:
+        for value, profile in points:
+            for trace in traces:
+                latency = DrawnLatency(np.zeros(1))
+                done = 0
+                for done_now, drawn in replay_draws(trace, profile, allocation, scope, draws):
+                    latency = drawn
+                    progress.advance(done_now - done)
+                    done = done_now
+                record: dict[str, Any] = {key: value} if key else {}
+                record |= dict(
+                    model=trace.metadata.model,
+                    dataset=trace.metadata.dataset,
+                    passes=len(trace.batch),
+                    mean_waiting_latency_s=latency.mean_s,
+                )
+                if draws > 1:
+                    record["standard_error_s"] = latency.standard_error_s
+                    for share in (0.05, 0.5, 0.95):
+                        record[f"quantile_{share:g}_s"] = latency.quantile_s(share)
+                records.append(record)
+    return records
+
+
+class _Progress:
+    """A progress bar on standard error, shown on a terminal once the work has taken two seconds."""
+
+    def __init__(self, total: int):
+        self.total = total
+        self.started = time.monotonic()
+        self.bar: Progress | None = None
+
+    def __enter__(self) -> "_Progress":
+        self.done = 0
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def advance(self, steps: int) -> None:
+        """Count finished draws."""
+        self.done += steps
+        if self.bar is None and time.monotonic() - self.started > 2 and sys.stderr.isatty():
+            self.bar = Progress(console=Console(stderr=True))
+            self.bar.start()
+            self.bar.add_task("replaying", total=self.total)
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=self.done)
+
+
+@app.command("figures")
+def figures_command(run_folder: Annotated[Path, typer.Argument(help="OpenCompass's time-stamped folder.")]) -> None:
+    """Draw Figures 5 to 8 of the paper from a run's traces into its summary folder, as PNG and PDF."""
+    from .report.figures import write_figures
+    from .report.tables import runs_from_traces
+
+    runs = runs_from_traces(run_folder)
+    datasets = list(dict.fromkeys(dataset for run in runs for dataset in run.traces))
+    for path in write_figures(runs, datasets, run_folder / "summary"):
+        print(path)
 
 
 @app.command("report")
@@ -126,13 +292,18 @@ def _device_records(profile: ChannelProfile, shape: ExpertShape) -> list[dict[st
     ]
 
 
-def _print(content: Any) -> None:
-    """A dict as JSON; a list of records as a table, plain where the output is not a terminal."""
+def _print(content: Any, as_csv: bool = False) -> None:
+    """A dict as JSON; a list of records as a table, plain where the output is not a terminal, or as CSV."""
     if isinstance(content, dict):
         print(json.dumps(content, indent=1))
         return
     if not content:
         print("nothing to show")
+        return
+    if as_csv:
+        writer = csv.DictWriter(sys.stdout, list(content[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(content)
         return
     columns = list(content[0])
     cells = [[f"{value:.6g}" if isinstance(value, float) else str(value) for value in row.values()] for row in content]

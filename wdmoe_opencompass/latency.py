@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .channel.duplex import Duplex, downlink_share
 from .channel.profile import ChannelProfile
 from .channel.propagation import Channel
 from .channel.rates import rate_bit_per_s
@@ -40,12 +41,14 @@ class LinkBudget:
     downlink_snr_hz:  [..., devices] ``P_d g_BS,k / N0`` in Hz; divided by a bandwidth it is the SNR of Eq. (2)
     uplink_snr_hz:    [..., devices] ``P_u,k g_k,BS / N0`` in Hz, Eq. (3)
     computation_s:    [devices] seconds of one token in one expert, Eq. (7)
+    duplex:           how a device's bandwidth serves both directions, see channel/duplex.py
     """
 
     payload_bit: float
     downlink_snr_hz: Array
     uplink_snr_hz: Array
     computation_s: Array
+    duplex: Duplex = "shared"
 
 
 def link_budget(profile: ChannelProfile, channel: Channel, shape: ExpertShape) -> LinkBudget:
@@ -58,14 +61,26 @@ def link_budget(profile: ChannelProfile, channel: Channel, shape: ExpertShape) -
         downlink_snr_hz=profile.base_station.transmit_power_w * channel.downlink_gain / noise,
         uplink_snr_hz=device_power_w * channel.uplink_gain / noise,
         computation_s=expert_flop(shape) / compute_flops,
+        duplex=profile.duplex,
     )
+
+
+def direction_latency_s(budget: LinkBudget, bandwidth_hz: ArrayLike) -> tuple[Array, Array]:
+    """Seconds to send one token down and to send it up, the terms of Eq. (6): [..., devices]; infinite at 0 Hz."""
+    down_hz = up_hz = np.asarray(bandwidth_hz, dtype=np.float64)
+    if budget.duplex == "frequency_division":
+        safe_hz = np.where(up_hz > 0, up_hz, 1.0)
+        down_hz = downlink_share(budget.downlink_snr_hz, budget.uplink_snr_hz, safe_hz) * up_hz
+        up_hz = up_hz - down_hz
+    with np.errstate(divide="ignore"):
+        down = budget.payload_bit / rate_bit_per_s(down_hz, budget.downlink_snr_hz, 1.0, 1.0)
+        up = budget.payload_bit / rate_bit_per_s(up_hz, budget.uplink_snr_hz, 1.0, 1.0)
+    return down, up
 
 
 def communication_latency_s(budget: LinkBudget, bandwidth_hz: ArrayLike) -> Array:
     """Seconds to send one token there and back, Eq. (6): [..., devices]; infinite at 0 Hz."""
-    with np.errstate(divide="ignore"):
-        down = budget.payload_bit / rate_bit_per_s(bandwidth_hz, budget.downlink_snr_hz, 1.0, 1.0)
-        up = budget.payload_bit / rate_bit_per_s(bandwidth_hz, budget.uplink_snr_hz, 1.0, 1.0)
+    down, up = direction_latency_s(budget, bandwidth_hz)
     return down + up
 
 

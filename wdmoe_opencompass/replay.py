@@ -1,5 +1,7 @@
-"""Latency of a recorded run under any allocation: a routing trace and a channel are enough, no model is run."""
+"""The latency engine: what a recorded run waits under any allocation, fading draw and bandwidth; no model is run."""
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,21 +9,26 @@ from numpy.typing import NDArray
 
 from .allocation import allocate
 from .channel.profile import ChannelProfile
-from .channel.propagation import draw_channel
+from .channel.propagation import Channel, FadingSource
+from .energy import Energy, pass_energy
 from .errors import TraceError
 from .latency import Array, ExpertShape, LinkBudget, link_budget
 from .routing.trace import PHASES, RoutingTrace
 
+CHUNK_NUMBERS = 250_000  # of an array of loads: a few MB, so that a chunk's work stays in the processor's caches
+WORKERS = 2
+
 
 @dataclass(frozen=True)
 class ReplayedLatency:
-    """Attention waiting latency of every recorded forward pass.
+    """What every recorded forward pass takes with the run's own channel draws.
 
-    layer_latency_s: [passes, layers] Eq. (11)
+    layer_latency_s: [passes, layers] attention waiting latency, Eq. (11)
     """
 
     trace: RoutingTrace
     layer_latency_s: Array
+    energy: Energy
 
     @property
     def waiting_latency_s(self) -> Array:
@@ -29,17 +36,21 @@ class ReplayedLatency:
         return self.layer_latency_s.sum(axis=1)
 
     def mean_s(self, per: str, phase: str) -> float | None:
-        """Mean over forward passes, or over batches of the sum of their passes; None without any such pass."""
+        """Mean waiting latency per pass or batch; None without any such pass."""
+        return self.mean(self.waiting_latency_s, per, phase)
+
+    def mean(self, values: Array | None, per: str, phase: str) -> float | None:
+        """Mean of [passes] values over forward passes, or over batches of the sum of their passes."""
         chosen = self.trace.is_phase(phase)
-        if not chosen.any():
+        if values is None or not chosen.any():
             return None
-        total = float(self.waiting_latency_s[chosen].sum())
         count = chosen.sum() if per == "pass" else len(np.unique(self.trace.batch[chosen]))
-        return total / float(count)
+        return float(values[chosen].sum()) / float(count)
 
     def records(self) -> list[dict]:
-        """One record per pass: dataset, batch, pass, phase, layer_latency_s, waiting_latency_s."""
-        trace = self.trace
+        """One record per pass: dataset, batch, pass, phase, layer_latency_s, waiting_latency_s and energies."""
+        trace, energy = self.trace, self.energy
+        computation = energy.computation_j
         return [
             {
                 "dataset": trace.metadata.dataset,
@@ -48,47 +59,184 @@ class ReplayedLatency:
                 "phase": PHASES[int(trace.phase[n])],
                 "layer_latency_s": self.layer_latency_s[n].tolist(),
                 "waiting_latency_s": float(self.waiting_latency_s[n]),
+                "downlink_energy_j": float(energy.downlink_j[n]),
+                "uplink_energy_j": float(energy.uplink_j[n]),
+                "computation_energy_j": None if computation is None else float(computation[n]),
             }
             for n in range(len(trace.batch))
         ]
 
 
+@dataclass(frozen=True)
+class DrawnLatency:
+    """Mean waiting latency per pass over a trace, for many fading draws; equal draw numbers meet equal fading.
+
+    mean_latency_s: [draws] mean over the trace's passes; draw 0 is the run's own.
+    """
+
+    mean_latency_s: Array
+
+    @property
+    def mean_s(self) -> float:
+        """Mean over the draws."""
+        return float(self.mean_latency_s.mean())
+
+    @property
+    def standard_error_s(self) -> float | None:
+        """Standard error of the mean over the draws (fading alone, the trace is given); None for a single draw."""
+        draws = len(self.mean_latency_s)
+        return float(self.mean_latency_s.std(ddof=1) / np.sqrt(draws)) if draws > 1 else None
+
+    def quantile_s(self, share: float) -> float:
+        """Quantile over the draws of the mean latency per pass."""
+        return float(np.quantile(self.mean_latency_s, share))
+
+
 def replay(trace: RoutingTrace, profile: ChannelProfile, method: str, scope: str) -> ReplayedLatency:
-    """Compute the waiting latency of every pass, Eq. (11), under a bandwidth allocation of the given method and scope.
+    """Waiting latency, Eq. (11), and energy of every pass under a bandwidth allocation of the given method and scope.
 
     The draw of each pass and layer is the one the run itself met, if the profile is the run's. Raises TraceError where
     the profile has other devices or another placement than the run: the recorded loads would mean nothing.
     """
     check_same_devices(trace, profile)
-    shape = ExpertShape(trace.metadata.hidden_size, trace.metadata.ffn_size)
-    load, evaluations = trace.device_load, trace.expert_evaluations
-    total_hz = profile.total_bandwidth_hz
-    latency = np.zeros(load.shape[:2])
-    if profile.fading.model == "none" or profile.fading.coherence == "run":
-        budget = link_budget(profile, draw_channel(profile), shape)
-        for rows in _equal_passes(load, evaluations):
-            first = rows[0]
-            answer = allocate(method, scope, budget, load[first], total_hz, evaluations[first])
-            latency[rows] = answer.layer_latency_s
+    distinct = _Distinct.of(trace, profile)
+    latency = np.zeros(trace.device_load.shape[:2])
+    parts: list[tuple[NDArray, Array, Energy]] = []
+    for rows in _chunks(len(distinct.rows), trace.device_load[0].size if len(trace.device_load) else 1):
+        part = distinct.only(rows)
+        budget = part.budget(next(_gains(trace, profile, part, [1])), 1)
+        answer = allocate(method, scope, budget, part.load, profile.total_bandwidth_hz, part.evaluations)
+        energy = pass_energy(profile, part.shape, budget, answer.bandwidth_hz, part.load, part.evaluations)
+        parts.append((rows, answer.layer_latency_s, energy))
+    distinct_latency = np.concatenate([one for _, one, _ in parts]) if parts else latency
+    return ReplayedLatency(
+        trace, distinct_latency[distinct.back], _joined([energy for _, _, energy in parts], distinct)
+    )
+
+
+def replay_draws(
+    trace: RoutingTrace, profile: ChannelProfile, method: str, scope: str, draws: int
+) -> Iterator[tuple[int, DrawnLatency]]:
+    """As `replay` for many fading draws, in chunks of bounded memory.
+
+    Yields (draws done, all of them so far) after every chunk; the last one holds all draws. `coherence: run` draws one
+    channel per draw, `pass` and `layer` one per pass or layer and draw. Draw n is the same for every method, scope,
+    bandwidth and distance (common random numbers): differences between two calls are paired.
+    """
+    check_same_devices(trace, profile)
+    distinct = _Distinct.of(trace, profile)
+    per_chunk = max(1, CHUNK_NUMBERS // max(1, distinct.load.size))
+    sizes = [min(per_chunk, draws - start) for start in range(0, draws, per_chunk)]
+    done: list[Array] = []
+
+    def solved(size_and_gains: tuple[int, Array]) -> Array:
+        size, gains = size_and_gains
+        return distinct.mean_latency_s(gains, size, method, scope)
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        waiting = []
+        for work in zip(sizes, _gains(trace, profile, distinct, sizes), strict=True):
+            waiting.append(pool.submit(solved, work))
+            if len(waiting) > WORKERS:  # no more chunks in memory than are worked on
+                done.append(waiting.pop(0).result())
+                yield sum(map(len, done)), DrawnLatency(np.concatenate(done))
+        for future in waiting:
+            done.append(future.result())
+            yield sum(map(len, done)), DrawnLatency(np.concatenate(done))
+
+
+@dataclass(frozen=True)
+class _Distinct:
+    """The passes that have to be solved: where the channel is one for all, passes of equal counts are solved once.
+
+    rows: [distinct] their numbers in the trace; back: [passes] which of them stands for each pass; weight: [distinct]
+    how many passes each stands for.
+    """
+
+    rows: NDArray
+    back: NDArray
+    weight: Array
+    load: Array
+    evaluations: Array
+    profile: ChannelProfile
+    shape: ExpertShape
+
+    @classmethod
+    def of(cls, trace: RoutingTrace, profile: ChannelProfile) -> "_Distinct":
+        passes = len(trace.batch)
+        rows = back = np.arange(passes)
+        if _is_constant(profile) and passes:
+            both = np.concatenate([trace.device_load, trace.expert_evaluations], axis=1).reshape(passes, -1)
+            _, rows, back = np.unique(both, axis=0, return_index=True, return_inverse=True)
+        back = back.ravel()
+        weight = np.bincount(back, minlength=len(rows)).astype(float)
+        shape = ExpertShape(trace.metadata.hidden_size, trace.metadata.ffn_size)
+        load, evaluations = (array[rows].astype(float) for array in (trace.device_load, trace.expert_evaluations))
+        return cls(rows, back, weight, load, evaluations, profile, shape)
+
+    def only(self, rows: NDArray) -> "_Distinct":
+        return _Distinct(
+            self.rows[rows],
+            self.back,
+            self.weight[rows],
+            self.load[rows],
+            self.evaluations[rows],
+            self.profile,
+            self.shape,
+        )
+
+    def budget(self, gains: Array, draws: int) -> LinkBudget:
+        """gains: [draws, passes or 1, layers or 1, devices] -> SNRs [draws * passes or 1, layers or 1, devices]."""
+        if gains.shape[0] * gains.shape[1] > 1:
+            gains = np.broadcast_to(gains, (draws, len(self.rows), *gains.shape[2:]))
+        flat = gains.reshape(-1, *gains.shape[2:])
+        return link_budget(self.profile, Channel(flat, flat), self.shape)
+
+    def mean_latency_s(self, gains: Array, draws: int, method: str, scope: str) -> Array:
+        """-> [draws] mean waiting latency over the passes of the trace."""
+
+        def repeated(array: Array) -> Array:
+            return np.broadcast_to(array, (draws, *array.shape)).reshape(-1, *array.shape[1:])
+
+        budget, total_hz = self.budget(gains, draws), self.profile.total_bandwidth_hz
+        answer = allocate(method, scope, budget, repeated(self.load), total_hz, repeated(self.evaluations))
+        weighted = answer.waiting_latency_s.reshape(draws, -1) * self.weight
+        return weighted.sum(axis=1) / self.weight.sum()
+
+
+def _is_constant(profile: ChannelProfile) -> bool:
+    return profile.fading.model == "none" or profile.fading.coherence == "run"
+
+
+def _gains(trace: RoutingTrace, profile: ChannelProfile, passes: _Distinct, sizes: list[int]) -> Iterator[Array]:
+    """Power gains of the next sizes[0], sizes[1], ... draws: [draws, passes or 1, layers or 1, devices] each."""
+    if _is_constant(profile):
+        sources = [[FadingSource(profile, "", 0, 0, 0)]]
     else:
-        for row in range(len(load)):
-            budget = budget_of_pass(trace, profile, shape, row)
-            latency[row] = allocate(method, scope, budget, load[row], total_hz, evaluations[row]).layer_latency_s
-    return ReplayedLatency(trace, latency)
+        layers = range(trace.metadata.layers) if profile.fading.coherence == "layer" else range(1)
+        moments = [(int(trace.first_item[trace.batch[row]]), int(trace.pass_index[row])) for row in passes.rows]
+        dataset = trace.metadata.dataset
+        sources = [[FadingSource(profile, dataset, *moment, layer) for layer in layers] for moment in moments]
+    for draws in sizes:
+        gains = np.array([[source.power_gains(draws) for source in row] for row in sources])
+        yield gains.transpose(2, 0, 1, 3)
 
 
-def budget_of_pass(trace: RoutingTrace, profile: ChannelProfile, shape: ExpertShape, row: int) -> LinkBudget:
-    """The link budget, [layers, devices], of one recorded pass."""
-    first_item = int(trace.first_item[trace.batch[row]])
-    moment = (trace.metadata.dataset, first_item, int(trace.pass_index[row]))
-    layers = [
-        link_budget(profile, draw_channel(profile, *moment, layer), shape) for layer in range(trace.metadata.layers)
-    ]
-    return LinkBudget(
-        layers[0].payload_bit,
-        np.stack([one.downlink_snr_hz for one in layers]),
-        np.stack([one.uplink_snr_hz for one in layers]),
-        layers[0].computation_s,
+def _chunks(rows: int, numbers_per_row: int) -> Iterator[NDArray]:
+    per_chunk = max(1, CHUNK_NUMBERS // max(1, numbers_per_row))
+    for start in range(0, rows, per_chunk):
+        yield np.arange(start, min(start + per_chunk, rows))
+
+
+def _joined(parts: list[Energy], distinct: _Distinct) -> Energy:
+    def all_passes(arrays: list[Array]) -> Array:
+        return np.concatenate(arrays)[distinct.back] if arrays else np.zeros(0)
+
+    computation = [part.computation_j for part in parts if part.computation_j is not None]
+    return Energy(
+        all_passes([part.downlink_j for part in parts]),
+        all_passes([part.uplink_j for part in parts]),
+        all_passes(computation) if len(computation) == len(parts) else None,
     )
 
 
@@ -104,13 +252,3 @@ def check_same_devices(trace: RoutingTrace, profile: ChannelProfile) -> None:
                 f"the trace of {trace.metadata.dataset} was recorded with the {what} of profile {own.name!r}, "
                 f"which differ from those of {profile.name!r}; its loads cannot be used there"
             )
-
-
-def _equal_passes(load: NDArray, evaluations: NDArray) -> list[NDArray]:
-    """Row numbers of passes with equal counts: decoding repeats itself, and each problem is solved once."""
-    both = np.concatenate([load, evaluations], axis=1).reshape(len(load), -1)
-    if not len(both):
-        return []
-    _, inverse = np.unique(both, axis=0, return_inverse=True)
-    order = np.argsort(inverse.ravel(), kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(inverse.ravel()[order])) + 1)

@@ -98,6 +98,12 @@ def test_tables_stand_in_all_formats_and_name_their_origin(small_run):
     assert records(small_run, "missing") == []
 
 
+def test_figures_stand_beside_the_tables(small_run):
+    for name in ("figure_5_bandwidth", "figure_6_benchmarks", "figure_7_ablation", "figure_8_expert_pairs"):
+        assert (small_run / "summary" / f"{name}.png").stat().st_size > 10_000
+        assert (small_run / "summary" / f"{name}.pdf").exists()
+
+
 def results_of(folder):
     return {name: records(folder, name) for name in ("accuracy", "latency")}
 

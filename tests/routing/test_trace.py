@@ -25,6 +25,7 @@ def metadata(**changes):
     values = dict(
         format_version=FORMAT_VERSION,
         model="tiny",
+        weights="models/tiny",
         dataset="d",
         policy="wlr",
         policy_parameters=dict(theta=0.5),

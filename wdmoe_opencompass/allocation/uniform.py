@@ -7,5 +7,5 @@ from ..latency import Array, LinkBudget
 
 def uniform(budget: LinkBudget, load: Array, evaluations: Array, total_bandwidth_hz: float) -> Array:
     """``B_k = B / U`` for all devices, loaded or not."""
-    devices = load.shape[-1]
-    return np.full(devices, total_bandwidth_hz / devices)
+    problems, _, devices = load.shape
+    return np.full((problems, devices), total_bandwidth_hz / devices)

@@ -5,6 +5,7 @@ dB and dBm are converted here and nowhere else; everything after knows W, Hz, s,
 
 import hashlib
 import json
+import re
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import ProfileError, unknown_name
+from .duplex import Duplex
 from .path_loss import PATH_LOSS_MODELS
 
 BASE_STATION = "base_station"
@@ -31,12 +33,13 @@ class BaseStation(_Part):
 
 
 class Device(_Part):
-    """A device that holds experts."""
+    """A device that holds experts; without energy_j_per_flop its compute energy is not reported."""
 
     name: Annotated[str, Field(min_length=1)]
     distance_m: Positive
     transmit_power_w: Positive
     compute_flops: Positive
+    energy_j_per_flop: Positive | None = None
 
 
 class Fading(_Part):
@@ -67,6 +70,7 @@ class ChannelProfile(_Part):
     noise_psd_dbm_per_hz: Annotated[float, Field(allow_inf_nan=False, strict=True)]
     payload_bits: Annotated[int, Field(ge=1, le=64, strict=True)] = 16
     path_loss: str = "free_space"
+    duplex: Duplex = "shared"
     base_station: BaseStation
     devices: Annotated[tuple[Device, ...], Field(min_length=1)]
     fading: Fading
@@ -119,6 +123,27 @@ class ChannelProfile(_Part):
         ]
 
 
+def changed_profile(profile: ChannelProfile, key: str, value: float) -> ChannelProfile:
+    """The profile with one number changed: `total_bandwidth_hz`, `payload_bits`, or `devices[3].distance_m`.
+
+    Raises ProfileError for a key that is no number of a profile, or a value out of its range.
+    """
+    data = profile.model_dump(mode="json", exclude_none=True)
+    match = re.fullmatch(r"devices\[(\d+)\]\.(\w+)", key)
+    place: Any = data
+    name = key
+    if match:
+        number, name = int(match[1]), match[2]
+        if number >= len(profile.devices):
+            raise ProfileError(f"{key}: the profile has devices[0] to devices[{len(profile.devices) - 1}]")
+        place = data["devices"][number]
+    numbers = [n for n, held in place.items() if isinstance(held, int | float) and not isinstance(held, bool)]
+    if name not in numbers:
+        raise ProfileError(unknown_name("number of a channel profile", key, numbers))
+    place[name] = int(value) if isinstance(place[name], int) and float(value).is_integer() else value
+    return _validated(profile.name, data.pop("name"), data)
+
+
 def list_profiles() -> list[str]:
     """Names of the shipped profiles."""
     folder = files("wdmoe_opencompass") / "channel_profiles"
@@ -151,6 +176,10 @@ def _parse(source: str, name: str, content: bytes) -> ChannelProfile:
         raise ProfileError(f"{source}: must be a mapping of keys to values, got {type(data).__name__}")
     if "name" in data:
         raise ProfileError(f"{source}: unknown key name; a profile is named by its file")
+    return _validated(source, name, data)
+
+
+def _validated(source: str, name: str, data: dict) -> ChannelProfile:
     try:
         return ChannelProfile.model_validate({"name": name, **data})
     except ValidationError as error:

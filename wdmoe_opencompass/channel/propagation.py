@@ -38,18 +38,32 @@ def draw_channel(
 ) -> Channel:
     """Draw the gains that hold in one layer of one forward pass, a pure function of all its arguments.
 
-    Without fading the power gain is a^2. Rayleigh fading: the paper fixes the mean *amplitude* a, so the power gain is
-    exponential with mean ``4 a^2 / pi`` (our choice of reading; taking a^2 as the mean would be 21 % too low).
     Both directions see one gain (channel reciprocity, our choice). `coherence` says which arguments matter: `run` none,
     `pass` all but the layer, `layer` all.
     """
-    amplitude = mean_amplitude(profile)  # [devices]
-    if profile.fading.model == "none":
-        gain = amplitude**2
-    else:
-        generator = np.random.default_rng(_draw_seed(profile, dataset, first_item, pass_index, layer))
-        gain = 4 * amplitude**2 / np.pi * generator.standard_exponential(len(amplitude))  # [devices]
+    gain = FadingSource(profile, dataset, first_item, pass_index, layer).power_gains(1)[0]
     return Channel(downlink_gain=gain, uplink_gain=gain.copy())
+
+
+class FadingSource:
+    """Endless independent draws for one moment of a run; the first is the run's own (`draw_channel`).
+
+    Without fading the power gain is a^2. Rayleigh fading: the paper fixes the mean *amplitude* a, so the power gain is
+    exponential with mean ``4 a^2 / pi`` (our choice of reading; taking a^2 as the mean would be 21 % too low).
+    """
+
+    def __init__(self, profile: ChannelProfile, dataset: str, first_item: int, pass_index: int, layer: int):
+        self._amplitude = mean_amplitude(profile)
+        self._generator = None
+        if profile.fading.model != "none":
+            self._generator = np.random.default_rng(_draw_seed(profile, dataset, first_item, pass_index, layer))
+
+    def power_gains(self, draws: int) -> NDArray[np.float64]:
+        """-> [draws, devices] the next draws' power gains."""
+        shape = (draws, len(self._amplitude))
+        if self._generator is None:
+            return np.broadcast_to(self._amplitude**2, shape).copy()
+        return 4 * self._amplitude**2 / np.pi * self._generator.standard_exponential(shape)
 
 
 def _draw_seed(profile: ChannelProfile, dataset: str, first_item: int, pass_index: int, layer: int) -> int:

@@ -15,6 +15,6 @@ def rate_bit_per_s(
     noise_psd_w_per_hz: scalar or [..., devices] noise power spectral density N0
     """
     bandwidth = np.asarray(bandwidth_hz, dtype=np.float64)
-    safe_hz = np.where(bandwidth > 0, bandwidth, 1.0)  # avoids 0 * inf = nan
-    snr = np.asarray(power_w) * np.asarray(gain) / (np.asarray(noise_psd_w_per_hz) * safe_hz)  # [..., devices]
-    return np.where(bandwidth > 0, safe_hz * np.log1p(snr) / np.log(2), 0.0)
+    snr_hz = np.asarray(power_w) * np.asarray(gain) / np.asarray(noise_psd_w_per_hz)
+    # adding 1 Hz where there is none avoids 0 * inf = nan; the product with the true bandwidth is 0 all the same
+    return bandwidth * np.log1p(snr_hz / (bandwidth + (bandwidth == 0))) / np.log(2)  # [..., devices]

@@ -84,6 +84,7 @@ class WdmoeMixin:
         return TraceMetadata(
             format_version=FORMAT_VERSION,
             model=model_abbr,
+            weights=self.path,  # type: ignore[attr-defined]
             dataset=dataset,
             policy=self.settings.policy,
             policy_parameters=_parameters(self.attachment.policy),

@@ -11,6 +11,7 @@ from opencompass.summarizers.default import METRIC_BLACKLIST, METRIC_WHITELIST
 from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, model_abbr_from_cfg
 
 from ..errors import TraceError, WdmoeError
+from ..report.figures import write_figures
 from ..report.tables import ModelRun, write_report
 from ..routing.trace import SEALED_SUFFIX, read_trace, seal_finished
 from .infer_task import FAILURE_SUFFIX
@@ -32,7 +33,8 @@ class WdmoeSummarizer(DefaultSummarizer):
         folder = Path(self.work_dir) / "summary"
         for table in write_report(runs, self._datasets(), folder):
             print(table)
-        print(f"tables: {folder}")
+        write_figures(runs, self._datasets(), folder)
+        print(f"tables and figures: {folder}")
 
     def _datasets(self) -> Sequence[str]:
         return [dataset_abbr_from_cfg(cfg) for cfg in self.dataset_cfgs]

@@ -9,11 +9,12 @@ from typing import Any, get_args
 import pandas as pd
 
 from ..allocation.base import Scope
+from ..errors import TraceError
 from ..replay import replay
-from ..routing.trace import PHASES, RoutingTrace
+from ..routing.trace import PHASES, SEALED_SUFFIX, RoutingTrace, TraceMetadata, read_trace
 
 SCOPES = get_args(Scope)
-OPTIMISED = "slsqp"
+OPTIMISED = "optimal"
 ROWS = {  # row name -> (is it the vanilla model's trace, bandwidth allocation), in Table II's order
     "vanilla_even": (True, "uniform"),
     "selection_only": (False, "uniform"),
@@ -43,6 +44,24 @@ class ModelRun:
     def is_vanilla(self) -> bool:
         """Whether the model routes as it was trained to."""
         return self.policy == "top_k"
+
+
+def runs_from_traces(run_folder: Path) -> list[ModelRun]:
+    """The models of a run folder with their sealed traces, without accuracies; TraceError where there is no trace."""
+    runs: dict[str, ModelRun] = {}
+    for path in sorted((run_folder / "predictions").glob(f"*/*{SEALED_SUFFIX}")):
+        trace = read_trace(path)
+        one = trace.metadata
+        run = runs.setdefault(one.model, ModelRun(one.model, one.policy, (one.weights, one.profile_hash)))
+        run.traces[one.dataset] = trace
+    if not runs:
+        raise TraceError(f"{run_folder}: no sealed routing trace in its predictions; give a run's time-stamped folder")
+    return sorted(runs.values(), key=lambda run: (not run.is_vanilla, run.abbr))
+
+
+def row_runs(runs: Sequence[ModelRun], row: str) -> list[ModelRun]:
+    """The runs whose traces make a row of Table II."""
+    return [run for run in runs if run.is_vanilla == ROWS[row][0]]
 
 
 def accuracy_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
@@ -84,6 +103,7 @@ def _records_of(run: ModelRun, dataset: str, trace: RoutingTrace, row: str, meth
     records = []
     for scope in SCOPES:
         replayed = replay(trace, trace.metadata.profile, method, scope)
+        energy = replayed.energy
         for phase in ("all", *PHASES):
             chosen = trace.is_phase(phase)
             batches = len(set(trace.batch[chosen].tolist()))
@@ -102,6 +122,9 @@ def _records_of(run: ModelRun, dataset: str, trace: RoutingTrace, row: str, meth
                         phase=phase,
                         latency_s=latency_s,
                         allocation=method,
+                        downlink_energy_j=replayed.mean(energy.downlink_j, per, phase),
+                        uplink_energy_j=replayed.mean(energy.uplink_j, per, phase),
+                        computation_energy_j=replayed.mean(energy.computation_j, per, phase),
                         tokens_per_batch=float(trace.tokens[chosen].sum()) / batches,
                         passes_per_batch=float(chosen.sum()) / batches,
                     )
@@ -167,11 +190,7 @@ def footnote(runs: Sequence[ModelRun], text: str) -> list[str]:
     lines = [text]
     metadata = {trace.metadata.profile_hash: trace.metadata for run in runs for trace in run.traces.values()}
     for one in metadata.values():
-        fading = one.profile.fading
-        lines.append(
-            f"profile {one.profile.name} (hash {one.profile_hash[:12]}), fading {fading.model} per {fading.coherence}, "
-            f"seed {one.seed}; values marked `assumption` in the profile file are ours, not the paper's"
-        )
+        lines.append(f"{_described(one)}; values marked `assumption` in the profile file are ours, not the paper's")
     for run in runs:
         trace = next(iter(run.traces.values()), None)
         if trace is not None:
@@ -184,6 +203,20 @@ def footnote(runs: Sequence[ModelRun], text: str) -> list[str]:
     if versions:
         lines.append("versions: " + ", ".join(sorted(versions)))
     return lines + [f"empty: {cell}" for cell in missing_cells(runs)]
+
+
+def profile_line(runs: Sequence[ModelRun]) -> str:
+    """Profiles and seeds of the runs' traces, in one line."""
+    metadata = {trace.metadata.profile_hash: trace.metadata for run in runs for trace in run.traces.values()}
+    return "; ".join(_described(one) for one in metadata.values())
+
+
+def _described(one: TraceMetadata) -> str:
+    fading = one.profile.fading
+    return (
+        f"profile {one.profile.name} (hash {one.profile_hash[:12]}), "
+        f"fading {fading.model} per {fading.coherence}, seed {one.seed}"
+    )
 
 
 def missing_cells(runs: Sequence[ModelRun]) -> list[str]:

@@ -53,13 +53,15 @@ PER_BATCH = {
 class TraceMetadata(BaseModel):
     """Where a trace comes from; everything a table has to name.
 
-    profile is the whole channel profile of the run, so that a trace explains itself; seed is that of its fading.
+    weights is the model's path as its config names it. profile is the whole channel profile of the run, so that a
+    trace explains itself; seed is that of its fading.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format_version: int
     model: str
+    weights: str
     dataset: str
     policy: str
     policy_parameters: dict[str, Any]

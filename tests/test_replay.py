@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+from pytest import approx
+
+from tests import oracles
+from tests.routing.test_trace import block, metadata
+from wdmoe_opencompass import ExpertShape, draw_channel, link_budget, load_profile, token_latency_s
+from wdmoe_opencompass.channel.profile import changed_profile
+from wdmoe_opencompass.errors import ProfileError, TraceError
+from wdmoe_opencompass.latency import expert_flop
+from wdmoe_opencompass.replay import replay, replay_draws
+from wdmoe_opencompass.routing.trace import join
+
+PROFILE = load_profile("paper_8_devices")
+SHAPE = ExpertShape(32, 48)
+
+
+def with_fading(**changes):
+    return PROFILE.model_copy(update=dict(fading=PROFILE.fading.model_copy(update=changes)))
+
+
+def trace_of(passes=3, batches=3, largest=40, seed=0):
+    blocks = []
+    for number in range(batches):
+        one = block(4 * number, passes=passes, seed=seed + number)
+        rng = np.random.default_rng(seed + number)
+        one["device_load"] = rng.integers(0, largest, one["device_load"].shape).astype(np.int32)
+        one["expert_evaluations"] = one["device_load"] + rng.integers(0, 3, one["device_load"].shape).astype(np.int32)
+        one["pass_index"] = np.arange(passes, dtype=np.int32)
+        blocks.append(one)
+    return join(metadata(), blocks)
+
+
+@pytest.mark.parametrize("coherence", ["run", "pass", "layer"])
+def test_replay_meets_the_runs_own_draws(coherence):
+    profile, trace = with_fading(coherence=coherence), trace_of()
+    latency = replay(trace, profile, "uniform", "layer").layer_latency_s
+    for row in range(len(trace.batch)):
+        for layer in range(3):
+            moment = ("d", int(trace.first_item[trace.batch[row]]), int(trace.pass_index[row]), layer)
+            budget = link_budget(profile, draw_channel(profile, *moment), SHAPE)
+            per_token = token_latency_s(budget, 12.5e6)
+            load, extra = (
+                trace.device_load[row, layer],
+                trace.expert_evaluations[row, layer] - trace.device_load[row, layer],
+            )
+            times = load * per_token + np.where(load > 0, extra, extra) * budget.computation_s
+            assert latency[row, layer] == approx(times.max())
+
+
+def test_replay_without_shared_devices_equals_a_token_by_token_replay():
+    trace = trace_of(largest=5)
+    trace.arrays["expert_evaluations"] = trace.arrays["device_load"]
+    per_token = token_latency_s(link_budget(PROFILE, draw_channel(PROFILE), SHAPE), 12.5e6)
+    waiting = replay(trace, PROFILE, "uniform", "pass").waiting_latency_s
+    for row, loads in enumerate(trace.device_load):
+        tokens = [[[k] for k, count in enumerate(layer) for _ in range(count)] for layer in loads]
+        assert waiting[row] == approx(oracles.replay(tokens, per_token))
+
+
+@pytest.mark.parametrize("coherence", ["run", "pass", "layer"])
+@pytest.mark.parametrize("scope", ["pass", "layer"])
+def test_the_first_draw_is_the_runs_own(coherence, scope):
+    profile, trace = with_fading(coherence=coherence), trace_of()
+    own = replay(trace, profile, "optimal", scope).waiting_latency_s.mean()
+    *_, (count, drawn) = replay_draws(trace, profile, "optimal", scope, 5)
+    assert count == 5
+    assert drawn.mean_latency_s[0] == approx(own, rel=1e-6)
+    assert len(set(drawn.mean_latency_s.tolist())) == 5
+
+
+def test_draws_do_not_depend_on_the_chunks(monkeypatch):
+    profile, trace = with_fading(coherence="pass"), trace_of()
+    *_, (_, whole) = replay_draws(trace, profile, "uniform", "pass", 50)
+    monkeypatch.setattr("wdmoe_opencompass.replay.CHUNK_NUMBERS", 500)
+    *_, (_, pieces) = replay_draws(trace, profile, "uniform", "pass", 50)
+    assert (whole.mean_latency_s == pieces.mean_latency_s).all()
+
+
+def test_common_random_numbers_pair_the_draws_of_two_bandwidths():
+    """More bandwidth is better in every single draw, not only on average."""
+    trace = trace_of()
+    wide = changed_profile(PROFILE, "total_bandwidth_hz", 2e8)
+    *_, (_, narrow) = replay_draws(trace, PROFILE, "optimal", "layer", 40)
+    *_, (_, broad) = replay_draws(trace, wide, "optimal", "layer", 40)
+    assert (broad.mean_latency_s < narrow.mean_latency_s).all()
+
+
+def test_standard_error_shrinks_as_the_root_of_the_draws():
+    trace = trace_of()
+    *_, (_, few) = replay_draws(trace, PROFILE, "uniform", "layer", 200)
+    *_, (_, many) = replay_draws(trace, PROFILE, "uniform", "layer", 3200)
+    assert few.standard_error_s / many.standard_error_s == approx(4, rel=0.4)  # the tail of 1/rate is heavy
+    assert few.quantile_s(0.05) < few.quantile_s(0.5) < few.quantile_s(0.95)
+
+
+def test_half_the_payload_halves_communication():
+    profile = PROFILE.model_copy(
+        update=dict(devices=tuple(d.model_copy(update=dict(compute_flops=1e30)) for d in PROFILE.devices))
+    )
+    trace = trace_of()
+    full = replay(trace, profile, "uniform", "pass").waiting_latency_s
+    half = replay(trace, changed_profile(profile, "payload_bits", 8), "uniform", "pass").waiting_latency_s
+    assert half == approx(full / 2)
+
+
+def test_energy_is_power_times_time_and_flop_times_joules():
+    devices = tuple(d.model_copy(update=dict(energy_j_per_flop=1e-12)) for d in PROFILE.devices)
+    profile, trace = PROFILE.model_copy(update=dict(devices=devices)), trace_of()
+    channel = draw_channel(profile)
+    energy = replay(trace, profile, "uniform", "pass").energy
+    bits, noise = 16 * 32, profile.noise_psd_w_per_hz
+    for row, (loads, evaluations) in enumerate(zip(trace.device_load, trace.expert_evaluations, strict=True)):
+        down = up = 0.0
+        for k in range(8):
+            tokens, gain = loads[:, k].sum(), channel.uplink_gain[k]
+            down += tokens * 10.0 * bits / oracles.rate(12.5e6, 10.0, gain, noise)
+            up += tokens * 0.2 * bits / oracles.rate(12.5e6, 0.2, gain, noise)
+        assert energy.downlink_j[row] == approx(down)
+        assert energy.uplink_j[row] == approx(up)
+        assert energy.computation_j[row] == approx(1e-12 * expert_flop(SHAPE) * evaluations.sum())
+    assert replay(trace, PROFILE, "uniform", "pass").energy.computation_j is None
+
+
+def test_another_placement_is_refused():
+    moved = PROFILE.model_copy(
+        update=dict(placement=PROFILE.placement.model_copy(update=dict(experts={0: "device_2"})))
+    )
+    with pytest.raises(TraceError, match="recorded with the placement of profile 'paper_8_devices'"):
+        replay(trace_of(), moved, "uniform", "pass")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("total_bandwith_hz", 1e6, "did you mean 'total_bandwidth_hz'"),
+        ("devices[8].distance_m", 1.0, r"devices\[0\] to devices\[7\]"),
+        ("devices[1].distance_m", -1.0, r"devices\[1\].distance_m must be > 0, got -1.0"),
+        ("payload_bits", 4.5, "payload_bits must be"),
+    ],
+)
+def test_a_bad_change_of_a_profile_gets_one_sentence(key, value, sentence):
+    with pytest.raises(ProfileError, match=sentence):
+        changed_profile(PROFILE, key, value)
+
+
+def test_a_change_of_a_profile_changes_one_number():
+    assert changed_profile(PROFILE, "devices[2].distance_m", 5).devices[2].distance_m == 5
+    assert changed_profile(PROFILE, "total_bandwidth_hz", PROFILE.total_bandwidth_hz) == PROFILE
