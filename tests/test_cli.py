@@ -81,7 +81,15 @@ def test_sweep_draws_and_payload_give_one_row_each_as_csv(trace):
     means = [float(row["mean_waiting_latency_s"]) for row in rows]
     assert means == sorted(means, reverse=True)
     assert all(0 < float(row["standard_error_s"]) < float(row["mean_waiting_latency_s"]) for row in rows)
-    assert all(float(row["quantile_0.05_s"]) < float(row["quantile_0.95_s"]) for row in rows)
+    ordered = ("quantile_0.05_s", "median_95_low_s", "median_waiting_latency_s", "median_95_high_s", "quantile_0.95_s")
+    for row in rows:
+        values = [float(row[name]) for name in ordered]
+        assert values == sorted(values)
+        assert (row["allocation"], row["scope"]) == ("optimal", "pass")
+        assert row["recorded_profile_hash"] == load_profile("paper_8_devices").content_hash[:12] != row["profile_hash"]
+    answer = json.loads(wdmoe("replay", trace, "--profile", "paper_8_devices", "--sweep", sweep, "--json").stdout)
+    assert "mean_waiting_latency_s" not in answer
+    assert "expected latency is infinite" in wdmoe("replay", trace, "--profile", "paper_8_devices", "--draws", 9).stdout
 
 
 @pytest.mark.parametrize("scope", ["pass", "layer"])
@@ -116,7 +124,11 @@ def test_no_load_at_all_takes_no_time(tmp_path):
         ("[[1, 2, 3]]", "must be layers x 8 devices"),
         ("[[1, 2, 3, 4, 5, 6, 7, -8]]", "must be finite and >= 0"),
         ("[[1, 2, 3, 4, 5, 6, 7, NaN]]", "must be finite and >= 0"),
-        ('[[1, 2, 3, 4, 5, 6, 7, "x"]]', "must be rows of 8 numbers"),
+        ('[[1, 2, 3, 4, 5, 6, 7, "1"]]', "each a list of tokens per device; [0][7] is 1"),
+        ("[[1, 2, 3, 4, 5, 6, 7, true]]", "each a list of tokens per device; [0][7] is True"),
+        ("[[[1, 2, 3, 4, 5, 6, 7, 8]]]", "each a list of tokens per device; [0][0] is [1, 2"),
+        (f"[[1, 2, 3, 4, 5, 6, 7, 1{'0' * 400}]]", "must be finite and >= 0"),
+        ("[" * 100_000, "must be JSON"),
         ("[[1, 2, 3, 4, 5, 6, 7, 8], [1]]", "must be rows of 8 numbers"),
         ("{}", "must be a list of layers"),
         ("[]", "must be layers x 8 devices"),
@@ -156,6 +168,22 @@ def read(path):
             "payload_bits must be >= 1, got 0",
         ),
         (["figures", "no-such-run"], "no sealed routing trace"),
+        (["replay", "TRACE", "--profile", "paper_8_devices", "--csv", "--json"], "exclude each other"),
+        (
+            ["replay", "TRACE", "--profile", "paper_8_devices", "--sweep", "total_bandwidth_hz=1:inf:3"],
+            "between finite numbers",
+        ),
+        (
+            ["replay", "TRACE", "--profile", "paper_8_devices", "--sweep", "total_bandwidth_hz=1:2:99999999999"],
+            "--sweep must have 1 to 10000 points",
+        ),
+        (
+            [
+                *("replay", "TRACE", "--profile", "paper_8_devices", "--allocation", "optimal"),
+                *("--sweep", "devices[0].distance_m=1e200:1e201:2"),
+            ],
+            "must be finite and > 0 for every device",
+        ),
         (["report", "no-such-run"], "no tables in its summary folder"),
     ],
 )

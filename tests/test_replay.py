@@ -1,3 +1,5 @@
+import statistics
+
 import numpy as np
 import pytest
 from pytest import approx
@@ -25,7 +27,7 @@ def trace_of(passes=3, batches=3, largest=40, seed=0):
         one = block(4 * number, passes=passes, seed=seed + number)
         rng = np.random.default_rng(seed + number)
         one["device_load"] = rng.integers(0, largest, one["device_load"].shape).astype(np.int32)
-        one["expert_evaluations"] = one["device_load"] + rng.integers(0, 3, one["device_load"].shape).astype(np.int32)
+        one["expert_evaluations"] = (one["device_load"] * rng.integers(1, 4, one["device_load"].shape)).astype(np.int32)
         one["pass_index"] = np.arange(passes, dtype=np.int32)
         blocks.append(one)
     return join(metadata(), blocks)
@@ -63,35 +65,80 @@ def test_replay_without_shared_devices_equals_a_token_by_token_replay():
 def test_the_first_draw_is_the_runs_own(coherence, scope):
     profile, trace = with_fading(coherence=coherence), trace_of()
     own = replay(trace, profile, "optimal", scope).waiting_latency_s.mean()
-    *_, (count, drawn) = replay_draws(trace, profile, "optimal", scope, 5)
-    assert count == 5
+    drawn = replay_draws(trace, profile, "optimal", scope, 5)
     assert drawn.mean_latency_s[0] == approx(own, rel=1e-6)
     assert len(set(drawn.mean_latency_s.tolist())) == 5
 
 
-def test_draws_do_not_depend_on_the_chunks(monkeypatch):
-    profile, trace = with_fading(coherence="pass"), trace_of()
-    *_, (_, whole) = replay_draws(trace, profile, "uniform", "pass", 50)
+@pytest.mark.parametrize("coherence", ["run", "pass", "layer"])
+def test_draws_do_not_depend_on_the_chunks(coherence, monkeypatch):
+    profile, trace = with_fading(coherence=coherence), trace_of()
+    whole = replay_draws(trace, profile, "uniform", "pass", 50)
     monkeypatch.setattr("wdmoe_opencompass.replay.CHUNK_NUMBERS", 500)
-    *_, (_, pieces) = replay_draws(trace, profile, "uniform", "pass", 50)
-    assert (whole.mean_latency_s == pieces.mean_latency_s).all()
+    pieces = replay_draws(trace, profile, "uniform", "pass", 50)
+    assert whole.mean_latency_s == approx(pieces.mean_latency_s, rel=1e-12)
+
+
+def test_progress_adds_up_to_the_whole_work(monkeypatch):
+    monkeypatch.setattr("wdmoe_opencompass.replay.CHUNK_NUMBERS", 100)
+    shares = []
+    replay(trace_of(), PROFILE, "uniform", "pass", shares.append)
+    assert len(shares) > 1
+    assert sum(shares) == approx(1)
+    replay_draws(trace_of(), PROFILE, "uniform", "pass", 20, shares.append)
+    assert sum(shares) == approx(2)
+
+
+@pytest.mark.parametrize("coherence", ["run", "pass"])
+def test_passes_of_equal_counts_are_each_counted(coherence):
+    """Two thirds of the passes are alike: solved once where the channel is one, weighed as often as they stand."""
+    profile, trace = with_fading(coherence=coherence), trace_of(passes=3, batches=1)
+    for name in ("device_load", "expert_evaluations"):
+        trace.arrays[name][1] = trace.arrays[name][0]
+    trace.arrays["device_load"][2] *= 3
+    trace.arrays["expert_evaluations"][2] *= 3
+    each = replay(trace, profile, "optimal", "pass").waiting_latency_s
+    assert replay_draws(trace, profile, "optimal", "pass", 3).mean_latency_s[0] == approx(each.mean(), rel=1e-6)
+    if coherence == "run":
+        assert each[1] == each[0] != each[2]
+
+
+def test_a_trace_without_passes_has_no_draws():
+    empty = join(metadata(), [])
+    assert replay(empty, PROFILE, "optimal", "pass").mean_s("pass", "all") is None
+    with pytest.raises(TraceError, match="the trace of d holds no forward pass"):
+        replay_draws(empty, PROFILE, "optimal", "pass", 3)
 
 
 def test_common_random_numbers_pair_the_draws_of_two_bandwidths():
     """More bandwidth is better in every single draw, not only on average."""
     trace = trace_of()
     wide = changed_profile(PROFILE, "total_bandwidth_hz", 2e8)
-    *_, (_, narrow) = replay_draws(trace, PROFILE, "optimal", "layer", 40)
-    *_, (_, broad) = replay_draws(trace, wide, "optimal", "layer", 40)
+    narrow = replay_draws(trace, PROFILE, "optimal", "layer", 40)
+    broad = replay_draws(trace, wide, "optimal", "layer", 40)
     assert (broad.mean_latency_s < narrow.mean_latency_s).all()
 
 
-def test_standard_error_shrinks_as_the_root_of_the_draws():
-    trace = trace_of()
-    *_, (_, few) = replay_draws(trace, PROFILE, "uniform", "layer", 200)
-    *_, (_, many) = replay_draws(trace, PROFILE, "uniform", "layer", 3200)
-    assert few.standard_error_s / many.standard_error_s == approx(4, rel=0.4)  # the tail of 1/rate is heavy
-    assert few.quantile_s(0.05) < few.quantile_s(0.5) < few.quantile_s(0.95)
+def test_mean_standard_error_and_quantiles_are_those_of_the_draws():
+    drawn = replay_draws(trace_of(), PROFILE, "uniform", "layer", 200)
+    assert drawn.mean_s == approx(statistics.mean(drawn.mean_latency_s))
+    assert drawn.standard_error_s == approx(statistics.stdev(drawn.mean_latency_s) / 200**0.5)
+    assert drawn.quantile_s(0.5) == approx(statistics.median(drawn.mean_latency_s))
+    assert drawn.quantile_s(0.05) < drawn.quantile_s(0.5) < drawn.quantile_s(0.95)
+    assert replay_draws(trace_of(), PROFILE, "uniform", "layer", 4).quantile_interval_s(0.5) is None
+
+
+LEAST_COVERED = 0.88  # of 100 intervals that cover with probability 0.95 or more, 88 or fewer has probability 0.4 %
+
+
+def test_the_interval_of_the_median_covers_the_law_s_median():
+    trace = trace_of(passes=1, batches=1)
+    median = replay_draws(trace, with_fading(seed=10**6), "uniform", "pass", 200_000).quantile_s(0.5)
+    covered = 0
+    for seed in range(100):
+        low, high = replay_draws(trace, with_fading(seed=seed), "uniform", "pass", 60).quantile_interval_s(0.5)
+        covered += low <= median <= high
+    assert covered / 100 > LEAST_COVERED
 
 
 def test_half_the_payload_halves_communication():
@@ -105,7 +152,10 @@ def test_half_the_payload_halves_communication():
 
 
 def test_energy_is_power_times_time_and_flop_times_joules():
-    devices = tuple(d.model_copy(update=dict(energy_j_per_flop=1e-12)) for d in PROFILE.devices)
+    devices = tuple(
+        d.model_copy(update=dict(energy_j_per_flop=1e-12, transmit_power_w=0.1 * (k + 1)))
+        for k, d in enumerate(PROFILE.devices)
+    )
     profile, trace = PROFILE.model_copy(update=dict(devices=devices)), trace_of()
     channel = draw_channel(profile)
     energy = replay(trace, profile, "uniform", "pass").energy
@@ -115,7 +165,8 @@ def test_energy_is_power_times_time_and_flop_times_joules():
         for k in range(8):
             tokens, gain = loads[:, k].sum(), channel.uplink_gain[k]
             down += tokens * 10.0 * bits / oracles.rate(12.5e6, 10.0, gain, noise)
-            up += tokens * 0.2 * bits / oracles.rate(12.5e6, 0.2, gain, noise)
+            power_w = 0.1 * (k + 1)
+            up += tokens * power_w * bits / oracles.rate(12.5e6, power_w, gain, noise)
         assert energy.downlink_j[row] == approx(down)
         assert energy.uplink_j[row] == approx(up)
         assert energy.computation_j[row] == approx(1e-12 * expert_flop(SHAPE) * evaluations.sum())

@@ -10,17 +10,19 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from pydantic import Strict, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from .allocation import ALLOCATORS, allocate
 from .channel.profile import ChannelProfile, changed_profile, list_profiles, load_profile
-from .channel.propagation import draw_channel, path_loss_db
+from .channel.propagation import Channel, draw_channel, path_loss_db
 from .channel.rates import rate_bit_per_s
-from .errors import AllocationError, WdmoeError
+from .energy import token_energy
+from .errors import AllocationError, TraceError, WdmoeError
 from .latency import ExpertShape, link_budget, token_latency_s
-from .replay import DrawnLatency, check_same_devices, replay, replay_draws
+from .replay import DrawnLatency, ReplayedLatency, check_same_devices, replay, replay_draws
 from .routing.trace import RoutingTrace, read_trace
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
@@ -32,6 +34,11 @@ HiddenSize = Annotated[int, typer.Option(min=1, help="Hidden size m.")]
 FfnSize = Annotated[int, typer.Option(min=1, help="FFN hidden size m_h.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 MIXTRAL = ExpertShape()
+MOST_POINTS, MOST_DRAWS = 10_000, 10_000_000
+INFINITE_MEAN = (
+    "under Rayleigh fading the expected latency is infinite (a gain can be arbitrarily close to 0): mean and standard "
+    "error describe these draws only; compare the medians, with their 95 % intervals"
+)
 
 
 @profile_app.command("list")
@@ -76,9 +83,11 @@ def allocate_command(
 ) -> None:
     """Split the bandwidth for given device loads, P3 (Eq. 19-21), with a proof of how good the split is."""
     loaded = load_profile(profile)
-    budget = link_budget(loaded, draw_channel(loaded), ExpertShape(hidden_size, ffn_size))
     try:
-        answer = allocate(method, scope, budget, _read_loads(loads), loaded.total_bandwidth_hz, certified=True)
+        device_load = _read_loads(loads)
+        channel = _channel_of_layers(loaded, len(device_load))
+        budget = link_budget(loaded, channel, ExpertShape(hidden_size, ffn_size))
+        answer = allocate(method, scope, budget, device_load, loaded.total_bandwidth_hz, certified=True)
     except AllocationError as error:
         raise AllocationError(f"{loads}: {error}") from None
     if as_json:
@@ -102,16 +111,26 @@ def allocate_command(
     )
 
 
-def _read_loads(path: Path) -> Any:
+def _channel_of_layers(profile: ChannelProfile, layers: int) -> Channel:
+    """The profile's draw; one per layer where its fading changes so often."""
+    if profile.fading.coherence != "layer":
+        return draw_channel(profile)
+    gains = np.array([draw_channel(profile, layer=layer).downlink_gain for layer in range(layers)])
+    return Channel(gains, gains)
+
+
+def _read_loads(path: Path) -> list[list[float]]:
     try:
-        content = json.loads(path.read_text())
+        return TypeAdapter(list[list[Annotated[float, Strict()]]]).validate_json(path.read_bytes()) or [[]]
     except OSError as error:
         raise AllocationError(f"cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise AllocationError("must be JSON: a list of layers, each a list of tokens per device") from None
-    if not (isinstance(content, list) and all(isinstance(layer, list) for layer in content)):
-        raise AllocationError("must be a list of layers, each a list of tokens per device")
-    return content or [[]]
+    except ValidationError as error:
+        first = error.errors()[0]
+        rule = "must be a list of layers, each a list of tokens per device"
+        if first["type"] == "json_invalid":
+            raise AllocationError(f"must be JSON: {first['msg'].removeprefix('Invalid JSON: ')}") from None
+        where = "".join(f"[{part}]" for part in first["loc"])
+        raise AllocationError(f"{rule}; {where or 'it'} is {str(first['input'])[:40]}") from None
 
 
 @app.command("replay")
@@ -124,7 +143,7 @@ def replay_command(
         str | None,
         typer.Option(help="KEY=FROM:TO:POINTS, as total_bandwidth_hz=20e6:120e6:6 or devices[0].distance_m=…"),
     ] = None,
-    draws: Annotated[int, typer.Option(min=1, help="Fading draws; the first is the run's own.")] = 1,
+    draws: Annotated[int, typer.Option(min=1, max=MOST_DRAWS, help="Fading draws; the first is the run's own.")] = 1,
     payload_bits: Annotated[int | None, typer.Option(help="Bits per value instead of the profile's.")] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
     as_json: AsJson = False,
@@ -133,6 +152,8 @@ def replay_command(
 
     wdmoe replay RUN/predictions/*/*.trace.safetensors --profile paper_8_devices --sweep total_bandwidth_hz=20e6:120e6:6
     """
+    if as_csv and as_json:
+        raise WdmoeError("--csv and --json exclude each other")
     loaded = load_profile(profile)
     if payload_bits is not None:
         loaded = changed_profile(loaded, "payload_bits", payload_bits)
@@ -140,21 +161,26 @@ def replay_command(
     for trace in read:
         check_same_devices(trace, loaded)
     points = _sweep_points(loaded, sweep)
-    summary = _drawn_records(read, points, sweep, allocation, scope, draws)
+    records, passes = _replayed(read, points, sweep.split("=")[0] if sweep else None, allocation, scope, draws)
+    infinite_mean = draws > 1 and loaded.fading.model == "rayleigh"
     if as_json:
-        passes = [] if sweep or draws > 1 else _pass_records(read, loaded, allocation, scope)
-        total = sum(record["passes"] for record in summary)
-        mean = sum(r["passes"] * r["mean_waiting_latency_s"] for r in summary) / total if total else None
-        recorded = sorted({trace.metadata.profile_hash for trace in read})
-        hashes = dict(profile_hash=loaded.content_hash, recorded_profile_hashes=recorded)
-        _print(dict(passes=passes, mean_waiting_latency_s=mean, summary=summary) | hashes)
+        answer: dict[str, Any] = dict(allocation=allocation, scope=scope, profile_hash=loaded.content_hash)
+        answer["recorded_profile_hashes"] = sorted({trace.metadata.profile_hash for trace in read})
+        answer |= dict(draws=draws, notes=[INFINITE_MEAN] if infinite_mean else [])
+        if sweep is None:  # a mean over the points of a sweep would be of no system
+            total = sum(record["passes"] for record in records)
+            answer["mean_waiting_latency_s"] = sum(r["passes"] * r["mean_waiting_latency_s"] for r in records) / total
+            answer["passes"] = passes
+        _print(answer | dict(summary=records))
         return
-    _print(summary, as_csv)
+    _print(records, as_csv)
     if not as_csv:
         print(f"mean per forward pass; allocation {allocation}, scope {scope}")
         print(f"replayed under profile {loaded.name} (hash {loaded.content_hash[:12]})")
         for name, run_hash in dict.fromkeys((t.metadata.profile.name, t.metadata.profile_hash[:12]) for t in read):
             print(f"recorded, and experts selected, under profile {name} (hash {run_hash})")
+        if infinite_mean:
+            print(INFINITE_MEAN)
 
 
 def _sweep_points(profile: ChannelProfile, sweep: str | None) -> list[tuple[float | None, ChannelProfile]]:
@@ -164,72 +190,88 @@ def _sweep_points(profile: ChannelProfile, sweep: str | None) -> list[tuple[floa
     try:
         if match is None:
             raise ValueError
-        values = np.linspace(float(match[2]), float(match[3]), int(match[4]))
+        first, last, points = float(match[2]), float(match[3]), int(match[4])
     except ValueError:
         raise WdmoeError(f"--sweep must be KEY=FROM:TO:POINTS, got {sweep!r}") from None
-    if not len(values):
-        raise WdmoeError(f"--sweep needs at least 1 point, got {sweep!r}")
+    if not (1 <= points <= MOST_POINTS and np.isfinite([first, last]).all()):
+        raise WdmoeError(f"--sweep must have 1 to {MOST_POINTS} points between finite numbers, got {sweep!r}")
+    values = np.linspace(first, last, points)
     return [(float(value), changed_profile(profile, match[1], float(value))) for value in values]
 
 
-def _pass_records(traces: list[RoutingTrace], profile: ChannelProfile, allocation: str, scope: str) -> list[dict]:
-    return [record for trace in traces for record in replay(trace, profile, allocation, scope).records()]
-
-
-def _drawn_records(
+def _replayed(
     traces: list[RoutingTrace],
     points: list[tuple[float | None, ChannelProfile]],
-    sweep: str | None,
+    key: str | None,
     allocation: str,
     scope: str,
     draws: int,
-) -> list[dict[str, Any]]:
-    """One record per sweep point and trace; with a progress bar on a terminal once it takes over two seconds."""
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """-> one record per sweep point and trace, and, for the runs' own draws alone, one per forward pass."""
     records: list[dict[str, Any]] = []
-    key = sweep.split("=")[0] if sweep else None
-    with _Progress(len(points) * len(traces) * draws) as progress:
+    passes: list[dict[str, Any]] = []
+    with _Progress(len(points) * len(traces)) as progress:
         for value, profile in points:
             for trace in traces:
-                latency = DrawnLatency(np.zeros(1))
-                done = 0
-                for done_now, drawn in replay_draws(trace, profile, allocation, scope, draws):
-                    latency = drawn
-                    progress.advance(done_now - done)
-                    done = done_now
                 record: dict[str, Any] = {key: value} if key else {}
-                record |= dict(
-                    model=trace.metadata.model,
-                    dataset=trace.metadata.dataset,
-                    passes=len(trace.batch),
-                    mean_waiting_latency_s=latency.mean_s,
-                )
+                record |= dict(model=trace.metadata.model, dataset=trace.metadata.dataset, passes=len(trace.batch))
                 if draws > 1:
-                    record["standard_error_s"] = latency.standard_error_s
-                    for share in (0.05, 0.5, 0.95):
-                        record[f"quantile_{share:g}_s"] = latency.quantile_s(share)
-                records.append(record)
-    return records
+                    drawn = replay_draws(trace, profile, allocation, scope, draws, progress.advance)
+                    record |= _drawn_columns(drawn)
+                elif not len(trace.batch):
+                    raise TraceError(f"the trace of {trace.metadata.dataset} holds no forward pass")
+                else:
+                    own = replay(trace, profile, allocation, scope, progress.advance)
+                    record |= _own_columns(own)
+                    passes += own.records()
+                origin = dict(allocation=allocation, scope=scope, profile_hash=profile.content_hash[:12])
+                records.append(record | origin | dict(recorded_profile_hash=trace.metadata.profile_hash[:12]))
+    return records, passes
+
+
+def _own_columns(own: ReplayedLatency) -> dict[str, Any]:
+    energy = own.energy
+    columns = dict(
+        mean_waiting_latency_s=own.mean_s("pass", "all"),
+        mean_downlink_energy_j=own.mean(energy.downlink_j, "pass", "all"),
+        mean_uplink_energy_j=own.mean(energy.uplink_j, "pass", "all"),
+    )
+    if energy.computation_j is not None:
+        columns["mean_computation_energy_j"] = own.mean(energy.computation_j, "pass", "all")
+    return columns
+
+
+def _drawn_columns(drawn: DrawnLatency) -> dict[str, Any]:
+    low, high = drawn.quantile_interval_s(0.5) or (None, None)
+    return dict(
+        median_waiting_latency_s=drawn.quantile_s(0.5),
+        median_95_low_s=low,
+        median_95_high_s=high,
+        **{f"quantile_{share:g}_s": drawn.quantile_s(share) for share in (0.05, 0.95)},
+        mean_waiting_latency_s=drawn.mean_s,
+        standard_error_s=drawn.standard_error_s,
+    )
 
 
 class _Progress:
     """A progress bar on standard error, shown on a terminal once the work has taken two seconds."""
 
-    def __init__(self, total: int):
+    def __init__(self, total: float):
         self.total = total
         self.started = time.monotonic()
         self.bar: Progress | None = None
 
     def __enter__(self) -> "_Progress":
-        self.done = 0
+        self.done = 0.0
         return self
 
     def __exit__(self, *exception: Any) -> None:
         if self.bar is not None:
             self.bar.stop()
 
-    def advance(self, steps: int) -> None:
-        """Count finished draws."""
-        self.done += steps
+    def advance(self, share: float) -> None:
+        """Add a share of one unit of work."""
+        self.done += share
         if self.bar is None and time.monotonic() - self.started > 2 and sys.stderr.isatty():
             self.bar = Progress(console=Console(stderr=True))
             self.bar.start()
@@ -246,8 +288,11 @@ def figures_command(run_folder: Annotated[Path, typer.Argument(help="OpenCompass
 
     runs = runs_from_traces(run_folder)
     datasets = list(dict.fromkeys(dataset for run in runs for dataset in run.traces))
-    for path in write_figures(runs, datasets, run_folder / "summary"):
-        print(path)
+    try:
+        for path in write_figures(runs, datasets, run_folder / "summary"):
+            print(path)
+    except OSError as error:
+        raise WdmoeError(f"{run_folder / 'summary'}: cannot be written: {error.strerror}") from None
 
 
 @app.command("report")
@@ -275,7 +320,8 @@ def _device_records(profile: ChannelProfile, shape: ExpertShape) -> list[dict[st
     even_hz = profile.total_bandwidth_hz / len(profile.devices)
     noise = profile.noise_psd_w_per_hz
     loss_db = path_loss_db(profile)
-    latency = token_latency_s(link_budget(profile, channel, shape), even_hz)
+    budget = link_budget(profile, channel, shape)
+    latency, energy = token_latency_s(budget, even_hz), token_energy(profile, shape, budget, even_hz)
     power_w = profile.base_station.transmit_power_w
     return [
         dict(
@@ -287,6 +333,9 @@ def _device_records(profile: ChannelProfile, shape: ExpertShape) -> list[dict[st
             downlink_bit_per_s=float(rate_bit_per_s(even_hz, power_w, channel.downlink_gain[k], noise)),
             uplink_bit_per_s=float(rate_bit_per_s(even_hz, device.transmit_power_w, channel.uplink_gain[k], noise)),
             token_latency_s=float(latency[k]),
+            downlink_j_per_token=float(energy.downlink_j[k]),
+            uplink_j_per_token=float(energy.uplink_j[k]),
+            computation_j_per_token=None if energy.computation_j is None else float(energy.computation_j[k]),
         )
         for k, device in enumerate(profile.devices)
     ]
@@ -295,7 +344,7 @@ def _device_records(profile: ChannelProfile, shape: ExpertShape) -> list[dict[st
 def _print(content: Any, as_csv: bool = False) -> None:
     """A dict as JSON; a list of records as a table, plain where the output is not a terminal, or as CSV."""
     if isinstance(content, dict):
-        print(json.dumps(content, indent=1))
+        print(json.dumps(content, indent=1, allow_nan=False))
         return
     if not content:
         print("nothing to show")

@@ -11,15 +11,24 @@ from .latency import Array, ExpertShape, LinkBudget, direction_latency_s, expert
 
 @dataclass(frozen=True)
 class Energy:
-    """Joules of forward passes, [passes] each; computation_j is None where a device has no energy_j_per_flop.
+    """Joules of sending down, up and computing; computation_j is None unless all devices give energy_j_per_flop.
 
-    A link's transmit energy is its power times the time it sends: load times payload over rate, Eq. (2)-(4); receiving
-    and waiting are not counted (our choice).
+    A link's transmit energy is its power times the time it sends: tokens times payload over rate, Eq. (2)-(4).
+    Receiving and waiting are not counted (our choice); each device's downlink takes the base station's full power.
     """
 
     downlink_j: Array
     uplink_j: Array
     computation_j: Array | None
+
+
+def token_energy(profile: ChannelProfile, shape: ExpertShape, budget: LinkBudget, bandwidth_hz: ArrayLike) -> Energy:
+    """Joules of one token on each device, [..., devices]; infinite where a device has 0 Hz."""
+    down_s, up_s = direction_latency_s(budget, bandwidth_hz)
+    power_w = np.array([device.transmit_power_w for device in profile.devices])
+    per_flop = [device.energy_j_per_flop for device in profile.devices]
+    computation = None if None in per_flop else np.array(per_flop, dtype=np.float64) * expert_flop(shape)
+    return Energy(down_s * profile.base_station.transmit_power_w, up_s * power_w, computation)
 
 
 def pass_energy(
@@ -30,16 +39,14 @@ def pass_energy(
     device_load: ArrayLike,
     expert_evaluations: ArrayLike,
 ) -> Energy:
-    """Sum over layers and devices; hertz, loads and evaluations broadcast to [passes, layers, devices]."""
+    """Sum over layers and devices, [passes]; hertz, loads and evaluations broadcast to [passes, layers, devices]."""
     load = np.asarray(device_load, dtype=np.float64)
-    down_s, up_s = (np.where(load > 0, time, 0.0) for time in direction_latency_s(budget, bandwidth_hz))
-    power_w = np.array([device.transmit_power_w for device in profile.devices])
-    per_flop = [device.energy_j_per_flop for device in profile.devices]
-    computation = None
-    if None not in per_flop:
-        computation = (np.asarray(expert_evaluations) * (np.array(per_flop) * expert_flop(shape))).sum(axis=(-2, -1))
-    return Energy(
-        (load * down_s * profile.base_station.transmit_power_w).sum(axis=(-2, -1)),
-        (load * up_s * power_w).sum(axis=(-2, -1)),
-        computation,
-    )
+    token = token_energy(profile, shape, budget, bandwidth_hz)
+
+    def sent(token_j: Array) -> Array:
+        return (load * np.where(load > 0, token_j, 0.0)).sum(axis=(-2, -1))
+
+    computed = None
+    if token.computation_j is not None:
+        computed = (np.asarray(expert_evaluations, dtype=np.float64) * token.computation_j).sum(axis=(-2, -1))
+    return Energy(sent(token.downlink_j), sent(token.uplink_j), computed)

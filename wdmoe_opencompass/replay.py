@@ -1,11 +1,13 @@
 """The latency engine: what a recorded run waits under any allocation, fading draw and bandwidth; no model is run."""
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binom
 
 from .allocation import allocate
 from .channel.profile import ChannelProfile
@@ -17,6 +19,11 @@ from .routing.trace import PHASES, RoutingTrace
 
 CHUNK_NUMBERS = 250_000  # of an array of loads: a few MB, so that a chunk's work stays in the processor's caches
 WORKERS = 2
+Advance = Callable[[float], None]
+
+
+def _ignore(share: float) -> None:
+    """No progress bar."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,10 @@ class DrawnLatency:
     """Mean waiting latency per pass over a trace, for many fading draws; equal draw numbers meet equal fading.
 
     mean_latency_s: [draws] mean over the trace's passes; draw 0 is the run's own.
+
+    Under Rayleigh fading a gain can be arbitrarily close to 0, and 1 / rate then grows so fast that the expected
+    latency is infinite, for every allocator: mean_s and standard_error_s describe the draws at hand and converge to
+    nothing. Quantiles are sound; compare those.
     """
 
     mean_latency_s: Array
@@ -83,7 +94,7 @@ class DrawnLatency:
 
     @property
     def standard_error_s(self) -> float | None:
-        """Standard error of the mean over the draws (fading alone, the trace is given); None for a single draw."""
+        """Standard deviation over the square root of the draws (fading alone, the trace is given); None for one."""
         draws = len(self.mean_latency_s)
         return float(self.mean_latency_s.std(ddof=1) / np.sqrt(draws)) if draws > 1 else None
 
@@ -91,58 +102,75 @@ class DrawnLatency:
         """Quantile over the draws of the mean latency per pass."""
         return float(np.quantile(self.mean_latency_s, share))
 
+    def quantile_interval_s(self, share: float, confidence: float = 0.95) -> tuple[float, float] | None:
+        """Order statistics that enclose the fading law's quantile, whatever the law; None for too few draws."""
+        draws = len(self.mean_latency_s)
+        low, high = binom.ppf([(1 - confidence) / 2, (1 + confidence) / 2], draws, share)
+        if not (low >= 1 and high < draws):
+            return None
+        ordered = np.sort(self.mean_latency_s)
+        return float(ordered[int(low) - 1]), float(ordered[int(high)])
 
-def replay(trace: RoutingTrace, profile: ChannelProfile, method: str, scope: str) -> ReplayedLatency:
+
+def replay(
+    trace: RoutingTrace, profile: ChannelProfile, method: str, scope: str, advance: Advance = _ignore
+) -> ReplayedLatency:
     """Waiting latency, Eq. (11), and energy of every pass under a bandwidth allocation of the given method and scope.
 
-    The draw of each pass and layer is the one the run itself met, if the profile is the run's. Raises TraceError where
-    the profile has other devices or another placement than the run: the recorded loads would mean nothing.
+    The draw of each pass and layer is the one the run itself met, if the profile is the run's. `advance` is told the
+    share of the work that each chunk was. Raises TraceError where the profile has other devices or another placement
+    than the run: the recorded loads would mean nothing.
     """
     check_same_devices(trace, profile)
     distinct = _Distinct.of(trace, profile)
-    latency = np.zeros(trace.device_load.shape[:2])
-    parts: list[tuple[NDArray, Array, Energy]] = []
-    for rows in _chunks(len(distinct.rows), trace.device_load[0].size if len(trace.device_load) else 1):
+    latency = np.zeros((len(distinct.rows), trace.metadata.layers))
+    parts: list[Energy] = []
+    for rows in _chunks(len(distinct.rows), distinct.numbers_per_pass):
         part = distinct.only(rows)
         budget = part.budget(next(_gains(trace, profile, part, [1])), 1)
         answer = allocate(method, scope, budget, part.load, profile.total_bandwidth_hz, part.evaluations)
-        energy = pass_energy(profile, part.shape, budget, answer.bandwidth_hz, part.load, part.evaluations)
-        parts.append((rows, answer.layer_latency_s, energy))
-    distinct_latency = np.concatenate([one for _, one, _ in parts]) if parts else latency
-    return ReplayedLatency(
-        trace, distinct_latency[distinct.back], _joined([energy for _, _, energy in parts], distinct)
-    )
+        latency[rows] = answer.layer_latency_s
+        parts.append(pass_energy(profile, part.shape, budget, answer.bandwidth_hz, part.load, part.evaluations))
+        advance(len(rows) / len(distinct.rows))
+    return ReplayedLatency(trace, latency[distinct.back], _joined(parts, distinct))
 
 
 def replay_draws(
-    trace: RoutingTrace, profile: ChannelProfile, method: str, scope: str, draws: int
-) -> Iterator[tuple[int, DrawnLatency]]:
-    """As `replay` for many fading draws, in chunks of bounded memory.
+    trace: RoutingTrace, profile: ChannelProfile, method: str, scope: str, draws: int, advance: Advance = _ignore
+) -> DrawnLatency:
+    """As `replay` for many fading draws, in chunks of passes and draws of bounded memory.
 
-    Yields (draws done, all of them so far) after every chunk; the last one holds all draws. `coherence: run` draws one
-    channel per draw, `pass` and `layer` one per pass or layer and draw. Draw n is the same for every method, scope,
-    bandwidth and distance (common random numbers): differences between two calls are paired.
+    `coherence: run` draws one channel per draw, `pass` and `layer` one per pass or layer and draw. Draw n is the same
+    for every method, scope, bandwidth and distance (common random numbers): differences between two calls are paired.
+    Raises TraceError for a trace without a forward pass.
     """
     check_same_devices(trace, profile)
     distinct = _Distinct.of(trace, profile)
-    per_chunk = max(1, CHUNK_NUMBERS // max(1, distinct.load.size))
-    sizes = [min(per_chunk, draws - start) for start in range(0, draws, per_chunk)]
-    done: list[Array] = []
+    if not len(distinct.rows):
+        raise TraceError(f"the trace of {trace.metadata.dataset} holds no forward pass")
+    total_s = np.zeros(draws)
+    waiting: deque[tuple[slice, float, Future[Array]]] = deque()
 
-    def solved(size_and_gains: tuple[int, Array]) -> Array:
-        size, gains = size_and_gains
-        return distinct.mean_latency_s(gains, size, method, scope)
+    def collect() -> None:
+        chosen, share, future = waiting.popleft()
+        total_s[chosen] += future.result()
+        advance(share)
 
     with ThreadPoolExecutor(WORKERS) as pool:
-        waiting = []
-        for work in zip(sizes, _gains(trace, profile, distinct, sizes), strict=True):
-            waiting.append(pool.submit(solved, work))
-            if len(waiting) > WORKERS:  # no more chunks in memory than are worked on
-                done.append(waiting.pop(0).result())
-                yield sum(map(len, done)), DrawnLatency(np.concatenate(done))
-        for future in waiting:
-            done.append(future.result())
-            yield sum(map(len, done)), DrawnLatency(np.concatenate(done))
+        for rows in _chunks(len(distinct.rows), distinct.numbers_per_pass):
+            part = distinct.only(rows)
+            per_chunk = max(1, CHUNK_NUMBERS // max(1, part.load.size))
+            starts = range(0, draws, per_chunk)
+            sizes = (min(per_chunk, draws - start) for start in starts)
+            for start, gains in zip(starts, _gains(trace, profile, part, sizes), strict=True):
+                chosen = slice(start, start + len(gains))
+                share = len(gains) / draws * len(rows) / len(distinct.rows)
+                waiting.append((chosen, share, pool.submit(part.summed_latency_s, gains, method, scope)))
+                if len(waiting) > WORKERS:  # no more chunks in memory than are worked on
+                    collect()
+        while waiting:
+            collect()
+    return DrawnLatency(total_s / distinct.weight.sum())
 
 
 @dataclass(frozen=True)
@@ -174,6 +202,10 @@ class _Distinct:
         load, evaluations = (array[rows].astype(float) for array in (trace.device_load, trace.expert_evaluations))
         return cls(rows, back, weight, load, evaluations, profile, shape)
 
+    @property
+    def numbers_per_pass(self) -> int:
+        return max(1, self.load[0].size) if len(self.load) else 1
+
     def only(self, rows: NDArray) -> "_Distinct":
         return _Distinct(
             self.rows[rows],
@@ -192,23 +224,23 @@ class _Distinct:
         flat = gains.reshape(-1, *gains.shape[2:])
         return link_budget(self.profile, Channel(flat, flat), self.shape)
 
-    def mean_latency_s(self, gains: Array, draws: int, method: str, scope: str) -> Array:
-        """-> [draws] mean waiting latency over the passes of the trace."""
+    def summed_latency_s(self, gains: Array, method: str, scope: str) -> Array:
+        """-> [draws] waiting latency summed over the passes that these stand for."""
+        draws = len(gains)
 
         def repeated(array: Array) -> Array:
             return np.broadcast_to(array, (draws, *array.shape)).reshape(-1, *array.shape[1:])
 
         budget, total_hz = self.budget(gains, draws), self.profile.total_bandwidth_hz
         answer = allocate(method, scope, budget, repeated(self.load), total_hz, repeated(self.evaluations))
-        weighted = answer.waiting_latency_s.reshape(draws, -1) * self.weight
-        return weighted.sum(axis=1) / self.weight.sum()
+        return (answer.waiting_latency_s.reshape(draws, -1) * self.weight).sum(axis=1)
 
 
 def _is_constant(profile: ChannelProfile) -> bool:
     return profile.fading.model == "none" or profile.fading.coherence == "run"
 
 
-def _gains(trace: RoutingTrace, profile: ChannelProfile, passes: _Distinct, sizes: list[int]) -> Iterator[Array]:
+def _gains(trace: RoutingTrace, profile: ChannelProfile, passes: _Distinct, sizes: Iterable[int]) -> Iterator[Array]:
     """Power gains of the next sizes[0], sizes[1], ... draws: [draws, passes or 1, layers or 1, devices] each."""
     if _is_constant(profile):
         sources = [[FadingSource(profile, "", 0, 0, 0)]]

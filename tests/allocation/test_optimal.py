@@ -7,6 +7,7 @@ from pytest import approx
 from tests.allocation.cases import TOTAL_HZ, random_case
 from wdmoe_opencompass.allocation import allocate
 from wdmoe_opencompass.channel.duplex import both_directions, downlink_share
+from wdmoe_opencompass.errors import AllocationError
 from wdmoe_opencompass.latency import LinkBudget, communication_latency_s, device_latency_s
 
 GAP = {"layer": 1e-9, "pass": 1e-6}  # what the exact allocator promises
@@ -87,6 +88,7 @@ def test_pass_scope_against_cvxpy_and_clarabel(seed):
     used = load[0].any(axis=0)
     if used.sum() < 2:
         pytest.skip("a single loaded device needs no split")
+    evaluations = load * np.random.default_rng(seed).integers(1, 4, load.shape)  # several experts on one device
     share, time = cvxpy.Variable(6), cvxpy.Variable(5)
     scale = budget.payload_bit * np.log(2) / TOTAL_HZ
     constraints = [cvxpy.sum(share) == 1, share >= 0]
@@ -98,11 +100,13 @@ def test_pass_scope_against_cvxpy_and_clarabel(seed):
             latency = latency + cvxpy.inv_pos(rate)
         for layer in np.flatnonzero(load[0, :, device]):
             tokens = load[0, layer, device]
-            constraints.append(time[layer] >= tokens * (scale * latency + budget.computation_s[device]))
+            computed = evaluations[0, layer, device] * budget.computation_s[device]
+            constraints.append(time[layer] >= tokens * scale * latency + computed)
     constraints += [time >= 0]
     problem = cvxpy.Problem(cvxpy.Minimize(cvxpy.sum(time)), constraints)
     problem.solve(solver="CLARABEL")
-    assert optimal("pass", budget, load).waiting_latency_s[0] == approx(problem.value, rel=2e-5)
+    answer = optimal("pass", budget, load, expert_evaluations=evaluations)
+    assert answer.waiting_latency_s[0] == approx(problem.value, rel=2e-5)
 
 
 @both_scopes
@@ -130,12 +134,16 @@ def test_permuting_devices_permutes_the_answer(scope, seed):
     )
     plain, permuted = optimal(scope, budget, load), optimal(scope, moved, load[:, :, order])
     assert permuted.waiting_latency_s == approx(plain.waiting_latency_s, rel=2 * GAP[scope])
+    if scope == "layer":  # the only optimum; for one split of all layers, idle time leaves several
+        unmoved = permuted.bandwidth_hz[..., np.argsort(order)]
+        assert unmoved == approx(plain.bandwidth_hz, rel=1e-6, abs=1e-6 * TOTAL_HZ)
 
 
 @both_scopes
 @settings(deadline=None, max_examples=40)
 @given(seed=seeds, factor=st.floats(0.01, 100))
-def test_scaling_all_loads_scales_the_latency_and_keeps_the_split(scope, seed, factor):
+def test_scaling_all_loads_scales_the_latency(scope, seed, factor):
+    """Communication too, since it is all there is for half of the cases' devices."""
     budget, load = random_case(seed)
     plain, scaled = optimal(scope, budget, load), optimal(scope, budget, factor * load)
     assert scaled.waiting_latency_s == approx(factor * plain.waiting_latency_s, rel=2 * GAP[scope])
@@ -155,6 +163,64 @@ def test_channels_that_change_from_layer_to_layer_are_each_met(scope):
                 one = LinkBudget(65536.0, down[p, layer], up[p, layer], np.full(8, 1e-3))
                 alone = optimal("layer", one, load[p, layer][None])
                 assert answer.layer_latency_s[p, layer] == approx(alone.waiting_latency_s[0], rel=1e-9)
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=seeds)
+def test_finish_times_with_several_experts_per_device_are_together_too(seed):
+    budget, load = random_case(seed)
+    evaluations = load * np.random.default_rng(seed).integers(1, 5, load.shape)
+    answer = optimal("layer", budget, load, expert_evaluations=evaluations)
+    finish = device_latency_s(budget, answer.bandwidth_hz, load, evaluations)
+    assert np.where(load > 0, finish, finish.max(axis=2, keepdims=True)).min(axis=2) == approx(
+        finish.max(axis=2), rel=1e-9
+    )
+
+
+@both_scopes
+def test_an_answer_that_is_not_proven_is_refused(scope, monkeypatch):
+    import sys
+
+    module = sys.modules["wdmoe_opencompass.allocation.optimal"]
+    monkeypatch.setattr(module, "ACCEPTED_GAP", {"layer": -1.0, "pass": -1.0})
+    with pytest.raises(AllocationError, match=r"problems is not proven: relative gap .* must be <= -1e\+00"):
+        optimal(scope, *random_case(1))
+
+
+NOT_FINITE = [np.nan, np.inf, 0.0, -1.0]
+
+
+@both_scopes
+@pytest.mark.parametrize("value", NOT_FINITE)
+def test_a_link_budget_that_is_not_finite_is_refused(scope, value):
+    budget = LinkBudget(65536.0, np.array([value, 1e9, 1e9]), np.full(3, 1e8), np.zeros(3))
+    with pytest.raises(AllocationError, match="downlink_snr_hz of the link budget must be finite and > 0"):
+        optimal(scope, budget, [[1, 2, 3]])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (dict(device_load=[[1e300, 1, 1]]), r"must be 0 or between 1e-12 and 1e\+12 tokens"),
+        (dict(device_load=[[5e-324, 0, 0]]), "must be 0 or between"),
+        (dict(total_bandwidth_hz=float("inf")), "total_bandwidth_hz must be > 0 and finite, got inf"),
+        (dict(total_bandwidth_hz="1e8"), "total_bandwidth_hz must be > 0 and finite, got 1e8"),
+        (dict(expert_evaluations=[[1, 1, 1]]), "evaluations must be 0 where the load is 0"),
+        (dict(budget=LinkBudget(1.0, np.ones(2), np.ones(2), np.zeros(3))), "which does not fit"),
+    ],
+)
+def test_what_would_give_no_number_is_refused(arguments, sentence):
+    budget = LinkBudget(65536.0, np.full(3, 1e9), np.full(3, 1e8), np.zeros(3))
+    with pytest.raises(AllocationError, match=sentence):
+        allocate(
+            "optimal", "layer", **(dict(budget=budget, device_load=[[1, 0, 2]], total_bandwidth_hz=1e8) | arguments)
+        )
+
+
+def test_no_passes_give_no_latencies():
+    answer = allocate("optimal", "pass", random_case(1, devices=3)[0], np.zeros((0, 2, 3)), TOTAL_HZ, certified=True)
+    assert answer.layer_latency_s.shape == (0, 2)
+    assert answer.relative_gap.shape == (0,)
 
 
 @both_scopes

@@ -37,12 +37,91 @@ def test_figure_5_plots_what_replay_says():
     assert np.diff(sweep_s(trace, "optimal", "pass")).max() < 0
 
 
+def run_of(abbr, policy, base, **traces):
+    return ModelRun(abbr, policy, base, traces=traces)
+
+
+def heights(figure):
+    return [bar.get_height() for bar in figure.axes[0].patches]
+
+
+def batch_mean_s(trace, method):
+    return replay(trace, trace.metadata.profile, method, "pass").mean_s("batch", "all")
+
+
+def test_figure_6_divides_by_the_vanilla_of_the_same_weights_and_profile():
+    one, two = trace_of(seed=1), trace_of(seed=2, largest=400)
+    both = {base: run_of(f"wdmoe {base[1]}", "wlr", base, d=trace_of(seed=7)) for base in (("w", "p"), ("w", "q"))}
+    vanilla = [run_of("v p", "top_k", ("w", "p"), d=one), run_of("v q", "top_k", ("w", "q"), d=two)]
+    figure = FIGURES["figure_6_benchmarks"]([*vanilla, *both.values()], ["d"])
+    optimised = batch_mean_s(trace_of(seed=7), "optimal")
+    expected = [1, 1, *(optimised / batch_mean_s(trace, "uniform") for trace in (one, two))]
+    assert heights(figure) == approx(expected)
+    assert len(figure.axes[0].get_legend().get_texts()) == 4
+    low, high = figure.axes[0].get_ylim()
+    assert low <= 0 < max(expected) < high
+
+
+def test_figure_6_has_no_bar_without_a_vanilla_and_its_legend_knows_every_row():
+    runs = [
+        run_of("v", "top_k", ("w", "p"), d=trace_of(), e=trace_of()),
+        run_of("wdmoe", "wlr", ("w", "p"), e=trace_of(seed=3)),
+        run_of("other", "wlr", ("w2", "p"), e=trace_of(seed=4)),
+    ]
+    figure = FIGURES["figure_6_benchmarks"](runs, ["d", "e"])
+    assert len(heights(figure)) == 3
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["vanilla_even", "both, wdmoe"]
+
+
+def test_figure_7_plots_the_latency_of_each_batch_in_ms():
+    trace = trace_of(batches=3)
+    figure = FIGURES["figure_7_ablation"]([run_of("v", "top_k", ("w", "p"), d=trace)], ["d"])
+    waiting = replay(trace, trace.metadata.profile, "uniform", "pass").waiting_latency_s
+    expected = [(trace.tokens[trace.batch == b].sum(), 1e3 * waiting[trace.batch == b].sum()) for b in range(3)]
+    assert figure.axes[0].collections[0].get_offsets().tolist() == approx(np.array(expected))
+
+
+def test_every_figure_states_profile_seed_and_caveat_within_its_width(tmp_path, monkeypatch):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    seen = {}
+    save = Figure.savefig
+
+    def saved(figure, path, **options):
+        save(figure, path, **options)
+        note, renderer = figure._supxlabel, FigureCanvasAgg(figure).get_renderer()
+        seen[path.name] = (note.get_text(), note.get_window_extent(renderer), figure.bbox)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    write_figures(runs(), ["d"], tmp_path)
+    assert len(seen) == 2 * len(FIGURES)
+    for text, extent, figure in seen.values():
+        assert "selection was made under the run's own profile" in " ".join(text.split())
+        assert "paper_8_devices (hash" in " ".join(text.split())
+        assert "seed 0" in " ".join(text.split())
+        assert extent.x0 >= 0
+        assert extent.x1 <= figure.x1
+
+
+def test_a_trace_without_passes_is_not_drawn_as_zero():
+    from tests.routing.test_trace import metadata
+    from wdmoe_opencompass.routing.trace import join
+
+    empty = run_of("v", "top_k", ("w", "p"), d=join(metadata(), []))
+    assert heights(FIGURES["figure_6_benchmarks"]([empty], ["d"])) == []
+    assert np.isnan(FIGURES["figure_5_bandwidth"]([empty], ["d"]).axes[0].lines[0].get_ydata()).all()
+
+
 def test_figure_8_counts_the_most_chosen_pair_of_each_batch():
     trace = trace_of(batches=1)
     trace.arrays["co_selection"][:] = 0
     trace.arrays["co_selection"][0, 1, 5] = 7
     trace.arrays["tokens"][:] = [10, 2, 2]
     assert largest_pair_share(trace).tolist() == [[0, 0.5, 0]]
+    figure = FIGURES["figure_8_expert_pairs"]([run_of("v", "top_k", ("w", "p"), d=trace)], ["d"])
+    assert [line.get_label() for line in figure.axes[0].lines] == ["layer 1", "layer 2", "layer 3"]
+    assert [line.get_ydata().tolist() for line in figure.axes[0].lines] == [[0], [0.5], [0]]
 
 
 def test_no_trace_no_figure(tmp_path):

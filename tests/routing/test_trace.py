@@ -52,6 +52,7 @@ def block(first_item, items=4, passes=2, seed=0):
         for name, (dtype, axes) in (PER_PASS | PER_BATCH).items()
     }
     arrays["batch"] = np.zeros(passes, dtype=np.int32)
+    arrays["expert_evaluations"] *= arrays["device_load"]  # what is computed was sent
     return arrays | {"first_item": np.array([first_item], np.int32), "items": np.array([items], np.int32)}
 
 
@@ -130,7 +131,7 @@ def test_bad_traces_get_one_sentence(tmp_path):
         read_trace(path)
     text = json.loads(metadata().model_dump_json()) | dict(format_version=99)
     path.write_bytes(save(block(0), metadata={"wdmoe_trace": json.dumps(text)}))
-    with pytest.raises(TraceError, match="format_version must be 1, got 99"):
+    with pytest.raises(TraceError, match="format_version must be 2, got 99"):
         read_trace(path)
     arrays = block(0)
     arrays["device_load"] = arrays["device_load"][:, :2]

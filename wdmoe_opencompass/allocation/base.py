@@ -1,6 +1,7 @@
 """What every allocator takes and gives, and the one door to all of them."""
 
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
@@ -8,9 +9,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import AllocationError, unknown_name
 from ..latency import Array, LinkBudget, waiting_latency_s
-from .optimal import solve
+from .optimal import relative_gap, solve
 
 Scope = Literal["pass", "layer"]
+LARGEST_LOAD = 1e12
 
 
 class Allocator(Protocol):
@@ -48,8 +50,7 @@ class Allocation:
         """-> [passes] how far the waiting latency can be above the optimum, relative to itself; 0 without load."""
         if self.lower_bound_s is None:
             raise AllocationError("no certificate was asked for: allocate(..., certified=True)")
-        waiting = self.waiting_latency_s
-        return np.where(waiting > 0, (waiting - self.lower_bound_s) / np.where(waiting > 0, waiting, 1.0), 0.0)
+        return relative_gap(self.waiting_latency_s, self.lower_bound_s)
 
 
 def allocate(
@@ -68,8 +69,8 @@ def allocate(
     budget:             SNRs [devices], or broadcasting to [passes, layers, devices] where the channel changes
     certified:          also give the duality bound of the exact optimum, whatever the method
 
-    Raises AllocationError for unknown names, wrong shapes, and negative or non-finite numbers. Where nothing is loaded
-    the latency is 0 s and the split even.
+    Raises AllocationError for unknown names, wrong shapes, numbers that are negative, not finite or beyond
+    LARGEST_LOAD, and where no finite latency comes out. Where nothing is loaded the latency is 0 s and the split even.
     """
     from . import ALLOCATORS
 
@@ -77,13 +78,16 @@ def allocate(
         raise AllocationError(unknown_name("bandwidth allocation", method, ALLOCATORS))
     if scope not in get_args(Scope):
         raise AllocationError(unknown_name("scope", scope, get_args(Scope)))
-    if not (np.isfinite(total_bandwidth_hz) and total_bandwidth_hz > 0):
+    if not (isinstance(total_bandwidth_hz, Real) and np.isfinite(total_bandwidth_hz) and total_bandwidth_hz > 0):
         raise AllocationError(f"total_bandwidth_hz must be > 0 and finite, got {total_bandwidth_hz}")
     devices = budget.computation_s.shape[-1]
     load = _checked("device loads", device_load, devices)
     evaluations = load if expert_evaluations is None else _checked("evaluations", expert_evaluations, devices)
     if evaluations.shape != load.shape:
         raise AllocationError(f"evaluations must have the loads' shape {load.shape}, got {evaluations.shape}")
+    if (evaluations[load == 0] > 0).any():
+        raise AllocationError("evaluations must be 0 where the load is 0: what is computed must have been sent")
+    _check_budget(budget, load.shape)
     problems = _problems(scope, _on_three_axes(budget), load, evaluations)
     loaded = problems.load.any(axis=(1, 2))
     bandwidth_hz = np.full((len(loaded), devices), total_bandwidth_hz / devices)
@@ -94,15 +98,17 @@ def allocate(
         if certified:
             bound[loaded] = solve(part.budget, part.load, part.evaluations, total_bandwidth_hz).lower_s
     passes = len(load)
-    bandwidth_hz = bandwidth_hz.reshape(passes, -1, devices)
+    bandwidth_hz = bandwidth_hz.reshape(passes, load.shape[1] if scope == "layer" else 1, devices)
     latency = waiting_latency_s(_on_three_axes(budget), bandwidth_hz, load, evaluations)
-    return Allocation(bandwidth_hz, latency, bound.reshape(passes, -1).sum(axis=1) if certified else None)
+    if not np.isfinite(latency).all():
+        raise AllocationError("a latency is beyond what numbers can hold; check the profile's distances and FLOP/s")
+    return Allocation(bandwidth_hz, latency, bound.reshape(bandwidth_hz.shape[:2]).sum(axis=1) if certified else None)
 
 
 def _checked(what: str, values: ArrayLike, devices: int) -> Array:
     try:
         array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise AllocationError(f"{what} must be rows of {devices} numbers each, one per device") from None
     if array.ndim == 2:
         array = array[None]
@@ -110,7 +116,24 @@ def _checked(what: str, values: ArrayLike, devices: int) -> Array:
         raise AllocationError(f"{what} must be layers x {devices} devices, got an array of shape {array.shape[-2:]}")
     if not np.isfinite(array).all() or (array < 0).any():
         raise AllocationError(f"{what} must be finite and >= 0")
+    counted = array[array > 0]
+    if len(counted) and not (counted.min() >= 1 / LARGEST_LOAD and counted.max() <= LARGEST_LOAD):
+        raise AllocationError(f"{what} must be 0 or between {1 / LARGEST_LOAD:g} and {LARGEST_LOAD:g} tokens")
     return array
+
+
+def _check_budget(budget: LinkBudget, shape: tuple[int, ...]) -> None:
+    for name in ("downlink_snr_hz", "uplink_snr_hz", "computation_s"):
+        values = np.asarray(getattr(budget, name))
+        try:
+            fits = np.broadcast_shapes(values.shape, shape) == shape
+        except ValueError:
+            fits = False
+        if not fits:
+            raise AllocationError(f"{name} of the link budget has shape {values.shape}, which does not fit {shape}")
+        rule, holds = (">= 0", values >= 0) if name == "computation_s" else ("> 0", values > 0)
+        if not (np.isfinite(values) & holds).all():
+            raise AllocationError(f"{name} of the link budget must be finite and {rule} for every device")
 
 
 def _on_three_axes(budget: LinkBudget) -> LinkBudget:

@@ -33,7 +33,7 @@ def one_direction(snr: Array, bandwidth: Array, curvature: bool = True) -> Curve
     log = np.log1p(u)
     ratio = u / (1 + u)
     rate_slope = log - ratio
-    if u.min() < SMALL_SNR:
+    if u.min(initial=np.inf) < SMALL_SNR:
         rate_slope = np.where(u < SMALL_SNR, u * u * (0.5 - u * (2 / 3 - 0.75 * u)), rate_slope)
     inverse = 1 / (bandwidth * log)
     square = inverse * inverse
@@ -58,7 +58,9 @@ def both_directions(duplex: Duplex, snr_down: Array, snr_up: Array, bandwidth: A
 def downlink_share(snr_down: Array, snr_up: Array, bandwidth: Array) -> Array:
     """The share of a device's bandwidth that its downlink gets where a token's latency is least.
 
-    There both directions gain equally from more bandwidth; Newton on the share, kept inside a shrinking bracket.
+    There both directions gain equally from more bandwidth; Newton on the share, kept inside a shrinking bracket. It
+    follows the channel: under fading that changes from layer to layer it changes with it, also where the devices'
+    bandwidths are one split for all layers (our choice).
     """
     snr_down, snr_up, bandwidth = np.broadcast_arrays(snr_down, snr_up, bandwidth)
     low, high = np.zeros(bandwidth.shape), np.ones(bandwidth.shape)

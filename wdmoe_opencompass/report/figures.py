@@ -1,6 +1,7 @@
 """Figures 5 to 8 of the paper from routing traces alone, as PNG and PDF."""
 
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ ROW_STYLE = {  # colour-blind safe (Okabe-Ito), one marker each
     "allocation_only": ("#0072B2", "^"),
     "both": ("#009E73", "D"),
 }
+NOTE_LETTERS_PER_INCH = 20  # what fits beneath a figure at 6 points
 CAVEAT = "selection was made under the run's own profile"
 
 
@@ -42,14 +44,16 @@ def sweep_s(trace: RoutingTrace, method: str, scope: str) -> list[float]:
     """Mean waiting latency per batch at every bandwidth of BANDWIDTHS_HZ, the run's own draws."""
     profile = trace.metadata.profile
     profiles = [changed_profile(profile, "total_bandwidth_hz", float(hertz)) for hertz in BANDWIDTHS_HZ]
-    return [replay(trace, one, method, scope).mean_s("batch", "all") or 0.0 for one in profiles]
+    means = [replay(trace, one, method, scope).mean_s("batch", "all") for one in profiles]
+    return [float("nan") if mean is None else mean for mean in means]
 
 
 def figure_5(runs: Sequence[ModelRun], datasets: Sequence[str]) -> Any:
     """Latency per batch against the total bandwidth, 20 to 120 MHz."""
     figure, panels = _panels(len(datasets))
     for panel, dataset in zip(panels, datasets):
-        for row, label, trace in _rows(runs, dataset, ("vanilla_even", "both")):
+        for row, label, run in _rows(runs, dataset, ("vanilla_even", "both")):
+            trace = run.traces[dataset]
             colour, marker = ROW_STYLE[row]
             latency = np.array(sweep_s(trace, ROWS[row][1], "pass"))
             panel.plot(BANDWIDTHS_HZ / 1e6, 1e3 * latency, color=colour, marker=marker, label=label)
@@ -59,32 +63,45 @@ def figure_5(runs: Sequence[ModelRun], datasets: Sequence[str]) -> Any:
 
 
 def figure_6(runs: Sequence[ModelRun], datasets: Sequence[str]) -> Any:
-    """Mean latency per batch of every benchmark, side by side; relative to vanilla, whose value stands on its bar."""
+    """Mean latency per batch of every benchmark, relative to vanilla of the same weights and profile.
+
+    The latency itself stands on each bar; where there is no vanilla to compare with, there is no bar.
+    """
     figure, (panel,) = _panels(1, width=max(5.0, 1.6 * len(datasets)))
-    labels = list(dict.fromkeys(label for d in datasets for _, label, _ in _rows(runs, d, ("vanilla_even", "both"))))
+    bars = {d: list(_bars(runs, d)) for d in datasets}
+    labels = list(dict.fromkeys(label for found in bars.values() for _, label, _, _ in found))
+    width = 0.8 / max(1, len(labels))
     for place, dataset in enumerate(datasets):
-        bars = [
-            (row, label, _batch_mean_s(trace, row))
-            for row, label, trace in _rows(runs, dataset, ("vanilla_even", "both"))
-        ]
-        base = next((value for row, _, value in bars if row == "vanilla_even"), None)
-        for row, label, value in bars:
-            width = 0.8 / len(labels)
+        for row, label, value_s, vanilla_s in bars[dataset]:
             x = place - 0.4 + (labels.index(label) + 0.5) * width
-            height = value / base if base else 0.0
-            panel.bar(x, height, width, color=ROW_STYLE[row][0], label=label if place == 0 else None)
-            panel.text(x, height, f"{1e3 * value:.3g} ms", ha="center", va="bottom", fontsize=7)
+            panel.bar(x, value_s / vanilla_s, width, color=ROW_STYLE[row][0], edgecolor="white")
+            panel.text(x, value_s / vanilla_s, f"{1e3 * value_s:.3g} ms", ha="center", va="bottom", fontsize=7)
+    rows = {label: row for found in bars.values() for row, label, _, _ in found}
+    panel.legend(handles=[_patch(ROW_STYLE[rows[label]][0], label) for label in labels], loc="lower right")
     panel.set_xticks(range(len(datasets)), datasets)
-    panel.set(ylabel="mean latency per batch, vanilla = 1", ylim=(0, 1.15))
-    panel.legend(loc="lower right")
+    panel.set(ylabel="mean latency per batch, vanilla = 1")
+    panel.margins(y=0.15)
     return figure
+
+
+def _bars(runs: Sequence[ModelRun], dataset: str) -> Iterator[tuple[str, str, float, float]]:
+    """(row, label, latency per batch, that of vanilla) of the runs that have a vanilla beside them, in seconds."""
+    vanilla: dict[tuple[str, str], float] = {}
+    for row, label, run in _rows(runs, dataset, ("vanilla_even", "both")):
+        trace = run.traces[dataset]
+        value_s = replay(trace, trace.metadata.profile, ROWS[row][1], "pass").mean_s("batch", "all")
+        if value_s is not None and row == "vanilla_even":
+            vanilla[run.base] = value_s
+        if value_s is not None and run.base in vanilla:
+            yield row, label, value_s, vanilla[run.base]
 
 
 def figure_7(runs: Sequence[ModelRun], datasets: Sequence[str]) -> Any:
     """Ablation: latency of each batch against its number of tokens, the four rows of Table II."""
     figure, panels = _panels(len(datasets))
     for panel, dataset in zip(panels, datasets):
-        for row, label, trace in _rows(runs, dataset, tuple(ROWS)):
+        for row, label, run in _rows(runs, dataset, tuple(ROWS)):
+            trace = run.traces[dataset]
             colour, marker = ROW_STYLE[row]
             waiting = replay(trace, trace.metadata.profile, ROWS[row][1], "pass").waiting_latency_s
             tokens, latency = (np.bincount(trace.batch, weights=values) for values in (trace.tokens, waiting))
@@ -126,19 +143,20 @@ def largest_pair_share(trace: RoutingTrace) -> np.ndarray:
     return most / np.maximum(tokens, 1)[:, None]
 
 
-def _rows(runs: Sequence[ModelRun], dataset: str, rows: tuple[str, ...]) -> list[tuple[str, str, RoutingTrace]]:
-    """-> (row, label, trace) of every run that has the dataset."""
-    several = len([run for run in runs if not run.is_vanilla]) > 1
+def _rows(runs: Sequence[ModelRun], dataset: str, rows: tuple[str, ...]) -> list[tuple[str, str, ModelRun]]:
+    """-> (row, label, run) of every run that has the dataset; labels tell runs of one row apart."""
     found = []
     for row in rows:
-        for run in row_runs(runs, row):
-            if dataset in run.traces:
-                found.append((row, f"{row}, {run.abbr}" if several else row, run.traces[dataset]))
+        holders = [run for run in row_runs(runs, row) if dataset in run.traces]
+        several = len(row_runs(runs, row)) > 1
+        found += [(row, f"{row}, {run.abbr}" if several else row, run) for run in holders]
     return found
 
 
-def _batch_mean_s(trace: RoutingTrace, row: str) -> float:
-    return replay(trace, trace.metadata.profile, ROWS[row][1], "pass").mean_s("batch", "all") or 0.0
+def _patch(colour: str, label: str) -> Any:
+    from matplotlib.patches import Patch
+
+    return Patch(color=colour, label=label)
 
 
 def _panels(count: int, width: float | None = None) -> tuple[Any, list[Any]]:
@@ -154,7 +172,8 @@ def _panels(count: int, width: float | None = None) -> tuple[Any, list[Any]]:
 
 
 def _save(figure: Any, path: Path, note: str) -> list[Path]:
-    figure.supxlabel(f"{note}; allocation uniform or {OPTIMISED}, scope pass", fontsize=6)
+    text = f"{note}; allocation uniform or {OPTIMISED}, scope pass"
+    figure.supxlabel(textwrap.fill(text, int(NOTE_LETTERS_PER_INCH * figure.get_figwidth())), fontsize=6)
     files = [path.with_suffix(".png"), path.with_suffix(".pdf")]
     figure.savefig(files[0], dpi=150)
     figure.savefig(files[1], metadata={"CreationDate": None})

@@ -47,12 +47,17 @@ class ModelRun:
 
 
 def runs_from_traces(run_folder: Path) -> list[ModelRun]:
-    """The models of a run folder with their sealed traces, without accuracies; TraceError where there is no trace."""
+    """The models of a run folder with their sealed traces, without accuracies.
+
+    TraceError where there is no trace, or where a model's traces are of different weights or channel profiles.
+    """
     runs: dict[str, ModelRun] = {}
     for path in sorted((run_folder / "predictions").glob(f"*/*{SEALED_SUFFIX}")):
         trace = read_trace(path)
         one = trace.metadata
         run = runs.setdefault(one.model, ModelRun(one.model, one.policy, (one.weights, one.profile_hash)))
+        if run.base != (one.weights, one.profile_hash) or one.profile_hash != one.profile.content_hash:
+            raise TraceError(f"{path}: recorded with other weights or another channel profile than {one.model}'s first")
         run.traces[one.dataset] = trace
     if not runs:
         raise TraceError(f"{run_folder}: no sealed routing trace in its predictions; give a run's time-stamped folder")

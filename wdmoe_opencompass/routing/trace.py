@@ -23,7 +23,7 @@ from safetensors.numpy import save as save_arrays
 from ..channel.profile import ChannelProfile
 from ..errors import TraceError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SEALED_SUFFIX = ".trace.safetensors"
 JOURNAL_SUFFIX = ".trace.part"
 PHASES = ("prefill", "decode")
