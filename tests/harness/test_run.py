@@ -5,7 +5,6 @@ import signal
 import subprocess
 import time
 
-import pytest
 from pytest import approx
 
 from tests.conftest import ROOT, SMALL, command, environment, opencompass
@@ -171,14 +170,3 @@ def opencompass_viz(folder):
         text=True,
     )
     return done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "eval_configs").glob("eval_*.py")), ids=lambda path: path.stem)
-def test_every_shipped_config_loads(path):
-    from mmengine.config import Config
-
-    config = Config.fromfile(path, format_python_code=False)
-    assert config.models
-    assert config.datasets
-    assert "WdmoeInferTask" in str(config.infer.runner.task.type)
-    assert "WdmoeSummarizer" in str(config.summarizer.type)

@@ -13,6 +13,7 @@ from opencompass.tasks.openicl_infer import OpenICLInferTask
 from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, model_abbr_from_cfg
 
 from ..errors import WdmoeError
+from .models import supply_batch_encode_plus
 
 FAILURE_SUFFIX = ".failed.txt"
 
@@ -55,6 +56,8 @@ class WdmoeInferTask(OpenICLInferTask):
         failure = _beside(predictions, FAILURE_SUFFIX)
         dataset = dataset_abbr_from_cfg(self.dataset_cfg)
         traced = hasattr(self.model, "open_trace")
+        if not traced and getattr(self.model, "tokenizer", None) is not None:
+            supply_batch_encode_plus(self.model.tokenizer)
         try:
             if traced:
                 answered = _answered_items(predictions)

@@ -13,6 +13,7 @@ from ..errors import ModelError, unknown_name
 from ..routing.channel_state import ChannelStates
 from ..routing.patch import Attachment, find_moe_layers
 from ..routing.trace import FORMAT_VERSION, JOURNAL_SUFFIX, SEALED_SUFFIX, Journal, TraceMetadata
+from .precision import check_precision, precision_name
 from .settings import parse_settings
 
 TRACED_PACKAGES = ("wdmoe_opencompass", "opencompass", "torch", "transformers", "numpy")
@@ -55,13 +56,12 @@ class WdmoeMixin:
 
     def _load_tokenizer(self, path: str, kwargs: dict, pad_token_id: int | None = None) -> None:
         super()._load_tokenizer(path, {"trust_remote_code": False, **kwargs}, pad_token_id)  # type: ignore[misc]
-        tokenizer: Any = self.tokenizer  # type: ignore[attr-defined]
-        if not hasattr(tokenizer, "batch_encode_plus"):  # gone in transformers 5, still called by OpenCompass 0.5.4
-            tokenizer.batch_encode_plus = tokenizer.__call__
+        supply_batch_encode_plus(self.tokenizer)  # type: ignore[attr-defined]
 
     def _load_model(self, path: str, kwargs: dict, **others: Any) -> None:
         super()._load_model(path=path, kwargs={"trust_remote_code": False, **kwargs}, **others)  # type: ignore[misc]
         model: Any = self.model  # type: ignore[attr-defined]
+        check_precision(path, model)
         first = find_moe_layers(model)[0]
         self._channel = ChannelStates(self.profile, first.shape, first.num_experts)
         self.attachment = Attachment(model, self.settings.build_policy(), self._channel, self.settings.renormalise)
@@ -97,7 +97,7 @@ class WdmoeMixin:
             top_k=layer.top_k,
             hidden_size=layer.shape.hidden_size,
             ffn_size=layer.shape.ffn_size,
-            dtype=str(next(self.model.parameters()).dtype).removeprefix("torch."),  # type: ignore[attr-defined]
+            dtype=precision_name(self.model),  # type: ignore[attr-defined]
             versions={package: version(package) for package in TRACED_PACKAGES},
         )
 
@@ -142,6 +142,12 @@ class WdmoeHuggingFaceBaseModel(WdmoeMixin, HuggingFaceBaseModel):
 
 class WdmoeHuggingFacewithChatTemplate(WdmoeMixin, HuggingFacewithChatTemplate):
     """`HuggingFacewithChatTemplate` with a selection policy."""
+
+
+def supply_batch_encode_plus(tokenizer: Any) -> None:
+    """Give a tokenizer the method that transformers 5 took away and OpenCompass 0.5.4 still calls."""
+    if not hasattr(tokenizer, "batch_encode_plus"):
+        tokenizer.batch_encode_plus = tokenizer.__call__
 
 
 def _parameters(policy: Any) -> dict[str, Any]:

@@ -1,0 +1,20 @@
+"""Inference and evaluation through Slurm's `srun`, by OpenCompass's own runner: at most eight datasets per task.
+
+Partition and quality of service are the cluster's defaults; set them in a config of your own:
+`infer["runner"]["partition"] = "gpu"`.
+"""
+
+from opencompass.partitioners import NaivePartitioner
+from opencompass.runners import SlurmRunner
+from opencompass.tasks import OpenICLEvalTask
+
+from wdmoe_opencompass.harness.infer_task import WdmoeInferTask
+
+infer = dict(
+    partitioner=dict(type=NaivePartitioner, n=8),
+    runner=dict(type=SlurmRunner, max_num_workers=16, retry=2, task=dict(type=WdmoeInferTask)),
+)
+eval = dict(
+    partitioner=dict(type=NaivePartitioner, n=8),
+    runner=dict(type=SlurmRunner, max_num_workers=16, retry=2, task=dict(type=OpenICLEvalTask)),
+)
