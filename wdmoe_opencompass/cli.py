@@ -275,7 +275,7 @@ class _Progress:
         if self.bar is None and time.monotonic() - self.started > 2 and sys.stderr.isatty():
             self.bar = Progress(console=Console(stderr=True))
             self.bar.start()
-            self.bar.add_task("replaying", total=self.total)
+            self.bar.add_task("working", total=self.total)
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], completed=self.done)
 
@@ -289,10 +289,12 @@ def figures_command(run_folder: Annotated[Path, typer.Argument(help="OpenCompass
     runs = runs_from_traces(run_folder)
     datasets = list(dict.fromkeys(dataset for run in runs for dataset in run.traces))
     try:
-        for path in write_figures(runs, datasets, run_folder / "summary"):
-            print(path)
+        with _Progress(1) as progress:
+            written = write_figures(runs, datasets, run_folder / "summary", progress.advance)
     except OSError as error:
         raise WdmoeError(f"{run_folder / 'summary'}: cannot be written: {error.strerror}") from None
+    for path in written:
+        print(path)
 
 
 @app.command("report")

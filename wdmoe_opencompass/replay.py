@@ -22,8 +22,8 @@ WORKERS = 2
 Advance = Callable[[float], None]
 
 
-def _ignore(share: float) -> None:
-    """No progress bar."""
+def ignore(share: float) -> None:
+    """For callers that show no progress."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class DrawnLatency:
 
 
 def replay(
-    trace: RoutingTrace, profile: ChannelProfile, method: str, scope: str, advance: Advance = _ignore
+    trace: RoutingTrace, profile: ChannelProfile, method: str, scope: str, advance: Advance = ignore
 ) -> ReplayedLatency:
     """Waiting latency, Eq. (11), and energy of every pass under a bandwidth allocation of the given method and scope.
 
@@ -136,7 +136,7 @@ def replay(
 
 
 def replay_draws(
-    trace: RoutingTrace, profile: ChannelProfile, method: str, scope: str, draws: int, advance: Advance = _ignore
+    trace: RoutingTrace, profile: ChannelProfile, method: str, scope: str, draws: int, advance: Advance = ignore
 ) -> DrawnLatency:
     """As `replay` for many fading draws, in chunks of passes and draws of bounded memory.
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..channel.profile import changed_profile
-from ..replay import replay
+from ..replay import Advance, ignore, replay
 from ..routing.trace import RoutingTrace
 from .tables import OPTIMISED, ROWS, ModelRun, profile_line, row_runs
 
@@ -23,8 +23,10 @@ NOTE_LETTERS_PER_INCH = 20  # what fits beneath a figure at 6 points
 CAVEAT = "selection was made under the run's own profile"
 
 
-def write_figures(runs: Sequence[ModelRun], datasets: Sequence[str], folder: Path) -> list[Path]:
-    """Draw every figure that the traces allow into `folder`; -> the files written.
+def write_figures(
+    runs: Sequence[ModelRun], datasets: Sequence[str], folder: Path, advance: Advance = ignore
+) -> list[Path]:
+    """Draw every figure that the traces allow into `folder`; -> the files written; `advance` is told each one's share.
 
     Rows are those of Table II, scope `pass`. Each figure names profile, seed and the caveat that selection was made
     under the run's own profile.
@@ -37,6 +39,7 @@ def write_figures(runs: Sequence[ModelRun], datasets: Sequence[str], folder: Pat
     written = []
     for name, draw in FIGURES.items():
         written += _save(draw(runs, present), folder / name, note)
+        advance(1 / len(FIGURES))
     return written
 
 
