@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +35,17 @@ HiddenSize = Annotated[int, typer.Option(min=1, help="Hidden size m.")]
 FfnSize = Annotated[int, typer.Option(min=1, help="FFN hidden size m_h.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 MIXTRAL = ExpertShape()
+
+
+class Format(StrEnum):
+    """How tables are printed."""
+
+    md = "md"
+    csv = "csv"
+    tex = "tex"
+    json = "json"
+
+
 MOST_POINTS, MOST_DRAWS = 10_000, 10_000_000
 INFINITE_MEAN = (
     "under Rayleigh fading the expected latency is infinite (a gain can be arbitrarily close to 0): mean and standard "
@@ -284,13 +296,13 @@ class _Progress:
 def figures_command(run_folder: Annotated[Path, typer.Argument(help="OpenCompass's time-stamped folder.")]) -> None:
     """Draw Figures 5 to 8 of the paper from a run's traces into its summary folder, as PNG and PDF."""
     from .report.figures import write_figures
-    from .report.tables import runs_from_traces
+    from .report.tables import benchmarks_of, runs_from_traces
 
     runs = runs_from_traces(run_folder)
-    datasets = list(dict.fromkeys(dataset for run in runs for dataset in run.traces))
+    benchmarks = benchmarks_of([dataset for run in runs for dataset in run.traces], runs[0].groups)
     try:
         with _Progress(1) as progress:
-            written = write_figures(runs, datasets, run_folder / "summary", progress.advance)
+            written = write_figures(runs, benchmarks, run_folder / "summary", progress.advance)
     except OSError as error:
         raise WdmoeError(f"{run_folder / 'summary'}: cannot be written: {error.strerror}") from None
     for path in written:
@@ -298,23 +310,56 @@ def figures_command(run_folder: Annotated[Path, typer.Argument(help="OpenCompass
 
 
 @app.command("report")
-def report_command(run_folder: Annotated[Path, typer.Argument(help="OpenCompass's time-stamped folder.")]) -> None:
+def report_command(
+    run_folder: Annotated[Path, typer.Argument(help="OpenCompass's time-stamped folder.")],
+    form: Annotated[Format, typer.Option("--format", help="Format of the two main tables.")] = Format.md,
+) -> None:
     """Print a run's main tables; exit code 1 if a cell is empty, with the reason of each."""
+    from .report.summary import MAIN
     from .report.tables import MAIN_TABLES_FILE, MISSING_FILE
 
     summary = run_folder / "summary"
-    if not (summary / MISSING_FILE).is_file():
-        raise WdmoeError(
-            f"{run_folder}: no tables in its summary folder; give the time-stamped folder of a finished run whose "
-            "config has summarizer=dict(type=WdmoeSummarizer)"
-        )
-    print((summary / MAIN_TABLES_FILE).read_text())
-    print(f"all formats: {summary}")
-    missing = json.loads((summary / MISSING_FILE).read_text())
+    missing = _read_summary(run_folder, MISSING_FILE)
+    if form == Format.md:
+        print((summary / MAIN_TABLES_FILE).read_text())
+        print(f"all formats: {summary}")
+    elif form == Format.json:
+        _print({name: json.loads((summary / f"{name}.json").read_text()) for name in MAIN})
+    else:
+        print("\n".join((summary / f"{name}.{form.value}").read_text() for name in MAIN), end="")
     for cell in missing:
         print(f"empty: {cell}", file=sys.stderr)
     if missing:
         raise typer.Exit(1)
+
+
+@app.command("compare")
+def compare_command(
+    run_a: Annotated[Path, typer.Argument(help="Time-stamped folder of one run.")],
+    run_b: Annotated[Path, typer.Argument(help="Time-stamped folder of another.")],
+    form: Annotated[Format, typer.Option("--format", help="Format of the table.")] = Format.md,
+) -> None:
+    """Differences between two runs, B - A: accuracy and waiting latency of every benchmark that both measured."""
+    from .report.compare import compared, notes_of
+    from .report.tables import formatted
+
+    records = [
+        {name: _read_summary(folder, f"{name}.json") for name in ("accuracy", "latency", "origin")}
+        for folder in (run_a, run_b)
+    ]
+    print(formatted(compared(*records), notes_of(*records), form.value), end="")
+
+
+def _read_summary(run_folder: Path, name: str) -> Any:
+    try:
+        return json.loads((run_folder / "summary" / name).read_text())
+    except OSError:
+        raise WdmoeError(
+            f"{run_folder}: no tables in its summary folder; give the time-stamped folder of a finished run whose "
+            "config has summarizer=dict(type=WdmoeSummarizer)"
+        ) from None
+    except ValueError:
+        raise WdmoeError(f"{run_folder / 'summary' / name}: not JSON; write it anew with --mode viz -r") from None
 
 
 def _device_records(profile: ChannelProfile, shape: ExpertShape) -> list[dict[str, Any]]:

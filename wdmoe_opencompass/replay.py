@@ -1,7 +1,7 @@
 """The latency engine: what a recorded run waits under any allocation, fading draw and bandwidth; no model is run."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -48,11 +48,7 @@ class ReplayedLatency:
 
     def mean(self, values: Array | None, per: str, phase: str) -> float | None:
         """Mean of [passes] values over forward passes, or over batches of the sum of their passes."""
-        chosen = self.trace.is_phase(phase)
-        if values is None or not chosen.any():
-            return None
-        count = chosen.sum() if per == "pass" else len(np.unique(self.trace.batch[chosen]))
-        return float(values[chosen].sum()) / float(count)
+        return pooled_mean([self], lambda _: values, per, phase)
 
     def records(self) -> list[dict]:
         """One record per pass: dataset, batch, pass, phase, layer_latency_s, waiting_latency_s and energies."""
@@ -72,6 +68,20 @@ class ReplayedLatency:
             }
             for n in range(len(trace.batch))
         ]
+
+
+def pooled_mean(
+    parts: Sequence[ReplayedLatency], values_of: Callable[[ReplayedLatency], Array | None], per: str, phase: str
+) -> float | None:
+    """Mean over the forward passes, or batches, of several traces read as one; None without any or without values."""
+    total, count = 0.0, 0
+    for part in parts:
+        values, chosen = values_of(part), part.trace.is_phase(phase)
+        if values is None:
+            return None
+        total += float(values[chosen].sum())
+        count += int(chosen.sum()) if per == "pass" else len(np.unique(part.trace.batch[chosen]))
+    return total / count if count else None
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from wdmoe_opencompass.report.tables import ModelRun
 
 
 def runs():
-    vanilla = ModelRun("vanilla", "top_k", ("w", "p"), traces={"d": trace_of(seed=0)})
-    return [vanilla, ModelRun("wdmoe", "wlr", ("w", "p"), traces={"d": trace_of(seed=9)})]
+    vanilla = ModelRun("vanilla", "top_k", ("w", "p"), traces={"d": [trace_of(seed=0)]})
+    return [vanilla, ModelRun("wdmoe", "wlr", ("w", "p"), traces={"d": [trace_of(seed=9)]})]
 
 
 def test_all_figures_are_written_as_png_and_pdf(tmp_path):
@@ -29,16 +29,16 @@ def test_every_figure_labels_its_axes_and_rows(name):
 
 def test_figure_5_plots_what_replay_says():
     trace = trace_of()
-    figure = FIGURES["figure_5_bandwidth"]([ModelRun("v", "top_k", ("w", "p"), traces={"d": trace})], ["d"])
+    figure = FIGURES["figure_5_bandwidth"]([ModelRun("v", "top_k", ("w", "p"), traces={"d": [trace]})], ["d"])
     (line,) = figure.axes[0].lines
     assert line.get_xdata() == approx(BANDWIDTHS_HZ / 1e6)
     at_100_mhz = replay(trace, trace.metadata.profile, "uniform", "pass").mean_s("batch", "all")
     assert line.get_ydata()[8] == approx(1e3 * at_100_mhz)
-    assert np.diff(sweep_s(trace, "optimal", "pass")).max() < 0
+    assert np.diff(sweep_s([trace], "optimal", "pass")).max() < 0
 
 
 def run_of(abbr, policy, base, **traces):
-    return ModelRun(abbr, policy, base, traces=traces)
+    return ModelRun(abbr, policy, base, traces={name: [trace] for name, trace in traces.items()})
 
 
 def heights(figure):

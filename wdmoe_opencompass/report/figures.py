@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..channel.profile import changed_profile
-from ..replay import Advance, ignore, replay
+from ..channel.profile import ChannelProfile, changed_profile
+from ..replay import Advance, ignore, pooled_mean, replay
 from ..routing.trace import RoutingTrace
 from .tables import OPTIMISED, ROWS, ModelRun, profile_line, row_runs
 
@@ -24,7 +24,7 @@ CAVEAT = "selection was made under the run's own profile"
 
 
 def write_figures(
-    runs: Sequence[ModelRun], datasets: Sequence[str], folder: Path, advance: Advance = ignore
+    runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Path, advance: Advance = ignore
 ) -> list[Path]:
     """Draw every figure that the traces allow into `folder`; -> the files written; `advance` is told each one's share.
 
@@ -32,7 +32,7 @@ def write_figures(
     under the run's own profile.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    present = [dataset for dataset in datasets if any(dataset in run.traces for run in runs)]
+    present = [benchmark for benchmark in benchmarks if any(run.traces_of(benchmark) for run in runs)]
     if not present:
         return []
     note = f"{profile_line(runs)}; {CAVEAT}"
@@ -43,89 +43,99 @@ def write_figures(
     return written
 
 
-def sweep_s(trace: RoutingTrace, method: str, scope: str) -> list[float]:
-    """Mean waiting latency per batch at every bandwidth of BANDWIDTHS_HZ, the run's own draws."""
-    profile = trace.metadata.profile
-    profiles = [changed_profile(profile, "total_bandwidth_hz", float(hertz)) for hertz in BANDWIDTHS_HZ]
-    means = [replay(trace, one, method, scope).mean_s("batch", "all") for one in profiles]
-    return [float("nan") if mean is None else mean for mean in means]
+def sweep_s(traces: Sequence[RoutingTrace], method: str, scope: str) -> list[float]:
+    """Mean waiting latency per batch at every bandwidth of BANDWIDTHS_HZ, the run's own draws; NaN without passes."""
+    means = []
+    for hertz in BANDWIDTHS_HZ:
+        profile = changed_profile(traces[0].metadata.profile, "total_bandwidth_hz", float(hertz))
+        mean_s = _batch_mean_s(traces, profile, method, scope)
+        means.append(float("nan") if mean_s is None else mean_s)
+    return means
 
 
-def figure_5(runs: Sequence[ModelRun], datasets: Sequence[str]) -> Any:
+def _batch_mean_s(traces: Sequence[RoutingTrace], profile: ChannelProfile, method: str, scope: str) -> float | None:
+    parts = [replay(trace, profile, method, scope) for trace in traces]
+    return pooled_mean(parts, lambda part: part.waiting_latency_s, "batch", "all")
+
+
+def figure_5(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
     """Latency per batch against the total bandwidth, 20 to 120 MHz."""
-    figure, panels = _panels(len(datasets))
-    for panel, dataset in zip(panels, datasets):
-        for row, label, run in _rows(runs, dataset, ("vanilla_even", "both")):
-            trace = run.traces[dataset]
+    figure, panels = _panels(len(benchmarks))
+    for panel, benchmark in zip(panels, benchmarks):
+        for row, label, run in _rows(runs, benchmark, ("vanilla_even", "both")):
             colour, marker = ROW_STYLE[row]
-            latency = np.array(sweep_s(trace, ROWS[row][1], "pass"))
+            latency = np.array(sweep_s(run.traces_of(benchmark), ROWS[row][1], "pass"))
             panel.plot(BANDWIDTHS_HZ / 1e6, 1e3 * latency, color=colour, marker=marker, label=label)
-        panel.set(title=dataset, xlabel="total bandwidth (MHz)", ylabel="latency per batch (ms)", ylim=(0, None))
+        panel.set(title=benchmark, xlabel="total bandwidth (MHz)", ylabel="latency per batch (ms)", ylim=(0, None))
         panel.legend()
     return figure
 
 
-def figure_6(runs: Sequence[ModelRun], datasets: Sequence[str]) -> Any:
+def figure_6(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
     """Mean latency per batch of every benchmark, relative to vanilla of the same weights and profile.
 
     The latency itself stands on each bar; where there is no vanilla to compare with, there is no bar.
     """
-    figure, (panel,) = _panels(1, width=max(5.0, 1.6 * len(datasets)))
-    bars = {d: list(_bars(runs, d)) for d in datasets}
+    figure, (panel,) = _panels(1, width=max(5.0, 1.6 * len(benchmarks)))
+    bars = {d: list(_bars(runs, d)) for d in benchmarks}
     labels = list(dict.fromkeys(label for found in bars.values() for _, label, _, _ in found))
     width = 0.8 / max(1, len(labels))
-    for place, dataset in enumerate(datasets):
-        for row, label, value_s, vanilla_s in bars[dataset]:
+    for place, benchmark in enumerate(benchmarks):
+        for row, label, value_s, vanilla_s in bars[benchmark]:
             x = place - 0.4 + (labels.index(label) + 0.5) * width
             panel.bar(x, value_s / vanilla_s, width, color=ROW_STYLE[row][0], edgecolor="white")
             panel.text(x, value_s / vanilla_s, f"{1e3 * value_s:.3g} ms", ha="center", va="bottom", fontsize=7)
     rows = {label: row for found in bars.values() for row, label, _, _ in found}
     panel.legend(handles=[_patch(ROW_STYLE[rows[label]][0], label) for label in labels], loc="lower right")
-    panel.set_xticks(range(len(datasets)), datasets)
+    panel.set_xticks(range(len(benchmarks)), benchmarks)
     panel.set(ylabel="mean latency per batch, vanilla = 1")
     panel.margins(y=0.15)
     return figure
 
 
-def _bars(runs: Sequence[ModelRun], dataset: str) -> Iterator[tuple[str, str, float, float]]:
+def _bars(runs: Sequence[ModelRun], benchmark: str) -> Iterator[tuple[str, str, float, float]]:
     """(row, label, latency per batch, that of vanilla) of the runs that have a vanilla beside them, in seconds."""
     vanilla: dict[tuple[str, str], float] = {}
-    for row, label, run in _rows(runs, dataset, ("vanilla_even", "both")):
-        trace = run.traces[dataset]
-        value_s = replay(trace, trace.metadata.profile, ROWS[row][1], "pass").mean_s("batch", "all")
+    for row, label, run in _rows(runs, benchmark, ("vanilla_even", "both")):
+        traces = run.traces_of(benchmark)
+        value_s = _batch_mean_s(traces, traces[0].metadata.profile, ROWS[row][1], "pass")
         if value_s is not None and row == "vanilla_even":
             vanilla[run.base] = value_s
         if value_s is not None and run.base in vanilla:
             yield row, label, value_s, vanilla[run.base]
 
 
-def figure_7(runs: Sequence[ModelRun], datasets: Sequence[str]) -> Any:
+def figure_7(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
     """Ablation: latency of each batch against its number of tokens, the four rows of Table II."""
-    figure, panels = _panels(len(datasets))
-    for panel, dataset in zip(panels, datasets):
-        for row, label, run in _rows(runs, dataset, tuple(ROWS)):
-            trace = run.traces[dataset]
+    figure, panels = _panels(len(benchmarks))
+    for panel, benchmark in zip(panels, benchmarks):
+        for row, label, run in _rows(runs, benchmark, tuple(ROWS)):
             colour, marker = ROW_STYLE[row]
-            waiting = replay(trace, trace.metadata.profile, ROWS[row][1], "pass").waiting_latency_s
-            tokens, latency = (np.bincount(trace.batch, weights=values) for values in (trace.tokens, waiting))
+            points = [_batch_points(trace, ROWS[row][1]) for trace in run.traces_of(benchmark)]
+            tokens, latency = np.concatenate(points, axis=1)
             panel.scatter(tokens, 1e3 * latency, s=14, color=colour, marker=marker, label=label, alpha=0.8)
-        panel.set(title=dataset, xlabel="tokens in the batch", ylabel="latency of the batch (ms)", ylim=(0, None))
+        panel.set(title=benchmark, xlabel="tokens in the batch", ylabel="latency of the batch (ms)", ylim=(0, None))
         panel.legend()
     return figure
 
 
-def figure_8(runs: Sequence[ModelRun], datasets: Sequence[str]) -> Any:
+def _batch_points(trace: RoutingTrace, method: str) -> np.ndarray:
+    """-> [2, batches] tokens and latency in seconds of every batch."""
+    waiting = replay(trace, trace.metadata.profile, method, "pass").waiting_latency_s
+    return np.array([np.bincount(trace.batch, weights=values) for values in (trace.tokens, waiting)])
+
+
+def figure_8(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
     """Largest share of a batch's tokens whose router chose the same pair of experts: first, middle and last layer."""
-    figure, panels = _panels(len(datasets))
-    for panel, dataset in zip(panels, datasets):
-        run = next((run for run in runs if run.is_vanilla and dataset in run.traces), None)
-        run = run or next(run for run in runs if dataset in run.traces)
-        trace = run.traces[dataset]
-        shares = largest_pair_share(trace)
-        layers = trace.metadata.layers
+    figure, panels = _panels(len(benchmarks))
+    for panel, benchmark in zip(panels, benchmarks):
+        run = next((run for run in runs if run.is_vanilla and run.traces_of(benchmark)), None)
+        run = run or next(run for run in runs if run.traces_of(benchmark))
+        shares = np.concatenate([largest_pair_share(trace) for trace in run.traces_of(benchmark)])
+        layers = run.traces_of(benchmark)[0].metadata.layers
         for layer, (colour, marker) in zip(dict.fromkeys((0, (layers - 1) // 2, layers - 1)), ROW_STYLE.values()):
             panel.plot(shares[:, layer], color=colour, marker=marker, markersize=4, label=f"layer {layer + 1}")
-        panel.set(title=f"{dataset}, {run.abbr}", xlabel="batch", ylabel="largest share of tokens with one pair")
+        panel.set(title=f"{benchmark}, {run.abbr}", xlabel="batch", ylabel="largest share of tokens with one pair")
         panel.set_ylim(0, None)
         panel.legend()
     return figure
@@ -146,11 +156,11 @@ def largest_pair_share(trace: RoutingTrace) -> np.ndarray:
     return most / np.maximum(tokens, 1)[:, None]
 
 
-def _rows(runs: Sequence[ModelRun], dataset: str, rows: tuple[str, ...]) -> list[tuple[str, str, ModelRun]]:
-    """-> (row, label, run) of every run that has the dataset; labels tell runs of one row apart."""
+def _rows(runs: Sequence[ModelRun], benchmark: str, rows: tuple[str, ...]) -> list[tuple[str, str, ModelRun]]:
+    """-> (row, label, run) of every run that has the benchmark; labels tell runs of one row apart."""
     found = []
     for row in rows:
-        holders = [run for run in row_runs(runs, row) if dataset in run.traces]
+        holders = [run for run in row_runs(runs, row) if run.traces_of(benchmark)]
         several = len(row_runs(runs, row)) > 1
         found += [(row, f"{row}, {run.abbr}" if several else row, run) for run in holders]
     return found

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pandas as pd
 
 from ..allocation.base import Scope
 from ..errors import TraceError
-from ..replay import replay
+from ..replay import pooled_mean, replay
 from ..routing.trace import PHASES, SEALED_SUFFIX, RoutingTrace, TraceMetadata, read_trace
 
 SCOPES = get_args(Scope)
@@ -23,27 +24,68 @@ ROWS = {  # row name -> (is it the vanilla model's trace, bandwidth allocation),
 }
 
 
+DENSE = "dense"  # the policy column of a model without experts
+
+
 @dataclass
 class ModelRun:
     """One model of a run: what its config says and what it left.
 
-    base:       what must be equal for two models to be compared: weights and channel profile
+    base:       what must be equal for two models to be compared: weights and channel profile's hash
     accuracies: dataset -> (metric, value in percent)
-    traces:     dataset -> routing trace
+    traces:     dataset -> its routing traces, several where OpenCompass split the dataset
     missing:    dataset -> why there is no accuracy or no trace
+    groups:     benchmark -> the run's datasets that it is made of (MMLU's subjects); other benchmarks are one dataset
+    group_size: benchmark -> datasets that a whole one has
     """
 
     abbr: str
     policy: str
     base: tuple[str, str]
     accuracies: dict[str, tuple[str, float]] = field(default_factory=dict)
-    traces: dict[str, RoutingTrace] = field(default_factory=dict)
+    traces: dict[str, list[RoutingTrace]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    group_size: dict[str, int] = field(default_factory=dict)
 
     @property
     def is_vanilla(self) -> bool:
         """Whether the model routes as it was trained to."""
         return self.policy == "top_k"
+
+    def datasets_of(self, benchmark: str) -> list[str]:
+        """The datasets that a benchmark is made of."""
+        return self.groups.get(benchmark, [benchmark])
+
+    def traces_of(self, benchmark: str) -> list[RoutingTrace]:
+        """All traces of a benchmark; none where one of its datasets has none."""
+        found = [self.traces.get(dataset, []) for dataset in self.datasets_of(benchmark)]
+        return [trace for traces in found for trace in traces] if all(found) else []
+
+    def accuracy_of(self, benchmark: str) -> tuple[str, float] | None:
+        """(metric, percent) of a benchmark, a group's as the plain mean over its datasets; None where one lacks."""
+        datasets = self.datasets_of(benchmark)
+        if not all(dataset in self.accuracies for dataset in datasets):
+            return None
+        found = [self.accuracies[dataset] for dataset in datasets]
+        return found[0][0], sum(percent for _, percent in found) / len(found)
+
+    @property
+    def all_traces(self) -> list[RoutingTrace]:
+        """The traces of all datasets."""
+        return [trace for traces in self.traces.values() for trace in traces]
+
+
+def benchmarks_of(datasets: Sequence[str], groups: dict[str, list[str]]) -> list[str]:
+    """Columns of the tables: the datasets in order, a group in place of its first dataset."""
+    group_of = {dataset: name for name, members in groups.items() for dataset in members}
+    return list(dict.fromkeys(group_of.get(dataset, dataset) for dataset in datasets))
+
+
+def read_groups(summary: Path) -> dict[str, list[str]]:
+    """The groups of datasets that a run's tables were written with; none where there are no tables."""
+    path = summary / GROUPS_FILE
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def runs_from_traces(run_folder: Path) -> list[ModelRun]:
@@ -51,6 +93,7 @@ def runs_from_traces(run_folder: Path) -> list[ModelRun]:
 
     TraceError where there is no trace, or where a model's traces are of different weights or channel profiles.
     """
+    groups = read_groups(run_folder / "summary")
     runs: dict[str, ModelRun] = {}
     for path in sorted((run_folder / "predictions").glob(f"*/*{SEALED_SUFFIX}")):
         trace = read_trace(path)
@@ -58,7 +101,8 @@ def runs_from_traces(run_folder: Path) -> list[ModelRun]:
         run = runs.setdefault(one.model, ModelRun(one.model, one.policy, (one.weights, one.profile_hash)))
         if run.base != (one.weights, one.profile_hash) or one.profile_hash != one.profile.content_hash:
             raise TraceError(f"{path}: recorded with other weights or another channel profile than {one.model}'s first")
-        run.traces[one.dataset] = trace
+        run.traces.setdefault(one.dataset, []).append(trace)
+        run.groups = groups
     if not runs:
         raise TraceError(f"{run_folder}: no sealed routing trace in its predictions; give a run's time-stamped folder")
     return sorted(runs.values(), key=lambda run: (not run.is_vanilla, run.abbr))
@@ -66,37 +110,48 @@ def runs_from_traces(run_folder: Path) -> list[ModelRun]:
 
 def row_runs(runs: Sequence[ModelRun], row: str) -> list[ModelRun]:
     """The runs whose traces make a row of Table II."""
-    return [run for run in runs if run.is_vanilla == ROWS[row][0]]
+    return [run for run in runs if run.policy != DENSE and run.is_vanilla == ROWS[row][0]]
 
 
 def accuracy_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
-    """Records (model, dataset, metric, value): accuracy, active experts per token, share of assignments dropped."""
+    """Records (model, dataset, metric, value): accuracy, active experts per token, share of assignments dropped.
+
+    A group of datasets has records of its own beside those of its datasets.
+    """
     records = []
     for run in runs:
-        for dataset, (metric, value) in run.accuracies.items():
-            records.append(dict(model=run.abbr, dataset=dataset, metric=metric, value=value))
-        for dataset, trace in run.traces.items():
-            before, after = int(trace.assignments_before.sum()), int(trace.assignments.sum())
-            token_layers = int(trace.tokens.sum()) * trace.metadata.layers
+        for name in _names(run):
+            accuracy = run.accuracy_of(name)
+            if accuracy is not None:
+                records.append(dict(model=run.abbr, dataset=name, metric=accuracy[0], value=accuracy[1]))
+            traces = run.traces_of(name)
+            before, after = (
+                sum(int(array.sum()) for array in arrays)
+                for arrays in ([t.assignments_before for t in traces], [t.assignments for t in traces])
+            )
+            token_layers = sum(int(t.tokens.sum()) * t.metadata.layers for t in traces)
             if token_layers:
                 active, dropped = after / token_layers, 1 - after / before
-                records.append(dict(model=run.abbr, dataset=dataset, metric="active_experts_per_token", value=active))
-                records.append(dict(model=run.abbr, dataset=dataset, metric="share_dropped", value=dropped))
+                records.append(dict(model=run.abbr, dataset=name, metric="active_experts_per_token", value=active))
+                records.append(dict(model=run.abbr, dataset=name, metric="share_dropped", value=dropped))
     return records
 
 
-def latency_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
-    """One record per row of Table II, dataset, scope, per (pass or batch) and phase; latency_s in seconds.
+def _names(run: ModelRun) -> list[str]:
+    return list(dict.fromkeys([*run.accuracies, *run.traces, *run.groups]))
 
-    A row without bandwidth allocation reads the same in both scopes. saving is relative to the vanilla_even row of the
-    same weights, profile, dataset, scope, per and phase.
+
+def latency_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
+    """One record per row of Table II, dataset or group, scope, per (pass or batch) and phase; latency_s in seconds.
+
+    A group's mean is over all passes or batches of its datasets. A row without bandwidth allocation reads the same in
+    both scopes. saving is relative to the vanilla_even row of the same weights, profile, dataset, scope, per and phase.
     """
     records: list[dict[str, Any]] = []
-    for run in runs:
-        for dataset, trace in run.traces.items():
-            for row, (is_vanilla, method) in ROWS.items():
-                if is_vanilla == run.is_vanilla:
-                    records += _records_of(run, dataset, trace, row, method)
+    for row, (_, method) in ROWS.items():
+        for run in row_runs(runs, row):
+            for name in _names(run):
+                records += _records_of(run, name, row, method)
     baseline = {_cell(r): r["latency_s"] for r in records if r["row"] == "vanilla_even"}
     for record in records:
         vanilla = baseline.get(_cell(record))
@@ -104,16 +159,13 @@ def latency_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
     return records
 
 
-def _records_of(run: ModelRun, dataset: str, trace: RoutingTrace, row: str, method: str) -> list[dict[str, Any]]:
+def _records_of(run: ModelRun, name: str, row: str, method: str) -> list[dict[str, Any]]:
     records = []
     for scope in SCOPES:
-        replayed = replay(trace, trace.metadata.profile, method, scope)
-        energy = replayed.energy
+        parts = [replay(trace, trace.metadata.profile, method, scope) for trace in run.traces_of(name)]
         for phase in ("all", *PHASES):
-            chosen = trace.is_phase(phase)
-            batches = len(set(trace.batch[chosen].tolist()))
             for per in ("pass", "batch"):
-                latency_s = replayed.mean_s(per, phase)
+                latency_s = pooled_mean(parts, lambda part: part.waiting_latency_s, per, phase)
                 if latency_s is None:
                     continue
                 records.append(
@@ -121,17 +173,17 @@ def _records_of(run: ModelRun, dataset: str, trace: RoutingTrace, row: str, meth
                         row=row,
                         model=run.abbr,
                         base=run.base,
-                        dataset=dataset,
+                        dataset=name,
                         scope=scope,
                         per=per,
                         phase=phase,
                         latency_s=latency_s,
                         allocation=method,
-                        downlink_energy_j=replayed.mean(energy.downlink_j, per, phase),
-                        uplink_energy_j=replayed.mean(energy.uplink_j, per, phase),
-                        computation_energy_j=replayed.mean(energy.computation_j, per, phase),
-                        tokens_per_batch=float(trace.tokens[chosen].sum()) / batches,
-                        passes_per_batch=float(chosen.sum()) / batches,
+                        downlink_energy_j=pooled_mean(parts, lambda part: part.energy.downlink_j, per, phase),
+                        uplink_energy_j=pooled_mean(parts, lambda part: part.energy.uplink_j, per, phase),
+                        computation_energy_j=pooled_mean(parts, lambda part: part.energy.computation_j, per, phase),
+                        tokens_per_batch=pooled_mean(parts, lambda part: part.trace.tokens, "batch", phase),
+                        passes_per_batch=pooled_mean(parts, lambda p: np.ones(len(p.trace.tokens)), "batch", phase),
                     )
                 )
     return records
@@ -141,20 +193,21 @@ def _cell(record: dict[str, Any]) -> tuple:
     return tuple(record[key] for key in ("base", "dataset", "scope", "per", "phase"))
 
 
-def table_1(runs: Sequence[ModelRun], datasets: Sequence[str]) -> pd.DataFrame:
-    """Models by datasets: accuracy in percent, then means over the datasets of active experts and of dropped shares."""
+def table_1(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> pd.DataFrame:
+    """Models by benchmarks: accuracy in percent, then means over them of active experts and of dropped shares."""
     records = accuracy_records(runs)
     rows = []
     for run in runs:
         own = [record for record in records if record["model"] == run.abbr]
         row: dict[str, str] = {"model": run.abbr, "policy": run.policy}
-        for dataset in datasets:
-            row[dataset] = f"{run.accuracies[dataset][1]:.2f}" if dataset in run.accuracies else "-"
+        for benchmark in benchmarks:
+            accuracy = run.accuracy_of(benchmark)
+            row[benchmark] = f"{accuracy[1]:.2f}" if accuracy else "-"
         for metric, title, scale in (
             ("active_experts_per_token", "active experts per token", 1),
             ("share_dropped", "assignments dropped (%)", 100),
         ):
-            values = [record["value"] for record in own if record["metric"] == metric]
+            values = [r["value"] for r in own if r["metric"] == metric and r["dataset"] in benchmarks]
             row[title] = f"{scale * sum(values) / len(values):.3f}" if values else "-"
         rows.append(row)
     return pd.DataFrame(rows)
@@ -177,7 +230,7 @@ def table_2(
     return pd.DataFrame(rows)
 
 
-MISSING_FILE, MAIN_TABLES_FILE = "missing.json", "main_tables.md"
+MISSING_FILE, MAIN_TABLES_FILE, GROUPS_FILE = "missing.json", "main_tables.md", "groups.json"
 ROWS_ORDER = {row: number for number, row in enumerate(ROWS)}
 
 
@@ -193,26 +246,44 @@ def _latency_cell(record: dict[str, Any] | None) -> str:
 def footnote(runs: Sequence[ModelRun], text: str) -> list[str]:
     """Lines under a table: what it shows, then profile, seed, policies, versions and what is empty and why."""
     lines = [text]
-    metadata = {trace.metadata.profile_hash: trace.metadata for run in runs for trace in run.traces.values()}
+    metadata = {trace.metadata.profile_hash: trace.metadata for run in runs for trace in run.all_traces}
     for one in metadata.values():
         lines.append(f"{_described(one)}; values marked `assumption` in the profile file are ours, not the paper's")
     for run in runs:
-        trace = next(iter(run.traces.values()), None)
+        trace = next(iter(run.all_traces), None)
         if trace is not None:
             parameters = ", ".join(f"{k}={v}" for k, v in trace.metadata.policy_parameters.items()) or "no parameters"
             lines.append(
                 f"{run.abbr}: policy {trace.metadata.policy} ({parameters}), renormalise {trace.metadata.renormalise}, "
                 f"{trace.metadata.dtype}"
             )
+    for name, members in next((run.groups for run in runs), {}).items():
+        whole = f" of its {runs[0].group_size[name]}" if name in runs[0].group_size else ""
+        lines.append(
+            f"{name}: plain mean of the accuracies of {len(members)}{whole} datasets; latency over all their batches "
+            "or passes"
+        )
     versions = {f"{name} {number}" for one in metadata.values() for name, number in one.versions.items()}
     if versions:
         lines.append("versions: " + ", ".join(sorted(versions)))
     return lines + [f"empty: {cell}" for cell in missing_cells(runs)]
 
 
+def origin_records(runs: Sequence[ModelRun]) -> list[dict[str, str]]:
+    """The profiles that the runs' traces were recorded under: hash, and what a footnote says of it."""
+    metadata = {trace.metadata.profile_hash: trace.metadata for run in runs for trace in run.all_traces}
+    return [
+        dict(profile_hash=one.profile_hash, text=f"{_described(one)}; {_versions(one)}") for one in metadata.values()
+    ]
+
+
+def _versions(one: TraceMetadata) -> str:
+    return ", ".join(f"{name} {number}" for name, number in sorted(one.versions.items()))
+
+
 def profile_line(runs: Sequence[ModelRun]) -> str:
     """Profiles and seeds of the runs' traces, in one line."""
-    metadata = {trace.metadata.profile_hash: trace.metadata for run in runs for trace in run.traces.values()}
+    metadata = {trace.metadata.profile_hash: trace.metadata for run in runs for trace in run.all_traces}
     return "; ".join(_described(one) for one in metadata.values())
 
 
@@ -229,60 +300,35 @@ def missing_cells(runs: Sequence[ModelRun]) -> list[str]:
     return [f"{run.abbr}, {dataset}: {why}" for run in runs for dataset, why in run.missing.items()]
 
 
-LATENCY_TEXT = (
-    "attention waiting latency in ms, Eq. (11) summed over the MoE layers of a forward pass, mean per {per}, "
-    "phase: {phase}, bandwidth scope: {scope}, allocation: uniform or {method} (Eq. 19-21); in brackets the saving "
-    "against vanilla_even. Base station compute is neglected, as in the paper. Selection was made under the run's own "
-    "profile."
-)
-ACCURACY_TEXT = (
-    "accuracy in % as OpenCompass's evaluators score it; active experts and dropped assignments count real tokens "
-    "only, over all MoE layers, mean over the datasets."
-)
+FORMATS = ("md", "csv", "tex", "json")
 
 
-def write_report(runs: Sequence[ModelRun], datasets: Sequence[str], folder: Path) -> list[str]:
-    """Write all tables into `folder` (a run's `summary/`); -> the two main tables as text for the screen.
-
-    missing.json lists the cells that a failed task left empty, each with its reason; main_tables.md holds the answer.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "accuracy.json", accuracy_records(runs))
-    records = latency_records(runs)
-    public = [{key: value for key, value in record.items() if key != "base"} for record in records]
-    _write_json(folder / "latency.json", public)
-    printed = [_write_table(folder / "table_1_accuracy", table_1(runs, datasets), footnote(runs, ACCURACY_TEXT))]
-    for scope in SCOPES:
-        for per in ("pass", "batch"):
-            for phase in ("all", *PHASES):
-                table = table_2(records, datasets, scope, per, phase)
-                text = LATENCY_TEXT.format(per=per, phase=phase, scope=scope, method=OPTIMISED)
-                name = f"table_2_latency_{scope}_per_{per}_{phase}"
-                shown = _write_table(folder / name, table, footnote(runs, text))
-                if (scope, per, phase) == ("pass", "batch", "all"):
-                    printed.append(shown)
-    _write_json(folder / MISSING_FILE, missing_cells(runs))
-    (folder / MAIN_TABLES_FILE).write_text("\n".join(printed))
-    return printed
+def write_table(path: Path, table: pd.DataFrame, notes: list[str]) -> str:
+    """Write a table with its notes beside `path` in all FORMATS; -> the Markdown."""
+    for form in FORMATS:
+        path.with_name(f"{path.name}.{form}").write_text(formatted(table, notes, form))
+    return formatted(table, notes, "md")
 
 
-def _write_table(path: Path, table: pd.DataFrame, notes: list[str]) -> str:
+def formatted(table: pd.DataFrame, notes: list[str], form: str) -> str:
+    """A table and its notes as text of one of FORMATS."""
     cells = [list(table.columns), *table.astype(str).values.tolist()]
+    if form == "json":
+        return json.dumps(dict(rows=table.to_dict("records"), notes=notes), indent=1) + "\n"
+    if form == "csv":
+        return "".join(f"# {note}\n" for note in notes) + table.to_csv(index=False)
+    if form == "tex":
+        return _latex(cells, notes)
     bars = ["| " + " | ".join(row) + " |" for row in cells]
     bars.insert(1, "|" + "---|" * len(table.columns))
-    markdown = "\n".join(bars) + "\n\n" + "".join(f"- {note}\n" for note in notes)
-    path.with_name(path.name + ".md").write_text(markdown)
-    path.with_name(path.name + ".csv").write_text("".join(f"# {note}\n" for note in notes) + table.to_csv(index=False))
-    path.with_name(path.name + ".tex").write_text(_latex(cells, notes))
-    _write_json(path.with_name(path.name + ".json"), dict(rows=table.to_dict("records"), notes=notes))
-    return markdown
+    return "\n".join(bars) + "\n\n" + "".join(f"- {note}\n" for note in notes)
 
 
 def _latex(cells: list[list[str]], notes: list[str]) -> str:
     def escaped(text: str) -> str:
         for sign in "&%$#_{}":
             text = text.replace(sign, "\\" + sign)
-        return text
+        return text.replace("†", r"$\dagger$")
 
     lines = [" & ".join(map(escaped, row)) + r" \\" for row in cells]
     head, body = lines[0], lines[1:]
@@ -298,5 +344,6 @@ def _latex(cells: list[list[str]], notes: list[str]) -> str:
     return "\n".join([f"% {note}" for note in notes] + table) + "\n"
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON."""
     path.write_text(json.dumps(content, indent=1) + "\n")

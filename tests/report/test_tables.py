@@ -1,0 +1,158 @@
+import json
+
+import numpy as np
+import pytest
+from pytest import approx
+
+from tests.test_replay import trace_of
+from wdmoe_opencompass.replay import replay
+from wdmoe_opencompass.report.compare import compared, notes_of
+from wdmoe_opencompass.report.paper import BENCHMARKS, NO_COMPARISON, TABLE_1, TABLE_2, paper_comparison
+from wdmoe_opencompass.report.summary import write_report
+from wdmoe_opencompass.report.tables import (
+    ModelRun,
+    accuracy_records,
+    benchmarks_of,
+    formatted,
+    latency_records,
+    origin_records,
+    table_1,
+)
+
+MIXTRAL = "mistralai/Mixtral-8x7B-Instruct-v0.1"
+GROUPS = {"mmlu": ["m_1", "m_2"]}
+
+
+def run_of(abbr="vanilla", policy="top_k", weights=MIXTRAL, groups=GROUPS):
+    return ModelRun(
+        abbr,
+        policy,
+        (weights, "p"),
+        accuracies={"m_1": ("accuracy", 40.0), "m_2": ("accuracy", 70.0), "piqa": ("accuracy", 80.0)},
+        traces={
+            "m_1": [trace_of(seed=1, batches=2)],
+            "m_2": [trace_of(seed=2, batches=3), trace_of(seed=3, batches=1)],  # split in two parts
+            "piqa": [trace_of(seed=4)],
+        },
+        groups=groups,
+        group_size={"mmlu": 57},
+    )
+
+
+def latency_of(records, **where):
+    (value,) = [r["latency_s"] for r in records if all(r[key] == wanted for key, wanted in where.items())]
+    return value
+
+
+def test_a_group_stands_in_place_of_its_first_dataset():
+    assert benchmarks_of(["x", "m_1", "y", "m_2"], GROUPS) == ["x", "mmlu", "y"]
+
+
+def test_accuracy_of_a_group_is_the_plain_mean_of_its_datasets():
+    records = [r for r in accuracy_records([run_of()]) if r["metric"] == "accuracy"]
+    assert {r["dataset"]: r["value"] for r in records} == {"m_1": 40, "m_2": 70, "piqa": 80, "mmlu": 55}
+    lacking = run_of()
+    del lacking.accuracies["m_2"]
+    assert lacking.accuracy_of("mmlu") is None
+    assert table_1([lacking], ["mmlu", "piqa"])["mmlu"].tolist() == ["-"]
+
+
+@pytest.mark.parametrize("per", ["pass", "batch"])
+def test_latency_of_a_group_is_over_all_batches_of_all_parts(per):
+    run = run_of()
+    traces = [trace for name in ("m_1", "m_2") for trace in run.traces[name]]
+    waiting = [replay(trace, trace.metadata.profile, "uniform", "pass").waiting_latency_s for trace in traces]
+    count = sum(len(trace.items) for trace in traces) if per == "batch" else sum(map(len, waiting))
+    found = latency_of(latency_records([run]), dataset="mmlu", row="vanilla_even", scope="pass", per=per, phase="all")
+    assert found == approx(sum(one.sum() for one in waiting) / count)
+
+
+def test_a_group_with_a_missing_trace_has_no_latency():
+    run = run_of()
+    del run.traces["m_2"]
+    assert {r["dataset"] for r in latency_records([run])} == {"m_1", "piqa"}
+
+
+def test_a_dense_model_is_in_table_i_alone():
+    dense = ModelRun("llama-2-7b-hf", "dense", ("meta-llama/Llama-2-7b-hf", ""), {"piqa": ("accuracy", 78.0)})
+    runs = [run_of(), dense]
+    row = table_1(runs, ["mmlu", "piqa"]).iloc[1]
+    assert (row["policy"], row["piqa"], row["mmlu"], row["active experts per token"]) == ("dense", "78.00", "-", "-")
+    assert {r["model"] for r in latency_records(runs)} == {"vanilla"}
+
+
+def test_the_paper_s_tables_are_whole():
+    assert all(len(row) == len(BENCHMARKS) for row in (*TABLE_1.values(), *TABLE_2.values()))
+    assert TABLE_1["Mixtral-8x7B-Instruct-v0.1", "wlr"][5] == 71.29
+    assert TABLE_2["both"][0] == 172743.9
+
+
+def test_comparison_holds_every_measured_cell_and_marks_what_cannot_match():
+    dense = ModelRun("llama-2-7b-hf", "dense", ("meta-llama/Llama-2-7b-hf", ""), {"piqa": ("accuracy", 78.0)})
+    runs = [run_of(), run_of("wdmoe", "wlr"), dense]
+    records = latency_records(runs)
+    table = paper_comparison(runs, records)
+    accuracy = table[table["table"] == "Table I"].set_index(["row", "benchmark"])
+    assert accuracy.loc[("vanilla", "MMLU")][["ours", "paper", "difference"]].tolist() == ["55.00", "70.00", "-15.00"]
+    assert accuracy.loc[("llama-2-7b-hf", "PIQA")]["difference"] == "-0.30"
+    assert len(accuracy) == 5
+    waits = table[table["quantity"] == "latency (ms)"]
+    assert len(waits) == 4 * 2
+    assert waits["difference"].str.endswith("†").all()
+    savings = table[table["quantity"] == "saving (%)"].set_index(["row", "benchmark"])
+    assert len(savings) == 3 * 2
+    assert savings.loc[("both, wdmoe", "MMLU")]["paper"] == "42.2"  # 1 - 172743.9 / 298813.6
+
+
+def test_other_weights_or_policies_are_not_compared_with_the_paper(tmp_path):
+    for run in (run_of(weights="quickstart/model"), run_of(policy="random")):
+        assert paper_comparison([run], latency_records([run])).empty
+    printed = write_report([run_of(weights="quickstart/model")], ["mmlu", "piqa"], tmp_path)
+    assert NO_COMPARISON in printed[-1]
+    assert not list(tmp_path.glob("paper_comparison*"))
+
+
+def test_the_report_names_how_much_of_a_group_ran(tmp_path):
+    write_report([run_of(), run_of("wdmoe", "wlr")], ["mmlu", "piqa"], tmp_path)
+    assert "mean of the accuracies of 2 of its 57 datasets" in (tmp_path / "table_1_accuracy.md").read_text()
+    for form in ("md", "csv", "tex", "json"):
+        assert "cannot match" in (tmp_path / f"paper_comparison.{form}").read_text()
+    assert json.loads((tmp_path / "groups.json").read_text()) == GROUPS
+
+
+def records_of(run):
+    return dict(accuracy=accuracy_records([run]), latency=latency_records([run]), origin=origin_records([run]))
+
+
+def test_two_runs_differ_by_what_both_measured():
+    a, b = run_of(), run_of()
+    b.accuracies["piqa"] = ("accuracy", 83.5)
+    del b.accuracies["m_1"], b.accuracies["m_2"]
+    b.traces["piqa"] = [trace_of(seed=9)]
+    b.groups = {}
+    table = compared(records_of(a), records_of(b)).set_index(["quantity", "row", "benchmark"])
+    assert table.loc[("accuracy (%)", "-", "piqa")]["B - A"] == "+3.50"
+    ms = [1e3 * latency_of(r["latency"], dataset="piqa", row="vanilla_even", scope="pass", per="batch", phase="all")
+          for r in (records_of(a), records_of(b))]  # fmt: skip
+    row = table.loc[("latency per batch (ms)", "vanilla_even", "piqa")]
+    assert float(row["B - A"]) == approx(ms[1] - ms[0], abs=2e-3)
+    assert float(row["B / A"]) == approx(ms[1] / ms[0], abs=1e-3)
+    assert "mmlu" not in table.index.get_level_values("benchmark")
+    notes = "\n".join(notes_of(records_of(a), records_of(b)))
+    assert "only A has the accuracy of: vanilla on m_1, vanilla on m_2, vanilla on mmlu" in notes
+    assert "different channel profiles" not in notes
+
+
+def test_runs_of_other_profiles_are_said_to_be_of_other_systems():
+    a, b = records_of(run_of()), records_of(run_of())
+    b["origin"][0]["profile_hash"] = "other"
+    assert "different channel profiles" in "\n".join(notes_of(a, b))
+
+
+def test_a_table_reads_the_same_in_every_format():
+    table = table_1([run_of()], ["mmlu", "piqa"])
+    assert json.loads(formatted(table, ["n"], "json"))["rows"] == table.to_dict("records")
+    assert formatted(table, ["n"], "csv").startswith("# n\nmodel,policy,mmlu,piqa")
+    assert "| vanilla | top_k | 55.00 | 80.00 |" in formatted(table, ["n"], "md")
+    assert r"vanilla & top\_k & 55.00 & 80.00" in formatted(table, ["n"], "tex")
+    assert np.isfinite(float(table["piqa"][0]))

@@ -1,0 +1,97 @@
+"""The paper's Tables I and II, and ours beside them, cell by cell."""
+
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Any
+
+import pandas as pd
+
+from .tables import ModelRun
+
+BENCHMARKS = {  # as the paper writes them -> as OpenCompass's own configs abbreviate them
+    "MMLU": "mmlu",
+    "PIQA": "piqa",
+    "ARC-E": "ARC-e",
+    "ARC-C": "ARC-c",
+    "HumanEval": "openai_humaneval",
+    "GSM8K": "gsm8k",
+    "BoolQ": "BoolQ",
+    "MBPP": "mbpp",
+}
+MIXTRAL = "Mixtral-8x7B-Instruct-v0.1"
+# (last part of the weights' path, policy) -> accuracy in percent, in the order of BENCHMARKS
+TABLE_1 = {
+    ("Llama-2-7b-hf", "dense"): (46.8, 78.3, 56.1, 40.3, 12.8, 16.7, 74.9, 14.8),
+    ("Llama-2-13b-hf", "dense"): (55, 79.8, 71.8, 60.3, 18.9, 29.6, 82.4, 26.8),
+    ("Llama-2-70b-hf", "dense"): (69.7, 82.5, 85.9, 78.3, 26.2, 63.5, 87.7, 39.6),
+    ("Mistral-7B-v0.1", "dense"): (64.1, 81.6, 83.6, 74.2, 22.6, 47.5, 84.1, 32.0),
+    (MIXTRAL, "top_k"): (70.0, 83.2, 92.8, 84.8, 47.6, 70.9, 88.72, 35.2),
+    (MIXTRAL, "wlr"): (68.98, 83.51, 93.12, 86.78, 48.17, 71.29, 88.87, 37.4),
+}
+# row of Table II -> latency per batch in ms, in the order of BENCHMARKS
+TABLE_2 = {
+    "vanilla_even": (298813.6, 37183.1, 36401.5, 40367.1, 572.6, 1661.6, 109957.8, 847.9),
+    "selection_only": (258884.0, 33861.6, 35043.3, 37584.2, 527.3, 1491.5, 106806.9, 700.9),
+    "allocation_only": (195383.3, 22114.1, 22774.5, 25598.4, 335.2, 1066.0, 66684.0, 538.1),
+    "both": (172743.9, 19522.2, 21692.0, 23400.0, 305.9, 964.5, 63991.0, 448.2),
+}
+CANNOT_MATCH = "†"
+TEXT = [
+    "difference = ours - paper, without an interval; accuracy in %, latency per batch in ms (scope pass, phase all), "
+    "saving against vanilla_even in percentage points",
+    f"{CANNOT_MATCH} cannot match: the paper states neither the devices' distances and FLOP/s nor N0 nor batch "
+    "sizes; our channel profile marks its own as assumption. Savings are ratios and can be compared with care.",
+    "accuracy depends on prompts and answer extraction: the paper names OpenCompass, not the dataset configs; the "
+    "stock ARC configs read the dev set",
+    "paper: arXiv 2411.06681, Tables I and II",
+]
+NO_COMPARISON = (
+    "no comparison with the paper: none of this run's models has the paper's weights "
+    f"({', '.join(sorted({weights for weights, _ in TABLE_1}))}) and policy"
+)
+
+
+def paper_comparison(runs: Sequence[ModelRun], latency: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """`ours | paper | difference` for every cell that the paper reports and these runs measured; else no rows."""
+    return pd.DataFrame([*_accuracy_rows(runs), *_latency_rows(runs, latency)])
+
+
+def _accuracy_rows(runs: Sequence[ModelRun]) -> list[dict[str, str]]:
+    rows = []
+    for run in runs:
+        reported = TABLE_1.get((_weights(run), run.policy), ())
+        for (name, benchmark), paper in zip(BENCHMARKS.items(), reported):
+            ours = run.accuracy_of(benchmark)
+            if ours:
+                rows.append(_row("Table I", run.abbr, name, "accuracy (%)", ours[1], paper, "{:.2f}", ""))
+    return rows
+
+
+def _latency_rows(runs: Sequence[ModelRun], latency: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    papers = {run.abbr for run in runs if (_weights(run), run.policy) in TABLE_1}
+    rows = []
+    for row, reported in TABLE_2.items():
+        for place, (name, benchmark) in enumerate(BENCHMARKS.items()):
+            for one in latency:
+                where = (one["row"], one["dataset"], one["scope"], one["per"], one["phase"])
+                if one["model"] not in papers or where != (row, benchmark, "pass", "batch", "all"):
+                    continue
+                label, ours_ms, paper_ms = f"{row}, {one['model']}", 1e3 * one["latency_s"], reported[place]
+                rows.append(
+                    _row("Table II", label, name, "latency (ms)", ours_ms, paper_ms, "{:.1f}", f" {CANNOT_MATCH}")
+                )
+                if one["saving"] is not None and row != "vanilla_even":
+                    saving = 100 * (1 - paper_ms / TABLE_2["vanilla_even"][place])
+                    rows.append(_row("Table II", label, name, "saving (%)", 100 * one["saving"], saving, "{:.1f}", ""))
+    return rows
+
+
+def _row(
+    table: str, label: str, benchmark: str, quantity: str, ours: float, paper: float, number: str, mark: str
+) -> dict[str, str]:
+    values = dict(ours=number.format(ours), paper=number.format(paper), difference=number.format(ours - paper) + mark)
+    return dict(table=table, row=label, benchmark=benchmark, quantity=quantity) | values
+
+
+def _weights(run: ModelRun) -> str:
+    return PurePath(run.base[0]).name

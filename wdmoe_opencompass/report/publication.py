@@ -1,0 +1,99 @@
+"""What makes one run folder enough to publish: versions, citations, the commands to reproduce it, and checksums."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from importlib.metadata import distributions, version
+from pathlib import Path
+
+from .tables import ModelRun
+
+MANIFEST_FILE = "manifest.json"
+PUBLISHED = ("configs", "predictions", "results", "summary")  # folders of a run whose files the manifest lists
+CITATION = r"""@misc{{wdmoe,
+  title         = {{WDMoE: Wireless Distributed Mixture of Experts for Large Language Models}},
+  eprint        = {{2411.06681}},
+  archivePrefix = {{arXiv}},
+  year          = {{2024}}
+}}
+
+@software{{wdmoe_opencompass,
+  title   = {{wdmoe\_opencompass: an OpenCompass plugin for wirelessly distributed mixture-of-experts models}},
+  version = {{{wdmoe_opencompass}}}
+}}
+
+@misc{{opencompass,
+  title        = {{OpenCompass: A Universal Evaluation Platform for Foundation Models}},
+  author       = {{{{OpenCompass Contributors}}}},
+  howpublished = {{\url{{https://github.com/open-compass/opencompass}}}},
+  year         = {{2023}},
+  note         = {{version {opencompass}}}
+}}
+
+@inproceedings{{transformers,
+  title     = {{Transformers: State-of-the-Art Natural Language Processing}},
+  author    = {{Wolf, Thomas and others}},
+  booktitle = {{Proceedings of EMNLP 2020: System Demonstrations}},
+  year      = {{2020}},
+  note      = {{version {transformers}}}
+}}
+"""
+
+
+def write_publication(run_folder: Path, runs: Sequence[ModelRun]) -> None:
+    """Write versions.json, requirements.txt, CITATION.bib, reproduce.md and manifest.json into the run's `summary/`.
+
+    The manifest holds the SHA-256 of every file of configs/, predictions/, results/ and summary/, by relative path.
+    """
+    summary = run_folder / "summary"
+    summary.mkdir(parents=True, exist_ok=True)
+    names = ("wdmoe_opencompass", "opencompass", "torch", "transformers", "accelerate", "numpy", "scipy")
+    versions = {name: version(name) for name in names}
+    machine = dict(python=platform.python_version(), platform=platform.platform(), packages=versions)
+    _write(summary / "versions.json", json.dumps(machine, indent=1) + "\n")
+    _write(summary / "requirements.txt", _requirements())
+    _write(summary / "CITATION.bib", CITATION.format(**versions))
+    _write(summary / "reproduce.md", _commands(run_folder, runs))
+    _write(summary / MANIFEST_FILE, json.dumps(manifest(run_folder), indent=1) + "\n")
+
+
+def manifest(run_folder: Path) -> dict[str, str]:
+    """-> relative path -> SHA-256 of every published file but the manifest itself."""
+    files = sorted(path for folder in PUBLISHED for path in (run_folder / folder).rglob("*") if path.is_file())
+    return {
+        path.relative_to(run_folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if path.name != MANIFEST_FILE and not path.name.startswith("tmp_")
+    }
+
+
+def _requirements() -> str:
+    """Every installed package, pinned; a build's local part (+cpu) is left to the installer."""
+    pins = {f"{one.metadata['Name']}=={one.version.partition('+')[0]}" for one in distributions()}
+    return "# the packages beside which this summary was written\n" + "\n".join(sorted(pins, key=str.lower)) + "\n"
+
+
+def _commands(run_folder: Path, runs: Sequence[ModelRun]) -> str:
+    configs = sorted((run_folder / "configs").glob("*.py"))
+    config = f"configs/{configs[-1].name}" if configs else "the run's config"
+    lines = [
+        "# How to reproduce this run",
+        "",
+        "All commands run in this folder, the time-stamped folder of the run.",
+        "",
+        "    pip install -r summary/requirements.txt   # wdmoe_opencompass from its repository where it is on no index",
+        f"    opencompass {config} -w NEW_RUN            # the whole evaluation again; data paths as in that config",
+        "    wdmoe compare . NEW_RUN/*                  # differences between that run and this one",
+        "    wdmoe report .                             # the tables",
+        "    wdmoe figures .                            # the figures, from the traces alone",
+    ]
+    profiles = {run.all_traces[0].metadata.profile.name for run in runs if run.all_traces}
+    for name in sorted(profiles):
+        command = f"    wdmoe replay predictions/*/*.trace.safetensors --profile {name}"
+        lines += [f"{command} --allocation {method} --scope pass" for method in ("uniform", "optimal")]
+    return "\n".join(lines) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)

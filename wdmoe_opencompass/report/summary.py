@@ -1,0 +1,71 @@
+"""All tables of a run, written into its `summary/` folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..routing.trace import PHASES
+from .paper import NO_COMPARISON, paper_comparison
+from .paper import TEXT as COMPARISON_TEXT
+from .tables import (
+    GROUPS_FILE,
+    MAIN_TABLES_FILE,
+    MISSING_FILE,
+    OPTIMISED,
+    SCOPES,
+    ModelRun,
+    accuracy_records,
+    footnote,
+    latency_records,
+    missing_cells,
+    origin_records,
+    table_1,
+    table_2,
+    write_json,
+    write_table,
+)
+
+MAIN = ("table_1_accuracy", "table_2_latency_pass_per_batch_all")  # the two that are printed
+COMPARISON = "paper_comparison"
+LATENCY_TEXT = (
+    "attention waiting latency in ms, Eq. (11) summed over the MoE layers of a forward pass, mean per {per}, "
+    "phase: {phase}, bandwidth scope: {scope}, allocation: uniform or {method} (Eq. 19-21); in brackets the saving "
+    "against vanilla_even. Base station compute is neglected, as in the paper. Selection was made under the run's own "
+    "profile."
+)
+ACCURACY_TEXT = (
+    "accuracy in % as OpenCompass's evaluators score it; active experts and dropped assignments count real tokens "
+    "only, over all MoE layers, mean over the datasets."
+)
+
+
+def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Path) -> list[str]:
+    """Write all tables into `folder` (a run's `summary/`); -> the two main tables as text for the screen.
+
+    benchmarks: the tables' columns, each a dataset or a group of the runs.
+    missing.json lists the cells that a failed task left empty, each with its reason; main_tables.md holds the answer.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "origin.json", origin_records(runs))
+    write_json(folder / GROUPS_FILE, next((run.groups for run in runs), {}))
+    write_json(folder / "accuracy.json", accuracy_records(runs))
+    records = latency_records(runs)
+    public = [{key: value for key, value in record.items() if key != "base"} for record in records]
+    write_json(folder / "latency.json", public)
+    printed = [write_table(folder / "table_1_accuracy", table_1(runs, benchmarks), footnote(runs, ACCURACY_TEXT))]
+    for scope in SCOPES:
+        for per in ("pass", "batch"):
+            for phase in ("all", *PHASES):
+                table = table_2(records, benchmarks, scope, per, phase)
+                text = LATENCY_TEXT.format(per=per, phase=phase, scope=scope, method=OPTIMISED)
+                name = f"table_2_latency_{scope}_per_{per}_{phase}"
+                shown = write_table(folder / name, table, footnote(runs, text))
+                if (scope, per, phase) == ("pass", "batch", "all"):
+                    printed.append(shown)
+    comparison = paper_comparison(runs, records)
+    if not comparison.empty:
+        notes = footnote(runs, COMPARISON_TEXT[0]) + COMPARISON_TEXT[1:]
+        write_table(folder / COMPARISON, comparison, notes)
+    printed.append(f"{NO_COMPARISON if comparison.empty else f'ours beside the paper: {folder / COMPARISON}.md'}\n")
+    write_json(folder / MISSING_FILE, missing_cells(runs))
+    (folder / MAIN_TABLES_FILE).write_text("\n".join(printed))
+    return printed
