@@ -350,6 +350,37 @@ def compare_command(
     print(formatted(compared(*records), notes_of(*records), form.value), end="")
 
 
+@app.command("plan")
+def plan_command(
+    config: Annotated[Path, typer.Argument(help="An OpenCompass config file.")],
+    as_json: AsJson = False,
+) -> None:
+    """What a config would run: data, weights, memory, passes, tokens; exit code 1 if it could not work."""
+    from .harness.plan import make_plan
+
+    plan = make_plan(config)
+    facts = plan.as_dict()
+    if as_json:
+        _print(facts | dict(can_work=not plan.problems))
+    else:
+        shown = ("dataset", "items", "prompts_per_item", "letters_per_prompt", "max_out_len")
+        _print([{key: record[key] for key in shown} for record in facts["datasets"]])
+        for model in facts["models"]:
+            print("\n" + "\n".join(f"{key}: {_readable(value)}" for key, value in model.items()))
+        print("\ntokens are estimates from the first items; decode passes and generated tokens are upper bounds")
+        for problem in plan.problems:
+            print(f"problem: {problem}", file=sys.stderr)
+        print("this run cannot work" if plan.problems else "this run can work")
+    if plan.problems:
+        raise typer.Exit(1)
+
+
+def _readable(value: Any) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _read_summary(run_folder: Path, name: str) -> Any:
     try:
         return json.loads((run_folder / "summary" / name).read_text())

@@ -1,10 +1,15 @@
+import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from importlib.metadata import version
+from pathlib import Path
 
+import pytest
 from pytest import approx
 
 from tests.conftest import ROOT, SMALL, command, environment, opencompass
@@ -170,3 +175,58 @@ def opencompass_viz(folder):
         text=True,
     )
     return done.stdout + done.stderr
+
+
+def test_the_run_folder_alone_is_enough_to_publish(small_run, tmp_path):
+    """Copied elsewhere, it gives tables, figures and replays, and its manifest names every file as it is."""
+    folder = tmp_path / "published"
+    shutil.copytree(small_run, folder)
+    manifest = records(folder, "manifest")
+    for name, digest in manifest.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+    assert {name.split("/")[0] for name in manifest} == {"configs", "predictions", "results", "summary"}
+    assert records(folder, "versions")["packages"]["transformers"] == version("transformers")
+    assert "2411.06681" in (folder / "summary" / "CITATION.bib").read_text()
+    assert f"numpy=={version('numpy')}" in (folder / "summary" / "requirements.txt").read_text()
+    commands = [
+        line.split("#")[0].split()[1:]
+        for line in (folder / "summary" / "reproduce.md").read_text().splitlines()
+        if line.startswith(("    wdmoe report", "    wdmoe figures", "    wdmoe replay"))
+    ]
+    assert len(commands) == 4
+    for command_line in commands:
+        arguments = [path for word in command_line for path in (sorted(folder.glob(word)) if "*" in word else [word])]
+        done = subprocess.run(
+            [Path(sys.executable).with_name("wdmoe"), *map(str, arguments)], cwd=folder, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_dumped_config_writes_equal_tables_again(small_run, tmp_path):
+    folder = tmp_path / "outputs" / small_run.name
+    shutil.copytree(small_run, folder)
+    (dumped,) = (folder / "configs").glob("*.py")
+    shutil.rmtree(folder / "summary")
+    opencompass(dumped, folder.parent, "-r", folder.name, "--mode", "viz")
+    for name in ("accuracy", "latency", "missing"):
+        assert records(folder, name) == records(small_run, name)
+
+
+def test_two_runs_can_be_compared(small_run):
+    done = subprocess.run(
+        [Path(sys.executable).with_name("wdmoe"), "compare", small_run, small_run, "--format", "json"],
+        capture_output=True,
+        text=True,
+    )
+    rows = json.loads(done.stdout)["rows"]
+    assert len(rows) == 2 * len(TASKS) + 4 * len(TASKS)
+    assert all(float(row["B - A"]) == 0 for row in rows)
+
+
+@pytest.mark.parametrize("form", ["csv", "tex", "json"])
+def test_report_prints_both_tables_in_the_format_asked_for(small_run, form):
+    done = subprocess.run(
+        [Path(sys.executable).with_name("wdmoe"), "report", small_run, "--format", form], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert done.stdout.count("quickstart-wdmoe-hf") >= 3

@@ -1,12 +1,15 @@
 """Attach a selection policy to a transformers MoE model, undoably."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.integrations.finegrained_fp8 import ALL_FP8_EXPERTS_FUNCTIONS, fp8_grouped_mm_experts_forward
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
 from ..errors import ModelError
@@ -18,10 +21,11 @@ from .recorder import Recorder
 # `generate` switches experts named "grouped_mm" to "batched_mm" on GPUs, which computes dropped rows too.
 DROPPING_EXPERTS = "wdmoe_grouped_mm"
 ALL_EXPERTS_FUNCTIONS.register(DROPPING_EXPERTS, grouped_mm_experts_forward)
+ALL_FP8_EXPERTS_FUNCTIONS.register(DROPPING_EXPERTS, fp8_grouped_mm_experts_forward)
 
 Renormalise = Literal["model"] | bool
 PROBE_TOKENS = 16
-PROBE_TOLERANCE = 2e-2  # bfloat16 routers round their weights
+PROBE_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -67,19 +71,16 @@ def _looks_like_router(module: nn.Module, num_experts: int) -> bool:
 
 def _probed(name: str, router: nn.Module, experts: nn.Module, num_experts: int) -> MoeLayer:
     """Ask the router about random tokens: top-k, whether its weights are a softmax and whether it normalises them."""
-    weight: Any = router.weight
-    if weight.device.type == "meta":
-        raise ModelError(f"{name}: the router's weights are not loaded (meta device)")
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randn(PROBE_TOKENS, weight.shape[1], generator=generator).to(weight)
+    twin = _twin_on_cpu(router)
+    tokens = torch.randn(PROBE_TOKENS, twin.weight.shape[1], generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        answer = router(tokens)
+        answer = twin(tokens)
     if not (isinstance(answer, tuple) and len(answer) == 3 and answer[1].shape == answer[2].shape):
         raise ModelError(f"{name}: its router does not return (router_logits, top_k_weights, top_k_index)")
     logits, weights, index = answer
     chosen = torch.softmax(logits.float(), dim=-1).gather(1, index)
-    plain = torch.allclose(weights.float(), chosen, rtol=PROBE_TOLERANCE, atol=1e-4)
-    normalised = torch.allclose(weights.float(), chosen / chosen.sum(1, keepdim=True), rtol=PROBE_TOLERANCE, atol=1e-4)
+    plain = torch.allclose(weights.float(), chosen, rtol=PROBE_TOLERANCE, atol=1e-6)
+    normalised = torch.allclose(weights.float(), chosen / chosen.sum(1, keepdim=True), rtol=PROBE_TOLERANCE, atol=1e-6)
     sums = weights.float().sum(dim=1)
     return MoeLayer(
         name,
@@ -91,6 +92,25 @@ def _probed(name: str, router: nn.Module, experts: nn.Module, num_experts: int) 
         is_softmax=plain or normalised,
         normalises=torch.allclose(sums, sums[:1], rtol=PROBE_TOLERANCE) and index.shape[1] > 1,
     )
+
+
+def _twin_on_cpu(router: nn.Module) -> Any:
+    """A copy with random weights: the router's own may be offloaded, or not loaded at all (meta device)."""
+    twin = copy.deepcopy(router)
+    remove_hook_from_module(twin, recurse=True)
+    twin = twin.to_empty(device="cpu").float()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.normal_(0, parameter.shape[-1] ** -0.5, generator=generator)
+        for buffer in twin.buffers():
+            buffer.zero_()
+    return twin
+
+
+def _runs_grouped(experts: Any) -> bool:
+    """Whether grouped products can read the experts' weights; those of torchao know the eager experts only."""
+    return not hasattr(experts.down_proj, "__tensor_flatten__")
 
 
 def _expert_shape(experts: Any) -> ExpertShape:
@@ -159,8 +179,9 @@ class Attachment:
             model.generate = self._generate_watching
         self._experts_before = None
         if not isinstance(self.policy, TopK):
-            self._experts_before = model.get_experts_implementation()
-            model.set_experts_implementation(DROPPING_EXPERTS)
+            if all(_runs_grouped(layer.experts) for layer in self.layers):
+                self._experts_before = model.get_experts_implementation()
+                model.set_experts_implementation(DROPPING_EXPERTS)
             for layer in self.layers:
                 layer.experts._is_expert_parallel = True
         model._wdmoe_attachment = self
@@ -176,8 +197,8 @@ class Attachment:
         if self._experts_before is not None:
             self.model.set_experts_implementation(self._experts_before)
             self._experts_before = None
-            for layer in self.layers:
-                layer.experts._is_expert_parallel = False
+        for layer in self.layers:
+            layer.experts._is_expert_parallel = False
         if getattr(self.model, "_wdmoe_attachment", None) is self:
             self.model._wdmoe_attachment = None
 
