@@ -57,7 +57,7 @@ def test_true_sizes_run_forward_with_both_policies():
                 assert torch.equal(logits, plain)
                 assert (counted["assignments"] == 96).all()
             else:
-                assert (48 <= counted["assignments"]).all()
+                assert (counted["assignments"] >= 48).all()
                 assert (counted["assignments"] < 96).any()
     del model
     gc.collect()
