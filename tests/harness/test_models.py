@@ -80,23 +80,56 @@ def test_remote_code_is_not_trusted_unless_the_user_says_so(monkeypatch):
     assert [kw["trust_remote_code"] for kw in seen] == [False, True]
 
 
-def test_a_model_without_a_router_fails_with_one_sentence_and_writes_no_predictions(tmp_path):
-    from mmengine.config import Config
+@pytest.fixture(scope="module")
+def dense_checkpoint(tmp_path_factory):
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from wdmoe_opencompass.harness.infer_task import WdmoeInferTask
-
-    dense = tmp_path / "dense"
+    folder = tmp_path_factory.mktemp("dense")
     config = LlamaConfig(
         vocab_size=1024, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
-    LlamaForCausalLM(config).save_pretrained(dense)
-    AutoTokenizer.from_pretrained(MODEL["path"]).save_pretrained(dense)
-    small = Config.fromfile(ROOT / "tests" / "harness" / "eval_small.py", format_python_code=False)
-    model = small.models[1] | dict(path=str(dense))
-    task = dict(models=[model], datasets=[small.datasets[:1]], work_dir=str(tmp_path / "run"), cli_args=dict())
+    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MODEL["path"]).save_pretrained(folder)
+    return folder
+
+
+def small_config():
+    from mmengine.config import Config
+
+    return Config.fromfile(ROOT / "tests" / "harness" / "eval_small.py", format_python_code=False)
+
+
+def run_task(work_dir, model, datasets):
+    from mmengine.config import Config
+
+    from wdmoe_opencompass.harness.infer_task import WdmoeInferTask
+
+    task = dict(models=[model], datasets=[datasets], work_dir=str(work_dir), cli_args=dict())
+    WdmoeInferTask(Config(task)).run()
+
+
+def test_a_dense_stock_model_runs_in_our_task_and_leaves_predictions_without_a_trace(tmp_path, dense_checkpoint):
+    small = small_config()
+    model = dict(
+        type=HuggingFaceBaseModel,
+        abbr="dense-hf",
+        path=str(dense_checkpoint),
+        model_kwargs=dict(torch_dtype="torch.float32", device_map="cpu"),
+        max_out_len=4,
+        batch_size=4,
+        run_cfg=dict(num_gpus=0),
+    )
+    chosen = [d for d in small.datasets if d.abbr in ("qs_choice_small", "qs_arith_small")]
+    run_task(tmp_path / "run", model, chosen)
+    written = {path.name for path in (tmp_path / "run" / "predictions" / "dense-hf").iterdir()}
+    assert written == {"qs_choice_small.json", "qs_arith_small.json"}
+
+
+def test_a_model_without_a_router_fails_with_one_sentence_and_writes_no_predictions(tmp_path, dense_checkpoint):
+    small = small_config()
+    model = small.models[1] | dict(path=str(dense_checkpoint))
     with pytest.raises(ModelError, match="LlamaForCausalLM has no MoE layer that can be patched"):
-        WdmoeInferTask(Config(task)).run()
+        run_task(tmp_path / "run", model, small.datasets[:1])
     written = {path.name: path.read_text() for path in (tmp_path / "run" / "predictions").rglob("*.*")}
     assert list(written) == ["qs_choice_small.failed.txt"]
     assert written["qs_choice_small.failed.txt"].startswith("LlamaForCausalLM has no MoE layer")
