@@ -1,5 +1,6 @@
 """What the base station knows of the channel while a batch runs."""
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -42,4 +43,5 @@ class ChannelStates:
             torch.tensor(communication_latency_s(budget, even_hz), dtype=torch.float32, device=device),
             torch.tensor(budget.computation_s, dtype=torch.float32, device=device),
             torch.tensor(self._device_of_expert, device=device),
+            device_is_shared=any(place >= 0 and count > 1 for place, count in Counter(self._device_of_expert).items()),
         )

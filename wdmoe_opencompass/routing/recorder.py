@@ -1,6 +1,7 @@
 """Count what is routed, on the model's own device; one copy to the host per batch."""
 
-from typing import Any
+from collections import defaultdict
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,9 +11,23 @@ from torch import Tensor
 from ..selection.base import ChannelState, Routing
 from .trace import PHASES
 
+MOST_PENDING = 1 << 18  # probabilities that wait to be counted: a few MB; less often counted means fewer GPU kernels
+
+
+class _Routed(NamedTuple):
+    """One MoE layer of one forward pass that waits to be counted."""
+
+    pass_index: int
+    routing: Routing
+    expert_index: Tensor
+    keep: Tensor
+
 
 class Recorder:
-    """Gathers a batch: `begin_pass` per forward pass, `record` per MoE layer, `finish_batch` at the end."""
+    """Gathers a batch: `begin_pass` per forward pass, `record` per MoE layer, `finish_batch` at the end.
+
+    Layers are counted many at a time: on a GPU a count is some fifty small kernels, whatever its size.
+    """
 
     def __init__(self, layers: int, experts: int):
         self.layers = layers
@@ -21,52 +36,79 @@ class Recorder:
 
     def reset(self) -> None:
         """Forget an unfinished batch (after an exception inside a forward pass, say)."""
-        self._passes: list[dict[str, Any]] = []
-        self._co_selection: list[Tensor | None] = [None] * self.layers
+        self._phases: list[int] = []
+        self._pending: list[_Routed] = []
+        self._pending_size = 0
+        self._counted: list[tuple[list[int], list[int], Tensor]] = []  # passes, layers, counts [rows, columns]
+        self._pairs: dict[torch.device, Tensor] = {}  # [layers, experts, experts] each
 
     @property
     def passes(self) -> int:
         """Forward passes since the batch began."""
-        return len(self._passes)
+        return len(self._phases)
 
     def begin_pass(self, phase: str) -> int:
         """Open a forward pass; -> its index within the batch."""
-        self._passes.append(dict(phase=PHASES.index(phase), counts=[None] * self.layers))
-        return len(self._passes) - 1
+        self._phases.append(PHASES.index(phase))
+        return len(self._phases) - 1
 
     def record(self, routing: Routing, channel: ChannelState, expert_index: Tensor, keep: Tensor) -> None:
         """Count one MoE layer of the open pass.
 
         expert_index, keep: [tokens, k] the policy's answer, before dropped entries are marked.
         """
-        before = _counts(routing, channel, routing.top_k_index, torch.ones_like(keep))
-        after = _counts(routing, channel, expert_index, keep)
-        tokens = routing.is_load.sum(dtype=torch.float64)[None]
-        self._passes[-1]["counts"][routing.layer] = torch.cat([before, after, tokens])
-        pairs = self._pairs(routing)
-        held = self._co_selection[routing.layer]
-        self._co_selection[routing.layer] = pairs if held is None else held + pairs
+        self._placement = channel.device_of_expert
+        self._devices = len(channel.communication_s)
+        self._pending.append(_Routed(self.passes - 1, routing, expert_index, keep))
+        self._pending_size += routing.probabilities.numel()
+        if self._pending_size > MOST_PENDING:
+            self._count_pending()
 
-    def _pairs(self, routing: Routing) -> Tensor:
-        """-> [experts, experts] tokens whose router chose both experts."""
-        chosen = torch.zeros_like(routing.probabilities).scatter(1, routing.top_k_index, 1.0)
-        chosen = chosen * routing.is_load[:, None]
-        return chosen.T @ chosen  # exact in float32 up to 2^24 tokens per pass
+    def _count_pending(self) -> None:
+        alike: dict[tuple, list[_Routed]] = defaultdict(list)
+        for one in self._pending:
+            probabilities = one.routing.probabilities
+            alike[probabilities.device, probabilities.shape, one.keep.shape].append(one)
+        for (device, _, _), group in alike.items():
+            self._count(device, group)
+        self._pending, self._pending_size = [], 0
+
+    def _count(self, device: torch.device, group: list[_Routed]) -> None:
+        probabilities = torch.stack([one.routing.probabilities for one in group])  # [rows, tokens, experts]
+        is_load = torch.stack([one.routing.is_load for one in group])  # [rows, tokens]
+        before = torch.stack([one.routing.top_k_index for one in group])  # [rows, tokens, k]
+        after, keep = torch.stack([one.expert_index for one in group]), torch.stack([one.keep for one in group])
+        placement = self._placement.to(device)
+        counts = [
+            _counts(probabilities, index, kept & is_load[..., None], placement, self._devices)
+            for index, kept in ((before, torch.ones_like(keep)), (after, keep))
+        ]
+        columns = torch.cat([*counts, is_load.sum(dim=1, dtype=torch.float64)[:, None]], dim=1)
+        layers = [one.routing.layer for one in group]
+        self._counted.append(([one.pass_index for one in group], layers, columns))
+
+        chosen = torch.zeros_like(probabilities).scatter(2, before, 1.0) * is_load[..., None]
+        pairs = chosen.transpose(1, 2) @ chosen  # exact in float32 up to 2^24 tokens
+        if device not in self._pairs:
+            shape = (self.layers, self.experts, self.experts)
+            self._pairs[device] = torch.zeros(shape, dtype=torch.float64, device=device)
+        self._pairs[device].index_add_(0, torch.tensor(layers, device=device), pairs.double())
 
     def finish_batch(self, first_item: int, items: int) -> dict[str, NDArray]:
         """-> the batch as one block of a trace (names and shapes: trace.PER_PASS, trace.PER_BATCH)."""
-        if not self._passes:
+        if not self._phases:
             raise RuntimeError("a batch without any forward pass cannot be recorded")
-        first_device = self._passes[0]["counts"][0].device
-        rows = [torch.stack([count.to(first_device) for count in one["counts"]]) for one in self._passes]
-        counts = torch.stack(rows).cpu().numpy()  # [passes, layers, 2 * (3 * devices + 1) + 1]
-        pairs = np.stack([pair.cpu().numpy() for pair in self._co_selection if pair is not None])
+        self._count_pending()
+        counts = np.zeros((self.passes, self.layers, self._counted[0][2].shape[1]))
+        for passes, layers, columns in self._counted:
+            counts[passes, layers] = columns.cpu().numpy()
+        pairs = np.sum([pairs.cpu().numpy() for pairs in self._pairs.values()], axis=0)
         block = self._split(counts)
         upper = np.triu_indices(self.experts, 1)
         block |= {
             "batch": np.zeros(len(counts), dtype=np.int32),
             "pass_index": np.arange(len(counts), dtype=np.int32),
-            "phase": np.array([one["phase"] for one in self._passes], dtype=np.uint8),
+            "phase": np.array(self._phases, dtype=np.uint8),
             "first_item": np.array([first_item], dtype=np.int32),
             "items": np.array([items], dtype=np.int32),
             "co_selection": np.rint(pairs[:, upper[0], upper[1]])[None].astype(np.int32),
@@ -88,17 +130,17 @@ class Recorder:
         return block
 
 
-def _counts(routing: Routing, channel: ChannelState, index: Tensor, keep: Tensor) -> Tensor:
-    """-> [3 * devices + 1] loads, evaluations and weight sums per device, then all assignments (float64: exact)."""
-    devices = len(channel.communication_s)
-    kept = keep & routing.is_load[:, None]  # [tokens, k]
-    device = channel.device_of_expert[index]  # [tokens, k], -1: base station
-    at_device = torch.zeros(len(index), devices + 1, dtype=torch.float64, device=index.device)
+def _counts(probabilities: Tensor, index: Tensor, kept: Tensor, placement: Tensor, devices: int) -> Tensor:
+    """-> [rows, 3 * devices + 1] loads, evaluations and weight sums per device, then all assignments.
+
+    probabilities: [rows, tokens, experts]; index, kept: [rows, tokens, k]; placement: [experts], -1: base station
+    """
+    device = placement[index]
     column = torch.where(device >= 0, device, devices)
-    evaluations = at_device.scatter_add(1, column, kept.double())  # [tokens, devices + 1]
-    weights = routing.probabilities.gather(1, index).double() * kept
-    weight_sum = at_device.scatter_add(1, column, weights)
+    at_device = probabilities.new_zeros(*index.shape[:2], devices + 1)
+    evaluations = at_device.scatter_add(2, column, kept.to(probabilities.dtype))  # [rows, tokens, devices + 1]
+    weight_sum = at_device.scatter_add(2, column, probabilities.gather(2, index) * kept)
     # A token goes once to a device that holds several of its experts.
-    loads = (evaluations > 0).double()
-    per_device = [part[:, :devices].sum(dim=0) for part in (loads, evaluations, weight_sum)]
-    return torch.cat([*per_device, kept.sum(dtype=torch.float64)[None]])
+    parts = (evaluations > 0, evaluations, weight_sum)
+    per_device = [part[..., :devices].sum(dim=1, dtype=torch.float64) for part in parts]
+    return torch.cat([*per_device, kept.sum(dim=(1, 2), dtype=torch.float64)[:, None]], dim=1)

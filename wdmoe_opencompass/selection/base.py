@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -35,13 +36,15 @@ class ChannelState:
     communication_s:  [devices] seconds to send one token there and back, Eq. (6)
     computation_s:    [devices] seconds of one token in one expert, Eq. (7)
     device_of_expert: [experts] int64 placement; -1 is the base station, which costs nothing
+    device_is_shared: whether some device holds several experts
     """
 
     communication_s: Tensor
     computation_s: Tensor
     device_of_expert: Tensor
+    device_is_shared: bool = True
 
-    @property
+    @cached_property
     def expert_latency_s(self) -> Tensor:
         """-> [experts] t_k of Eq. (8) of each expert's device; 0 at the base station."""
         latency = self.communication_s + self.computation_s

@@ -1,6 +1,7 @@
 """Algorithm 1 of the paper: drop low-weight experts of tokens whose weights do not follow the latencies."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -56,19 +57,20 @@ class WeightToLatencyRatio(SelectionPolicy):
         A token's weights never change, so neither does its similarity: the round in which each (token, expert) pair
         would go is known beforehand, and the WLR after every round is a sum over the rounds in which pairs go.
         """
-        thetas = torch.tensor(self.thresholds(), dtype=torch.float32, device=routing.probabilities.device)
+        thetas = _on_device(tuple(self.thresholds()), routing.probabilities.device)
         going_round = self._going_round(routing, channel, thetas)  # [tokens, k]
         wlr = _wlr_after_rounds(routing, channel, going_round, rounds=len(thetas) - 1)  # [rounds + 1]
         goes_on = wlr[:-1] <= self.gain * wlr[0]  # [rounds] whether round n is run
-        rounds_run = goes_on.long().cumprod(0).sum() + int(self.extra_pass)
+        rounds_run = goes_on.cumprod(0).sum() + int(self.extra_pass)
         return Selection(routing.top_k_index, going_round >= rounds_run)
 
     def _going_round(self, routing: Routing, channel: ChannelState, thetas: Tensor) -> Tensor:
         """-> [tokens, k] the round (from 0) in which a pair is dropped; beyond all rounds for a token's top expert."""
-        k = routing.top_k_index.shape[1]
+        weights = routing.top_k_weights
+        k = weights.shape[1]
         first = (self.similarity(routing, channel)[:, None] >= thetas).sum(dim=1, keepdim=True)  # S < theta from here
-        order = routing.top_k_weights.argsort(dim=1, descending=True, stable=True)
-        rank = order.argsort(dim=1)  # 0: highest weight
+        ours, others = weights[:, :, None], weights[:, None, :]
+        rank = ((others > ours) | ((others == ours) & _is_earlier(k, weights.device))).sum(dim=2)  # 0: highest weight
         return torch.where(rank == 0, len(thetas) + k, first + (k - 1 - rank))
 
     def similarity(self, routing: Routing, channel: ChannelState) -> Tensor:
@@ -77,27 +79,42 @@ class WeightToLatencyRatio(SelectionPolicy):
         if self.similarity_weights == "top_k":
             chosen = weights.gather(1, routing.top_k_index)
             weights = torch.zeros_like(weights).scatter(1, routing.top_k_index, chosen)
-        latency = channel.expert_latency_s.to(weights.dtype)
-        return (weights @ latency) / (weights.norm(dim=1) * latency.norm()).clamp(min=torch.finfo(weights.dtype).tiny)
+        norms = weights.norm(dim=1) * channel.expert_latency_s.norm()
+        return (weights @ channel.expert_latency_s) / norms.clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+# A policy runs in every MoE layer, where on a GPU each small kernel counts: constants are made once per device.
+@lru_cache(maxsize=64)
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+@lru_cache(maxsize=64)
+def _is_earlier(k: int, device: torch.device) -> Tensor:
+    """-> [k, k] whether the second place comes before the first: equal weights keep the router's order."""
+    return torch.ones(k, k, dtype=torch.bool, device=device).tril(-1)
 
 
 def _wlr_after_rounds(routing: Routing, channel: ChannelState, going_round: Tensor, rounds: int) -> Tensor:
     """-> [rounds + 1] ``sum_k WLR_k``, Eq. (12), after 0, 1, ... rounds; a device without a token counts 0."""
     devices = len(channel.communication_s)
     device = channel.device_of_expert[routing.top_k_index]  # [tokens, k]
-    counts = (routing.is_load[:, None] & (device >= 0)).double()  # [tokens, k]
-    # A shared device is visited until the last of the token's experts there is gone.
+    counted = routing.is_load[:, None] & (device >= 0)
+    is_visit = _is_last_visit(device, going_round) & counted if channel.device_is_shared else counted
+    weight = routing.probabilities.gather(1, routing.top_k_index) * counted
+
+    # Bin every pair by the round it survives last, latest first, and by its device; surviving round n = all such bins.
+    column = (rounds - going_round.clamp(max=rounds)) * devices + device.clamp(min=0)
+    bins = torch.zeros(3, (rounds + 1) * devices, dtype=torch.float64, device=device.device)
+    bins.index_add_(1, column.flatten(), torch.stack([weight, is_visit, counted]).flatten(1).double())
+    weight_sum, visits, evaluations = bins.view(3, rounds + 1, devices).cumsum(1)  # [rounds + 1, devices] each
+    latency = visits * channel.communication_s + evaluations * channel.computation_s
+    return (weight_sum / latency.clamp(min=1e-300)).sum(dim=1).flip(0)
+
+
+def _is_last_visit(device: Tensor, going_round: Tensor) -> Tensor:
+    """-> [tokens, k] one expert per token and device: a shared device is visited until the last of them is gone."""
     same_device = device[:, :, None] == device[:, None, :]  # [tokens, k, k]
     lasting = torch.where(same_device, going_round[:, None, :], -1).amax(dim=2)
-    holder = torch.where(same_device & (going_round[:, None, :] == lasting[:, :, None]), 1, 0).argmax(dim=2)
-    is_visit = (holder == torch.arange(device.shape[1], device=device.device)).double() * counts
-    weight = routing.probabilities.gather(1, routing.top_k_index).double() * counts
-
-    # Bin every pair by the round it survives last and by its device; surviving round n = all later bins.
-    column = (going_round.clamp(max=rounds) * devices + device.clamp(min=0)).flatten()
-    bins = torch.zeros(3, (rounds + 1) * devices, dtype=torch.float64, device=device.device)
-    bins.index_add_(1, column, torch.stack([weight.flatten(), is_visit.flatten(), counts.flatten()]))
-    alive = bins.view(3, rounds + 1, devices).flip(1).cumsum(1).flip(1)
-    weight_sum, visits, evaluations = alive  # [rounds + 1, devices] each
-    latency = visits * channel.communication_s.double() + evaluations * channel.computation_s.double()
-    return torch.where(visits > 0, weight_sum / latency.clamp(min=1e-300), 0.0).sum(dim=1)
+    holder = (same_device & (going_round[:, None, :] == lasting[:, :, None])).int().argmax(dim=2)
+    return holder == torch.arange(device.shape[1], device=device.device)
