@@ -1,10 +1,13 @@
 """The `wdmoe` command. Exit codes: 0 fine, 1 a check failed, 2 bad input."""
 
 import csv
+import io
 import json
 import re
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -278,6 +281,30 @@ class _Progress:
             self.bar.add_task("replaying", total=self.total)
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], completed=self.done)
+
+
+@app.command("plan")
+def plan_command(
+    config: Annotated[Path, typer.Argument(help="OpenCompass config, as given to the opencompass command.")],
+    as_json: AsJson = False,
+) -> None:
+    """What a run would read, compute and leave, without loading weights; exit code 1 if it could not work."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # OpenCompass and its loaders talk a lot
+        from .harness.plan import make_plan
+
+        plan = make_plan(config)
+    if as_json:
+        _print(asdict(plan) | dict(can_work=not plan.problems))
+    else:
+        for rows in (plan.model_rows(), plan.dataset_rows(), plan.run_rows()):
+            _print(rows)
+            print()
+        for kind, sentences in (("note", plan.notes), ("problem", plan.problems)):
+            for sentence in sentences:
+                print(f"{kind}: {sentence}")
+        print("this run cannot work" if plan.problems else "this run can work")
+    if plan.problems:
+        raise typer.Exit(1)
 
 
 @app.command("figures")

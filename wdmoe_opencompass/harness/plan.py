@@ -1,0 +1,513 @@
+"""What a config will do, before anything is loaded: `wdmoe plan`. No weights are read and no connection is opened."""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub.constants
+import numpy as np
+import psutil
+import torch
+from mmengine.config import Config, ConfigDict
+from opencompass.models import HuggingFacewithChatTemplate
+from opencompass.models.base import BaseModel
+from opencompass.openicl.icl_inferencer import GenInferencer, PPLInferencer
+from opencompass.openicl.icl_retriever import FixKRetriever, RandomRetriever, SlidingWindowRetriever, ZeroRetriever
+from opencompass.registry import (
+    ICL_EVALUATORS,
+    ICL_INFERENCERS,
+    ICL_PROMPT_TEMPLATES,
+    ICL_RETRIEVERS,
+    MODELS,
+    RUNNERS,
+    TASKS,
+)
+from opencompass.runners import LocalRunner
+from opencompass.utils import (
+    build_dataset_from_cfg,
+    build_model_from_cfg,
+    dataset_abbr_from_cfg,
+    model_abbr_from_cfg,
+)
+from opencompass.utils.run import get_config_from_arg
+
+from ..channel.profile import ChannelProfile
+from ..errors import WdmoeError
+from ..routing.trace import array_bytes
+from .infer_task import WdmoeInferTask
+from .models import WdmoeMixin
+from .offline import NotOnThisMachine, no_network
+from .settings import parse_settings
+from .summarizer import WdmoeSummarizer
+from .weights import WeightsFacts, local_folder, measure_weights, missing_files
+
+SAMPLED_ITEMS = 25  # of each dataset, evenly spaced, whose prompts are rendered
+CHARACTERS_PER_TOKEN = 4  # our choice, where the tokenizer is not on this machine
+HEADER_BYTES = 3000  # of a trace: array names, versions; the profile comes on top
+CHEAP_RETRIEVERS = (ZeroRetriever, FixKRetriever, RandomRetriever, SlidingWindowRetriever)
+
+
+@dataclass
+class DatasetFacts:
+    """A dataset as OpenCompass's own loader finds it; `benchmark` is its config's path, shared by many subjects.
+
+    method: ppl or gen; None for an inferencer whose passes are not estimated. missing: the file the loader asked for.
+    """
+
+    abbr: str
+    benchmark: str
+    items: int | None = None
+    method: str | None = None
+    labels: int = 1
+    missing: str | None = None
+
+
+@dataclass
+class ModelFacts:
+    """A model as its config and the files on this machine tell; `memory` names what its weights must fit in."""
+
+    abbr: str
+    path: str
+    policy: str | None = None
+    profile: str | None = None
+    folder: str | None = None
+    weights: WeightsFacts | None = None
+    memory: str = ""
+    available_bytes: int | None = None
+    token_count: str = ""
+
+
+@dataclass
+class RunEstimate:
+    """One model on one dataset. `at_most`: generation may stop earlier; for perplexity the passes are exact."""
+
+    model: str
+    dataset: str
+    benchmark: str
+    at_most: bool
+    batches: int
+    passes: int
+    prompt_tokens: int
+    tokens: int
+    trace_bytes: int | None
+
+
+@dataclass
+class Plan:
+    """Everything `wdmoe plan` tells; `problems` are sentences, each a reason why the run could not work."""
+
+    config: str
+    models: list[ModelFacts] = field(default_factory=list)
+    datasets: list[DatasetFacts] = field(default_factory=list)
+    runs: list[RunEstimate] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def model_rows(self) -> list[dict[str, Any]]:
+        """One row per model; parameters in 1e9, memory in 1e9 bytes."""
+        return [_model_row(model) for model in self.models]
+
+    def dataset_rows(self) -> list[dict[str, Any]]:
+        """One row per benchmark: the subjects that share a path together."""
+        rows = []
+        for benchmark, group in _grouped(self.datasets, lambda one: one.benchmark):
+            found = [one.items for one in group if one.items is not None]
+            methods = "/".join(dict.fromkeys(one.method or "other" for one in group))
+            rows.append(
+                dict(benchmark=benchmark, datasets=len(group), found=len(found), items=sum(found), method=methods)
+            )
+        return rows
+
+    def run_rows(self) -> list[dict[str, Any]]:
+        """One row per model and benchmark, and the sum of all."""
+        rows = []
+        for (model, benchmark), group in _grouped(self.runs, lambda one: (one.model, one.benchmark)):
+            rows.append(dict(model=model, benchmark=benchmark, **_sums(group)))
+        return [*rows, dict(model="all", benchmark="all", **_sums(self.runs))] if rows else []
+
+
+def _grouped(items: list, key: Callable) -> Iterator[tuple[Any, list]]:
+    for value in dict.fromkeys(map(key, items)):
+        yield value, [one for one in items if key(one) == value]
+
+
+def _model_row(model: ModelFacts) -> dict[str, Any]:
+    columns = ("parameters 1e9", "active 1e9", "MoE layers", "experts", "weights GB")
+    cells: tuple = ("-",) * len(columns)
+    if (weights := model.weights) is not None:
+        size = f"{weights.bytes / 1e9:.3g} {weights.dtype}"
+        moe = (weights.layers, f"{weights.top_k} of {weights.experts}")
+        cells = (weights.parameters / 1e9, weights.active_parameters / 1e9, *moe, size)
+    named = dict(model=model.abbr, policy=model.policy or "-", profile=model.profile or "-")
+    free = "-" if model.available_bytes is None else f"{model.available_bytes / 1e9:.3g}"
+    return named | dict(zip(columns, cells, strict=True)) | {"free GB": free, "on": model.memory or "-"}
+
+
+def _sums(runs: list[RunEstimate]) -> dict[str, Any]:
+    traces = [run.trace_bytes for run in runs if run.trace_bytes is not None]
+    return {
+        "passes": sum(run.passes for run in runs),
+        "passes are": "at most" if any(run.at_most for run in runs) else "exact",
+        "prompt tokens": sum(run.prompt_tokens for run in runs),
+        "tokens": sum(run.tokens for run in runs),
+        "trace MB": sum(traces) / 1e6 if len(traces) == len(runs) else "-",
+    }
+
+
+@dataclass
+class _Model:
+    """What the estimates need of a model; `instance` holds its tokenizer and no weights."""
+
+    cfg: ConfigDict
+    facts: ModelFacts
+    profile: ChannelProfile | None = None
+    instance: Any = None
+
+    def token_counter(self, method: str) -> Callable[[Any], int]:
+        """-> function from a rendered prompt to its tokens, as the model class will make them."""
+        if self.instance is None:
+            return lambda prompt: ceil(len(str(prompt)) / CHARACTERS_PER_TOKEN)
+        model = self.instance
+        return lambda prompt: min(model.get_token_len(model.parse_template(prompt, method)), model.max_seq_len)
+
+    def tokenizer_key(self) -> str:
+        """Equal for models that turn a prompt into the same number of tokens."""
+        others = ("abbr", "wdmoe", "model_kwargs", "run_cfg", "batch_size", "max_out_len", "generation_kwargs")
+        return json.dumps({k: v for k, v in self.cfg.items() if k not in others}, sort_keys=True, default=str)
+
+
+@dataclass
+class _Dataset:
+    """What the estimates need of a dataset: its config and the rendered prompts of the sampled items."""
+
+    cfg: ConfigDict
+    facts: DatasetFacts
+    prompts: list[Any] = field(default_factory=list)
+
+
+def make_plan(config: Path | str) -> Plan:
+    """Look at everything a run of `config` needs; WdmoeError where the config itself cannot be read."""
+    with no_network():
+        cfg = _read_config(Path(config))
+        plan = Plan(str(config))
+        _check_sections(cfg, plan)
+        runner = _resolved(RUNNERS, cfg.get("infer", {}).get("runner", {}).get("type"))
+        models = {model_abbr_from_cfg(one): _look_at_model(one, runner, plan) for one in cfg["models"]}
+        found = {dataset_abbr_from_cfg(one): _look_at_dataset(one, plan) for one in cfg["datasets"]}
+        plan.models, plan.datasets = [m.facts for m in models.values()], [d.facts for d in found.values()]
+        _report_missing(plan)
+        _estimate_runs(cfg, models, found, plan)
+    if plan.runs:
+        counts = " and ".join(dict.fromkeys(model.token_count for model in plan.models if model.token_count))
+        plan.notes.append(
+            f"tokens are estimates, from at most {SAMPLED_ITEMS} items of each dataset, by {counts}; generation is "
+            "counted to its last allowed token, so its passes, tokens and traces are upper bounds"
+        )
+    return plan
+
+
+# -- the config ----------------------------------------------------------------------------------------------------
+def _read_config(path: Path) -> Config:
+    """Read it as the `opencompass` command does: once from its file, and again from what that dumps for its tasks."""
+    if not path.is_file():
+        raise WdmoeError(f"{path}: no such config file")
+    try:
+        cfg = get_config_from_arg(SimpleNamespace(config=str(path), accelerator=None))
+        with tempfile.TemporaryDirectory() as folder:
+            cfg.dump(os.path.join(folder, "config.py"))
+            cfg = Config.fromfile(os.path.join(folder, "config.py"), format_python_code=False)
+    except Exception as error:  # a config is a Python program: it may raise anything
+        raise WdmoeError(f"{path}: cannot be read as an OpenCompass config: {_one_line(error)}") from None
+    for key in ("models", "datasets"):
+        if not cfg.get(key):
+            raise WdmoeError(f"{path}: must have a list `{key}` that is not empty")
+    return cfg
+
+
+def _check_sections(cfg: Config, plan: Plan) -> None:
+    for kind, key in (("models", model_abbr_from_cfg), ("datasets", dataset_abbr_from_cfg)):
+        abbrs = [key(one) for one in cfg[kind]]
+        for abbr in sorted({one for one in abbrs if abbrs.count(one) > 1}):
+            plan.problems.append(f"{kind}: the abbr {abbr} stands twice, so one would take the other's predictions")
+    if not any("wdmoe" in model for model in cfg["models"]):
+        plan.notes.append("no model has wdmoe=dict(...): no routing trace will be written")
+        return
+    task = _resolved(TASKS, cfg.get("infer", {}).get("runner", {}).get("task", {}).get("type"))
+    if not _is_subclass(task, WdmoeInferTask):
+        plan.problems.append(
+            "infer: its runner's task must be WdmoeInferTask, or no routing trace is written; "
+            "take infer from eval_configs/runners/wdmoe_local.py"
+        )
+    summarizer = _resolved(TASKS, cfg.get("summarizer", {}).get("type"))
+    if not _is_subclass(summarizer, WdmoeSummarizer):
+        plan.problems.append("summarizer: must be dict(type=WdmoeSummarizer), or no latency is reported")
+
+
+def _resolved(registry: Any, named: Any) -> Any:
+    """The class of a `type=`; None where there is none."""
+    try:
+        return registry.get(named) if isinstance(named, str) else named
+    except (ImportError, AttributeError):
+        return None
+
+
+def _is_subclass(one: Any, base: type | tuple[type, ...]) -> bool:
+    return isinstance(one, type) and issubclass(one, base)
+
+
+# -- models --------------------------------------------------------------------------------------------------------
+def _look_at_model(cfg: ConfigDict, runner: Any, plan: Plan) -> _Model:
+    facts = ModelFacts(model_abbr_from_cfg(cfg), str(cfg.get("path", "")))
+    model = _Model(cfg, facts)
+    kind = _resolved(MODELS, cfg.get("type"))
+
+    def problem(sentence: Any) -> None:
+        plan.problems.append(f"model {facts.abbr}: {sentence}")
+
+    if kind is None:
+        problem(f"its type {cfg.get('type')} cannot be imported")
+        return model
+    if _is_subclass(kind, WdmoeMixin):
+        _look_at_settings(model, problem)
+    elif "wdmoe" in cfg:
+        problem(f"{kind.__name__} ignores wdmoe=dict(...); take a model class of wdmoe_opencompass.harness.models")
+    if not _is_subclass(kind, HuggingFacewithChatTemplate):
+        plan.notes.append(f"model {facts.abbr}: weights and memory of a {kind.__name__} are not checked")
+        return model
+    _look_at_weights(model, problem)
+    _look_at_memory(model, runner, problem)
+    if _is_subclass(kind, WdmoeMixin):
+        _load_tokenizer(model, problem)
+    facts.token_count = (
+        "its tokenizer" if model.instance is not None else f"{CHARACTERS_PER_TOKEN} characters per token"
+    )
+    return model
+
+
+def _look_at_settings(model: _Model, problem: Callable) -> None:
+    try:
+        settings = parse_settings(model.cfg.get("wdmoe"))
+    except WdmoeError as error:
+        problem(error)
+        return
+    model.facts.policy, model.facts.profile = settings.policy, settings.profile
+    model.profile = settings.load_profile()
+
+
+def _look_at_weights(model: _Model, problem: Callable) -> None:
+    path, model_kwargs = model.facts.path, _plain(model.cfg.get("model_kwargs", {}))
+    folder = local_folder(path, model_kwargs.get("revision"))
+    if folder is None:
+        problem(
+            f"its weights and config are neither in a folder {path} nor in the Hugging Face cache "
+            f"({huggingface_hub.constants.HF_HUB_CACHE}), so its memory is unknown; get them with: hf download {path}"
+        )
+        return
+    model.facts.folder = str(folder)
+    if missing := missing_files(folder):
+        more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
+        problem(f"weights missing: {folder / missing[0]}{more}; get them with: hf download {path}")
+    try:
+        weights = model.facts.weights = measure_weights(folder, model_kwargs)
+        if model.profile is not None and weights.experts:
+            model.profile.device_of_expert(weights.experts)
+    except WdmoeError as error:
+        problem(error)
+        return
+    if model.profile is not None and not weights.layers:
+        problem(f"{folder} has no MoE layer, so there is nothing to route")
+
+
+def _look_at_memory(model: _Model, runner: Any, problem: Callable) -> None:
+    facts, num_gpus = model.facts, model.cfg.get("run_cfg", {}).get("num_gpus", 0)
+    device_map = model.cfg.get("model_kwargs", {}).get("device_map", "auto")
+    if not _is_subclass(runner, LocalRunner):
+        facts.memory = "the cluster's, not checked here"
+        return
+    present = torch.cuda.device_count()
+    if num_gpus > present:
+        problem(f"run_cfg asks for {num_gpus} GPUs and this machine has {present}: LocalRunner cannot start its task")
+        facts.memory = f"{num_gpus} GPUs"
+        return
+    if num_gpus == 0 or device_map == "cpu":
+        facts.memory, facts.available_bytes = "host", psutil.virtual_memory().available
+    else:
+        used = num_gpus if device_map in ("auto", "balanced", "balanced_low_0", "sequential") else 1
+        facts.memory = f"{used} GPU" + "s" * (used > 1)
+        facts.available_bytes = sum(torch.cuda.mem_get_info(index)[0] for index in range(used))
+    if facts.weights is not None and facts.weights.bytes > facts.available_bytes:
+        need, free = facts.weights.bytes / 1e9, facts.available_bytes / 1e9
+        problem(f"its weights alone need {need:.1f} GB ({facts.weights.dtype}), free on {facts.memory}: {free:.1f} GB")
+
+
+def _load_tokenizer(model: _Model, problem: Callable) -> None:
+    """Build the model class itself without weights: it checks its arguments and loads its tokenizer."""
+    try:
+        model.instance = build_model_from_cfg(ConfigDict(model.cfg, tokenizer_only=True))
+    except WdmoeError as error:
+        if model.profile is not None:  # otherwise said already
+            problem(error)
+    except Exception as error:  # whatever a tokenizer's own loader raises
+        if model.facts.folder is not None:
+            problem(f"its tokenizer cannot be loaded: {_one_line(error)}")
+
+
+# -- datasets ------------------------------------------------------------------------------------------------------
+def _look_at_dataset(cfg: ConfigDict, plan: Plan) -> _Dataset:
+    abbr = dataset_abbr_from_cfg(cfg)
+    facts = DatasetFacts(abbr, str(cfg.get("data_files") or cfg.get("path") or abbr))
+    dataset = _Dataset(cfg, facts)
+    inferencer = _resolved(ICL_INFERENCERS, cfg.infer_cfg.inferencer.type)
+    methods = {PPLInferencer: "ppl", GenInferencer: "gen"}
+    facts.method = next((name for base, name in methods.items() if _is_subclass(inferencer, base)), None)
+    _look_at_evaluator(cfg, abbr, plan)
+    try:
+        built = build_dataset_from_cfg(cfg)
+        facts.items = len(built.test)
+        dataset.prompts = _sampled_prompts(dataset, built, facts.items, plan)
+    except (NotOnThisMachine, FileNotFoundError) as error:
+        facts.missing = _missing_file(error)
+    except Exception as error:  # whatever a loader or a template raises
+        plan.problems.append(f"dataset {abbr}: cannot be loaded: {_one_line(error)}")
+    return dataset
+
+
+def _look_at_evaluator(cfg: ConfigDict, abbr: str, plan: Plan) -> None:
+    try:
+        ICL_EVALUATORS.build(_plain(cfg.get("eval_cfg", {}).get("evaluator", {})))
+    except ImportError as error:
+        plan.problems.append(f"dataset {abbr}: its evaluator lacks a package: {_one_line(error)}")
+    except Exception:  # an evaluator that needs more than its config, such as a judge model, is no business of ours
+        return
+
+
+def _missing_file(error: Exception) -> str:
+    quoted = re.search(r"'([^']+)'", str(error))
+    named = getattr(error, "filename", None) or (quoted[1] if quoted else str(error))
+    return os.path.abspath(named)
+
+
+def _sampled_prompts(dataset: _Dataset, built: Any, items: int, plan: Plan) -> list[Any]:
+    """-> rendered prompts of the sampled items, for perplexity one per item and label, as the inferencer makes them."""
+    infer_cfg, facts = dataset.cfg.infer_cfg, dataset.facts
+    templates = {
+        key: ICL_PROMPT_TEMPLATES.build(infer_cfg[key])
+        for key in ("ice_template", "prompt_template")
+        if key in infer_cfg
+    }
+    retriever_cfg = infer_cfg.retriever
+    if not _is_subclass(_resolved(ICL_RETRIEVERS, retriever_cfg.type), CHEAP_RETRIEVERS):
+        plan.notes.append(f"dataset {facts.abbr}: its prompts are counted without their in-context examples")
+        retriever_cfg = dict(type=ZeroRetriever)
+    retriever = ICL_RETRIEVERS.build(dict(retriever_cfg, dataset=built))
+    chosen = np.unique(np.linspace(0, items - 1, min(items, SAMPLED_ITEMS)).astype(int)).tolist()
+    examples = retriever.retrieve()
+    ice = {item: retriever.generate_ice(examples[item], templates.get("ice_template")) for item in chosen}
+    if facts.method == "ppl":
+        labels = infer_cfg.inferencer.get("labels") or retriever.get_labels(**templates)
+        facts.labels = len(labels)
+        return [
+            retriever.generate_label_prompt(item, ice[item], label, **templates) for item in chosen for label in labels
+        ]
+    return [retriever.generate_prompt_for_generate_task(item, ice[item], **templates) for item in chosen]
+
+
+def _report_missing(plan: Plan) -> None:
+    """One sentence per benchmark: the subjects of one path are usually missing together."""
+    for benchmark, group in _grouped(plan.datasets, lambda one: one.benchmark):
+        missing = [one for one in group if one.missing]
+        if not missing:
+            continue
+        first = f"dataset {missing[0].abbr}: file missing: {missing[0].missing}"
+        more = f" (and {len(missing) - 1} more of the {len(group)} datasets of {benchmark})" if len(missing) > 1 else ""
+        plan.problems.append(f"{first}{more}; put it there, or set COMPASS_DATA_CACHE to the folder that holds data/")
+
+
+# -- estimates -----------------------------------------------------------------------------------------------------
+def _estimate_runs(cfg: Config, models: dict[str, _Model], found: dict[str, _Dataset], plan: Plan) -> None:
+    combinations = cfg.get("model_dataset_combinations") or [dict(models=cfg["models"], datasets=cfg["datasets"])]
+    counted: dict[tuple[str, str], float] = {}
+    for combination in combinations:
+        for model_cfg in combination["models"]:
+            for dataset_cfg in combination["datasets"]:
+                model, dataset = models[model_abbr_from_cfg(model_cfg)], found[dataset_abbr_from_cfg(dataset_cfg)]
+                _estimate_run(model, dataset, counted, plan)
+
+
+def _estimate_run(model: _Model, dataset: _Dataset, counted: dict, plan: Plan) -> None:
+    facts, method = dataset.facts, dataset.facts.method
+    if method is None or facts.items is None:
+        return
+
+    def problem(sentence: str) -> None:
+        plan.problems.append(f"model {model.facts.abbr}, dataset {facts.abbr}: {sentence}")
+
+    inferencer = dataset.cfg.infer_cfg.inferencer
+    batch_size = inferencer.get("batch_size", model.cfg.get("batch_size"))
+    out_tokens = inferencer.get("max_out_len", model.cfg.get("max_out_len"))
+    kind = _resolved(MODELS, model.cfg.get("type"))
+    if method == "ppl" and getattr(kind, "get_ppl", None) is BaseModel.get_ppl:
+        return problem(f"{kind.__name__} gives no perplexity; take a base model class or a gen dataset")
+    if method == "ppl" and batch_size is None:
+        return problem("perplexity needs batch_size in the model's config")
+    if method == "gen" and out_tokens is None:
+        return problem("generation needs max_out_len in the dataset's inferencer or the model's config")
+
+    key = (model.tokenizer_key(), facts.abbr)
+    if key not in counted:
+        counter = model.token_counter(method)
+        try:
+            counted[key] = float(np.mean([counter(prompt) for prompt in dataset.prompts] or [0]))
+        except Exception as error:  # a chat template is a program too
+            return problem(f"its prompts cannot be tokenized: {_one_line(error)}")
+
+    rows = facts.items * (facts.labels if method == "ppl" else _rows_per_prompt(model.cfg))
+    batches = facts.labels * ceil(facts.items / (batch_size or 1))
+    decode = out_tokens - 1 if method == "gen" else 0  # the prefill gives the first token
+    prompt_tokens = round(counted[key] * rows)
+    plan.runs.append(
+        RunEstimate(
+            model=model.facts.abbr,
+            dataset=facts.abbr,
+            benchmark=facts.benchmark,
+            at_most=method == "gen",
+            batches=batches,
+            passes=batches * (1 + decode),
+            prompt_tokens=prompt_tokens,
+            tokens=prompt_tokens + rows * decode,
+            trace_bytes=_trace_bytes(model, batches * (1 + decode), batches),
+        )
+    )
+    return None
+
+
+def _rows_per_prompt(model_cfg: ConfigDict) -> int:
+    """Sequences that generation forwards for one prompt."""
+    generation = model_cfg.get("generation_kwargs", {})
+    return max(generation.get("num_beams", 1), generation.get("num_return_sequences", 1))
+
+
+def _trace_bytes(model: _Model, passes: int, batches: int) -> int | None:
+    weights, profile = model.facts.weights, model.profile
+    if weights is None or profile is None:
+        return None
+    sizes = dict(
+        layers=weights.layers, devices=len(profile.devices), pairs=weights.experts * (weights.experts - 1) // 2
+    )
+    return HEADER_BYTES + len(json.dumps(profile.model_dump_json())) + array_bytes(sizes, passes, batches)
+
+
+def _plain(value: Any) -> Any:
+    return value.to_dict() if isinstance(value, ConfigDict) else value
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
