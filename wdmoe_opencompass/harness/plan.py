@@ -50,7 +50,7 @@ from .weights import WeightsFacts, local_folder, measure_weights, missing_files
 
 SAMPLED_ITEMS = 25  # of each dataset, evenly spaced, whose prompts are rendered
 CHARACTERS_PER_TOKEN = 4  # our choice, where the tokenizer is not on this machine
-HEADER_BYTES = 3000  # of a trace: array names, versions; the profile comes on top
+HEADER_BYTES = 1750  # of a trace: array names, versions, policy; its channel profile comes on top
 CHEAP_RETRIEVERS = (ZeroRetriever, FixKRetriever, RandomRetriever, SlidingWindowRetriever)
 
 
@@ -264,7 +264,7 @@ def _is_subclass(one: Any, base: type | tuple[type, ...]) -> bool:
 
 # -- models --------------------------------------------------------------------------------------------------------
 def _look_at_model(cfg: ConfigDict, runner: Any, plan: Plan) -> _Model:
-    facts = ModelFacts(model_abbr_from_cfg(cfg), str(cfg.get("path", "")))
+    facts = ModelFacts(model_abbr_from_cfg(cfg), str(cfg.get("path") or ""))
     model = _Model(cfg, facts)
     kind = _resolved(MODELS, cfg.get("type"))
 
@@ -303,6 +303,9 @@ def _look_at_settings(model: _Model, problem: Callable) -> None:
 
 def _look_at_weights(model: _Model, problem: Callable) -> None:
     path, model_kwargs = model.facts.path, _plain(model.cfg.get("model_kwargs", {}))
+    if not path:
+        problem("needs path='...', the folder or Hugging Face name of its weights")
+        return
     folder = local_folder(path, model_kwargs.get("revision"))
     if folder is None:
         problem(
@@ -313,7 +316,8 @@ def _look_at_weights(model: _Model, problem: Callable) -> None:
     model.facts.folder = str(folder)
     if missing := missing_files(folder):
         more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
-        problem(f"weights missing: {folder / missing[0]}{more}; get them with: hf download {path}")
+        way_out = "" if Path(path).is_dir() else f"; get them with: hf download {path}"
+        problem(f"weights missing: {folder / missing[0]}{more}{way_out}")
     try:
         weights = model.facts.weights = measure_weights(folder, model_kwargs)
         if model.profile is not None and weights.experts:
@@ -364,7 +368,7 @@ def _look_at_dataset(cfg: ConfigDict, plan: Plan) -> _Dataset:
     abbr = dataset_abbr_from_cfg(cfg)
     facts = DatasetFacts(abbr, str(cfg.get("data_files") or cfg.get("path") or abbr))
     dataset = _Dataset(cfg, facts)
-    inferencer = _resolved(ICL_INFERENCERS, cfg.infer_cfg.inferencer.type)
+    inferencer = _resolved(ICL_INFERENCERS, cfg.get("infer_cfg", {}).get("inferencer", {}).get("type"))
     methods = {PPLInferencer: "ppl", GenInferencer: "gen"}
     facts.method = next((name for base, name in methods.items() if _is_subclass(inferencer, base)), None)
     _look_at_evaluator(cfg, abbr, plan)
