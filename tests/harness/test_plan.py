@@ -20,6 +20,7 @@ from wdmoe_opencompass.routing.trace import array_bytes
 
 BENCHMARKS = ROOT.parent / "shared" / "benchmarks"
 QUICKSTART = ROOT / "eval_configs" / "eval_quickstart.py"
+OURS = "wdmoe_opencompass.harness.models.Wdmoe"
 MIXTRAL = "mistralai/Mixtral-8x7B-Instruct-v0.1"
 # Counted by hand from the published config: embedding and head, then per layer attention (q and o, k and v), router,
 # experts and norms, and the last norm.
@@ -156,6 +157,29 @@ def test_a_full_length_generation_takes_exactly_the_passes_of_the_bound(changed)
         cfg.datasets[0].infer_cfg.inferencer.max_out_len = 9
 
     assert changed(nine_tokens).runs[0].passes == 3 * len(passes)
+
+
+def test_chat_prompts_are_counted_with_the_chat_template(changed):
+    from wdmoe_opencompass.harness.models import WdmoeHuggingFacewithChatTemplate
+
+    def chat(cfg):
+        cfg.models = cfg.models[:1]
+        cfg.models[0].type = f"{OURS}HuggingFacewithChatTemplate"
+        cfg.datasets = [one for one in cfg.datasets if one.abbr == "qs_arith_small"]
+
+    (run,) = changed(chat).runs
+    model = WdmoeHuggingFacewithChatTemplate(
+        path=str(ROOT / "quickstart" / "model"),
+        model_kwargs=dict(torch_dtype="torch.float32", device_map="cpu"),
+        wdmoe=dict(profile="paper_8_devices"),
+    )
+    forwarded = []
+    model.model.register_forward_pre_hook(
+        lambda _, args, kwargs: forwarded.append(int(kwargs["attention_mask"].sum())), with_kwargs=True
+    )
+    rows = (ROOT / "quickstart/data/arith/test.jsonl").read_text().splitlines()[:12]
+    model.generate([f"Question: {json.loads(row)['question']}\nAnswer:" for row in rows], 1)
+    assert [run.prompt_tokens] == forwarded
 
 
 # -- weights -------------------------------------------------------------------------------------------------------
@@ -367,11 +391,18 @@ def no_inferencer(cfg):
     del cfg.datasets[3]["infer_cfg"]
 
 
+def other_inferencer(cfg):
+    cfg.datasets[3].infer_cfg.inferencer.type = "opencompass.openicl.icl_inferencer.CLPInferencer"
+
+
+def test_an_inferencer_of_another_kind_is_said_to_be_left_out(changed):
+    plan = changed(other_inferencer)
+    assert any("passes of a" in note and "CLPInferencer are not estimated" in note for note in plan.notes)
+    assert {run.dataset for run in plan.runs} == {f"{task}_small" for task in TASKS if task != "qs_arith"}
+
+
 def human_eval(cfg):
     cfg.datasets[4].eval_cfg.evaluator.type = "opencompass.datasets.HumanEvalEvaluator"
-
-
-OURS = "wdmoe_opencompass.harness.models.Wdmoe"
 
 
 @pytest.mark.parametrize(
@@ -389,7 +420,7 @@ OURS = "wdmoe_opencompass.harness.models.Wdmoe"
         (stock_summarizer, "must be dict(type=WdmoeSummarizer)"),
         (no_inferencer, "dataset qs_arith_small: cannot be loaded"),
         (same_abbr, "the abbr quickstart-wdmoe-hf stands twice"),
-        (human_eval, "dataset qs_program_small: its evaluator lacks a package"),
+        (human_eval, "quickstart/data/program.jsonl: its evaluator lacks a package"),
     ],
 )
 def test_what_could_not_work_is_a_problem(changed, monkeypatch, change, sentence):
@@ -417,6 +448,10 @@ def test_a_profile_that_has_no_place_for_an_expert_is_a_problem(changed, tmp_pat
         ("models = [", "cannot be read as an OpenCompass config"),
         ("from mmengine.config import read_base\nwith read_base():\n    from .nowhere import models", "nowhere"),
         ("models = []\ndatasets = [dict(type='ARCDataset')]", "must have a list `models` that is not empty"),
+        (
+            "models = dict(type='A')\ndatasets = [dict(type='ARCDataset')]",
+            "must have a list `models` that is not empty",
+        ),
         ("models = [dict(type='HuggingFaceBaseModel')]\ndatasets = 3", "cannot be read as an OpenCompass config"),
     ],
 )

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -44,121 +44,15 @@ from ..routing.trace import array_bytes
 from .infer_task import WdmoeInferTask
 from .models import WdmoeMixin
 from .offline import NotOnThisMachine, no_network
+from .plan_facts import DatasetFacts, ModelFacts, Plan, RunEstimate, grouped
 from .settings import parse_settings
 from .summarizer import WdmoeSummarizer
-from .weights import WeightsFacts, local_folder, measure_weights, missing_files
+from .weights import local_folder, measure_weights, missing_files
 
 SAMPLED_ITEMS = 25  # of each dataset, evenly spaced, whose prompts are rendered
 CHARACTERS_PER_TOKEN = 4  # our choice, where the tokenizer is not on this machine
 HEADER_BYTES = 1750  # of a trace: array names, versions, policy; its channel profile comes on top
 CHEAP_RETRIEVERS = (ZeroRetriever, FixKRetriever, RandomRetriever, SlidingWindowRetriever)
-
-
-@dataclass
-class DatasetFacts:
-    """A dataset as OpenCompass's own loader finds it; `benchmark` is its config's path, shared by many subjects.
-
-    method: ppl or gen; None for an inferencer whose passes are not estimated. missing: the file the loader asked for.
-    """
-
-    abbr: str
-    benchmark: str
-    items: int | None = None
-    method: str | None = None
-    labels: int = 1
-    missing: str | None = None
-
-
-@dataclass
-class ModelFacts:
-    """A model as its config and the files on this machine tell; `memory` names what its weights must fit in."""
-
-    abbr: str
-    path: str
-    policy: str | None = None
-    profile: str | None = None
-    folder: str | None = None
-    weights: WeightsFacts | None = None
-    memory: str = ""
-    available_bytes: int | None = None
-    token_count: str = ""
-
-
-@dataclass
-class RunEstimate:
-    """One model on one dataset. `at_most`: generation may stop earlier; for perplexity the passes are exact."""
-
-    model: str
-    dataset: str
-    benchmark: str
-    at_most: bool
-    batches: int
-    passes: int
-    prompt_tokens: int
-    tokens: int
-    trace_bytes: int | None
-
-
-@dataclass
-class Plan:
-    """Everything `wdmoe plan` tells; `problems` are sentences, each a reason why the run could not work."""
-
-    config: str
-    models: list[ModelFacts] = field(default_factory=list)
-    datasets: list[DatasetFacts] = field(default_factory=list)
-    runs: list[RunEstimate] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-    def model_rows(self) -> list[dict[str, Any]]:
-        """One row per model; parameters in 1e9, memory in 1e9 bytes."""
-        return [_model_row(model) for model in self.models]
-
-    def dataset_rows(self) -> list[dict[str, Any]]:
-        """One row per benchmark: the subjects that share a path together."""
-        rows = []
-        for benchmark, group in _grouped(self.datasets, lambda one: one.benchmark):
-            found = [one.items for one in group if one.items is not None]
-            methods = "/".join(dict.fromkeys(one.method or "other" for one in group))
-            rows.append(
-                dict(benchmark=benchmark, datasets=len(group), found=len(found), items=sum(found), method=methods)
-            )
-        return rows
-
-    def run_rows(self) -> list[dict[str, Any]]:
-        """One row per model and benchmark, and the sum of all."""
-        rows = []
-        for (model, benchmark), group in _grouped(self.runs, lambda one: (one.model, one.benchmark)):
-            rows.append(dict(model=model, benchmark=benchmark, **_sums(group)))
-        return [*rows, dict(model="all", benchmark="all", **_sums(self.runs))] if rows else []
-
-
-def _grouped(items: list, key: Callable) -> Iterator[tuple[Any, list]]:
-    for value in dict.fromkeys(map(key, items)):
-        yield value, [one for one in items if key(one) == value]
-
-
-def _model_row(model: ModelFacts) -> dict[str, Any]:
-    columns = ("parameters 1e9", "active 1e9", "MoE layers", "experts", "weights GB")
-    cells: tuple = ("-",) * len(columns)
-    if (weights := model.weights) is not None:
-        size = f"{weights.bytes / 1e9:.3g} {weights.dtype}"
-        moe = (weights.layers, f"{weights.top_k} of {weights.experts}")
-        cells = (weights.parameters / 1e9, weights.active_parameters / 1e9, *moe, size)
-    named = dict(model=model.abbr, policy=model.policy or "-", profile=model.profile or "-")
-    free = "-" if model.available_bytes is None else f"{model.available_bytes / 1e9:.3g}"
-    return named | dict(zip(columns, cells, strict=True)) | {"free GB": free, "on": model.memory or "-"}
-
-
-def _sums(runs: list[RunEstimate]) -> dict[str, Any]:
-    traces = [run.trace_bytes for run in runs if run.trace_bytes is not None]
-    return {
-        "passes": sum(run.passes for run in runs),
-        "passes are": "at most" if any(run.at_most for run in runs) else "exact",
-        "prompt tokens": sum(run.prompt_tokens for run in runs),
-        "tokens": sum(run.tokens for run in runs),
-        "trace MB": sum(traces) / 1e6 if len(traces) == len(runs) else "-",
-    }
 
 
 @dataclass
@@ -198,12 +92,13 @@ def make_plan(config: Path | str) -> Plan:
         cfg = _read_config(Path(config))
         plan = Plan(str(config))
         _check_sections(cfg, plan)
-        runner = _resolved(RUNNERS, cfg.get("infer", {}).get("runner", {}).get("type"))
+        runner = _resolved(RUNNERS, cfg.get("infer", {}).get("runner", {}).get("type", LocalRunner))
         models = {model_abbr_from_cfg(one): _look_at_model(one, runner, plan) for one in cfg["models"]}
         found = {dataset_abbr_from_cfg(one): _look_at_dataset(one, plan) for one in cfg["datasets"]}
         plan.models, plan.datasets = [m.facts for m in models.values()], [d.facts for d in found.values()]
-        _report_missing(plan)
+        _report_failures(plan)
         _estimate_runs(cfg, models, found, plan)
+    plan.problems, plan.notes = list(dict.fromkeys(plan.problems)), list(dict.fromkeys(plan.notes))
     if plan.runs:
         counts = " and ".join(dict.fromkeys(model.token_count for model in plan.models if model.token_count))
         plan.notes.append(
@@ -226,7 +121,7 @@ def _read_config(path: Path) -> Config:
     except Exception as error:  # a config is a Python program: it may raise anything
         raise WdmoeError(f"{path}: cannot be read as an OpenCompass config: {_one_line(error)}") from None
     for key in ("models", "datasets"):
-        if not cfg.get(key):
+        if not (isinstance(cfg.get(key), list) and cfg[key]):
             raise WdmoeError(f"{path}: must have a list `{key}` that is not empty")
     return cfg
 
@@ -368,37 +263,49 @@ def _look_at_dataset(cfg: ConfigDict, plan: Plan) -> _Dataset:
     abbr = dataset_abbr_from_cfg(cfg)
     facts = DatasetFacts(abbr, str(cfg.get("data_files") or cfg.get("path") or abbr))
     dataset = _Dataset(cfg, facts)
-    inferencer = _resolved(ICL_INFERENCERS, cfg.get("infer_cfg", {}).get("inferencer", {}).get("type"))
-    methods = {PPLInferencer: "ppl", GenInferencer: "gen"}
-    facts.method = next((name for base, name in methods.items() if _is_subclass(inferencer, base)), None)
-    _look_at_evaluator(cfg, abbr, plan)
     try:
+        facts.method = _method(cfg.infer_cfg.inferencer.type)
         built = build_dataset_from_cfg(cfg)
         facts.items = len(built.test)
-        dataset.prompts = _sampled_prompts(dataset, built, facts.items, plan)
+        dataset.prompts = _sampled_prompts(dataset, built, plan)
     except (NotOnThisMachine, FileNotFoundError) as error:
         facts.missing = _missing_file(error)
+        facts.failure = f"file missing: {facts.missing}"
     except Exception as error:  # whatever a loader or a template raises
-        plan.problems.append(f"dataset {abbr}: cannot be loaded: {_one_line(error)}")
+        facts.failure = f"cannot be loaded: {_one_line(error)}"
+    if facts.method is None and facts.failure is None:
+        plan.notes.append(f"{facts.benchmark}: passes of a {cfg.infer_cfg.inferencer.type} are not estimated")
+    _look_at_evaluator(cfg, facts.benchmark, plan)
     return dataset
 
 
-def _look_at_evaluator(cfg: ConfigDict, abbr: str, plan: Plan) -> None:
+def _method(inferencer: Any) -> str | None:
+    methods = {PPLInferencer: "ppl", GenInferencer: "gen"}
+    return next(
+        (name for base, name in methods.items() if _is_subclass(_resolved(ICL_INFERENCERS, inferencer), base)), None
+    )
+
+
+def _look_at_evaluator(cfg: ConfigDict, benchmark: str, plan: Plan) -> None:
     try:
         ICL_EVALUATORS.build(_plain(cfg.get("eval_cfg", {}).get("evaluator", {})))
     except ImportError as error:
-        plan.problems.append(f"dataset {abbr}: its evaluator lacks a package: {_one_line(error)}")
+        plan.problems.append(f"{benchmark}: its evaluator lacks a package: {_one_line(error)}")
     except Exception:  # an evaluator that needs more than its config, such as a judge model, is no business of ours
         return
 
 
 def _missing_file(error: Exception) -> str:
-    quoted = re.search(r"'([^']+)'", str(error))
-    named = getattr(error, "filename", None) or (quoted[1] if quoted else str(error))
-    return os.path.abspath(named)
+    """The path that OpenCompass or a loader asked for; the error's own words where it names none."""
+    named = getattr(error, "filename", None)
+    if isinstance(error, NotOnThisMachine):
+        named = str(error)
+    elif named is None and (quoted := re.search(r"Unable to find '([^']+)'", str(error))):  # load_dataset's words
+        named = quoted[1]
+    return _one_line(error) if named is None else os.path.abspath(named)
 
 
-def _sampled_prompts(dataset: _Dataset, built: Any, items: int, plan: Plan) -> list[Any]:
+def _sampled_prompts(dataset: _Dataset, built: Any, plan: Plan) -> list[Any]:
     """-> rendered prompts of the sampled items, for perplexity one per item and label, as the inferencer makes them."""
     infer_cfg, facts = dataset.cfg.infer_cfg, dataset.facts
     templates = {
@@ -408,10 +315,10 @@ def _sampled_prompts(dataset: _Dataset, built: Any, items: int, plan: Plan) -> l
     }
     retriever_cfg = infer_cfg.retriever
     if not _is_subclass(_resolved(ICL_RETRIEVERS, retriever_cfg.type), CHEAP_RETRIEVERS):
-        plan.notes.append(f"dataset {facts.abbr}: its prompts are counted without their in-context examples")
+        plan.notes.append(f"{facts.benchmark}: its prompts are counted without their in-context examples")
         retriever_cfg = dict(type=ZeroRetriever)
     retriever = ICL_RETRIEVERS.build(dict(retriever_cfg, dataset=built))
-    chosen = np.unique(np.linspace(0, items - 1, min(items, SAMPLED_ITEMS)).astype(int)).tolist()
+    chosen = np.unique(np.linspace(0, facts.items - 1, min(facts.items, SAMPLED_ITEMS)).astype(int)).tolist()
     examples = retriever.retrieve()
     ice = {item: retriever.generate_ice(examples[item], templates.get("ice_template")) for item in chosen}
     if facts.method == "ppl":
@@ -423,15 +330,17 @@ def _sampled_prompts(dataset: _Dataset, built: Any, items: int, plan: Plan) -> l
     return [retriever.generate_prompt_for_generate_task(item, ice[item], **templates) for item in chosen]
 
 
-def _report_missing(plan: Plan) -> None:
-    """One sentence per benchmark: the subjects of one path are usually missing together."""
-    for benchmark, group in _grouped(plan.datasets, lambda one: one.benchmark):
-        missing = [one for one in group if one.missing]
-        if not missing:
+def _report_failures(plan: Plan) -> None:
+    """One sentence per benchmark: the subjects of one path usually fail together."""
+    for benchmark, group in grouped(plan.datasets, lambda one: one.benchmark):
+        failed = [one for one in group if one.failure]
+        if not failed:
             continue
-        first = f"dataset {missing[0].abbr}: file missing: {missing[0].missing}"
-        more = f" (and {len(missing) - 1} more of the {len(group)} datasets of {benchmark})" if len(missing) > 1 else ""
-        plan.problems.append(f"{first}{more}; put it there, or set COMPASS_DATA_CACHE to the folder that holds data/")
+        more = f" (and {len(failed) - 1} more of the {len(group)} datasets of {benchmark})" if len(failed) > 1 else ""
+        way_out = (
+            "; put it there, or set COMPASS_DATA_CACHE to the folder that holds data/" if failed[0].missing else ""
+        )
+        plan.problems.append(f"dataset {failed[0].abbr}: {failed[0].failure}{more}{way_out}")
 
 
 # -- estimates -----------------------------------------------------------------------------------------------------
@@ -447,11 +356,11 @@ def _estimate_runs(cfg: Config, models: dict[str, _Model], found: dict[str, _Dat
 
 def _estimate_run(model: _Model, dataset: _Dataset, counted: dict, plan: Plan) -> None:
     facts, method = dataset.facts, dataset.facts.method
-    if method is None or facts.items is None:
+    if method is None or facts.failure is not None:
         return
 
     def problem(sentence: str) -> None:
-        plan.problems.append(f"model {model.facts.abbr}, dataset {facts.abbr}: {sentence}")
+        plan.problems.append(f"model {model.facts.abbr}, {facts.benchmark}: {sentence}")
 
     inferencer = dataset.cfg.infer_cfg.inferencer
     batch_size = inferencer.get("batch_size", model.cfg.get("batch_size"))
