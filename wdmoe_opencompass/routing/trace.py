@@ -7,6 +7,7 @@ is sealed: joined into one safetensors file (`*.trace.safetensors`) written unde
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,8 +29,10 @@ SEALED_SUFFIX = ".trace.safetensors"
 JOURNAL_SUFFIX = ".trace.part"
 PHASES = ("prefill", "decode")
 
+Arrays = dict[str, tuple[str, tuple[str, ...]]]
+
 # name -> (dtype, axes after the first; the first is passes or batches)
-PER_PASS = {
+PER_PASS: Arrays = {
     "batch": ("int32", ()),
     "pass_index": ("int32", ()),
     "phase": ("uint8", ()),
@@ -43,7 +46,7 @@ PER_PASS = {
     "weight_sum_before": ("float32", ("layers", "devices")),
     "weight_sum": ("float32", ("layers", "devices")),
 }
-PER_BATCH = {
+PER_BATCH: Arrays = {
     "first_item": ("int32", ()),
     "items": ("int32", ()),
     "co_selection": ("int32", ("layers", "pairs")),
@@ -108,6 +111,15 @@ class RoutingTrace:
         if phase == "all":
             return np.ones(len(self.arrays["phase"]), dtype=bool)
         return self.arrays["phase"] == PHASES.index(phase)
+
+
+def array_bytes(sizes: dict[str, int], passes: int, batches: int) -> int:
+    """Bytes of the arrays of a trace; `sizes` is the length of every named axis, as TraceMetadata.sizes gives it."""
+
+    def row(table: Arrays) -> int:
+        return sum(np.dtype(dtype).itemsize * math.prod(sizes[axis] for axis in axes) for dtype, axes in table.values())
+
+    return passes * row(PER_PASS) + batches * row(PER_BATCH)
 
 
 def empty_arrays(metadata: TraceMetadata) -> dict[str, NDArray]:

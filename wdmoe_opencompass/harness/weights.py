@@ -1,0 +1,130 @@
+"""A model's weights without loading them: where they lie, how many there are, how many bytes they will take."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ModelError
+
+# transformers names these differently from one model family to the next.
+EXPERTS_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+TOP_K_KEYS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
+
+
+@dataclass(frozen=True)
+class WeightsFacts:
+    """What a model's config alone tells.
+
+    active_parameters: those one token meets, embeddings and router included. bytes: loaded, in `dtype` and under the
+    quantization asked for. layers, experts, top_k: of its MoE layers; layers is 0 for a dense model.
+    """
+
+    parameters: int
+    active_parameters: int
+    bytes: int
+    dtype: str
+    layers: int
+    experts: int
+    top_k: int
+
+
+def local_folder(path: str, revision: str | None = None) -> Path | None:
+    """Folder of a model on this machine: `path` itself, or its snapshot in the Hugging Face cache; else None."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    if Path(path).is_dir():
+        return Path(path)
+    try:
+        return Path(snapshot_download(path, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Names of the weight files that transformers would look for in `folder` and not find."""
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / single).is_file():
+            return []
+        index = folder / f"{single}.index.json"
+        if index.is_file():
+            shards = set(json.loads(index.read_text())["weight_map"].values())
+            return sorted(shard for shard in shards if not (folder / shard).is_file())
+    return ["model.safetensors"]
+
+
+def measure_weights(folder: Path, model_kwargs: dict[str, Any]) -> WeightsFacts:
+    """Build the model on the meta device, as `from_pretrained(folder, **model_kwargs)` would load it, and count.
+
+    Raises ModelError where the folder's config cannot be built.
+    """
+    from opencompass.models.huggingface_above_v4_33 import _set_model_kwargs_torch_dtype
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    trusted = bool(model_kwargs.get("trust_remote_code"))
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
+        asked = _set_model_kwargs_torch_dtype(dict(model_kwargs), str(folder))
+        dtype = _dtype(asked.get("dtype", asked["torch_dtype"]), config)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"{folder}: no model can be built from its config: {_first_line(error)}") from None
+    text = config.get_text_config()
+    experts, top_k = _first_of(text, EXPERTS_KEYS), _first_of(text, TOP_K_KEYS)
+    in_experts = _parameters_in_experts(model, experts)
+    parameters = sum(one.numel() for one in model.parameters())
+    idle = sum(in_experts) * (experts - top_k) // experts if experts else 0
+    return WeightsFacts(
+        parameters=parameters,
+        active_parameters=parameters - idle,
+        bytes=_loaded_bytes(model, model_kwargs.get("quantization_config")),
+        dtype=str(dtype).removeprefix("torch."),
+        layers=len(in_experts),
+        experts=experts,
+        top_k=top_k,
+    )
+
+
+def _dtype(asked: Any, config: Any) -> torch.dtype:
+    if isinstance(asked, torch.dtype):
+        return asked
+    named = getattr(torch, str(asked).removeprefix("torch."), None)
+    return named or config.get_text_config().dtype or config.dtype or torch.float32  # 'auto': as stored
+
+
+def _first_of(config: Any, keys: tuple[str, ...]) -> int:
+    return next((int(getattr(config, key)) for key in keys if getattr(config, key, None)), 0)
+
+
+def _parameters_in_experts(model: nn.Module, experts: int) -> list[int]:
+    """-> [MoE layers] parameters of each layer's experts: the modules that stack them along a first axis."""
+    named = dict(model.named_parameters())
+    owners = {name.rpartition(".")[0] for name, one in named.items() if one.ndim == 3 and one.shape[0] == experts}
+    return [sum(one.numel() for one in model.get_submodule(owner).parameters()) for owner in sorted(owners)]
+
+
+def _loaded_bytes(model: Any, quantization_config: Any) -> int:
+    """Bytes of all parameters, by transformers' own quantizer where one is asked for or the checkpoint holds one."""
+    stored = getattr(model.config, "quantization_config", None)
+    if stored is None and quantization_config is None:
+        return sum(one.numel() * one.element_size() for one in model.parameters())
+    from transformers.quantizers import AutoHfQuantizer
+
+    try:
+        quantizer = AutoHfQuantizer.from_config(stored or quantization_config, pre_quantized=stored is not None)
+        quantizer.preprocess_model(
+            model, device_map=None, checkpoint_files=[]
+        )  # swaps in the quantizer's modules, so that each parameter knows its size
+        sizes = [quantizer.param_element_size(model, name, one) * one.numel() for name, one in model.named_parameters()]
+    except (ImportError, ValueError, RuntimeError, TypeError) as error:
+        raise ModelError(f"its quantization_config cannot be applied: {_first_line(error)}") from None
+    return int(sum(sizes))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
