@@ -29,7 +29,7 @@ SIZES = {
 PREFILLS = ((1, 128), (1, 1024), (4, 256), (16, 128))  # batch x tokens
 DECODES = ((1, 16), (4, 16), (16, 16))
 NEW_TOKENS = 32
-LOGIT_SPREAD = 0.85  # standard deviation of the random router's logits: Algorithm 1 then keeps about 65 %
+LOGIT_SPREAD = 2.5  # standard deviation of the random router's logits: Algorithm 1 then keeps about 65 %
 VARIANTS = ("vanilla", "top_k", "wlr")
 
 
