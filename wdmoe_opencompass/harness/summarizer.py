@@ -14,10 +14,10 @@ from ..errors import TraceError, WdmoeError
 from ..report.figures import write_figures
 from ..report.publication import write_publication
 from ..report.summary import write_report
-from ..report.tables import DENSE, ModelRun, benchmarks_of
+from ..report.tables import DENSE, ModelRun, benchmarks_of, dataset_of
 from ..routing.trace import SEALED_SUFFIX, RoutingTrace, read_trace, seal_finished
 from .infer_task import FAILURE_SUFFIX
-from .settings import parse_settings
+from .settings import WdmoeSettings, parse_settings
 
 NO_TRACE = (
     "no routing trace: the stock infer task ran (--models, --datasets, --slurm and --dlc on the command line put it "
@@ -29,7 +29,7 @@ class WdmoeSummarizer(DefaultSummarizer):
     """Prints what DefaultSummarizer prints, then Tables I and II, and writes both into the run's `summary/` folder.
 
     summary_groups, as in OpenCompass: `dict(name='mmlu', subsets=[...])` makes one benchmark of those of its datasets
-    that the config has.
+    that the config has. Groups with weights, or with any other rule than the plain mean, stay in OpenCompass's table.
     """
 
     def summarize(self, output_path: str | None = None, time_str: str | None = None) -> None:
@@ -50,16 +50,17 @@ class WdmoeSummarizer(DefaultSummarizer):
     def _groups(self) -> dict[str, list[str]]:
         """Groups of at least one dataset of this run; a group of a group is spelled out by OpenCompass's configs."""
         present = self._datasets()
-        groups = {one["name"]: [d for d in one["subsets"] if d in present] for one in self.summary_groups}
+        plain = [one for one in self.summary_groups if set(one) == {"name", "subsets"}]
+        groups = {one["name"]: [d for d in one["subsets"] if d in present] for one in plain}
         return {name: members for name, members in groups.items() if members}
 
     def _model_run(self, model_cfg: Any) -> ModelRun:
         abbr = model_abbr_from_cfg(model_cfg)
         predictions = Path(self.work_dir) / "predictions" / abbr
         if "wdmoe" in model_cfg:
-            settings = parse_settings(model_cfg["wdmoe"])
-            run = ModelRun(abbr, settings.policy, (model_cfg["path"], settings.load_profile().content_hash))
             seal_finished(predictions)
+            policy, profile_hash = _policy_and_profile_hash(model_cfg["wdmoe"], predictions)
+            run = ModelRun(abbr, policy, (model_cfg["path"], profile_hash))
         else:
             run = ModelRun(abbr, DENSE, (str(model_cfg.get("path", "")), ""))
         run.groups = self._groups()
@@ -73,34 +74,55 @@ class WdmoeSummarizer(DefaultSummarizer):
                 reasons.append(str(error))
             if run.policy != DENSE:
                 try:
-                    run.traces[dataset] = _traces_of(predictions, dataset, run.base[1])
+                    run.traces[dataset] = self._traces_of(predictions, dataset, run)
                 except TraceError as error:
                     reasons.append(str(error))
             if reasons:
-                failure = predictions / (dataset + FAILURE_SUFFIX)
-                run.missing[dataset] = failure.read_text().strip() if failure.exists() else "; ".join(reasons)
+                failures = [
+                    (predictions / (name + FAILURE_SUFFIX)).read_text().strip()
+                    for name in (dataset, *self._parts_of(predictions, dataset, FAILURE_SUFFIX))
+                    if (predictions / (name + FAILURE_SUFFIX)).exists()
+                ]
+                run.missing[dataset] = "; ".join(dict.fromkeys(failures or reasons))
         return run
+
+    def _traces_of(self, predictions: Path, dataset: str, run: ModelRun) -> list[RoutingTrace]:
+        """The trace of a dataset, or those of the parts that a partitioner made of it.
+
+        OpenCompass scores parts only if together they are the dataset: without accuracy nothing says that none lacks.
+        """
+        whole = predictions / (dataset + SEALED_SUFFIX)
+        names = [dataset] if whole.exists() else self._parts_of(predictions, dataset, ".json") or [dataset]
+        paths = [predictions / (name + SEALED_SUFFIX) for name in names]
+        if not all(path.exists() for path in paths):
+            raise TraceError(NO_TRACE)
+        numbered = [f"{dataset}_{number}" for number in range(len(names))]
+        if names != [dataset] and (names != numbered or dataset not in run.accuracies):
+            raise TraceError(f"its parts ({', '.join(names)}) were not scored together: one may be missing")
+        traces = [read_trace(path) for path in paths]
+        if any(trace.metadata.profile_hash != run.base[1] for trace in traces):
+            raise TraceError("its trace was recorded with another content of the channel profile")
+        return traces
+
+    def _parts_of(self, predictions: Path, dataset: str, suffix: str) -> list[str]:
+        """Names `<dataset>_0`, `<dataset>_1`, ... of the files with this suffix, in order."""
+        datasets = self._datasets()
+        names = [path.name.removesuffix(suffix) for path in predictions.glob(f"{dataset}_*{suffix}")]
+        parts = [name for name in names if dataset_of(name, datasets) == dataset]
+        return sorted(parts, key=lambda name: int(name.rpartition("_")[2]))
 
     def _result_path(self, model_cfg: Any, dataset_cfg: Any) -> Path:
         return Path(get_infer_output_path(model_cfg, dataset_cfg, str(Path(self.work_dir) / "results")))
 
 
-def _traces_of(predictions: Path, dataset: str, profile_hash: str) -> list[RoutingTrace]:
-    """The trace of a dataset, or those of the parts `<dataset>_0`, `<dataset>_1`, ... that a partitioner made of it."""
-    parts = sorted(
-        (path for path in predictions.glob(f"{dataset}_*.json") if path.stem.removeprefix(dataset + "_").isdigit()),
-        key=lambda path: int(path.stem.rpartition("_")[2]),
-    )
-    names = [path.stem for path in parts] or [dataset]
-    if (predictions / (dataset + SEALED_SUFFIX)).exists():
-        names = [dataset]
-    paths = [predictions / (name + SEALED_SUFFIX) for name in names]
-    if not all(path.exists() for path in paths):
-        raise TraceError(NO_TRACE)
-    traces = [read_trace(path) for path in paths]
-    if any(trace.metadata.profile_hash != profile_hash for trace in traces):
-        raise TraceError("its trace was recorded with another content of the channel profile")
-    return traces
+def _policy_and_profile_hash(wdmoe: Any, predictions: Path) -> tuple[str, str]:
+    """What the config names; where its profile file is not on this machine, the profile that the traces carry."""
+    profile = str(wdmoe.get("profile", ""))
+    traces = sorted(predictions.glob(f"*{SEALED_SUFFIX}"))
+    if profile.endswith((".yaml", ".yml")) and not Path(profile).is_file() and traces:
+        return WdmoeSettings.model_validate(dict(wdmoe)).policy, read_trace(traces[0]).metadata.profile_hash
+    settings = parse_settings(wdmoe)
+    return settings.policy, settings.load_profile().content_hash
 
 
 def _main_metric(path: Path) -> tuple[str, float]:

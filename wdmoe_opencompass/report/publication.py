@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from importlib.metadata import distributions, version
 from pathlib import Path
 
+import yaml
+
+from ..channel.profile import list_profiles, load_profile
 from .tables import ModelRun
 
 MANIFEST_FILE = "manifest.json"
 PUBLISHED = ("configs", "predictions", "results", "summary")  # folders of a run whose files the manifest lists
+REQUIREMENTS_HEAD = "# as the traces recorded; packages they do not name: as installed where this summary was written\n"
 CITATION = r"""@misc{{wdmoe,
   title         = {{WDMoE: Wireless Distributed Mixture of Experts for Large Language Models}},
   eprint        = {{2411.06681}},
@@ -44,17 +48,21 @@ CITATION = r"""@misc{{wdmoe,
 def write_publication(run_folder: Path, runs: Sequence[ModelRun]) -> None:
     """Write versions.json, requirements.txt, CITATION.bib, reproduce.md and manifest.json into the run's `summary/`.
 
+    Versions are those that the traces recorded, and this environment's where they recorded none. A channel profile that
+    is not a shipped one is written to profiles/, as the traces carry it.
+
     The manifest holds the SHA-256 of every file of configs/, predictions/, results/ and summary/, by relative path.
     """
     summary = run_folder / "summary"
     summary.mkdir(parents=True, exist_ok=True)
     names = ("wdmoe_opencompass", "opencompass", "torch", "transformers", "accelerate", "numpy", "scipy")
-    versions = {name: version(name) for name in names}
+    recorded = _recorded_versions(runs)
+    versions = {name: recorded.get(name) or version(name) for name in names}
     machine = dict(python=platform.python_version(), platform=platform.platform(), packages=versions)
     _write(summary / "versions.json", json.dumps(machine, indent=1) + "\n")
-    _write(summary / "requirements.txt", _requirements())
+    _write(summary / "requirements.txt", _requirements(recorded))
     _write(summary / "CITATION.bib", CITATION.format(**versions))
-    _write(summary / "reproduce.md", _commands(run_folder, runs))
+    _write(summary / "reproduce.md", _commands(run_folder, _published_profiles(summary, runs)))
     _write(summary / MANIFEST_FILE, json.dumps(manifest(run_folder), indent=1) + "\n")
 
 
@@ -68,13 +76,38 @@ def manifest(run_folder: Path) -> dict[str, str]:
     }
 
 
-def _requirements() -> str:
-    """Every installed package, pinned; a build's local part (+cpu) is left to the installer."""
-    pins = {f"{one.metadata['Name']}=={one.version.partition('+')[0]}" for one in distributions()}
-    return "# the packages beside which this summary was written\n" + "\n".join(sorted(pins, key=str.lower)) + "\n"
+def _recorded_versions(runs: Sequence[ModelRun]) -> dict[str, str]:
+    recorded: dict[str, str] = {}
+    for run in runs:
+        for trace in run.all_traces:
+            recorded |= trace.metadata.versions
+    return recorded
 
 
-def _commands(run_folder: Path, runs: Sequence[ModelRun]) -> str:
+def _published_profiles(summary: Path, runs: Sequence[ModelRun]) -> list[str]:
+    """What `--profile` takes for each profile of the runs: a shipped one's name, or a file written into profiles/."""
+    profiles = {trace.metadata.profile_hash: trace.metadata.profile for run in runs for trace in run.all_traces}
+    published = []
+    for profile_hash, profile in profiles.items():
+        if profile.name in list_profiles() and load_profile(profile.name).content_hash == profile_hash:
+            published.append(profile.name)
+            continue
+        path = summary / "profiles" / f"{profile.name}_{profile_hash[:12]}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        content = profile.model_dump(mode="json", exclude={"name"}, exclude_none=True)
+        _write(path, yaml.safe_dump(content, sort_keys=False))
+        published.append(path.relative_to(summary.parent).as_posix())
+    return published
+
+
+def _requirements(recorded: dict[str, str]) -> str:
+    """Every installed package, pinned, in the version that the traces recorded; a local part (+cpu) is left out."""
+    installed = {one.metadata["Name"]: one.version for one in distributions()}
+    pins = {f"{name}=={number.partition('+')[0]}" for name, number in (installed | recorded).items()}
+    return REQUIREMENTS_HEAD + "\n".join(sorted(pins, key=str.lower)) + "\n"
+
+
+def _commands(run_folder: Path, profiles: Sequence[str]) -> str:
     configs = sorted((run_folder / "configs").glob("*.py"))
     config = f"configs/{configs[-1].name}" if configs else "the run's config"
     lines = [
@@ -88,7 +121,6 @@ def _commands(run_folder: Path, runs: Sequence[ModelRun]) -> str:
         "    wdmoe report .                             # the tables",
         "    wdmoe figures .                            # the figures, from the traces alone",
     ]
-    profiles = {run.all_traces[0].metadata.profile.name for run in runs if run.all_traces}
     for name in sorted(profiles):
         command = f"    wdmoe replay predictions/*/*.trace.safetensors --profile {name}"
         lines += [f"{command} --allocation {method} --scope pass" for method in ("uniform", "optimal")]

@@ -7,6 +7,7 @@ from ..routing.trace import PHASES
 from .paper import NO_COMPARISON, paper_comparison
 from .paper import TEXT as COMPARISON_TEXT
 from .tables import (
+    DATASETS_FILE,
     GROUPS_FILE,
     MAIN_TABLES_FILE,
     MISSING_FILE,
@@ -14,6 +15,7 @@ from .tables import (
     SCOPES,
     ModelRun,
     accuracy_records,
+    datasets_of,
     footnote,
     latency_records,
     missing_cells,
@@ -47,6 +49,7 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "origin.json", origin_records(runs))
     write_json(folder / GROUPS_FILE, next((run.groups for run in runs), {}))
+    write_json(folder / DATASETS_FILE, datasets_of(runs))
     write_json(folder / "accuracy.json", accuracy_records(runs))
     records = latency_records(runs)
     public = [{key: value for key, value in record.items() if key != "base"} for record in records]

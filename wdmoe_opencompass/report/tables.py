@@ -1,7 +1,7 @@
 """Table I (accuracy) and Table II (attention waiting latency) of a run, as CSV, Markdown, LaTeX and JSON."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -77,14 +77,23 @@ class ModelRun:
 
 
 def benchmarks_of(datasets: Sequence[str], groups: dict[str, list[str]]) -> list[str]:
-    """Columns of the tables: the datasets in order, a group in place of its first dataset."""
-    group_of = {dataset: name for name, members in groups.items() for dataset in members}
-    return list(dict.fromkeys(group_of.get(dataset, dataset) for dataset in datasets))
+    """Columns of the tables: the datasets in order, groups in place of the first dataset of each."""
+    columns = ([name for name, members in groups.items() if dataset in members] or [dataset] for dataset in datasets)
+    return list(dict.fromkeys(name for names in columns for name in names))
 
 
-def read_groups(summary: Path) -> dict[str, list[str]]:
-    """The groups of datasets that a run's tables were written with; none where there are no tables."""
-    path = summary / GROUPS_FILE
+def dataset_of(name: str, datasets: Collection[str]) -> str:
+    """The dataset that a trace's name belongs to: OpenCompass splits one into `<dataset>_0`, `<dataset>_1`, ..."""
+    whole, _, number = name.rpartition("_")
+    return whole if name not in datasets and whole in datasets and number.isdigit() else name
+
+
+def datasets_of(runs: Sequence[ModelRun]) -> list[str]:
+    """Every dataset that the runs were to answer, whether they did or not."""
+    return list(dict.fromkeys(name for run in runs for name in (*run.accuracies, *run.traces, *run.missing)))
+
+
+def _read_if_there(path: Path) -> Any:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
@@ -93,7 +102,8 @@ def runs_from_traces(run_folder: Path) -> list[ModelRun]:
 
     TraceError where there is no trace, or where a model's traces are of different weights or channel profiles.
     """
-    groups = read_groups(run_folder / "summary")
+    groups = _read_if_there(run_folder / "summary" / GROUPS_FILE)
+    datasets = list(_read_if_there(run_folder / "summary" / DATASETS_FILE))
     runs: dict[str, ModelRun] = {}
     for path in sorted((run_folder / "predictions").glob(f"*/*{SEALED_SUFFIX}")):
         trace = read_trace(path)
@@ -101,11 +111,18 @@ def runs_from_traces(run_folder: Path) -> list[ModelRun]:
         run = runs.setdefault(one.model, ModelRun(one.model, one.policy, (one.weights, one.profile_hash)))
         if run.base != (one.weights, one.profile_hash) or one.profile_hash != one.profile.content_hash:
             raise TraceError(f"{path}: recorded with other weights or another channel profile than {one.model}'s first")
-        run.traces.setdefault(one.dataset, []).append(trace)
+        run.traces.setdefault(dataset_of(one.dataset, datasets), []).append(trace)
         run.groups = groups
     if not runs:
         raise TraceError(f"{run_folder}: no sealed routing trace in its predictions; give a run's time-stamped folder")
+    for run in runs.values():
+        in_order = [dataset for dataset in (*datasets, *run.traces) if dataset in run.traces]
+        run.traces = {dataset: _whole_or_parts(dataset, run.traces[dataset]) for dataset in in_order}
     return sorted(runs.values(), key=lambda run: (not run.is_vanilla, run.abbr))
+
+
+def _whole_or_parts(dataset: str, traces: list[RoutingTrace]) -> list[RoutingTrace]:
+    return [trace for trace in traces if trace.metadata.dataset == dataset] or traces
 
 
 def row_runs(runs: Sequence[ModelRun], row: str) -> list[ModelRun]:
@@ -231,6 +248,7 @@ def table_2(
 
 
 MISSING_FILE, MAIN_TABLES_FILE, GROUPS_FILE = "missing.json", "main_tables.md", "groups.json"
+DATASETS_FILE = "datasets.json"
 ROWS_ORDER = {row: number for number, row in enumerate(ROWS)}
 
 
@@ -263,7 +281,8 @@ def footnote(runs: Sequence[ModelRun], text: str) -> list[str]:
             f"{name}: plain mean of the accuracies of {len(members)}{whole} datasets; latency over all their batches "
             "or passes"
         )
-    versions = {f"{name} {number}" for one in metadata.values() for name, number in one.versions.items()}
+    recorded = [trace.metadata.versions for run in runs for trace in run.all_traces]
+    versions = {f"{name} {number}" for one in recorded for name, number in one.items()}
     if versions:
         lines.append("versions: " + ", ".join(sorted(versions)))
     return lines + [f"empty: {cell}" for cell in missing_cells(runs)]
@@ -296,8 +315,15 @@ def _described(one: TraceMetadata) -> str:
 
 
 def missing_cells(runs: Sequence[ModelRun]) -> list[str]:
-    """One line for every model and dataset without accuracy or trace, with the reason."""
-    return [f"{run.abbr}, {dataset}: {why}" for run in runs for dataset, why in run.missing.items()]
+    """One line for every model and dataset, or group of them, without accuracy or trace, with the reason."""
+    lines = []
+    for run in runs:
+        lines += [f"{run.abbr}, {dataset}: {why}" for dataset, why in run.missing.items()]
+        for name, members in run.groups.items():
+            lacking = [dataset for dataset in members if dataset in run.missing]
+            if lacking:
+                lines.append(f"{run.abbr}, {name}: no mean without {', '.join(lacking)}")
+    return lines
 
 
 FORMATS = ("md", "csv", "tex", "json")
