@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 # Data paths of the quickstart are relative to this folder; nothing is fetched from a hub.
 OFFLINE := env -u COMPASS_DATA_CACHE HF_HUB_OFFLINE=1
 
-.PHONY: install demo check test test-slow bench quickstart-model clean
+.PHONY: install demo check test test-slow bench families quickstart-model clean
 
 install: $(INSTALLED)
 
@@ -33,6 +33,10 @@ test-slow: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+# What the plugin can do with each MoE family of the installed transformers, tried on tiny models.
+families: $(INSTALLED)
+	$(BIN)/python -m tests.routing.families
 
 # Trains the quickstart's model anew (half an hour on two cores) and writes its held-out items.
 quickstart-model: $(INSTALLED)

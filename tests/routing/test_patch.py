@@ -6,7 +6,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from tests import oracles
 from tests.tiny import channel_states, prompts, tiny_mixtral
 from wdmoe_opencompass.errors import ModelError
-from wdmoe_opencompass.routing.patch import DROPPING_EXPERTS, Attachment, find_moe_layers
+from wdmoe_opencompass.routing.patch import Attachment, find_moe_layers
 from wdmoe_opencompass.selection import POLICIES, Selection, SelectionPolicy, TopK, build_policy
 
 
@@ -69,8 +69,9 @@ def test_detaching_gives_the_model_back(policy):
     implementation = model.config._experts_implementation
     with torch.no_grad():
         plain = model(input_ids=ids, attention_mask=mask).logits
-        with attach(model, policy):
-            assert (model.config._experts_implementation == DROPPING_EXPERTS) == (policy != "top_k")
+        with attach(model, policy) as attachment:
+            dropping = [layer.experts._is_expert_parallel for layer in attachment.layers]
+            assert dropping == [policy != "top_k"] * len(attachment.layers)
             with pytest.raises(ModelError, match="attached to this model already"):
                 attach(model)
         assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, plain)

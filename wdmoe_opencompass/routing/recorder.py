@@ -19,12 +19,13 @@ class _Routed(NamedTuple):
 
     pass_index: int
     routing: Routing
+    placement: Tensor
     expert_index: Tensor
     keep: Tensor
 
 
 class Recorder:
-    """Gathers a batch: `begin_pass` per forward pass, `record` per MoE layer, `finish_batch` at the end.
+    """Gathers a batch: `begin_pass` per forward pass, `record` per MoE layer, `end_pass`; at last `finish_batch`.
 
     Layers are counted many at a time: on a GPU a count is some fifty small kernels, whatever its size.
     """
@@ -50,16 +51,22 @@ class Recorder:
     def begin_pass(self, phase: str) -> int:
         """Open a forward pass; -> its index within the batch."""
         self._phases.append(PHASES.index(phase))
+        self._recorded = 0
         return len(self._phases) - 1
+
+    def end_pass(self) -> None:
+        """Close the open pass; where an exception has cut it short, the batch is lost and forgotten."""
+        if self._recorded < self.layers:
+            self.reset()
 
     def record(self, routing: Routing, channel: ChannelState, expert_index: Tensor, keep: Tensor) -> None:
         """Count one MoE layer of the open pass.
 
         expert_index, keep: [tokens, k] the policy's answer, before dropped entries are marked.
         """
-        self._placement = channel.device_of_expert
+        self._recorded += 1
         self._devices = len(channel.communication_s)
-        self._pending.append(_Routed(self.passes - 1, routing, expert_index, keep))
+        self._pending.append(_Routed(self.passes - 1, routing, channel.device_of_expert, expert_index, keep))
         self._pending_size += routing.probabilities.numel()
         if self._pending_size > MOST_PENDING:
             self._count_pending()
@@ -78,7 +85,7 @@ class Recorder:
         is_load = torch.stack([one.routing.is_load for one in group])  # [rows, tokens]
         before = torch.stack([one.routing.top_k_index for one in group])  # [rows, tokens, k]
         after, keep = torch.stack([one.expert_index for one in group]), torch.stack([one.keep for one in group])
-        placement = self._placement.to(device)
+        placement = group[0].placement
         counts = [
             _counts(probabilities, index, kept & is_load[..., None], placement, self._devices)
             for index, kept in ((before, torch.ones_like(keep)), (after, keep))
@@ -92,6 +99,8 @@ class Recorder:
         if device not in self._pairs:
             shape = (self.layers, self.experts, self.experts)
             self._pairs[device] = torch.zeros(shape, dtype=torch.float64, device=device)
+        missing = self.experts - pairs.shape[-1]  # of a layer with fewer experts than another
+        pairs = torch.nn.functional.pad(pairs, (0, missing, 0, missing))
         self._pairs[device].index_add_(0, torch.tensor(layers, device=device), pairs.double())
 
     def finish_batch(self, first_item: int, items: int) -> dict[str, NDArray]:

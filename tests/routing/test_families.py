@@ -1,0 +1,62 @@
+"""What docs/model_families.md says, family by family."""
+
+import dataclasses
+
+import pytest
+from transformers import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from tests.routing.families import FAMILIES, TABLE, TOLERANCE, examine, table
+from wdmoe_opencompass.selection import POLICIES
+
+BREAK_THE_CONTRACT = {
+    "doge": "DogeCDMoE (model.layers.0.mlp) routes to experts, but the model has no experts",
+    "jetmoe": "JetMoeParallelExperts (model.layers.0.mlp.input_linear) routes to experts, but the model has no experts",
+    "longcat_flash": "LongcatFlashTopkRouter (model.layers.0.mlp.router) routes to experts, but the model has",
+    "zaya": "no router beside ZayaExperts answers with one score for each of its 8 experts; ZayaRouter answers [16, 9]",
+}
+WORKING = sorted(set(FAMILIES) - set(BREAK_THE_CONTRACT))
+DROPPING = sorted(set(POLICIES) - {"top_k"})
+
+
+def test_every_family_of_the_installed_transformers_is_in_the_table():
+    with_experts = {
+        model_type
+        for model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        for field in dataclasses.fields(CONFIG_MAPPING[model_type])
+        if "expert" in field.name and not field.name.endswith("implementation")
+    }
+    assert with_experts <= set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", WORKING)
+def test_top_k_leaves_logits_bit_identical(family):
+    assert examine(family).error is None
+    assert examine(family).identical
+
+
+@pytest.mark.parametrize("policy", DROPPING)
+@pytest.mark.parametrize("family", WORKING)
+def test_dropped_experts_equal_zeroed_weights(family, policy):
+    found = examine(family)
+    assert found.deviation[policy] <= TOLERANCE
+    assert (found.dropped[policy] > 0) == (found.router != "one expert")  # else the test shows nothing
+
+
+@pytest.mark.parametrize("family", WORKING)
+def test_generation_with_the_cache_counts_every_real_token_once(family):
+    assert examine(family).decoded
+
+
+@pytest.mark.parametrize("family", WORKING)
+def test_detaching_gives_the_model_back(family):
+    assert examine(family).detached
+
+
+@pytest.mark.parametrize("family", BREAK_THE_CONTRACT)
+def test_a_family_that_breaks_the_contract_says_what_is_missing(family):
+    assert BREAK_THE_CONTRACT[family] in examine(family).error
+
+
+def test_the_table_in_the_docs_is_what_was_found():
+    assert TABLE.read_text() == table(), "run `make families`"

@@ -1,0 +1,124 @@
+"""Loads of `generate`, counted again by running the unpatched model token by token."""
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from tests.routing.families import attached, find_moe_layers, tiny_model
+from tests.tiny import PAD, prompts
+
+FAMILIES = ["mixtral", "deepseek_v3", "gpt_oss", "qwen2_moe", "dbrx"]
+NEW_TOKENS = 9
+END = 96
+
+
+def routed(model, run):
+    """What the unpatched model's experts are given while `run` runs: -> per layer, a list of index tensors."""
+    layers = find_moe_layers(model)
+    seen = [[] for _ in layers]
+    handles = [
+        layer.experts.register_forward_pre_hook(lambda _, args, seen=seen[number]: seen.append(args[1].clone()))
+        for number, layer in enumerate(layers)
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def counted(seen, experts=8):
+    """-> [layers, experts] tokens that each expert got."""
+    return torch.stack([torch.bincount(torch.cat(layer).flatten(), minlength=experts) for layer in seen])
+
+
+def token_by_token(model, tokens):
+    """Forward one sequence with the cache, a token at a time."""
+    cache = None
+    for token in tokens:
+        with torch.no_grad():
+            cache = model(input_ids=token.view(1, 1), past_key_values=cache, use_cache=True).past_key_values
+
+
+def forwarded_tokens(sequence, prompt):
+    """What a sequence generated alone would have forwarded: its last token never is, nor anything after an end."""
+    generated = sequence[len(prompt) :]
+    ends = (generated == END).nonzero().flatten().tolist()
+    kept = generated[: ends[0] + 1] if ends else generated
+    return torch.cat([prompt[prompt != PAD], kept[:-1]])
+
+
+def often_ending(family):
+    """A tiny model whose end token is likely, so that sequences of one batch end at different times."""
+    model = tiny_model(family)
+    model.generation_config.eos_token_id = END
+    model.generation_config.pad_token_id = PAD
+    with torch.no_grad():
+        head = model.get_output_embeddings().weight
+        head[END] = 1.5 * head[torch.randint(3, 90, (1,), generator=torch.Generator().manual_seed(1))]
+    return model
+
+
+SETTINGS = {
+    "greedy": dict(do_sample=False),
+    "sampling": dict(do_sample=True, temperature=1.5),
+    "several per prompt": dict(do_sample=True, num_return_sequences=3),
+    "generation_config": dict(generation_config=GenerationConfig(do_sample=True, eos_token_id=END, pad_token_id=PAD)),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loads_equal_a_token_by_token_replay(family, setting):
+    model = often_ending(family)
+    ids, mask = prompts(rows=5, side="left")
+
+    def generate():
+        torch.manual_seed(3)
+        return model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, **SETTINGS[setting])
+
+    plain = generate()
+    with attached(model, "top_k") as attachment:
+        assert torch.equal(generate(), plain)
+        block = attachment.recorder.finish_batch(0, 5)
+    per_prompt = len(plain) // len(ids)
+    rows = [forwarded_tokens(row, ids[number // per_prompt]) for number, row in enumerate(plain)]
+    replayed = counted(routed(model, lambda: [token_by_token(model, row) for row in rows]))
+    assert torch.equal(torch.tensor(block["device_load"]).sum(dim=0), replayed)
+    assert len({len(row) for row in rows}) > 2  # sequences ended at different times
+
+
+@pytest.mark.parametrize(("early_stopping", "length_penalty"), [(True, 1.0), (False, 1.0), ("never", 0.0)])
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
+def test_every_beam_counts_until_the_search_of_its_prompt_is_over(family, early_stopping, length_penalty):
+    """The oracle: the beam search of each prompt alone, without padding, whose every row counts."""
+    model = often_ending(family)
+    model.generation_config.eos_token_id = list(range(80, 97))
+    ids, mask = prompts(rows=5, side="left")
+    settings = dict(
+        num_beams=3, do_sample=False, max_new_tokens=12, early_stopping=early_stopping, length_penalty=length_penalty
+    )
+
+    def alone(row):
+        real = ids[row][mask[row].bool()][None]
+        return routed(model, lambda: model.generate(input_ids=real, **settings))
+
+    searches = [alone(row) for row in range(5)]
+    plain = model.generate(input_ids=ids, attention_mask=mask, **settings)
+    with attached(model, "top_k") as attachment:
+        assert torch.equal(model.generate(input_ids=ids, attention_mask=mask, **settings), plain)
+        block = attachment.recorder.finish_batch(0, 5)
+    together = torch.tensor(block["device_load"])
+    assert torch.equal(together.sum(dim=0), sum(counted(search) for search in searches))
+    passes = [len(search[0]) for search in searches]
+    assert len(together) == max(passes)
+    assert len(set(passes)) > 1  # searches ended at different times
+
+
+def test_beam_search_gives_the_model_its_own_question_back():
+    model = often_ending("mixtral")
+    ids, mask = prompts(rows=2, side="left")
+    with attached(model, "wlr"):
+        model.generate(input_ids=ids, attention_mask=mask, num_beams=2, max_new_tokens=2)
+        assert "_beam_search_has_unfinished_sequences" not in vars(model)

@@ -1,0 +1,240 @@
+"""Models that differ from the common run: other layouts, other implementations, broken contracts, two at a time."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import MixtralForCausalLM
+from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+
+from tests.routing.families import Watching, attached, logits, tiny_model, zeroed_logits
+from tests.tiny import prompts, tiny_mixtral
+from wdmoe_opencompass.errors import ModelError
+from wdmoe_opencompass.routing.patch import find_moe_layers
+from wdmoe_opencompass.selection import POLICIES, Selection, SelectionPolicy
+
+
+class KeepTop(SelectionPolicy):
+    """Keeps the top expert of every second token and everything of the others."""
+
+    def select(self, routing, channel):
+        keep = torch.ones_like(routing.top_k_index, dtype=torch.bool)
+        keep[::2] = routing.top_k_weights[::2] == routing.top_k_weights[::2].amax(dim=1, keepdim=True)
+        return Selection(routing.top_k_index, keep)
+
+
+def kept_and_expected(model):
+    layers = find_moe_layers(model)
+    with attached(model, KeepTop()) as attachment:
+        attachment.policy = watching = Watching(attachment.policy)
+        kept = logits(model)
+    return kept, zeroed_logits(model, layers, watching.answers)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
+@pytest.mark.parametrize("family", ["gpt_oss", "mixtral", "nemotron_h"])
+def test_any_experts_implementation_of_the_model_gives_way_and_comes_back(family, implementation):
+    """The eager experts of some families (GPT-OSS) crash on the index that marks a dropped expert."""
+    model = tiny_model(family)
+    model.set_experts_implementation(implementation)
+    plain = logits(model)
+    kept, expected = kept_and_expected(model)
+    assert torch.allclose(kept, expected, atol=1e-5 * plain.abs().max().item())
+    assert not torch.allclose(kept, plain, atol=1e-2)
+    assert model.get_experts_implementation()[""] == implementation
+    assert torch.equal(logits(model), plain)
+
+
+def mixed_mixtral():
+    """8 experts, top-2 in the first layer; 4 experts, top-3 in the second."""
+    torch.manual_seed(0)
+    model = tiny_mixtral(experts=8, top_k=2, layers=2)
+    smaller = tiny_mixtral(experts=4, top_k=3, layers=1)
+    model.model.layers[1].mlp = smaller.model.layers[0].mlp
+    assert isinstance(model.model.layers[1].mlp, MixtralSparseMoeBlock)
+    return model
+
+
+@pytest.mark.parametrize("policy", ["top_k", "wlr"])
+def test_layers_may_differ_in_experts_and_top_k(policy):
+    model = mixed_mixtral()
+    ids, mask = prompts()
+    tokens = mask.sum().item()
+    with attached(model, policy) as attachment, torch.no_grad():
+        assert model(input_ids=ids, attention_mask=mask).logits.isfinite().all()
+        block = attachment.recorder.finish_batch(0, 4)
+    assert block["assignments_before"].tolist() == [[2 * tokens, 3 * tokens]]
+    assert block["device_load_before"][0, 1, 4:].sum() == 0
+    assert block["co_selection"].sum(axis=-1).tolist() == [[tokens, 3 * tokens]]
+
+
+def test_llama_4_with_two_experts_per_token_drops_by_zero_scores():
+    """The released models have one expert per token; the adapter does not rely on it."""
+    model = tiny_model("llama4_text", num_experts_per_tok=2)
+    answers = []
+
+    def zeroing(module, args, answer):
+        scores, router_logits = answer
+        answers.append(scores)
+        lower = scores == scores.masked_fill(scores == 0, 2.0).amin(dim=1, keepdim=True)
+        lower[1::2] = False
+        return scores.masked_fill(lower, 0.0), router_logits
+
+    layers = find_moe_layers(model)
+    assert [layer.top_k for layer in layers] == [2, 2, 2]
+    plain = logits(model)
+    with attached(model, KeepTop()):
+        kept = logits(model)
+    handles = [layer.router.register_forward_hook(zeroing) for layer in layers]
+    expected = logits(model)
+    for handle in handles:
+        handle.remove()
+    assert torch.allclose(kept, expected, atol=1e-5)
+    assert not torch.allclose(kept, plain, atol=1e-2)
+
+
+def test_two_models_that_share_a_config_do_not_touch_each_other():
+    one = tiny_mixtral()
+    other = MixtralForCausalLM(one.config).eval()
+    assert other.model.layers[0].mlp.experts.config is one.model.layers[0].mlp.experts.config
+    ids, mask = prompts()
+    plain = logits(other)
+    with attached(one, "wlr") as first, torch.no_grad():
+        assert torch.equal(logits(other), plain)
+        with attached(other, "top_k") as second:
+            one(input_ids=ids, attention_mask=mask)
+            assert torch.equal(logits(other), plain)
+            one(input_ids=ids, attention_mask=mask)
+            assert len(first.recorder.finish_batch(0, 4)["tokens"]) == 2
+            assert len(second.recorder.finish_batch(0, 4)["tokens"]) == 1
+
+
+class HostCopies(TorchDispatchMode):
+    """Counts the operations that make a GPU wait for the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "gpt_oss", "llama4_text"])
+def test_nothing_is_copied_to_the_host_inside_a_pass(family, policy):
+    model = tiny_model(family)
+    ids, mask = prompts()
+
+    def copies():
+        with HostCopies() as mode, torch.no_grad():
+            model(input_ids=ids, attention_mask=mask)
+        return mode.count
+
+    unpatched = copies()
+    with attached(model, policy):
+        assert copies() <= unpatched
+    with HostCopies() as mode:
+        assert bool(ids.any())
+    assert mode.count == 1  # what the test would have seen
+
+
+class Broken(nn.Module):
+    def forward(self, *args, **kwargs):
+        raise RuntimeError("broken")
+
+
+@pytest.mark.parametrize("policy", ["top_k", "wlr"])
+def test_an_exception_between_two_layers_leaves_nothing_behind(policy):
+    model = tiny_mixtral()
+    ids, mask = prompts()
+    with attached(model, policy) as attachment, torch.no_grad():
+        model(input_ids=ids, attention_mask=mask)
+        expected = attachment.recorder.finish_batch(0, 4)
+        norm = model.model.layers[1].input_layernorm
+        model.model.layers[1].input_layernorm = Broken()
+        with pytest.raises(RuntimeError, match="broken"):
+            model(input_ids=ids, attention_mask=mask)
+        model.model.layers[1].input_layernorm = norm
+        model(input_ids=ids, attention_mask=mask)
+        block = attachment.recorder.finish_batch(0, 4)
+    assert all((block[name] == array).all() for name, array in expected.items())
+
+
+def test_experts_outside_a_forward_pass_of_the_model_are_refused():
+    model = tiny_mixtral()
+    hidden = torch.randn(1, 3, 32)
+    with attached(model, "wlr"):
+        with pytest.raises(ModelError, match=r"model.layers.0.mlp was run outside a forward pass"):
+            model.model.layers[0].mlp(hidden)
+        logits(model)
+        with pytest.raises(ModelError, match="outside a forward pass"):
+            model.model.layers[0].mlp(hidden)
+
+
+@pytest.mark.parametrize(
+    ("mask", "sentence"),
+    [
+        (torch.zeros(4, 1, 11, 11), "an attention mask of 4 axes does not say which tokens are padding"),
+        ({"full_attention": None}, "an attention mask of type dict does not say"),
+    ],
+)
+def test_a_mask_that_hides_the_padding_is_refused(mask, sentence):
+    model = tiny_mixtral()
+    with attached(model, "top_k"), pytest.raises(ModelError, match=sentence):
+        model(input_ids=prompts()[0], attention_mask=mask)
+
+
+def test_experts_that_run_twice_in_a_pass_are_refused():
+    model = tiny_mixtral(layers=2)
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    with pytest.raises(ModelError, match=r"model.layers.0.mlp: its experts run more than once in a forward pass"):
+        find_moe_layers(model)
+
+
+class OneArgument(nn.Module):
+    """Passes for experts by its attributes, but is called with hidden states alone."""
+
+    def __init__(self, down_proj):
+        super().__init__()
+        self.experts = nn.Identity()
+        self.experts._is_expert_parallel, self.experts.is_transposed = False, False
+        self.experts.down_proj = down_proj
+
+    def forward(self, hidden):
+        return self.experts(hidden)
+
+
+@pytest.mark.parametrize(
+    ("down_proj", "sentence"),
+    [
+        (torch.zeros(8, 32, 48), r"Identity is called with \[\[1, 16, 32\]\], not with \(hidden states, top-k index"),
+        (torch.zeros(32, 48), r"Identity has no weights down_proj \[experts, hidden, ffn\]"),
+    ],
+)
+def test_experts_that_break_the_contract_say_how(down_proj, sentence):
+    model = tiny_mixtral()
+    plain, sound = logits(model), model.model.layers[1].mlp
+    model.model.layers[1].mlp = OneArgument(down_proj)
+    with pytest.raises(ModelError, match=sentence):
+        find_moe_layers(model)
+    model.model.layers[1].mlp = sound
+    assert torch.equal(logits(model), plain)
+
+
+def test_a_model_that_cannot_run_says_why():
+    model = tiny_mixtral()
+    model.model.norm = Broken()
+    with pytest.raises(
+        ModelError, match="a forward pass of 16 tokens, to see how it routes, failed: RuntimeError: broken"
+    ):
+        find_moe_layers(model)
+
+
+def test_a_generate_of_the_models_own_comes_back():
+    model = tiny_mixtral()
+    model.generate = own = lambda **kwargs: "mine"
+    with attached(model, "wlr"):
+        assert model.generate(do_sample=False) == "mine"
+    assert model.generate is own

@@ -1,0 +1,22 @@
+"""DBRX: its experts module is called as the contract says, but does not skip the index `num_experts`."""
+
+from typing import Any
+
+from torch import nn
+
+from ...latency import ExpertShape
+from ..contract import Contract
+
+
+class DbrxContract(Contract):
+    """Dropped experts get weight 0 and are computed all the same: nothing is saved, the answers are right."""
+
+    skips_dropped = False
+
+    def experts_of(self, block: nn.Module) -> nn.Module | None:
+        """By name: no structure tells these experts from others."""
+        return next((child for child in block.children() if type(child).__name__ == "DbrxExperts"), None)
+
+    def sizes(self, experts: Any) -> tuple[int, ExpertShape]:
+        """From the module's attributes: its weights are two-dimensional."""
+        return experts.num_experts, ExpertShape(experts.hidden_size, experts.ffn_hidden_size)

@@ -1,0 +1,154 @@
+"""How router and experts of a MoE layer talk to each other, and where a selection policy can step in between."""
+
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.finegrained_fp8 import ALL_FP8_EXPERTS_FUNCTIONS, fp8_grouped_mm_experts_forward
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
+
+from ..errors import ModelError
+from ..latency import ExpertShape
+
+# An own name, for `generate` switches "grouped_mm" to "batched_mm" on GPUs, which computes dropped rows too.
+DROPPING_EXPERTS = "wdmoe_grouped_mm"
+ALL_EXPERTS_FUNCTIONS.register(DROPPING_EXPERTS, grouped_mm_experts_forward)
+ALL_FP8_EXPERTS_FUNCTIONS.register(DROPPING_EXPERTS, fp8_grouped_mm_experts_forward)
+
+
+class Handle(Protocol):
+    """Something that can be undone, as torch's hooks can."""
+
+    def remove(self) -> None:
+        """Undo it."""
+
+
+class Choice(NamedTuple):
+    """What a router chose.
+
+    scores:        [tokens, experts] logits, or what the router gives in their place
+    top_k_weights: [tokens, k] as the experts are given them
+    top_k_index:   [tokens, k] experts, in the router's order
+    """
+
+    scores: Tensor
+    top_k_weights: Tensor
+    top_k_index: Tensor
+
+
+class Kept(NamedTuple):
+    """What a policy left of it: expert_index, keep and weights [tokens, k]; weights are 0 where keep is False."""
+
+    expert_index: Tensor
+    keep: Tensor
+    weights: Tensor
+
+
+Select = Callable[[Choice], Kept | None]
+Saw = Callable[[nn.Module | None, Choice, str], None]
+
+
+class Contract:
+    """The contract of transformers 5: the experts are called with (hidden states, top-k index, top-k weights).
+
+    A router module beside them answers with one score per expert, first or alone. The experts' implementation is open
+    to registration (ExpertsInterface) and skips the index `num_experts`, which is how a dropped expert costs nothing.
+
+    skips_dropped: whether dropped (token, expert) pairs are not computed; else they are, with weight 0
+    """
+
+    skips_dropped = True
+
+    def experts_of(self, block: nn.Module) -> nn.Module | None:
+        """The experts among a module's children, if it holds any."""
+        return next((child for child in block.children() if hasattr(child, "_is_expert_parallel")), None)
+
+    def sizes(self, experts: Any) -> tuple[int, ExpertShape]:
+        """-> number of experts, sizes of one."""
+        down = getattr(experts, "down_proj", None)  # [experts, hidden, ffn], or the last two swapped
+        if not isinstance(down, Tensor) or down.ndim != 3:
+            raise ModelError(f"{type(experts).__name__} has no weights down_proj [experts, hidden, ffn]")
+        num_experts, hidden, ffn = down.transpose(1, 2).shape if experts.is_transposed else down.shape
+        return num_experts, ExpertShape(hidden, ffn)
+
+    def probe(self, block: nn.Module, experts: nn.Module, saw: Saw) -> list[Handle]:
+        """Watch a forward pass: `saw` gets the router, what it chose, and the answers of other modules in words."""
+        answers: list[tuple[nn.Module, Tensor]] = []
+        num_experts = self.sizes(experts)[0]
+
+        def answered(module: nn.Module, args: tuple, answer: Any) -> None:
+            first = answer[0] if isinstance(answer, tuple) and answer else answer
+            if isinstance(first, Tensor) and first.is_floating_point():
+                answers.append((module, first))
+
+        def called(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            index, weights = _index_and_weights(module, args, kwargs)
+            fitting = [(m, scores) for m, scores in answers if scores.numel() == len(index) * num_experts]
+            router, scores = fitting[-1] if fitting else (None, weights)
+            seen = "".join(f"; {type(m).__name__} answers {list(scores.shape)}" for m, scores in answers)
+            saw(router, Choice(scores.reshape(len(index), -1), weights, index), seen)
+            answers.clear()
+
+        others = [child for child in block.children() if child is not experts]
+        handles = [child.register_forward_hook(answered) for child in others]
+        return [*handles, experts.register_forward_pre_hook(called, with_kwargs=True)]
+
+    def tap(self, router: nn.Module, experts: Any, select: Select) -> list[Handle]:
+        """Let `select` choose among what the router gives the experts; None leaves everything untouched."""
+        scores: list[Tensor] = []
+
+        def answered(module: nn.Module, args: tuple, answer: Any) -> None:
+            scores[:] = [answer[0] if isinstance(answer, tuple) else answer]
+
+        def called(module: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+            index, weights = _index_and_weights(module, args, kwargs)
+            kept = select(Choice(scores.pop().reshape(len(index), -1), weights, index))
+            if kept is None:
+                return None
+            new = {id(index): self._index(experts, kept), id(weights): kept.weights}
+            args = tuple(new.get(id(value), value) for value in args)
+            return args, {name: new.get(id(value), value) for name, value in kwargs.items()}
+
+        return [
+            router.register_forward_hook(answered),
+            experts.register_forward_pre_hook(called, with_kwargs=True),
+        ]
+
+    def skip_dropped(self, experts: Any) -> list[Handle]:
+        """Make the experts skip what is marked as dropped, if they can."""
+        return [_Skipping(experts)] if self.skips_dropped else []
+
+    def _index(self, experts: Any, kept: Kept) -> Tensor:
+        """-> [tokens, k] index for the experts; a dropped one is marked, or keeps its place with weight 0."""
+        dropped = experts.num_experts if self.skips_dropped else kept.expert_index
+        return torch.where(kept.keep, kept.expert_index, dropped)
+
+
+class _Skipping:
+    """Experts that skip dropped tokens; has an own copy of their config, which other modules may share."""
+
+    def __init__(self, experts: Any):
+        self.experts, self.config = experts, experts.config
+        if not hasattr(experts.down_proj, "__tensor_flatten__"):  # torchao's weights know the eager experts only
+            experts.config = copy.copy(experts.config)
+            experts.config._experts_implementation_internal = DROPPING_EXPERTS
+        experts._is_expert_parallel = True
+
+    def remove(self) -> None:
+        self.experts.config = self.config
+        self.experts._is_expert_parallel = False
+
+
+def _index_and_weights(experts: nn.Module, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:
+    """What the experts are called with: the integers [tokens, k], and the floats of the same shape."""
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    for index in tensors:
+        for weights in tensors:
+            if not index.is_floating_point() and weights.is_floating_point() and weights.shape == index.shape:
+                return index, weights
+    raise ModelError(
+        f"{type(experts).__name__} is called with {[list(tensor.shape) for tensor in tensors]}, "
+        "not with (hidden states, top-k index, top-k weights)"
+    )
