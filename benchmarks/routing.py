@@ -8,11 +8,11 @@ Variants are interleaved in one process; every ratio is of medians. The last lin
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
@@ -125,7 +125,7 @@ def ratio(medians, name):
 
 
 def selection_share(model, ids, rounds):
-    """Share of a WDMoE prefill that is spent in the router's hook, with the device waited for on both sides."""
+    """Share of a WDMoE prefill spent in selecting and recording; the device is waited for on both sides of each."""
     shares = []
     for _ in range(rounds):
         variant, spent = Variant(model, "wlr"), [0.0]
@@ -144,7 +144,10 @@ def selection_share(model, ids, rounds):
         started = time.perf_counter()
         prefill(model, ids)
         synchronise(model)
-        shares.append(spent[0] / (time.perf_counter() - started))
+        routed = time.perf_counter()
+        variant.finish()
+        ended = time.perf_counter()
+        shares.append((spent[0] + ended - routed) / (ended - started))
         variant.close()
     return statistics.median(shares)
 
@@ -156,6 +159,14 @@ def peak_bytes(model, name, ids):
     variant.finish()
     variant.close()
     return torch.cuda.max_memory_allocated()
+
+
+def peak_resident_bytes(work):
+    """Of this process while `work` runs (Linux): the high-water mark is set back first, past what building took."""
+    Path("/proc/self/clear_refs").write_text("5")
+    work()
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def peak_memory_ratio(arguments, model, ids):
@@ -214,9 +225,7 @@ def main():
     ids = torch.randint(3, 32000, (4, 256), device=model.device)
     if arguments.peak_of:
         variant = Variant(model, arguments.peak_of)
-        prefill(model, ids)
-        variant.finish()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        print(peak_resident_bytes(lambda: (prefill(model, ids), variant.finish())))
         return
     millions = model.num_parameters() / 1e6
     print(f"{arguments.sizes}: {millions:.0f}M random parameters, {model.dtype}, {model.device}", flush=True)

@@ -10,6 +10,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from tests.routing.families import Watching, attached, logits, tiny_model, zeroed_logits
 from tests.tiny import prompts, tiny_mixtral
 from wdmoe_opencompass.errors import ModelError
+from wdmoe_opencompass.routing import dropping_experts
 from wdmoe_opencompass.routing.patch import find_moe_layers
 from wdmoe_opencompass.selection import POLICIES, Selection, SelectionPolicy
 
@@ -31,10 +32,25 @@ def kept_and_expected(model):
     return kept, zeroed_logits(model, layers, watching.answers)
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Dropped rows are marked, not left out: what experts do where the host must not be waited for."""
+    monkeypatch.setattr(dropping_experts, "can_leave_rows_out", lambda hidden: False)
+
+
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
 @pytest.mark.parametrize("family", ["gpt_oss", "mixtral", "nemotron_h"])
 def test_any_experts_implementation_of_the_model_gives_way_and_comes_back(family, implementation):
     """The eager experts of some families (GPT-OSS) crash on the index that marks a dropped expert."""
+    check_dropping(family, implementation)
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "mixtral", "nemotron_h", "deepseek_v3", "granitemoe", "qwen2_moe"])
+def test_marked_rows_equal_zeroed_weights_as_on_a_gpu(family, as_on_a_gpu):
+    check_dropping(family, "grouped_mm")
+
+
+def check_dropping(family, implementation):
     model = tiny_model(family)
     model.set_experts_implementation(implementation)
     plain = logits(model)
@@ -123,7 +139,7 @@ class HostCopies(TorchDispatchMode):
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 @pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "gpt_oss", "llama4_text"])
-def test_nothing_is_copied_to_the_host_inside_a_pass(family, policy):
+def test_nothing_is_copied_to_the_host_inside_a_pass(family, policy, as_on_a_gpu):
     model = tiny_model(family)
     ids, mask = prompts()
 
@@ -143,6 +159,25 @@ def test_nothing_is_copied_to_the_host_inside_a_pass(family, policy):
 class Broken(nn.Module):
     def forward(self, *args, **kwargs):
         raise RuntimeError("broken")
+
+
+class KeepNothing(SelectionPolicy):
+    """Some published rules let a token lose all its experts."""
+
+    def select(self, routing, channel):
+        return Selection(routing.top_k_index, torch.zeros_like(routing.top_k_index, dtype=torch.bool))
+
+
+def test_all_experts_of_all_tokens_may_be_dropped():
+    model = tiny_model("mixtral")
+    layers = find_moe_layers(model)
+    with attached(model, KeepNothing()) as attachment:
+        kept = logits(model)
+        assert attachment.recorder.finish_batch(0, 4)["assignments"].sum() == 0
+    handles = [layer.experts.register_forward_hook(lambda module, args, out: torch.zeros_like(out)) for layer in layers]
+    assert torch.equal(kept, logits(model))
+    for handle in handles:
+        handle.remove()
 
 
 @pytest.mark.parametrize("policy", ["top_k", "wlr"])

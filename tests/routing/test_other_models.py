@@ -41,8 +41,6 @@ def test_top_k_is_untouched_and_wlr_equals_zeroed_weights(build):
         with Attachment(model, build_policy("wlr", dict(theta=0.9)), states) as attached:
             dropped = model(ids).logits
             block = attached.recorder.finish_batch(0, 3)
-            for layer in attached.layers:  # the same weights, but every expert computed
-                layer.experts._is_expert_parallel = False
             zeroed = _with_zeroed_weights(model, attached, ids)
         assert (block["assignments"] < 27 * 8).any()
         assert dropped == pytest.approx(zeroed, abs=1e-4)

@@ -6,6 +6,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from tests import oracles
 from tests.tiny import channel_states, prompts, tiny_mixtral
 from wdmoe_opencompass.errors import ModelError
+from wdmoe_opencompass.routing.dropping_experts import DROPPING_EXPERTS
 from wdmoe_opencompass.routing.patch import Attachment, find_moe_layers
 from wdmoe_opencompass.selection import POLICIES, Selection, SelectionPolicy, TopK, build_policy
 
@@ -70,14 +71,14 @@ def test_detaching_gives_the_model_back(policy):
     with torch.no_grad():
         plain = model(input_ids=ids, attention_mask=mask).logits
         with attach(model, policy) as attachment:
-            dropping = [layer.experts._is_expert_parallel for layer in attachment.layers]
-            assert dropping == [policy != "top_k"] * len(attachment.layers)
+            used = [layer.experts.config._experts_implementation for layer in attachment.layers]
+            assert [name == DROPPING_EXPERTS for name in used] == [policy != "top_k"] * len(attachment.layers)
             with pytest.raises(ModelError, match="attached to this model already"):
                 attach(model)
         assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, plain)
     assert model.config._experts_implementation == implementation
     assert "generate" not in model.__dict__
-    assert not any(layer.experts._is_expert_parallel for layer in find_moe_layers(model))
+    assert all(layer.experts.config is model.config for layer in find_moe_layers(model))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -1,21 +1,14 @@
 """How router and experts of a MoE layer talk to each other, and where a selection policy can step in between."""
 
-import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers.integrations.finegrained_fp8 import ALL_FP8_EXPERTS_FUNCTIONS, fp8_grouped_mm_experts_forward
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
 from ..errors import ModelError
 from ..latency import ExpertShape
-
-# An own name, for `generate` switches "grouped_mm" to "batched_mm" on GPUs, which computes dropped rows too.
-DROPPING_EXPERTS = "wdmoe_grouped_mm"
-ALL_EXPERTS_FUNCTIONS.register(DROPPING_EXPERTS, grouped_mm_experts_forward)
-ALL_FP8_EXPERTS_FUNCTIONS.register(DROPPING_EXPERTS, fp8_grouped_mm_experts_forward)
+from .dropping_experts import DroppingExperts
 
 
 class Handle(Protocol):
@@ -118,27 +111,12 @@ class Contract:
 
     def skip_dropped(self, experts: Any) -> list[Handle]:
         """Make the experts skip what is marked as dropped, if they can."""
-        return [_Skipping(experts)] if self.skips_dropped else []
+        return [DroppingExperts(experts)] if self.skips_dropped else []
 
     def _index(self, experts: Any, kept: Kept) -> Tensor:
         """-> [tokens, k] index for the experts; a dropped one is marked, or keeps its place with weight 0."""
         dropped = experts.num_experts if self.skips_dropped else kept.expert_index
         return torch.where(kept.keep, kept.expert_index, dropped)
-
-
-class _Skipping:
-    """Experts that skip dropped tokens; has an own copy of their config, which other modules may share."""
-
-    def __init__(self, experts: Any):
-        self.experts, self.config = experts, experts.config
-        if not hasattr(experts.down_proj, "__tensor_flatten__"):  # torchao's weights know the eager experts only
-            experts.config = copy.copy(experts.config)
-            experts.config._experts_implementation_internal = DROPPING_EXPERTS
-        experts._is_expert_parallel = True
-
-    def remove(self) -> None:
-        self.experts.config = self.config
-        self.experts._is_expert_parallel = False
 
 
 def _index_and_weights(experts: nn.Module, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,9 @@ class WeightToLatencyRatio(SelectionPolicy):
     Our choices: the loop ends at theta > 1 at the latest; it runs per layer and forward pass; with several experts on
     one device the WLR's numerator sums their weights and its denominator counts one transfer and each computation;
     experts at the base station have latency 0 in Eq. (18) and no WLR. A token with k experts loses one per round.
+
+    A router that is no softmax leaves 0 outside the top-k (see routing/patch.py), as `top_k` does for any: the
+    similarity then hardly reaches 0.5, and the default theta drops every expert it may. Choose a lower theta there.
     """
 
     theta: float = 0.5

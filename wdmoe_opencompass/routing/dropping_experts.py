@@ -1,0 +1,71 @@
+"""Experts that do not compute dropped (token, expert) pairs, by transformers' own grouped products."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.finegrained_fp8 import ALL_FP8_EXPERTS_FUNCTIONS, fp8_grouped_mm_experts_forward
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
+
+# An own name, for `generate` switches "grouped_mm" to "batched_mm" on GPUs, which computes dropped rows too.
+DROPPING_EXPERTS = "wdmoe_grouped_mm"
+ExpertsForward = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
+
+
+def _skipping(forward: ExpertsForward) -> ExpertsForward:
+    """The same experts without what is marked as dropped (index `num_experts`)."""
+
+    def skipping_forward(experts: Any, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        if can_leave_rows_out(hidden):
+            return _without_dropped_rows(forward, experts, hidden, index, weights)
+        experts._is_expert_parallel = True  # or else what is marked comes out as NaN now and then
+        try:
+            return forward(experts, hidden, index, weights)
+        finally:
+            experts._is_expert_parallel = False
+
+    return skipping_forward
+
+
+def can_leave_rows_out(hidden: Tensor) -> bool:
+    """A GPU would have to wait for the host to learn how many rows are left: it skips their products alone."""
+    return hidden.device.type == "cpu"
+
+
+def _without_dropped_rows(
+    forward: ExpertsForward, experts: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor
+) -> Tensor:
+    """Each kept pair as a token of its own with one expert, summed in float32 as transformers does."""
+    tokens, places = (index < experts.num_experts).nonzero(as_tuple=True)
+    summed = torch.zeros(hidden.shape, dtype=torch.float32)
+    if len(tokens):
+        kept = (tokens, places)
+        answers = forward(experts, hidden[tokens], index[kept][:, None], weights[kept][:, None])
+        summed.index_add_(0, tokens, answers.float())
+    return summed.to(hidden.dtype)
+
+
+ALL_EXPERTS_FUNCTIONS.register(DROPPING_EXPERTS, _skipping(grouped_mm_experts_forward))
+ALL_FP8_EXPERTS_FUNCTIONS.register(DROPPING_EXPERTS, _skipping(fp8_grouped_mm_experts_forward))
+
+
+class DroppingExperts:
+    """Makes an experts module skip dropped tokens; `remove` undoes it.
+
+    The module gets an own copy of its config, which other modules may share.
+    """
+
+    def __init__(self, experts: Any):
+        self.experts, self.config = experts, experts.config
+        if hasattr(experts.down_proj, "__tensor_flatten__"):  # torchao's weights know the eager experts only
+            experts._is_expert_parallel = True
+            return
+        experts.config = copy.copy(experts.config)
+        experts.config._experts_implementation_internal = DROPPING_EXPERTS
+
+    def remove(self) -> None:
+        """Give the module its own implementation back."""
+        self.experts.config = self.config
+        self.experts._is_expert_parallel = False
