@@ -251,6 +251,9 @@ def _zeroing(layer, answer):
         if len(args) < 3:  # Llama 4: one expert per token is never dropped
             return None
         hidden, index, weights = args
+        if answer.weights is not None:
+            index, kept = answer.expert_index, torch.where(answer.keep, answer.weights, 0)
+            return hidden, index, kept
         kept_experts = torch.zeros(len(index), layer.num_experts, dtype=torch.bool)
         kept_experts.scatter_(1, answer.expert_index, answer.keep)
         kept = weights * kept_experts.gather(1, index)
@@ -269,7 +272,7 @@ class Watching(SelectionPolicy):
 
     def select(self, routing, channel):
         answer = self.policy.select(routing, channel)
-        self.answers.append(Selection(answer.expert_index.clone(), answer.keep.clone()))
+        self.answers.append(Selection(*(None if part is None else part.clone() for part in answer)))
         return answer
 
 

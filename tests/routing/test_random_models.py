@@ -89,7 +89,7 @@ def test_invariants_of_every_policy(policy, model, side, rows, at_base_station, 
     if not POLICIES[policy].may_add:
         assert (block["device_load"] <= block["device_load_before"]).all()
         assert (block["weight_sum"] <= block["weight_sum_before"] + 1e-6).all()
-    for number, (index, keep) in enumerate(answers):
+    for number, (index, keep, _) in enumerate(answers):
         kept = [row[flags].tolist() for row, flags in zip(index, keep, strict=True)]
         sent, computed = oracles.loads(kept, real, places, DEVICES)
         assert block["device_load"][0, number].tolist() == sent

@@ -88,7 +88,7 @@ class WdmoeMixin:
             dataset=dataset,
             policy=self.settings.policy,
             policy_parameters=_parameters(self.attachment.policy),
-            renormalise=self.settings.renormalise,
+            renormalise=self.attachment.renormalise,
             profile=self.profile,
             profile_hash=self.profile.content_hash,
             seed=self.profile.fading.seed,

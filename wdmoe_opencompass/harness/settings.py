@@ -15,7 +15,8 @@ class WdmoeSettings(BaseModel):
     profile:           name of a shipped channel profile, or path of a profile file
     policy:            name of a selection policy; `top_k` is the unchanged model
     policy_parameters: parameters of that policy, where they differ from its defaults
-    renormalise:       scale the kept weights back to the router's sum: `model` as the model does, true, or false
+    renormalise:       scale the kept weights back to the router's sum: `model` as the model does, true, or false; by
+                       default as the policy's author does
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -23,7 +24,7 @@ class WdmoeSettings(BaseModel):
     profile: str
     policy: str = "top_k"
     policy_parameters: dict[str, Any] = Field(default_factory=dict)
-    renormalise: Literal["model"] | bool = "model"
+    renormalise: Literal["model"] | bool | None = None
 
     @field_validator("policy_parameters", mode="before")
     @classmethod

@@ -3,12 +3,16 @@
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..channel.profile import ChannelProfile
 from ..channel.propagation import draw_channel
+from ..energy import token_energy
 from ..latency import ExpertShape, communication_latency_s, link_budget
-from ..selection.base import ChannelState
+from ..selection.base import BandwidthCurve, ChannelState
+
+CURVE_SHARES = np.geomspace(1e-5, 1, 256)  # of the total bandwidth; read in logarithms, within 2e-4
 
 
 class ChannelStates:
@@ -38,10 +42,21 @@ class ChannelStates:
 
     def _state(self, moment: tuple[str, int, int, int], device: torch.device) -> ChannelState:
         budget = link_budget(self.profile, draw_channel(self.profile, *moment), self.shape)
-        even_hz = self.profile.total_bandwidth_hz / len(self.profile.devices)
+        total_hz = self.profile.total_bandwidth_hz
+        even_hz = total_hz / len(self.profile.devices)
+
+        def tensor(array: Any) -> torch.Tensor:
+            return torch.tensor(array, dtype=torch.float32, device=device)
+
+        energy = token_energy(self.profile, self.shape, budget, even_hz)
+        computation_j = 0.0 if energy.computation_j is None else energy.computation_j
         return ChannelState(
-            torch.tensor(communication_latency_s(budget, even_hz), dtype=torch.float32, device=device),
-            torch.tensor(budget.computation_s, dtype=torch.float32, device=device),
+            tensor(communication_latency_s(budget, even_hz)),
+            tensor(budget.computation_s),
             torch.tensor(self._device_of_expert, device=device),
             device_is_shared=any(place >= 0 and count > 1 for place, count in Counter(self._device_of_expert).items()),
+            token_energy_j=tensor(energy.downlink_j + energy.uplink_j + computation_j),
+            curve=BandwidthCurve(
+                tensor(CURVE_SHARES), tensor(communication_latency_s(budget, CURVE_SHARES[:, None] * total_hz).T)
+            ),
         )

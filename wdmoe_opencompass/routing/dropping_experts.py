@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.integrations.finegrained_fp8 import ALL_FP8_EXPERTS_FUNCTIONS, fp8_grouped_mm_experts_forward
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
@@ -35,7 +35,7 @@ def can_leave_rows_out(hidden: Tensor) -> bool:
 
 
 def _without_dropped_rows(
-    forward: ExpertsForward, experts: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor
+    forward: ExpertsForward, experts: Any, hidden: Tensor, index: Tensor, weights: Tensor
 ) -> Tensor:
     """Each kept pair as a token of its own with one expert, summed in float32 as transformers does."""
     tokens, places = (index < experts.num_experts).nonzero(as_tuple=True)

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError
-from ..selection.base import ChannelState, Routing, SelectionPolicy
+from ..selection.base import ChannelState, Renormalise, Routing, Selection, SelectionPolicy
 from ..selection.top_k import TopK
 from .contract import Choice, Kept
 from .finished import WatchedGenerate
@@ -17,15 +17,13 @@ from .recorder import Recorder
 
 __all__ = ["Attachment", "MoeLayer", "find_moe_layers"]
 
-Renormalise = Literal["model"] | bool
-
 
 class Attachment:
     """A policy at work in a model; `detach` gives the model back as it was.
 
     channel_of_layer: (pass index, layer, torch device) -> ChannelState there at that moment.
     renormalise: kept weights are scaled back to the sum of the router's top-k: `model`, where the model's own router
-    normalises its top-k; True, always; False, never.
+    normalises its top-k; True, always; False, never; None, as the policy's author does.
 
     What a policy reads as `probabilities` is the full softmax where the router is one (scaled and normalised ones, and
     those that choose within groups or with a bias, included). Any other router (sigmoid, sparsemixer, one expert per
@@ -38,7 +36,7 @@ class Attachment:
         model: nn.Module,
         policy: SelectionPolicy,
         channel_of_layer: Callable[[int, int, torch.device], ChannelState],
-        renormalise: Renormalise = "model",
+        renormalise: Renormalise | None = None,
     ):
         if getattr(model, "_wdmoe_attachment", None) is not None:
             raise ModelError("a selection policy is attached to this model already; detach it first")
@@ -48,8 +46,13 @@ class Attachment:
         for layer in self.layers:
             if layer.router_kind == "unknown":
                 raise ModelError(f"{layer.name}: the weights are not loaded (meta device)")
+            if policy.may_add and layer.router_kind != "softmax":
+                raise ModelError(
+                    f"{layer.name}: {type(policy).__name__} may give a token an expert outside its top-k, but this "
+                    f"router is no softmax ({layer.router_kind}): it gives that expert no weight"
+                )
         self.channel_of_layer = channel_of_layer
-        self.renormalise = renormalise
+        self.renormalise = policy.renormalise if renormalise is None else renormalise
         self.num_experts = max(layer.num_experts for layer in self.layers)
         self.recorder = Recorder(len(self.layers), self.num_experts)
         self._pass: tuple[int, str, Tensor] | None = None
@@ -122,11 +125,11 @@ class Attachment:
             phase,  # type: ignore[arg-type]
         )
         channel = self._channel(pass_index, number, layer, choice.top_k_index.device)
-        expert_index, keep = self.policy.select(routing, channel)
-        self.recorder.record(routing, channel, expert_index, keep)
+        selection = self.policy.select(routing, channel)
+        self.recorder.record(routing, channel, selection.expert_index, selection.keep)
         if isinstance(self.policy, TopK):
             return None  # the model's own tensors go on untouched: bit for bit the unpatched model
-        return Kept(expert_index, keep, self._kept_weights(layer, choice.top_k_weights, keep))
+        return Kept(selection.expert_index, selection.keep, self._kept_weights(layer, choice.top_k_weights, selection))
 
     def _channel(self, pass_index: int, number: int, layer: MoeLayer, device: torch.device) -> ChannelState:
         channel = self.channel_of_layer(pass_index, number, device)
@@ -134,12 +137,13 @@ class Attachment:
             return channel
         return replace(channel, device_of_expert=channel.device_of_expert[: layer.num_experts])
 
-    def _kept_weights(self, layer: MoeLayer, weights: Tensor, keep: Tensor) -> Tensor:
-        kept = torch.where(keep, weights, 0)
+    def _kept_weights(self, layer: MoeLayer, router_weights: Tensor, selection: Selection) -> Tensor:
+        weights = router_weights if selection.weights is None else selection.weights
+        kept = torch.where(selection.keep, weights, 0)
         if self.renormalise is True or (self.renormalise == "model" and layer.normalises):
-            sums, kept_sums = weights.float().sum(1, keepdim=True), kept.float().sum(1, keepdim=True)
-            kept = (kept * (sums / kept_sums.clamp(min=1e-9))).to(weights.dtype)
-        return kept
+            sums, kept_sums = router_weights.float().sum(1, keepdim=True), kept.float().sum(1, keepdim=True)
+            kept = kept * (sums / kept_sums.clamp(min=1e-9))
+        return kept.to(router_weights.dtype)
 
 
 def _real_tokens(mask: Any, tokens: Tensor) -> Tensor:

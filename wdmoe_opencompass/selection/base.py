@@ -3,10 +3,12 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+Renormalise = Literal["model"] | bool
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,28 @@ class Routing:
     layer: int
     phase: Literal["prefill", "decode"]
 
+    def weights_of(self, expert_index: Tensor) -> Tensor:
+        """-> [tokens, m] weights that the router would give any experts [tokens, m] of its own.
+
+        A softmax router scales a token's probabilities by one factor (1 over the top-k's sum where it normalises),
+        which the top-k shows. Only softmax routers may be asked about experts outside the top-k.
+        """
+        chosen = self.probabilities.gather(1, self.top_k_index).sum(1, keepdim=True)
+        scale = self.top_k_weights.float().sum(1, keepdim=True) / chosen.clamp(min=1e-30)
+        return self.probabilities.gather(1, expert_index) * scale
+
+    @cached_property
+    def shares(self) -> Tensor:
+        """-> [tokens, k] float32 the top-k weights scaled to sum 1, p_j of the rival rules."""
+        weights = self.top_k_weights.float()
+        return weights / weights.sum(1, keepdim=True).clamp(min=1e-30)
+
+    @cached_property
+    def rank(self) -> Tensor:
+        """-> [tokens, k] 0 for a token's highest weight, 1 for the next, ...; equal weights keep the router's order."""
+        order = self.top_k_weights.argsort(dim=1, descending=True, stable=True)
+        return order.argsort(dim=1)
+
 
 @dataclass(frozen=True)
 class ChannelState:
@@ -37,12 +61,17 @@ class ChannelState:
     computation_s:    [devices] seconds of one token in one expert, Eq. (7)
     device_of_expert: [experts] int64 placement; -1 is the base station, which costs nothing
     device_is_shared: whether some device holds several experts
+    token_energy_j:   [devices] joules to send one token there and back and, where the profile tells, to compute it in
+                      one expert; None where nobody asked
+    curve:            what communication_s would be at other bandwidths; None where nobody asked
     """
 
     communication_s: Tensor
     computation_s: Tensor
     device_of_expert: Tensor
     device_is_shared: bool = True
+    token_energy_j: Tensor | None = None
+    curve: "BandwidthCurve | None" = None
 
     @cached_property
     def expert_latency_s(self) -> Tensor:
@@ -52,22 +81,59 @@ class ChannelState:
         return torch.where(held, latency[self.device_of_expert.clamp(min=0)], torch.zeros_like(latency[:1]))
 
 
+@dataclass(frozen=True)
+class BandwidthCurve:
+    """Communication latency of one token, Eq. (6), of every device at a grid of bandwidths.
+
+    share:           [points] of the total bandwidth, ascending, the last is 1
+    communication_s: [devices, points]
+    """
+
+    share: Tensor
+    communication_s: Tensor
+
+
 class Selection(NamedTuple):
-    """A policy's answer: expert_index [tokens, k] and keep [tokens, k] bool."""
+    """A policy's answer.
+
+    expert_index: [tokens, k]
+    keep:         [tokens, k] bool
+    weights:      [tokens, k] weights of the experts; None where they are the router's own, in the router's places
+    """
 
     expert_index: Tensor
     keep: Tensor
+    weights: Tensor | None = None
+
+
+class Knob(NamedTuple):
+    """The number of a policy that says how much it drops: the kept share grows, or falls, with it from low to high."""
+
+    parameter: str
+    low: float
+    high: float
 
 
 class SelectionPolicy(ABC):
     """Maps the router's choice to the experts a token keeps; one method to implement.
 
     Runs inside the forward pass on the model's own device: an implementation must not copy to the host. Subclasses are
-    dataclasses whose fields are the policy's parameters. Only a class with ``may_add = True`` may change an index.
+    dataclasses whose fields are the policy's parameters.
+
+    may_add:      may change an index: a token may get an expert outside its top-k (softmax routers only)
+    renormalise:  its author's default: kept weights are scaled back to the sum of the router's top-k where the model's
+                  own router normalises (`model`), always (True) or never (False)
+    may_lose_all: whether a token may lose all its experts; a field where the author lets it be chosen
+    knob:         what is turned to match a share of kept assignments; None where there is nothing to turn
+    neutral:      parameters at which it keeps the router's own top-k
     """
 
     may_add: ClassVar[bool] = False
+    renormalise: ClassVar[Renormalise] = "model"
+    may_lose_all: bool = False
+    knob: ClassVar[Knob | None] = None
+    neutral: ClassVar[dict[str, Any]] = {}
 
     @abstractmethod
     def select(self, routing: Routing, channel: ChannelState) -> Selection:
-        """Choose for every token; every token keeps its highest-weight expert unless the policy's text says not."""
+        """Choose for every token; every token keeps its highest-weight expert unless `may_lose_all`."""
