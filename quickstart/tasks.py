@@ -307,5 +307,11 @@ def write_items(world: World, folder: Path) -> None:
             (path.parent / "train.jsonl").write_text("".join(text[:4]))
 
 
+def write_calibration_text(world: World, path: Path) -> None:
+    """Write text of the training's kind, drawn with a seed that training did not use, for `wdmoe calibrate`."""
+    path.write_text("\n".join(world.documents(seed=1_000_003, count=120)) + "\n")
+
+
 if __name__ == "__main__":
     write_items(World(), Path(__file__).parent / "data")
+    write_calibration_text(World(), Path(__file__).parent / "data" / "calibration.txt")

@@ -27,7 +27,7 @@ from .energy import token_energy
 from .errors import AllocationError, TraceError, WdmoeError
 from .latency import ExpertShape, link_budget, token_latency_s
 from .replay import DrawnLatency, ReplayedLatency, check_same_devices, replay, replay_draws
-from .routing.trace import RoutingTrace, read_trace
+from .routing.trace import SEALED_SUFFIX, RoutingTrace, read_trace
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
 profile_app = typer.Typer(no_args_is_help=True, help="Channel profiles: list, show, validate.")
@@ -317,6 +317,42 @@ def plan_command(
         print("this run cannot work" if plan.problems else "this run can work")
     if plan.problems:
         raise typer.Exit(1)
+
+
+@app.command("calibrate")
+def calibrate_command(
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="MODEL|TRACE...", help="A model's folder or name, or sealed routing traces.")
+    ],
+    out: Annotated[Path, typer.Option(help="File to write, ending in .calibration.safetensors.")],
+    text: Annotated[Path | None, typer.Option(help="Text to run a model on.")] = None,
+    tokens: Annotated[int, typer.Option(min=16, help="Tokens of the text to use.")] = 2048,
+    dtype: Annotated[str, typer.Option(help="Precision to load a model in.")] = "auto",
+) -> None:
+    """Measure the constants that some policies need, and a sample of routing to match kept shares on.
+
+    wdmoe calibrate quickstart/model --text my_text.txt --out my.calibration.safetensors
+
+    Traces alone give the median weight ratios of `naee`, nothing more.
+    """
+    from .selection.calibration import CALIBRATION_SUFFIX
+
+    if not out.name.endswith(CALIBRATION_SUFFIX):
+        raise WdmoeError(f"--out must end in {CALIBRATION_SUFFIX}, got {out}")
+    if all(path.name.endswith(SEALED_SUFFIX) for path in sources):
+        from .routing.calibrate import calibrate_from_traces
+
+        calibration = calibrate_from_traces([read_trace(path) for path in sources])
+    elif len(sources) == 1 and text is not None:
+        from .routing.calibrate import calibrate, load_model, read_chunks
+
+        model, tokenizer = load_model(str(sources[0]), dtype)
+        with _Progress(1) as progress:
+            calibration = calibrate(model, read_chunks(tokenizer, text, tokens), str(sources[0]), progress.advance)
+    else:
+        raise WdmoeError("give one model and --text FILE, or sealed routing traces alone")
+    calibration.write(out)
+    print(f"{out}: {', '.join(f'{name} {list(part.shape)}' for name, part in calibration.parts().items())}")
 
 
 @app.command("figures")

@@ -62,9 +62,13 @@ class WdmoeMixin:
         super()._load_model(path=path, kwargs={"trust_remote_code": False, **kwargs}, **others)  # type: ignore[misc]
         model: Any = self.model  # type: ignore[attr-defined]
         check_precision(path, model)
-        first = find_moe_layers(model)[0]
-        self._channel = ChannelStates(self.profile, first.shape, first.num_experts)
-        self.attachment = Attachment(model, self.settings.build_policy(), self._channel, self.settings.renormalise)
+        layers = find_moe_layers(model)
+        if self.settings.calibration is not None:
+            self.settings.read_calibration().check_fits(len(layers), layers[0].num_experts, layers[0].top_k)
+        self._channel = ChannelStates(self.profile, layers[0].shape, layers[0].num_experts)
+        policy = self.settings.build_policy(self._channel)
+        payload_bits = self.profile.payload_bits if self.settings.quantise_payload else None
+        self.attachment = Attachment(model, policy, self._channel, self.settings.renormalise, payload_bits)
 
     # -- the trace -----------------------------------------------------------------------------------------------
     def open_trace(self, predictions: Path, model_abbr: str, dataset: str, items_total: int, first_item: int) -> None:
@@ -89,6 +93,9 @@ class WdmoeMixin:
             policy=self.settings.policy,
             policy_parameters=_parameters(self.attachment.policy),
             renormalise=self.attachment.renormalise,
+            kept_share=self.settings.kept_share,
+            calibration_hash=self._calibration_hash(),
+            quantise_payload=self.settings.quantise_payload,
             profile=self.profile,
             profile_hash=self.profile.content_hash,
             seed=self.profile.fading.seed,
@@ -100,6 +107,9 @@ class WdmoeMixin:
             dtype=precision_name(self.model),  # type: ignore[attr-defined]
             versions={package: version(package) for package in TRACED_PACKAGES},
         )
+
+    def _calibration_hash(self) -> str | None:
+        return None if self.settings.calibration is None else self.settings.read_calibration().content_hash
 
     @contextmanager
     def _batch(self, items: int) -> Iterator[None]:

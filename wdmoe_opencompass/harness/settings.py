@@ -1,12 +1,15 @@
 """The `wdmoe=dict(...)` of a model config."""
 
-from typing import Any, Literal
+import inspect
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..channel.profile import ChannelProfile, load_profile
-from ..errors import ModelError, unknown_name
-from ..selection import SelectionPolicy, build_policy
+from ..errors import ModelError, PolicyError, unknown_name
+from ..selection import POLICIES, SelectionPolicy, build_policy
+from ..selection.calibration import Calibration, read_calibration
+from ..selection.matching import ChannelOfLayer, matched_parameters
 
 
 class WdmoeSettings(BaseModel):
@@ -17,6 +20,9 @@ class WdmoeSettings(BaseModel):
     policy_parameters: parameters of that policy, where they differ from its defaults
     renormalise:       scale the kept weights back to the router's sum: `model` as the model does, true, or false; by
                        default as the policy's author does
+    calibration:       file of `wdmoe calibrate` for this model, for policies with measured constants and for kept_share
+    kept_share:        turn the policy's knob until it keeps this share of the calibration's assignments
+    quantise_payload:  round what is sent to and from the devices to the profile's payload_bits in the forward pass too
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -25,6 +31,9 @@ class WdmoeSettings(BaseModel):
     policy: str = "top_k"
     policy_parameters: dict[str, Any] = Field(default_factory=dict)
     renormalise: Literal["model"] | bool | None = None
+    calibration: str | None = None
+    kept_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    quantise_payload: bool = False
 
     @field_validator("policy_parameters", mode="before")
     @classmethod
@@ -35,9 +44,25 @@ class WdmoeSettings(BaseModel):
         """Read the profile; ProfileError where it breaks a rule."""
         return load_profile(self.profile)
 
-    def build_policy(self) -> SelectionPolicy:
-        """Build the policy; PolicyError where its name or a parameter is wrong."""
-        return build_policy(self.policy, self.policy_parameters)
+    def build_policy(self, channel_of_layer: ChannelOfLayer | None = None) -> SelectionPolicy:
+        """Build the policy, matched to kept_share where the channel is given; PolicyError where something is wrong."""
+        parameters = dict(self.policy_parameters)
+        kind = POLICIES.get(self.policy)
+        if kind is not None and self.calibration is not None and "calibration" in inspect.signature(kind).parameters:
+            parameters.setdefault("calibration", self.calibration)
+        policy = build_policy(self.policy, parameters)
+        if self.kept_share is None or channel_of_layer is None:
+            return policy
+        matched = matched_parameters(
+            type(policy), parameters, self.kept_share, self.read_calibration(), channel_of_layer
+        )
+        return build_policy(self.policy, matched)
+
+    def read_calibration(self) -> Calibration:
+        """Read the calibration; PolicyError where kept_share asks for one and there is none."""
+        if self.calibration is None:
+            raise PolicyError("wdmoe.kept_share needs wdmoe.calibration: a file of `wdmoe calibrate` for this model")
+        return read_calibration(self.calibration)
 
 
 def parse_settings(wdmoe: Any) -> WdmoeSettings:
@@ -53,5 +78,9 @@ def parse_settings(wdmoe: Any) -> WdmoeSettings:
             raise ModelError(unknown_name("key of wdmoe=dict(...)", key, WdmoeSettings.model_fields)) from None
         raise ModelError(f"wdmoe.{key}: {first['msg'].lower()}, got {first['input']!r}") from None
     settings.load_profile()
-    settings.build_policy()
+    policy = settings.build_policy()
+    if settings.kept_share is not None:
+        settings.read_calibration().need("probabilities")
+        if policy.knob is None:
+            raise PolicyError(f"selection policy {settings.policy!r} has no parameter to match wdmoe.kept_share by")
     return settings

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..latency import ExpertShape
 from .dropping_experts import DroppingExperts
+from .payload import Payload
 
 
 class Handle(Protocol):
@@ -109,9 +110,16 @@ class Contract:
             experts.register_forward_pre_hook(called, with_kwargs=True),
         ]
 
-    def skip_dropped(self, experts: Any) -> list[Handle]:
-        """Make the experts skip what is marked as dropped, if they can."""
-        return [DroppingExperts(experts)] if self.skips_dropped else []
+    def skip_dropped(self, experts: Any, payload: Payload | None = None) -> list[Handle]:
+        """Make the experts skip what is marked as dropped, if they can, and round what travels where `payload` says so.
+
+        Raises ModelError where they cannot round.
+        """
+        if self.skips_dropped:
+            return [DroppingExperts(experts, payload)]
+        if payload is not None:
+            raise ModelError(f"{type(experts).__name__} does not let what its experts get and answer be quantised")
+        return []
 
     def _index(self, experts: Any, kept: Kept) -> Tensor:
         """-> [tokens, k] index for the experts; a dropped one is marked, or keeps its place with weight 0."""

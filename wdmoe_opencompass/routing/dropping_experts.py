@@ -9,8 +9,12 @@ from torch import Tensor
 from transformers.integrations.finegrained_fp8 import ALL_FP8_EXPERTS_FUNCTIONS, fp8_grouped_mm_experts_forward
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_experts_forward
 
+from ..errors import ModelError
+from .payload import Payload
+
 # An own name, for `generate` switches "grouped_mm" to "batched_mm" on GPUs, which computes dropped rows too.
 DROPPING_EXPERTS = "wdmoe_grouped_mm"
+PAYLOAD = "_wdmoe_payload"
 ExpertsForward = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -18,6 +22,14 @@ def _skipping(forward: ExpertsForward) -> ExpertsForward:
     """The same experts without what is marked as dropped (index `num_experts`)."""
 
     def skipping_forward(experts: Any, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        payload: Payload | None = getattr(experts, PAYLOAD, None)
+        if payload is not None:
+            pairs = payload.down(hidden, index).flatten(0, 1), index.reshape(-1, 1), weights.reshape(-1, 1)
+            answers = computed(experts, *pairs).view(*index.shape, -1)
+            return payload.up(answers, index).to(hidden.dtype)
+        return computed(experts, hidden, index, weights)
+
+    def computed(experts: Any, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         if can_leave_rows_out(hidden):
             return _without_dropped_rows(forward, experts, hidden, index, weights)
         experts._is_expert_parallel = True  # or else what is marked comes out as NaN now and then
@@ -54,14 +66,19 @@ ALL_FP8_EXPERTS_FUNCTIONS.register(DROPPING_EXPERTS, _skipping(fp8_grouped_mm_ex
 class DroppingExperts:
     """Makes an experts module skip dropped tokens; `remove` undoes it.
 
-    The module gets an own copy of its config, which other modules may share.
+    The module gets an own copy of its config, which other modules may share. payload: how hidden states travel; None
+    sends them as they are. Raises ModelError where the experts cannot do that.
     """
 
-    def __init__(self, experts: Any):
+    def __init__(self, experts: Any, payload: Payload | None = None):
         self.experts, self.config = experts, experts.config
         if hasattr(experts.down_proj, "__tensor_flatten__"):  # torchao's weights know the eager experts only
+            if payload is not None:
+                raise ModelError("quantise_payload needs weights that are not quantised by torchao")
             experts._is_expert_parallel = True
             return
+        if payload is not None:
+            setattr(experts, PAYLOAD, payload)
         experts.config = copy.copy(experts.config)
         experts.config._experts_implementation_internal = DROPPING_EXPERTS
 
@@ -69,3 +86,4 @@ class DroppingExperts:
         """Give the module its own implementation back."""
         self.experts.config = self.config
         self.experts._is_expert_parallel = False
+        self.experts.__dict__.pop(PAYLOAD, None)

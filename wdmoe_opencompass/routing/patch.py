@@ -13,6 +13,7 @@ from ..selection.top_k import TopK
 from .contract import Choice, Kept
 from .finished import WatchedGenerate
 from .layers import MoeLayer, find_moe_layers
+from .payload import FEWEST_BITS, Payload
 from .recorder import Recorder
 
 __all__ = ["Attachment", "MoeLayer", "find_moe_layers"]
@@ -24,6 +25,7 @@ class Attachment:
     channel_of_layer: (pass index, layer, torch device) -> ChannelState there at that moment.
     renormalise: kept weights are scaled back to the sum of the router's top-k: `model`, where the model's own router
     normalises its top-k; True, always; False, never; None, as the policy's author does.
+    payload_bits: what is sent to and from the devices is rounded to so many bits per value; None leaves it as it is.
 
     What a policy reads as `probabilities` is the full softmax where the router is one (scaled and normalised ones, and
     those that choose within groups or with a bias, included). Any other router (sigmoid, sparsemixer, one expert per
@@ -37,6 +39,7 @@ class Attachment:
         policy: SelectionPolicy,
         channel_of_layer: Callable[[int, int, torch.device], ChannelState],
         renormalise: Renormalise | None = None,
+        payload_bits: int | None = None,
     ):
         if getattr(model, "_wdmoe_attachment", None) is not None:
             raise ModelError("a selection policy is attached to this model already; detach it first")
@@ -53,6 +56,9 @@ class Attachment:
                 )
         self.channel_of_layer = channel_of_layer
         self.renormalise = policy.renormalise if renormalise is None else renormalise
+        if payload_bits is not None and payload_bits < FEWEST_BITS:
+            raise ModelError(f"quantise_payload needs payload_bits of at least {FEWEST_BITS}, got {payload_bits}")
+        self.payload_bits = payload_bits
         self.num_experts = max(layer.num_experts for layer in self.layers)
         self.recorder = Recorder(len(self.layers), self.num_experts)
         self._pass: tuple[int, str, Tensor] | None = None
@@ -69,20 +75,38 @@ class Attachment:
             select = self._selecting(number, layer)
             self._handles += layer.contract.tap(layer.router, layer.experts, select)
         self._watched = WatchedGenerate(model) if hasattr(model, "generate") else None
-        if not isinstance(self.policy, TopK):  # vanilla runs keep the model's own experts implementation
-            for layer in self.layers:
-                self._handles += layer.contract.skip_dropped(layer.experts)
+        if self.changes_experts:  # vanilla runs keep the model's own experts implementation
+            try:
+                for number, layer in enumerate(self.layers):
+                    self._handles += layer.contract.skip_dropped(layer.experts, self._payload(number, layer))
+            except ModelError:
+                self._undo()
+                raise
         model._wdmoe_attachment = self
 
     def detach(self) -> None:
         """Undo everything; harmless when called twice."""
         if getattr(self.model, "_wdmoe_attachment", None) is not self:
             return
+        self._undo()
+        del self.model._wdmoe_attachment
+
+    def _undo(self) -> None:
         for handle in self._handles:
             handle.remove()
         if self._watched is not None:
             self._watched.remove()
-        del self.model._wdmoe_attachment
+
+    @property
+    def changes_experts(self) -> bool:
+        """Whether the model's answers may differ from the unpatched model's."""
+        return self.payload_bits is not None or not isinstance(self.policy, TopK)
+
+    def _payload(self, number: int, layer: MoeLayer) -> Payload | None:
+        if self.payload_bits is None:
+            return None
+        placement = self._channel(0, number, layer, torch.device("cpu")).device_of_expert
+        return Payload(self.payload_bits, placement)
 
     def __enter__(self) -> "Attachment":
         return self
@@ -127,7 +151,7 @@ class Attachment:
         channel = self._channel(pass_index, number, layer, choice.top_k_index.device)
         selection = self.policy.select(routing, channel)
         self.recorder.record(routing, channel, selection.expert_index, selection.keep)
-        if isinstance(self.policy, TopK):
+        if not self.changes_experts:
             return None  # the model's own tensors go on untouched: bit for bit the unpatched model
         return Kept(selection.expert_index, selection.keep, self._kept_weights(layer, choice.top_k_weights, selection))
 

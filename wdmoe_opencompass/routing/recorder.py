@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..selection.base import ChannelState, Routing
-from .trace import PHASES
+from ..selection.calibration import second_to_first
+from .trace import PHASES, RATIO_BINS
 
 MOST_PENDING = 1 << 18  # probabilities that wait to be counted: a few MB; less often counted means fewer GPU kernels
 
@@ -42,6 +43,7 @@ class Recorder:
         self._pending_size = 0
         self._counted: list[tuple[list[int], list[int], Tensor]] = []  # passes, layers, counts [rows, columns]
         self._pairs: dict[torch.device, Tensor] = {}  # [layers, experts, experts] each
+        self._ratios: dict[torch.device, Tensor] = {}  # [layers, bins] each
 
     @property
     def passes(self) -> int:
@@ -99,9 +101,16 @@ class Recorder:
         if device not in self._pairs:
             shape = (self.layers, self.experts, self.experts)
             self._pairs[device] = torch.zeros(shape, dtype=torch.float64, device=device)
+            self._ratios[device] = torch.zeros(self.layers, RATIO_BINS, dtype=torch.float64, device=device)
         missing = self.experts - pairs.shape[-1]  # of a layer with fewer experts than another
         pairs = torch.nn.functional.pad(pairs, (0, missing, 0, missing))
-        self._pairs[device].index_add_(0, torch.tensor(layers, device=device), pairs.double())
+        layer_index = torch.tensor(layers, device=device)
+        self._pairs[device].index_add_(0, layer_index, pairs.double())
+        if before.shape[2] > 1:
+            ratio = second_to_first(torch.stack([one.routing.top_k_weights for one in group]))
+            column = (ratio * RATIO_BINS).long().clamp(0, RATIO_BINS - 1)
+            counted = torch.zeros(len(group), RATIO_BINS, dtype=torch.float64, device=device)
+            self._ratios[device].index_add_(0, layer_index, counted.scatter_add_(1, column, is_load.double()))
 
     def finish_batch(self, first_item: int, items: int) -> dict[str, NDArray]:
         """-> the batch as one block of a trace (names and shapes: trace.PER_PASS, trace.PER_BATCH)."""
@@ -111,7 +120,9 @@ class Recorder:
         counts = np.zeros((self.passes, self.layers, self._counted[0][2].shape[1]))
         for passes, layers, columns in self._counted:
             counts[passes, layers] = columns.cpu().numpy()
-        pairs = np.sum([pairs.cpu().numpy() for pairs in self._pairs.values()], axis=0)
+        pairs, ratios = (
+            np.sum([one.cpu().numpy() for one in parts.values()], axis=0) for parts in (self._pairs, self._ratios)
+        )
         block = self._split(counts)
         upper = np.triu_indices(self.experts, 1)
         block |= {
@@ -121,6 +132,7 @@ class Recorder:
             "first_item": np.array([first_item], dtype=np.int32),
             "items": np.array([items], dtype=np.int32),
             "co_selection": np.rint(pairs[:, upper[0], upper[1]])[None].astype(np.int32),
+            "ratio_counts": np.rint(ratios)[None].astype(np.int32),
         }
         self.reset()
         return block

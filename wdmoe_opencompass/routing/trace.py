@@ -24,7 +24,8 @@ from safetensors.numpy import save as save_arrays
 from ..channel.profile import ChannelProfile
 from ..errors import TraceError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+RATIO_BINS = 50
 SEALED_SUFFIX = ".trace.safetensors"
 JOURNAL_SUFFIX = ".trace.part"
 PHASES = ("prefill", "decode")
@@ -50,6 +51,7 @@ PER_BATCH: Arrays = {
     "first_item": ("int32", ()),
     "items": ("int32", ()),
     "co_selection": ("int32", ("layers", "pairs")),
+    "ratio_counts": ("int32", ("layers", "ratio_bins")),
 }
 
 
@@ -57,7 +59,8 @@ class TraceMetadata(BaseModel):
     """Where a trace comes from; everything a table has to name.
 
     weights is the model's path as its config names it. profile is the whole channel profile of the run, so that a
-    trace explains itself; seed is that of its fading.
+    trace explains itself; seed is that of its fading. kept_share is what the policy's knob was matched to, if it was,
+    on the calibration of that hash; quantise_payload whether what was sent was rounded to the profile's payload_bits.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,6 +72,9 @@ class TraceMetadata(BaseModel):
     policy: str
     policy_parameters: dict[str, Any]
     renormalise: bool | str
+    kept_share: float | None = None
+    calibration_hash: str | None = None
+    quantise_payload: bool = False
     profile: ChannelProfile
     profile_hash: str
     seed: int
@@ -83,7 +89,7 @@ class TraceMetadata(BaseModel):
     def sizes(self) -> dict[str, int]:
         """Length of every named axis."""
         pairs = self.experts * (self.experts - 1) // 2
-        return {"layers": self.layers, "devices": len(self.profile.devices), "pairs": pairs}
+        return {"layers": self.layers, "devices": len(self.profile.devices), "pairs": pairs, "ratio_bins": RATIO_BINS}
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,8 @@ class RoutingTrace:
     PHASES), tokens (real ones). [passes, layers, devices]: device_load and expert_evaluations after selection, the same
     `_before` it, weight_sum (router weights of the kept assignments). [passes, layers]: assignments, those at the base
     station included. [batches]: first_item, items. [batches, layers, pairs]: co_selection, tokens whose router chose
-    both experts of a pair, in the order of ``numpy.triu_indices(experts, 1)``.
+    both experts of a pair, in the order of ``numpy.triu_indices(experts, 1)``. [batches, layers, ratio_bins]:
+    ratio_counts, tokens by their second router weight over the first, in RATIO_BINS equal bins from 0 to 1.
     """
 
     metadata: TraceMetadata

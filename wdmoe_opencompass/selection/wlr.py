@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import PolicyError
-from .base import ChannelState, Routing, Selection, SelectionPolicy
+from .base import ChannelState, Knob, Routing, Selection, SelectionPolicy
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,9 @@ class WeightToLatencyRatio(SelectionPolicy):
     A router that is no softmax leaves 0 outside the top-k (see routing/patch.py), as `top_k` does for any: the
     similarity then hardly reaches 0.5, and the default theta drops every expert it may. Choose a lower theta there.
     """
+
+    knob = Knob("theta", 0.0, 1.0)
+    neutral: ClassVar[dict[str, Any]] = dict(theta=0.0, gain=0.5)  # no round of the loop, an extra pass that drops none
 
     theta: float = 0.5
     theta_step: float = 0.1

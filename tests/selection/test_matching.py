@@ -1,0 +1,62 @@
+"""Matched kept shares on the quickstart's calibration."""
+
+import pytest
+import torch
+
+from wdmoe_opencompass import ExpertShape, load_profile
+from wdmoe_opencompass.errors import PolicyError
+from wdmoe_opencompass.harness.settings import parse_settings
+from wdmoe_opencompass.routing.channel_state import ChannelStates
+from wdmoe_opencompass.selection import POLICIES
+from wdmoe_opencompass.selection.calibration import read_calibration
+from wdmoe_opencompass.selection.matching import kept_share, matched_parameters, sampled_routing
+
+CALIBRATION = "quickstart/quickstart.calibration.safetensors"
+MATCHED = sorted(name for name, kind in POLICIES.items() if kind.knob is not None)
+
+
+def states():
+    return ChannelStates(load_profile("paper_8_devices"), ExpertShape(128, 256), 8)
+
+
+def test_the_sample_is_what_the_shipped_model_routes():
+    from transformers import AutoModelForCausalLM
+
+    from wdmoe_opencompass.routing.patch import find_moe_layers
+
+    calibration = read_calibration(CALIBRATION)
+    layers = find_moe_layers(AutoModelForCausalLM.from_pretrained("quickstart/model", dtype=torch.float32))
+    calibration.check_fits(len(layers), layers[0].num_experts, layers[0].top_k)
+    routing = sampled_routing(calibration, 0)
+    assert routing.shares.sum(1).tolist() == pytest.approx([1.0] * len(routing.shares), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", MATCHED)
+def test_a_reachable_share_is_kept_within_a_hundredth(name):
+    calibration = read_calibration(CALIBRATION)
+    settings = parse_settings(dict(profile="paper_8_devices", policy=name, calibration=CALIBRATION, kept_share=0.7))
+    policy = settings.build_policy(states())
+    share = kept_share(policy, calibration, states())
+    steps = len(calibration.probabilities) * 2 if name == "lexi" else 1000  # a layer keeps one expert or two
+    assert share == pytest.approx(0.7, abs=0.01 + 0.5 / steps)
+
+
+def test_a_share_out_of_reach_is_refused_with_the_reachable_ones():
+    calibration = read_calibration(CALIBRATION)
+    with pytest.raises(
+        PolicyError, match=r"kept_share must be between 0.500 and 0.8\d\d on this calibration, got 0.95"
+    ):
+        matched_parameters(POLICIES["wlr"], {}, 0.95, calibration, states())
+
+
+@pytest.mark.parametrize(
+    ("wdmoe", "sentence"),
+    [
+        (dict(policy="wlr", kept_share=0.7), "wdmoe.kept_share needs wdmoe.calibration"),
+        (dict(policy="top_k", kept_share=0.7, calibration=CALIBRATION), "no parameter to match wdmoe.kept_share by"),
+        (dict(policy="wlr", kept_share=0.7, calibration="no.safetensors"), "calibration no.safetensors: no such file"),
+    ],
+)
+def test_bad_settings_get_one_sentence(wdmoe, sentence):
+    with pytest.raises(PolicyError, match=sentence):
+        parse_settings(dict(profile="paper_8_devices") | wdmoe)

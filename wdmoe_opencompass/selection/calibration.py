@@ -1,0 +1,118 @@
+"""Constants that some rules measure beforehand on a model, and a sample of its routing; made by `wdmoe calibrate`."""
+
+import hashlib
+import json
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import PolicyError
+
+CALIBRATION_SUFFIX = ".calibration.safetensors"
+AXES = {
+    "ratio_median": ("layers",),
+    "probabilities": ("layers", "tokens", "experts"),
+    "top_k_index": ("layers", "tokens", "k"),
+    "top_k_weights": ("layers", "tokens", "k"),
+    "output_difference": ("layers", "experts", "experts + 1"),
+    "fewer_experts_difference": ("layers", "k - 1"),
+    "sensitivity": ("layers",),
+}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured on a model; parts that were not are None.
+
+    ratio_median:             [layers] median over tokens of the second router weight over the first (NAEE)
+    probabilities:            [layers, tokens, experts] of a sample of tokens, as policies read them
+    top_k_index, top_k_weights: [layers, tokens, k] of the same tokens
+    output_difference:        [layers, experts, experts + 1] mean over tokens of ``|E_i(h) - E_j(h)|_2``, raw activation
+                              units; the last column is ``|E_i(h)|_2``, what skipping costs (SiftMoE)
+    fewer_experts_difference: [layers, k - 1] mean Frobenius norm of ``Y(k' = 1, 2, ...) - Y(k)`` over batches of
+                              Gaussian inputs (LExI)
+    sensitivity:              [layers] mean over tokens of the squared gradient of the language-model loss, summed over
+                              the tokens, in the layer's output (our completion of AdapMoE's Fisher information)
+    model:                    where the weights came from
+    """
+
+    ratio_median: Tensor | None = None
+    probabilities: Tensor | None = None
+    top_k_index: Tensor | None = None
+    top_k_weights: Tensor | None = None
+    output_difference: Tensor | None = None
+    fewer_experts_difference: Tensor | None = None
+    sensitivity: Tensor | None = None
+    model: str = ""
+    source: str = ""
+
+    def need(self, name: str, layers: int | None = None) -> Tensor:
+        """-> a part; PolicyError where it was not measured, or is of a model with another number of layers."""
+        part = getattr(self, name)
+        origin = self.source or "the calibration"
+        if part is None:
+            raise PolicyError(f"{origin} holds no {name}; make one with: wdmoe calibrate MODEL --text FILE --out FILE")
+        if layers is not None and len(part) != layers:
+            raise PolicyError(f"{origin} is of a model with {len(part)} MoE layers, this one has {layers}")
+        return part
+
+    def check_fits(self, layers: int, experts: int, top_k: int) -> None:
+        """Raise PolicyError where something was measured on a model of other sizes."""
+        sizes = {"layers": layers, "experts": experts, "experts + 1": experts + 1, "k": top_k, "k - 1": top_k - 1}
+        for name, part in self.parts().items():
+            for axis, length in zip(AXES[name], part.shape):
+                if sizes.get(axis, length) != length:
+                    raise PolicyError(f"{self.source}: {name} has {length} {axis}, the model has {sizes[axis]}")
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over what was measured: equal constants, equal hash."""
+        digest = hashlib.sha256()
+        for name, part in self.parts().items():
+            digest.update(name.encode() + part.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def parts(self) -> dict[str, Tensor]:
+        """-> name -> tensor of everything that was measured."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: part for name, part in found.items() if isinstance(part, Tensor)}
+
+    def write(self, path: Path) -> None:
+        """Write a `*.calibration.safetensors` file."""
+        parts = {name: part.contiguous() for name, part in self.parts().items()}
+        save_file(parts, path, {"wdmoe_calibration": json.dumps(dict(model=self.model))})
+
+
+@lru_cache(maxsize=8)
+def read_calibration(path: str) -> Calibration:
+    """Read a file that `wdmoe calibrate` wrote; PolicyError naming the file where it is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})["wdmoe_calibration"])
+            parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+    except FileNotFoundError:
+        raise PolicyError(f"calibration {path}: no such file") from None
+    except (SafetensorError, KeyError, ValueError, OSError):
+        raise PolicyError(f"calibration {path}: not a file that `wdmoe calibrate` wrote") from None
+    for name, part in parts.items():
+        if name not in AXES or part.ndim != len(AXES[name]):
+            raise PolicyError(f"calibration {path}: {name} does not belong there or is not {AXES.get(name, 'known')}")
+        if not (part >= 0).all() or (part.is_floating_point() and not torch.isfinite(part).all()):
+            raise PolicyError(f"calibration {path}: {name} must be finite and >= 0")
+    return Calibration(**parts, model=str(metadata["model"]), source=path)
+
+
+def second_to_first(top_k_weights: Tensor) -> Tensor:
+    """-> [...] second-highest weight over the highest, r of the ratio rules; top_k_weights: [..., k >= 2]."""
+    highest = top_k_weights.float().topk(2, dim=-1).values
+    return highest[..., 1] / highest[..., 0].clamp(min=1e-30)
+
+
+def ratio_medians(path: str) -> list[float]:
+    """-> per MoE layer, the median over tokens of the second router weight over the first."""
+    return read_calibration(path).need("ratio_median").tolist()
