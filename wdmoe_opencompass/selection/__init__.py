@@ -6,10 +6,11 @@ from typing import Any
 
 from ..errors import PolicyError, unknown_name
 from .base import ChannelState, Routing, Selection, SelectionPolicy
+from .dual_price import DualPrice
 from .top_k import TopK
 from .wlr import WeightToLatencyRatio
 
-POLICIES: dict[str, type[SelectionPolicy]] = {"top_k": TopK, "wlr": WeightToLatencyRatio}
+POLICIES: dict[str, type[SelectionPolicy]] = {"top_k": TopK, "wlr": WeightToLatencyRatio, "dual_price": DualPrice}
 
 __all__ = ["POLICIES", "ChannelState", "Routing", "Selection", "SelectionPolicy", "build_policy"]
 
