@@ -79,7 +79,7 @@ def test_no_set_of_drops_beats_it_by_more_than_a_visit(split, seed, tokens, loss
 
 
 @settings(deadline=None, max_examples=60)
-@given(seed=st.integers(0, 10_000), share=st.floats(0, 1), scale=st.floats(0.1, 50))
+@given(seed=st.integers(0, 10_000), share=st.sampled_from([0.1, 0.25, 0.5, 0.9]), scale=st.floats(0.1, 50))
 def test_waiting_latency_under_the_best_split_is_convex_and_homogeneous_in_the_loads(seed, share, scale):
     generator = np.random.default_rng(seed)
     profile = random_profile(generator, 5, generator.choice(["shared", "frequency_division"]))

@@ -61,6 +61,8 @@ class DualPrice(SelectionPolicy):
 
     def select(self, routing: Routing, channel: ChannelState) -> Selection:
         """Bracket T; every candidate's cheapest drops are found at once."""
+        if routing.top_k_index.shape[1] == 1:
+            return Selection(routing.top_k_index, torch.ones_like(routing.top_k_index, dtype=torch.bool))
         visits = _visits(routing, channel)
         budget = self.loss * routing.is_load.sum() * (1 + 1e-9)
         low, high = _bracket(visits, channel)
@@ -70,7 +72,7 @@ class DualPrice(SelectionPolicy):
             fits = self._cheapest(visits, channel, waiting).lost <= budget
             fits[-1] = True  # the upper end always does
             best = fits.int().argmax()  # the first that does
-            low, high = waiting[(best - 1).clamp(min=0)], waiting[best]
+            low, high = waiting.gather(0, torch.stack([(best - 1).clamp(min=0), best]))
         cheapest = self._cheapest(visits, channel, high[None])
         goes = torch.zeros_like(visits.may_go).scatter(0, cheapest.order[0], visits.number < cheapest.drops)
         return Selection(routing.top_k_index, ~visits.spread(goes & visits.may_go))
