@@ -8,25 +8,27 @@ from ..latency import Array
 from .co_selection import Places
 from .problem import PlacementProblem, device_costs, modulo
 
+RESTARTS = 800  # over the number of experts: 100 for 8 experts, 6 for 128, whose descents take longer
 LEAST_GAIN = 1e-12  # of the cost: less is rounding
 
 
 def local_search(
     problem: PlacementProblem,
     starts: Sequence[Places] = (),
-    restarts: int = 30,
+    restarts: int | None = None,
     seed: int = 0,
     advance: Callable[[float], None] = lambda share: None,
 ) -> Places:
     """-> [experts] the best placement that no swap and no move betters; never worse than the default placement.
 
-    It descends from the default placement, from `starts` and from `restarts` random placements drawn with `seed`.
-    `advance` is told the share of the work that each descent was.
+    It descends from the default placement, from `starts` and from `restarts` random placements drawn with `seed`
+    (default: RESTARTS / experts). `advance` is told the share of the work that each descent was.
     """
     small = problem.for_search()
     search = _Search(small)
     random = np.random.default_rng(seed)
     experts, slots = problem.counts.experts, np.repeat(np.arange(problem.devices), problem.capacity)
+    restarts = RESTARTS // experts if restarts is None else restarts
     given = [modulo(experts, problem.devices), *starts]
     begun = [*given, *(random.permutation(slots)[:experts] for _ in range(restarts))]
     found = []
