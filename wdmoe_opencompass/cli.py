@@ -310,7 +310,7 @@ def place_command(
         _print(_placement_record(answer))
         return
     _print(answer.records())
-    print(f"least {objective}, at most {answer.experts_per_device} experts per device; savings against the default")
+    print(f"least {objective}; experts per device: at most {answer.experts_per_device}; savings against the default")
     for name, experts in answer.experts_of(answer.ours).items():
         print(f"{name}: {' '.join(map(str, experts)) or 'no expert'}")
     for note in answer.notes:

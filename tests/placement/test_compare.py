@@ -68,6 +68,18 @@ def test_what_is_printed_is_what_a_replay_of_the_routing_gives(objective):
     assert answer.records()[0]["latency_saving_percent"] == 0
 
 
+def test_out_of_time_it_is_a_heuristic_with_a_bound():
+    status = compare_placements([random_trace()], devices=4, time_limit_s=1e-9).ours.status
+    assert status.startswith("heuristic, the optimum is at most ")
+
+
+def test_progress_adds_up_to_two_shares():
+    for top_k, limit in ((2, 30), (2, 0), (3, 30)):
+        shares = []
+        compare_placements([random_trace(top_k=top_k)], time_limit_s=limit, advance=shares.append)
+        assert sum(shares) == approx(2)
+
+
 def test_several_traces_count_as_one():
     traces = [random_trace(seed, batches=seed + 1) for seed in range(3)]
     together = co_selection_of(traces)

@@ -37,7 +37,7 @@ class ExactPlacement:
 
     @property
     def relative_gap(self) -> float:
-        """How far the cost can be above the optimum, relative to itself."""
+        """How far the optimum can be below the cost, relative to the cost."""
         return max(0.0, 1 - self.lower_bound / self.cost) if self.cost else 0.0
 
     @property
