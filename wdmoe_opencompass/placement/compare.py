@@ -26,7 +26,7 @@ class Judged:
 
     transfers_per_token_layer: tokens sent to devices, over tokens and MoE layers: K without any pair together
     mean_waiting_latency_s:    mean over batches of the sum over layers of Eq. (11), even bandwidth
-    status:                    `baseline`, `proven optimal`, or `heuristic`, with a bound where the exact solver ran out of time
+    status:                    baseline, proven optimal, or heuristic (with a bound where time ran out)
     """
 
     name: str
