@@ -141,6 +141,8 @@ class HostCopies(TorchDispatchMode):
 @pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "gpt_oss", "llama4_text"])
 def test_nothing_is_copied_to_the_host_inside_a_pass(family, policy, as_on_a_gpu):
     model = tiny_model(family)
+    if POLICIES[policy].may_add and find_moe_layers(model)[0].router_kind != "softmax":
+        pytest.skip("refused: see test_families.py")
     ids, mask = prompts()
 
     def copies():

@@ -47,11 +47,12 @@ class ExpandedDrop(CapacityDrop):
             return own
         taken = self._takes(routing, channel, own.keep)  # [tokens, experts]
         k = own.keep.shape[1]
-        best = torch.where(taken, routing.probabilities, -1.0).topk(k, dim=1)  # [tokens, k]
+        scores = torch.where(taken, routing.probabilities, -1.0)
+        best, expert = (part[:, :k] for part in scores.sort(dim=1, descending=True, stable=True))
         free_place = (~own.keep).cumsum(dim=1) - 1  # a dropped pair's place takes the expert of this number
         offered = free_place.clamp(min=0)
-        added = ~own.keep & (best.values.gather(1, offered) >= 0)
-        index = torch.where(added, best.indices.gather(1, offered), routing.top_k_index)
+        added = ~own.keep & (best.gather(1, offered) >= 0)
+        index = torch.where(added, expert.gather(1, offered), routing.top_k_index)
         weights = routing.weights_of(index).to(routing.top_k_weights.dtype)
         return Selection(index, own.keep | added, torch.where(added, weights, routing.top_k_weights))
 
