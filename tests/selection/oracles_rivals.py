@@ -33,8 +33,8 @@ def one_t(weights, chosen, threshold_of_expert, may_lose_all):
     return kept
 
 
-def load_aware_thresholds(chosen, threshold, max_threshold, by, communication, computation, device_of_expert):
-    """-> per expert its threshold."""
+def device_loads(chosen, by, communication, computation, device_of_expert):
+    """-> per device its pairs, or its time: a token goes once to a device that holds several of its experts."""
     loads = []
     for device in range(len(communication)):
         sent = pairs = 0
@@ -43,6 +43,11 @@ def load_aware_thresholds(chosen, threshold, max_threshold, by, communication, c
             sent += bool(here)
             pairs += len(here)
         loads.append(sent * communication[device] + pairs * computation[device] if by == "time" else pairs)
+    return loads
+
+
+def load_aware_thresholds(loads, threshold, max_threshold, device_of_expert):
+    """-> per expert its threshold."""
     mean = sum(loads) / len(loads)
     rho = [load / mean if mean else 0.0 for load in loads]
     of_device = [max_threshold if one > 1 else threshold * one for one in rho]

@@ -12,6 +12,7 @@ from tests.selection import oracles_rivals as oracles
 from wdmoe_opencompass.errors import PolicyError
 from wdmoe_opencompass.selection import ChannelState, Routing, build_policy
 from wdmoe_opencompass.selection.calibration import Calibration
+from wdmoe_opencompass.selection.device_time import device_time_s, device_tokens
 from wdmoe_opencompass.selection.random_drop import uniform
 from wdmoe_opencompass.selection.ratio_threshold import MIXTRAL_8X7B_SENSITIVITY
 
@@ -83,15 +84,15 @@ def test_load_aware_thresholds_equal_plain_loops(case, threshold, max_threshold,
     routing, channel = case
     weights, chosen = plain(routing)
     parameters = dict(threshold=threshold, load_aware=by, max_threshold=max_threshold)
-    thresholds = oracles.load_aware_thresholds(
-        chosen,
-        threshold,
-        threshold if max_threshold is None else max_threshold,
-        by,
-        channel.communication_s.tolist(),
-        channel.computation_s.tolist(),
+    times, places = (
+        (channel.communication_s.tolist(), channel.computation_s.tolist()),
         channel.device_of_expert.tolist(),
     )
+    loads = oracles.device_loads(chosen, by, *times, places)
+    ours = device_time_s(routing, channel) if by == "time" else device_tokens(routing, channel)[1]
+    assert ours.tolist() == pytest.approx(loads)
+    highest = threshold if max_threshold is None else max_threshold
+    thresholds = oracles.load_aware_thresholds(loads, threshold, highest, places)
     expected = oracles.one_t(weights, chosen, thresholds, may_lose_all=False)
     assert kept(routing, build_policy("one_t", parameters).select(routing, channel)) == expected
 
