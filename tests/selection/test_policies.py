@@ -10,6 +10,7 @@ from tests import oracles
 from tests.tiny import example_parameters, example_policy
 from wdmoe_opencompass.errors import PolicyError
 from wdmoe_opencompass.selection import POLICIES, ChannelState, Routing, build_policy
+from wdmoe_opencompass.selection.base import BandwidthCurve
 
 ALL_POLICIES = sorted(POLICIES)
 # Algorithm 1's last threshold jumps back where its loop ends a round earlier, so a higher theta may drop less.
@@ -35,10 +36,15 @@ def random_case(seed, tokens, experts, k, devices=None, spread=3.0):
         phase="prefill",
     )
     devices = devices or experts
+    communication_s = torch.rand(devices, generator=generator) + 0.1
+    share = torch.logspace(-4, 0, 60)
+    curve = BandwidthCurve(share, communication_s[:, None] * (devices * share) ** -0.9)
     channel = ChannelState(
-        torch.rand(devices, generator=generator) + 0.1,
+        communication_s,
         torch.rand(devices, generator=generator),
         torch.arange(experts) % devices,
+        token_energy_j=torch.rand(devices, generator=generator),
+        curve=curve,
     )
     return routing, channel
 

@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import PolicyError, unknown_name
 from .base import ChannelState, Routing, Selection, SelectionPolicy
 from .capacity import CapacityDrop
+from .dual_price import DualPrice
 from .expanded_drop import ExpandedDrop
 from .fixed_k import FixedK
 from .random_drop import RandomDrop
@@ -17,6 +18,7 @@ from .wlr import WeightToLatencyRatio
 POLICIES: dict[str, type[SelectionPolicy]] = {
     "top_k": TopK,
     "wlr": WeightToLatencyRatio,
+    "dual_price": DualPrice,
     "fixed_k": FixedK,
     "random_drop": RandomDrop,
     "naee": Naee,

@@ -92,6 +92,27 @@ class BandwidthCurve:
     share: Tensor
     communication_s: Tensor
 
+    def share_for(self, communication_s: Tensor, device: Tensor) -> Tensor:
+        """-> share of the total bandwidth at which a device takes so long for a token: the curves read backwards.
+
+        communication_s: [..., n] seconds; device: [n]. Linear between the grid's points in logarithms and beyond its
+        ends, where the answer may exceed 1.
+        """
+        seconds = self.communication_s.double().log().flip(1)  # [devices, points] ascending
+        devices, points = seconds.shape
+        start = seconds[:, :1]
+        span = (seconds[:, -1:] - start).max() + 1
+        number = torch.arange(devices, device=device.device)[:, None]
+        all_curves = (seconds - start + number * span).flatten()  # one after the other, so that one search serves all
+        wanted = communication_s.double().log()
+        within = (wanted - start[device, 0]).clamp(min=0).minimum(span - 0.5)
+        right = torch.searchsorted(all_curves, within + device * span) - device * points
+        right = right.clamp(1, points - 1)
+        log_share = self.share.double().log().flip(0)
+        low, high = seconds[device, right - 1], seconds[device, right]
+        slope = (log_share[right] - log_share[right - 1]) / (high - low)
+        return (log_share[right - 1] + (wanted - low) * slope).exp()
+
 
 class Selection(NamedTuple):
     """A policy's answer.

@@ -1,0 +1,214 @@
+"""Ours: the least attention waiting latency for a given loss of routed weight, under the best bandwidth split."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import PolicyError
+from .base import ChannelState, Knob, Routing, Selection, SelectionPolicy
+
+CANDIDATES, ROUNDS = 4, 4  # waiting latencies tried at once, and how often the bracket is narrowed to one step of them
+CURVE_TOLERANCE = 1e-3  # of the total bandwidth: the curve is read from a table
+OUT_OF_REACH = 1e6  # share of the bandwidth per token that a device cannot serve in time
+
+
+@dataclass(frozen=True)
+class DualPrice(SelectionPolicy):
+    """Drop each token's visit to a device where its weight is small for the bandwidth that the visit costs.
+
+    loss:  the most routed weight that a layer may lose, as a share of it (each token's top-k weights sum to 1)
+    split: `optimal`, the bandwidth is split anew in every layer; `even`, evenly
+
+    The problem, per layer of a forward pass: minimise the attention waiting latency T, Eq. (11), over which visits are
+    dropped, while the dropped weight stays within `loss`; a token never loses its highest weight. What is true of it
+    with one expert per device (the paper's setting):
+
+    1. Under the best split, T is a convex function of the loads n. Let g_k(B) = 1 / (t_comm_k(B) + t_comp_k) be what
+       device k serves per second; rates are concave in B, and so is 1 / (1/R_d + 1/R_u + c), so g_k is concave. With
+       beta_k = T B_k the loads that T can serve are n_k <= T g_k(beta_k / T), sum beta_k <= B T: a convex set, for
+       T g(beta / T) is the perspective of a concave function.
+    2. T(a n) = a T(n) for a > 0, so T(n) = sum_k pi_k n_k with the dual prices pi_k = dT/dn_k > 0: every device with a
+       load is a bottleneck, and pi_k is the time that one more token on it costs everybody.
+    3. Within a device the smallest weights go first. So the least loss for a given T is a problem of one number per
+       device: the share b_k(n_k / T) of the bandwidth that device k needs, convex in n_k, summed over the devices must
+       not exceed 1. Dropping in the order of ``weight / bandwidth saved`` is optimal for it up to the last visit
+       dropped, because along a device weights grow and savings fall: the greedy order respects every device's own. At
+       the optimum that ratio is one number for all devices: a visit goes where weight < nu pi_k.
+    4. The least loss falls as T grows, so T is found by bracketing: the answer is within
+       (T_high / T_low)^(CANDIDATES^-ROUNDS) of the least T for the given loss, and within the loss of one visit.
+
+    With several experts on a device a visit is a token's experts there together, its computation is counted at the
+    device's mean number of evaluations per visit, and 1 is not proven: a heuristic. Visits with the token's top expert
+    stay; experts at the base station are never dropped. Later layers are not known: each layer has its own budget.
+
+    `even` instead: T(n) = max_k n_k t_k; the same greedy order drops only what is above T, and nothing that saves none.
+    """
+
+    knob = Knob("loss", 0.0, 0.5)
+    neutral: ClassVar[dict[str, Any]] = dict(loss=0.0)
+
+    loss: float = 0.1
+    split: Literal["optimal", "even"] = "optimal"
+
+    def __post_init__(self) -> None:
+        """Check the parameters' ranges."""
+        if not 0 <= self.loss < 1:
+            raise PolicyError(f"selection policy 'dual_price': loss must be >= 0 and < 1, got {self.loss}")
+        if self.split not in ("optimal", "even"):
+            raise PolicyError(f"selection policy 'dual_price': split must be optimal or even, got {self.split!r}")
+
+    def select(self, routing: Routing, channel: ChannelState) -> Selection:
+        """Bracket T; every candidate's cheapest drops are found at once."""
+        if routing.top_k_index.shape[1] == 1:
+            return Selection(routing.top_k_index, torch.ones_like(routing.top_k_index, dtype=torch.bool))
+        visits = _visits(routing, channel)
+        budget = self.loss * routing.is_load.sum() * (1 + 1e-9)
+        low, high = _bracket(visits, channel)
+        for _ in range(ROUNDS):
+            steps = torch.linspace(0, 1, CANDIDATES + 1, dtype=torch.float64, device=low.device)
+            waiting = low * (high / low) ** steps  # [candidates + 1]
+            fits = self._cheapest(visits, channel, waiting).lost <= budget
+            fits[-1] = True  # the upper end always does
+            best = fits.int().argmax()  # the first that does
+            low, high = waiting.gather(0, torch.stack([(best - 1).clamp(min=0), best]))
+        cheapest = self._cheapest(visits, channel, high[None])
+        goes = torch.zeros_like(visits.may_go).scatter(0, cheapest.order[0], visits.number < cheapest.drops)
+        return Selection(routing.top_k_index, ~visits.spread(goes & visits.may_go))
+
+    def _cheapest(self, visits: "_Visits", channel: ChannelState, waiting: Tensor) -> "_Cheapest":
+        """The drops that reach each of the given T with the least loss."""
+        need = self._share_needed(visits, channel, waiting)
+        saved = torch.where(visits.may_go, need.of_units - need.of_units_less, 0.0)  # [candidates, units]
+        price = (visits.weight / saved.clamp(min=1e-30)).float()
+        order = torch.where(visits.may_go, price, torch.inf).argsort(dim=1)
+        left = need.of_all[:, None] - saved.gather(1, order).cumsum(dim=1)
+        enough = torch.cat([need.of_all[:, None], left], dim=1) <= 1 + CURVE_TOLERANCE  # after 0, 1, ... drops
+        drops = torch.where(enough.any(dim=1), enough.int().argmax(dim=1), visits.may_go.sum())
+        lost = torch.where(visits.may_go, visits.weight, 0.0)[order].cumsum(dim=1)
+        lost = torch.cat([lost.new_zeros(len(lost), 1), lost], dim=1).gather(1, drops[:, None])[:, 0]
+        return _Cheapest(order, drops, torch.where(enough.any(dim=1), lost, torch.inf))
+
+    def _share_needed(self, visits: "_Visits", channel: ChannelState, waiting: Tensor) -> "_Need":
+        def share(left: Tensor, device: Tensor) -> Tensor:
+            """[..., units] visits left on a device -> [candidates, ..., units] share that serves them in time."""
+            computation = (channel.computation_s.double() * visits.evaluations)[device]
+            spare = waiting[:, None] / left.clamp(min=1) - computation  # per visit, for sending
+            unserved = OUT_OF_REACH * left
+            if self.split == "even":
+                needed = torch.where(spare < channel.communication_s.double()[device] * (1 - 1e-6), unserved, 0.0)
+            else:
+                needed = _share_for(channel, spare.clamp(min=1e-30), device)
+                needed = torch.where((spare > 0) & (needed <= 2), needed, unserved + 2)
+            return torch.where(left > 0, needed, 0.0)
+
+        left = visits.load[visits.device] - visits.rank
+        everything = share(visits.load, torch.arange(len(visits.load), device=left.device)).sum(dim=1)
+        return _Need(share(left, visits.device), share(left - 1, visits.device), everything)
+
+
+class _Need(NamedTuple):
+    """Shares of the bandwidth that serve a device in time.
+
+    of_units, of_units_less: [candidates, units] the unit's device when the units before it are gone, and it too.
+    of_all: [candidates] all devices together, nothing dropped
+    """
+
+    of_units: Tensor
+    of_units_less: Tensor
+    of_all: Tensor
+
+
+class _Cheapest(NamedTuple):
+    """Per candidate T: units in the order they go, how many go, the weight lost (infinite: T is out of reach)."""
+
+    order: Tensor
+    drops: Tensor
+    lost: Tensor
+
+
+class _Visits(NamedTuple):
+    """A layer's visits of tokens to devices; a unit is a pair of a token and one of its k - 1 lower experts.
+
+    weight:      [units] float64 what a token loses with the visit: its experts on that device together
+    device:      [units]; 0 where the expert is at the base station
+    may_go:      [units] whether the pair stands for a visit that may be dropped
+    rank:        [units] how many visits to the same device go before it
+    number:      [units] 0, 1, 2, ...
+    load:        [devices] visits, q_k of Eq. (9)
+    evaluations: [devices] experts computed per visit
+    together:    [tokens, k - 1] the unit of the token that stands for each pair's visit; -1 for the top expert's
+    places:      [tokens, k] the router's places from the highest weight to the lowest
+    """
+
+    weight: Tensor
+    device: Tensor
+    may_go: Tensor
+    rank: Tensor
+    number: Tensor
+    load: Tensor
+    evaluations: Tensor
+    together: Tensor
+    places: Tensor
+
+    def spread(self, goes: Tensor) -> Tensor:
+        """[units] -> [tokens, k] the pairs of the visits that go, in the router's places."""
+        lower = goes.view(self.together.shape).gather(1, self.together.clamp(min=0)) & (self.together >= 0)
+        pairs = torch.cat([torch.zeros_like(lower[:, :1]), lower], dim=1)
+        return torch.zeros_like(pairs).scatter(1, self.places, pairs)
+
+
+def _visits(routing: Routing, channel: ChannelState) -> _Visits:
+    places = routing.rank.argsort(dim=1)
+    device = channel.device_of_expert[routing.top_k_index.gather(1, places)]  # [tokens, k], highest weight first
+    counted = routing.is_load[:, None] & (device >= 0)
+    same = device[:, :, None] == device[:, None, :]  # [tokens, k, k]
+    first = same.int().argmax(dim=2)
+    is_visit = counted & (first == torch.arange(device.shape[1], device=device.device))
+    weight = (same * routing.shares.gather(1, places).double()[:, None, :]).sum(dim=2)
+
+    devices = len(channel.communication_s)
+    nothing = torch.zeros(devices, dtype=torch.float64, device=device.device)
+    load = nothing.index_add(0, device.clamp(min=0).flatten(), is_visit.flatten().double())
+    evaluations = nothing.index_add(0, device.clamp(min=0).flatten(), counted.flatten().double()) / load.clamp(min=1)
+    weight, at, may_go = (part[:, 1:].flatten() for part in (weight, device.clamp(min=0), is_visit))
+    return _Visits(
+        weight,
+        at,
+        may_go,
+        _rank_within(weight, at, may_go, devices),
+        torch.arange(len(at), device=at.device),
+        load,
+        evaluations,
+        first[:, 1:] - 1,
+        places,
+    )
+
+
+def _rank_within(weight: Tensor, device: Tensor, may_go: Tensor, devices: int) -> Tensor:
+    """-> [units] place among the droppable units of the same device, by weight."""
+    by_weight = torch.where(may_go, weight, torch.inf).argsort(stable=True)
+    order = by_weight[device[by_weight].argsort(stable=True)]  # by device, then by weight
+    counts = torch.zeros(devices, dtype=torch.long, device=device.device).index_add(0, device, torch.ones_like(device))
+    starts = counts.cumsum(0) - counts
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=device.device) - starts[device[order]]
+    return rank.double()
+
+
+def _bracket(visits: _Visits, channel: ChannelState) -> tuple[Tensor, Tensor]:
+    """-> T that nothing can beat, T that the even split reaches without a drop; equal where there is no load."""
+    computation = channel.computation_s.double() * visits.evaluations
+    stays = visits.load - torch.zeros_like(visits.load).index_add(0, visits.device, visits.may_go.double())
+    fastest = channel.communication_s if channel.curve is None else channel.curve.communication_s[:, -1]
+    high = (visits.load * (channel.communication_s.double() + computation)).max() * (1 + 1e-6)
+    low = (stays * (fastest.double() + computation)).max()
+    return torch.maximum(low, high * 1e-3).clamp(min=1e-30), high.clamp(min=1e-30)
+
+
+def _share_for(channel: ChannelState, communication_s: Tensor, device: Tensor) -> Tensor:
+    """[candidates, units] -> the same: curve of each unit's device read backwards."""
+    if channel.curve is None:
+        raise PolicyError("selection policy 'dual_price' needs the channel's bandwidth curve; split='even' does not")
+    return channel.curve.share_for(communication_s, device)
