@@ -6,11 +6,28 @@ from typing import Any
 
 from ..errors import PolicyError, unknown_name
 from .base import ChannelState, Routing, Selection, SelectionPolicy
+from .capacity import CapacityDrop
 from .dual_price import DualPrice
+from .expanded_drop import ExpandedDrop
+from .fixed_k import FixedK
+from .random_drop import RandomDrop
+from .ratio_threshold import AdapMoe, Naee, OneThreshold, TopP
 from .top_k import TopK
 from .wlr import WeightToLatencyRatio
 
-POLICIES: dict[str, type[SelectionPolicy]] = {"top_k": TopK, "wlr": WeightToLatencyRatio, "dual_price": DualPrice}
+POLICIES: dict[str, type[SelectionPolicy]] = {
+    "top_k": TopK,
+    "wlr": WeightToLatencyRatio,
+    "dual_price": DualPrice,
+    "fixed_k": FixedK,
+    "random_drop": RandomDrop,
+    "naee": Naee,
+    "one_t": OneThreshold,
+    "adapmoe": AdapMoe,
+    "top_p": TopP,
+    "capacity": CapacityDrop,
+    "expanded_drop": ExpandedDrop,
+}
 
 __all__ = ["POLICIES", "ChannelState", "Routing", "Selection", "SelectionPolicy", "build_policy"]
 
