@@ -51,7 +51,8 @@ def answers(counts):
     An item that both got right counts as one that neither did: no function looks at it otherwise.
     """
     first, second, rest = counts
-    return np.repeat([True, False, False], [first, second, rest]), np.repeat([False, True, False], [first, second, rest])
+    times = [first, second, rest]
+    return np.repeat([True, False, False], times), np.repeat([False, True, False], times)
 
 
 @lru_cache

@@ -46,7 +46,8 @@ def batch_sums(parts: Sequence[ReplayedLatency], phase: str) -> BatchSums:
         latency_s = np.bincount(trace.batch[chosen], part.waiting_latency_s[chosen], batches)
         for number in np.flatnonzero(passes):
             key = (trace.metadata.dataset, int(trace.first_item[number]), int(trace.items[number]))
-            found[key] = found.get(key, np.zeros(3)) + (latency_s[number], passes[number], 1)
+            own = np.array([latency_s[number], passes[number], 1])
+            found[key] = found[key] + own if key in found else own
     latency, passes, batches = np.array(list(found.values())).reshape(-1, 3).T
     return BatchSums(list(found), latency, passes, batches)
 

@@ -17,7 +17,7 @@ NO_DETAILS = "its evaluator names no item right or wrong (--dump-eval-details Fa
 
 @dataclass(frozen=True)
 class ItemResults:
-    """right: [items] in the dataset's order; digest: of the items' references, to know whether two runs' are the same."""
+    """right: [items] in the dataset's order; digest: of what the answers were held against, equal for every model."""
 
     right: Rights
     digest: str
