@@ -42,7 +42,7 @@ def wilson_interval(correct: int, items: int) -> Interval | None:
     if items == 0:
         return None
     low, high = proportion_confint(correct, items, 1 - CONFIDENCE, method="wilson")
-    return Interval(max(0.0, float(low)), min(1.0, float(high)))
+    return Interval(float(low) if correct else 0.0, float(high) if correct < items else 1.0)  # exact at both ends
 
 
 def mcnemar_p(first: Rights, second: Rights) -> float:
