@@ -469,21 +469,24 @@ def compare_command(
     run_b: Annotated[Path, typer.Argument(help="Time-stamped folder of another.")],
     form: Annotated[Format, typer.Option("--format", help="Format of the table.")] = Format.md,
 ) -> None:
-    """Differences between two runs, B - A: accuracy and waiting latency of every benchmark that both measured."""
+    """Differences between two runs, B - A, with intervals and p values: accuracy and latency that both measured."""
     from .report.compare import compared, notes_of
     from .report.tables import formatted
 
     records = [
-        {name: _read_summary(folder, f"{name}.json") for name in ("accuracy", "latency", "origin")}
+        {name: _read_summary(folder, f"{name}.json") for name in ("accuracy", "latency", "origin", "groups")}
+        | {name: _read_summary(folder, f"{name}.json", []) for name in ("items", "batches")}  # not in older runs
         for folder in (run_a, run_b)
     ]
     print(formatted(compared(*records), notes_of(*records), form.value), end="")
 
 
-def _read_summary(run_folder: Path, name: str) -> Any:
+def _read_summary(run_folder: Path, name: str, otherwise: Any = None) -> Any:
     try:
         return json.loads((run_folder / "summary" / name).read_text())
     except OSError:
+        if otherwise is not None:
+            return otherwise
         raise WdmoeError(
             f"{run_folder}: no tables in its summary folder; give the time-stamped folder of a finished run whose "
             "config has summarizer=dict(type=WdmoeSummarizer)"
