@@ -481,6 +481,23 @@ def compare_command(
     print(formatted(compared(*records), notes_of(*records), form.value), end="")
 
 
+@app.command("frontier")
+def frontier_command(
+    run_folder: Annotated[Path, typer.Argument(help="OpenCompass's time-stamped folder.")],
+    form: Annotated[Format, typer.Option("--format", help="Format of the table.")] = Format.md,
+) -> None:
+    """Accuracy against waiting latency of every policy of a run, with intervals; exit code 1 if there is but one."""
+    from .report.frontier import FRONTIER
+
+    summary = run_folder / "summary"
+    if len(_read_summary(run_folder, "frontier_records.json")) < 2:
+        print(f"{run_folder}: no two models of the same weights and profile to compare", file=sys.stderr)
+        raise typer.Exit(1)
+    print((summary / f"{FRONTIER}.{form.value}").read_text(), end="")
+    if form == Format.md:
+        print(f"\nfigure: {summary / FRONTIER}.png, .pdf")
+
+
 def _read_summary(run_folder: Path, name: str, otherwise: Any = None) -> Any:
     try:
         return json.loads((run_folder / "summary" / name).read_text())

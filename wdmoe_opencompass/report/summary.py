@@ -6,6 +6,8 @@ from pathlib import Path
 from ..routing.trace import PHASES
 from .compare import BATCHES_FILE, ITEMS_FILE, batch_records, item_records
 from .differences import difference_notes, difference_records, difference_table
+from .figures import save_figure
+from .frontier import FRONTIER, draw_frontier, frontier_notes, frontier_records, frontier_table, frontier_text
 from .paper import NO_COMPARISON, paper_comparison
 from .paper import TEXT as COMPARISON_TEXT
 from .tables import (
@@ -23,6 +25,7 @@ from .tables import (
     latency_cells,
     missing_cells,
     origin_records,
+    profile_line,
     saving_notes,
     table_1,
     table_2,
@@ -32,6 +35,7 @@ from .tables import (
 
 MAIN = ("table_1_accuracy", "table_2_latency_pass_per_batch_all")  # the two that are printed
 COMPARISON, DIFFERENCES = "paper_comparison", "differences"
+FRONTIER_RECORDS_FILE = "frontier_records.json"
 LATENCY_TEXT = (
     "attention waiting latency in ms, Eq. (11) summed over the MoE layers of a forward pass, mean per {per}, "
     "phase: {phase}, bandwidth scope: {scope}, allocation: uniform or {method} (Eq. 19-21); in brackets the saving "
@@ -83,6 +87,13 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
         notes = footnote(runs, DIFFERENCE_TEXT) + difference_notes(runs, benchmarks)
         write_table(folder / DIFFERENCES, difference_table(differences), notes)
         printed.append(f"which differences from vanilla are more than chance: {folder / DIFFERENCES}.md\n")
+    frontier = frontier_records(runs, benchmarks, cells)
+    write_json(folder / FRONTIER_RECORDS_FILE, frontier)
+    if len(frontier) > 1:
+        text = frontier_text(benchmarks)
+        write_table(folder / FRONTIER, frontier_table(frontier), footnote(runs, text) + frontier_notes())
+        save_figure(draw_frontier(frontier, benchmarks), folder / FRONTIER, profile_line(runs))
+        printed.append(f"accuracy against latency, every model: {folder / FRONTIER}.md and .png\n")
     comparison = paper_comparison(runs, records)
     if not comparison.empty:
         notes = footnote(runs, COMPARISON_TEXT[0]) + COMPARISON_TEXT[1:] + accuracy_notes(runs)
