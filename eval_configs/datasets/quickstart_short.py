@@ -1,4 +1,4 @@
-"""Three of the quickstart's tasks, the first 100 items of each: two by perplexity, one generated."""
+"""Three of the quickstart's tasks, the first 200 items of each: two by perplexity, one generated."""
 
 from mmengine.config import read_base
 
@@ -6,7 +6,7 @@ with read_base():
     from .quickstart import quickstart_datasets
 
 quickstart_short_datasets = [
-    {**one, "abbr": f"{one['abbr']}_100", "reader_cfg": {**one["reader_cfg"], "test_range": "[:100]"}}
+    {**one, "abbr": f"{one['abbr']}_200", "reader_cfg": {**one["reader_cfg"], "test_range": "[:200]"}}
     for one in quickstart_datasets
     if one["abbr"] in ("qs_twoway", "qs_yesno", "qs_arith")
 ]

@@ -22,9 +22,8 @@ models = [
         batch_size=8,
         run_cfg=dict(num_gpus=2),
         wdmoe=dict(
-            profile="paper_8_devices",
-            calibration="mixtral-8x7b.calibration.safetensors",
-            **{**variant, **({"policy_parameters": PUBLISHED} if variant["policy"] == "adapmoe" else {})},
+            **{"profile": "paper_8_devices", "calibration": "mixtral-8x7b.calibration.safetensors", **variant},
+            **({"policy_parameters": PUBLISHED} if variant["policy"] == "adapmoe" else {}),
         ),
     )
     for name, variant in variants.items()

@@ -16,7 +16,9 @@ models = [
         max_out_len=64,
         batch_size=10,
         run_cfg=dict(num_gpus=0),
-        wdmoe=dict(profile="paper_8_devices", calibration="quickstart/quickstart.calibration.safetensors", **variant),
+        wdmoe=dict(
+            **{"profile": "paper_8_devices", "calibration": "quickstart/quickstart.calibration.safetensors", **variant}
+        ),
     )
     for name, variant in variants.items()
 ]

@@ -1,6 +1,8 @@
 """Every selection policy as `wdmoe=dict(...)`: at its author's defaults, and matched to shares of kept assignments.
 
-Policies that add experts (may_add) need a softmax router; those with measured constants need a calibration.
+Payloads of 8 and 4 bits that are really quantised stand beside the vanilla model of the same profile, whose answers do
+not know of them. Policies that add experts (may_add) need a softmax router; those with measured constants need a
+calibration.
 """
 
 OWN_DEFAULTS = {
@@ -32,8 +34,21 @@ MATCHED = {
     for name, variant in OWN_DEFAULTS.items()
     if name not in ("vanilla", "top-1", "oea", "expanded-drop", "1t-load-aware", "dual-price-even")
 }
-variants = OWN_DEFAULTS | {
-    f"{name}-kept-{100 * share:.0f}": variant | dict(kept_share=share)
-    for share in MATCHED_SHARES
-    for name, variant in MATCHED.items()
+QUANTISED = {
+    f"{name}-{bits}-bit": dict(profile=f"paper_8_devices_{bits}_bit", **changed)
+    for bits in (8, 4)
+    for name, changed in (
+        ("vanilla", dict(policy="top_k")),
+        ("vanilla-quantised", dict(policy="top_k", quantise_payload=True)),
+        ("dual-price-quantised", dict(policy="dual_price", quantise_payload=True)),
+    )
 }
+variants = (
+    OWN_DEFAULTS
+    | {
+        f"{name}-kept-{100 * share:.0f}": variant | dict(kept_share=share)
+        for share in MATCHED_SHARES
+        for name, variant in MATCHED.items()
+    }
+    | QUANTISED
+)

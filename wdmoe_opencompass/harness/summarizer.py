@@ -16,9 +16,9 @@ from ..report.items import item_results
 from ..report.publication import write_publication
 from ..report.summary import write_report
 from ..report.tables import DENSE, ModelRun, benchmarks_of, dataset_of
-from ..routing.trace import SEALED_SUFFIX, RoutingTrace, read_trace, seal_finished
+from ..routing.trace import SEALED_SUFFIX, RoutingTrace, read_trace, routing_name, seal_finished
 from .infer_task import FAILURE_SUFFIX
-from .settings import WdmoeSettings, parse_settings
+from .settings import parse_settings
 
 NO_TRACE = (
     "no routing trace: the stock infer task ran (--models, --datasets, --slurm and --dlc on the command line put it "
@@ -127,9 +127,12 @@ def _policy_and_profile_hash(wdmoe: Any, predictions: Path) -> tuple[str, str]:
     profile = str(wdmoe.get("profile", ""))
     traces = sorted(predictions.glob(f"*{SEALED_SUFFIX}"))
     if profile.endswith((".yaml", ".yml")) and not Path(profile).is_file() and traces:
-        return WdmoeSettings.model_validate(dict(wdmoe)).policy, read_trace(traces[0]).metadata.profile_hash
+        metadata = read_trace(traces[0]).metadata
+        return metadata.routing, metadata.profile_hash
     settings = parse_settings(wdmoe)
-    return settings.policy, settings.load_profile().content_hash
+    loaded = settings.load_profile()
+    bits = loaded.payload_bits if settings.quantise_payload else None
+    return routing_name(settings.policy, bits), loaded.content_hash
 
 
 def _result(path: Path) -> dict[str, Any]:

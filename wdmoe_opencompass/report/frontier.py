@@ -9,7 +9,7 @@ import pandas as pd
 from .batches import BatchSums
 from .differences import METHOD, SIGNIFICANT, difference_text, p_cells, paired_records
 from .statistics import SIGNIFICANCE, Interval, accuracy_interval, holm, latency_ratio_interval, mcnemar_p
-from .tables import BATCH_METHOD, DENSE, ModelRun, bracketed, vanilla_of
+from .tables import BATCH_METHOD, DENSE, ModelRun, bracketed
 
 FRONTIER = "frontier"
 TEXT = (
@@ -20,8 +20,8 @@ TEXT = (
     "Selection was made under the run's own profile."
 )
 FRONT = (
-    "on front: no other model of the same weights and profile has at least its accuracy and at most its latency (under "
-    "the optimal split), one of them strictly; by the estimates, whose intervals stand beside them"
+    "on front: no other model of the same weights and profile (payload bits apart) has at least its accuracy and at "
+    "most its latency (under the optimal split), one of them strictly; by the estimates, whose intervals stand beside them"
 )
 
 Cells = Sequence[tuple[dict[str, Any], BatchSums]]
@@ -30,15 +30,20 @@ Cells = Sequence[tuple[dict[str, Any], BatchSums]]
 def frontier_records(runs: Sequence[ModelRun], benchmarks: Sequence[str], cells: Cells) -> list[dict[str, Any]]:
     """One record per model that has a vanilla beside it and everything measured on all benchmarks.
 
+    Beside it: the first of the same weights and channel profile, payload_bits apart, so that a payload of fewer bits
+    shows what it saves.
+
     cells: what `tables.latency_cells` gives. accuracy, accuracy_low and accuracy_high in percent; difference (and
     difference_low, difference_high) to vanilla in points with McNemar's p over all items, Holm's over the models of
     one vanilla; latency_ratio (and _low, _high) to vanilla under even split, latency_ratio_even that of the even split;
     waiting_latency_s: plain mean over the benchmarks of the mean per batch, optimal split, scope pass.
     """
     records = []
+    families = {run.abbr: _family(run) for run in runs if run.policy != DENSE and run.all_traces}
+    vanillas = {families[run.abbr]: run for run in reversed(runs) if run.is_vanilla and run.abbr in families}
     for run in runs:
-        vanilla = vanilla_of(run, runs)
-        if run.policy == DENSE or vanilla is None:
+        vanilla = vanillas.get(families.get(run.abbr, ("", "")))
+        if vanilla is None:
             continue
         record = _record(run, vanilla, benchmarks, cells)
         if record is not None:
@@ -46,6 +51,12 @@ def frontier_records(runs: Sequence[ModelRun], benchmarks: Sequence[str], cells:
     _correct(records)
     _mark_front(records)
     return records
+
+
+def _family(run: ModelRun) -> tuple[str, str]:
+    """What must be equal for two models to be on one frontier: weights, and the channel profile but for its payload."""
+    profile = run.all_traces[0].metadata.profile
+    return run.base[0], profile.model_copy(update={"payload_bits": 16}).content_hash
 
 
 def _record(run: ModelRun, vanilla: ModelRun, benchmarks: Sequence[str], cells: Cells) -> dict[str, Any] | None:
@@ -66,7 +77,8 @@ def _record(run: ModelRun, vanilla: ModelRun, benchmarks: Sequence[str], cells: 
         policy=run.policy,
         parameters=metadata.policy_parameters,
         matched_share=metadata.kept_share,
-        base=run.base,
+        payload_bits=metadata.profile.payload_bits,
+        family=_family(run),
         kept_share=after / before,
         accuracy=sum(percent for _, percent in accuracies) / len(accuracies),
         waiting_latency_s=float(np.mean([mean for mean, _ in splits["optimal"]])),  # type: ignore[union-attr]
@@ -134,8 +146,8 @@ def _ends(name: str, interval: Interval | None, scale: float = 1) -> dict[str, f
 
 def _correct(records: list[dict[str, Any]]) -> None:
     """Holm over the models that are compared with one vanilla."""
-    for base in {record["base"] for record in records}:
-        family = [one for one in records if one["base"] == base and one["mcnemar_p"] is not None]
+    for base in {record["family"] for record in records}:
+        family = [one for one in records if one["family"] == base and one["mcnemar_p"] is not None]
         for record, p in zip(family, holm([one["mcnemar_p"] for one in family]), strict=True):
             record |= dict(holm_p=p, significant=p < SIGNIFICANCE)
     for record in records:
@@ -145,7 +157,7 @@ def _correct(records: list[dict[str, Any]]) -> None:
 
 def _mark_front(records: list[dict[str, Any]]) -> None:
     for record in records:
-        record["on_front"] = not any(_beats(other, record) for other in records if other["base"] == record["base"])
+        record["on_front"] = not any(_beats(other, record) for other in records if other["family"] == record["family"])
 
 
 def _beats(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -169,6 +181,7 @@ def _cells(record: dict[str, Any]) -> dict[str, str]:
         {
             "model": record["model"],
             "policy": record["policy"],
+            "payload (bit)": str(record["payload_bits"]),
             "matched (%)": "-" if record["matched_share"] is None else f"{100 * record['matched_share']:.0f}",
             "kept (%)": f"{100 * record['kept_share']:.1f}",
             "accuracy (%)": with_interval("accuracy", "{:.1f}"),

@@ -141,7 +141,7 @@ def runs_from_traces(run_folder: Path) -> list[ModelRun]:
     for path in sorted((run_folder / "predictions").glob(f"*/*{SEALED_SUFFIX}")):
         trace = read_trace(path)
         one = trace.metadata
-        run = runs.setdefault(one.model, ModelRun(one.model, one.policy, (one.weights, one.profile_hash)))
+        run = runs.setdefault(one.model, ModelRun(one.model, one.routing, (one.weights, one.profile_hash)))
         if run.base != (one.weights, one.profile_hash) or one.profile_hash != one.profile.content_hash:
             raise TraceError(f"{path}: recorded with other weights or another channel profile than {one.model}'s first")
         run.traces.setdefault(dataset_of(one.dataset, datasets), []).append(trace)

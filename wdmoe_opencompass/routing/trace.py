@@ -55,6 +55,11 @@ PER_BATCH: Arrays = {
 }
 
 
+def routing_name(policy: str, quantised_bits: int | None) -> str:
+    """A policy, and the bits that its payload is really rounded to."""
+    return policy if quantised_bits is None else f"{policy}, {quantised_bits}-bit payload"
+
+
 class TraceMetadata(BaseModel):
     """Where a trace comes from; everything a table has to name.
 
@@ -85,6 +90,11 @@ class TraceMetadata(BaseModel):
     ffn_size: int
     dtype: str
     versions: dict[str, str]
+
+    @property
+    def routing(self) -> str:
+        """What the tables call the run's routing; `top_k` alone is the unchanged model."""
+        return routing_name(self.policy, self.profile.payload_bits if self.quantise_payload else None)
 
     def sizes(self) -> dict[str, int]:
         """Length of every named axis."""
