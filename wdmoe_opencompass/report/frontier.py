@@ -21,7 +21,7 @@ TEXT = (
 )
 FRONT = (
     "on front: no other model of the same weights and profile (payload bits apart) has at least its accuracy and at "
-    "most its latency (under the optimal split), one of them strictly; by the estimates, whose intervals stand beside them"
+    "most its latency (under the optimal split), one of them strictly; by the estimates, intervals stand beside them"
 )
 
 Cells = Sequence[tuple[dict[str, Any], BatchSums]]

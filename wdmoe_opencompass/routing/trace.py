@@ -98,8 +98,7 @@ class TraceMetadata(BaseModel):
 
     def sizes(self) -> dict[str, int]:
         """Length of every named axis."""
-        pairs = self.experts * (self.experts - 1) // 2
-        return {"layers": self.layers, "devices": len(self.profile.devices), "pairs": pairs, "ratio_bins": RATIO_BINS}
+        return axis_sizes(self.layers, len(self.profile.devices), self.experts)
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,13 @@ class RoutingTrace:
         return self.arrays["phase"] == PHASES.index(phase)
 
 
+def axis_sizes(layers: int, devices: int, experts: int) -> dict[str, int]:
+    """Length of every named axis of a trace's arrays."""
+    return {"layers": layers, "devices": devices, "pairs": experts * (experts - 1) // 2, "ratio_bins": RATIO_BINS}
+
+
 def array_bytes(sizes: dict[str, int], passes: int, batches: int) -> int:
-    """Bytes of the arrays of a trace; `sizes` is the length of every named axis, as TraceMetadata.sizes gives it."""
+    """Bytes of the arrays of a trace; `sizes` is what `axis_sizes` gives."""
 
     def row(table: Arrays) -> int:
         return sum(np.dtype(dtype).itemsize * math.prod(sizes[axis] for axis in axes) for dtype, axes in table.values())
