@@ -6,6 +6,7 @@ WdmoeError
  +-- AllocationError  loads or bandwidth that no allocation can serve, or a solver that did not converge
  +-- TraceError       a routing trace that is torn, of another version, or does not belong here
  +-- ModelError       a model or model argument that the plugin cannot work with
+ +-- LabError         a lab file, key or device of the testbed that breaks a rule
 """
 
 from collections.abc import Iterable
@@ -34,6 +35,10 @@ class TraceError(WdmoeError):
 
 class ModelError(WdmoeError):
     """A model, or an argument of it, does not work with the plugin."""
+
+
+class LabError(WdmoeError):
+    """A lab file, key or device of the testbed breaks a rule."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

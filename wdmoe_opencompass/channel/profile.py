@@ -6,6 +6,7 @@ dB and dBm are converted here and nowhere else; everything after knows W, Hz, s,
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -183,17 +184,17 @@ def _validated(source: str, name: str, data: dict) -> ChannelProfile:
     try:
         return ChannelProfile.model_validate({"name": name, **data})
     except ValidationError as error:
-        raise ProfileError(f"{source}: {_sentence(error.errors()[0], data)}") from None
+        raise ProfileError(f"{source}: {sentence(error.errors()[0], _known_keys)}") from None
 
 
-def _sentence(error: Any, data: dict) -> str:
-    """One pydantic error as a sentence: key, rule, value."""
+def sentence(error: Any, known_keys: Callable[[tuple], list[str]]) -> str:
+    """One pydantic error as a sentence: key, rule, value; known_keys: a location -> the keys that may stand there."""
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
     kind, context = error["type"], error.get("ctx", {})
     rules = {"greater_than": "gt", "greater_than_equal": "ge", "less_than_equal": "le"}
     signs = {"gt": ">", "ge": ">=", "le": "<="}
     if kind == "extra_forbidden":
-        near = get_close_matches(str(error["loc"][-1]), _known_keys(error["loc"][:-1]), n=1)
+        near = get_close_matches(str(error["loc"][-1]), known_keys(error["loc"][:-1]), n=1)
         parent = key.rpartition(".")[0]
         hint = f"; did you mean {parent + '.' if parent else ''}{near[0]}?" if near else ""
         return f"unknown key {key}{hint}"

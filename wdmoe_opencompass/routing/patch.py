@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +10,23 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..selection.base import ChannelState, Renormalise, Routing, Selection, SelectionPolicy
 from ..selection.top_k import TopK
-from .contract import Choice, Kept
+from .contract import Choice, Handle, Kept
 from .finished import WatchedGenerate
 from .layers import MoeLayer, find_moe_layers
 from .payload import FEWEST_BITS, Payload
 from .recorder import Recorder
 
 __all__ = ["Attachment", "MoeLayer", "find_moe_layers"]
+
+
+class Sender(Protocol):
+    """Computes experts somewhere else, as testbed.client.LabClient does."""
+
+    pass_index: int
+    sends_padding: bool
+
+    def send_layer(self, number: int) -> Handle:
+        """Let MoE layer `number` compute its experts there from now on; -> what undoes it."""
 
 
 class Attachment:
@@ -26,6 +36,8 @@ class Attachment:
     renormalise: kept weights are scaled back to the sum of the router's top-k: `model`, where the model's own router
     normalises its top-k; True, always; False, never; None, as the policy's author does.
     payload_bits: what is sent to and from the devices is rounded to so many bits per value; None leaves it as it is.
+    sender: sends the tokens to real devices (and rounds what it sends, so payload_bits must be None); tokens that are
+    no load, padding for one, are not sent and not computed unless it sends padding.
 
     What a policy reads as `probabilities` is the full softmax where the router is one (scaled and normalised ones, and
     those that choose within groups or with a bias, included). Any other router (sigmoid, sparsemixer, one expert per
@@ -40,6 +52,7 @@ class Attachment:
         channel_of_layer: Callable[[int, int, torch.device], ChannelState],
         renormalise: Renormalise | None = None,
         payload_bits: int | None = None,
+        sender: Sender | None = None,
     ):
         if getattr(model, "_wdmoe_attachment", None) is not None:
             raise ModelError("a selection policy is attached to this model already; detach it first")
@@ -58,7 +71,9 @@ class Attachment:
         self.renormalise = policy.renormalise if renormalise is None else renormalise
         if payload_bits is not None and payload_bits < FEWEST_BITS:
             raise ModelError(f"quantise_payload needs payload_bits of at least {FEWEST_BITS}, got {payload_bits}")
-        self.payload_bits = payload_bits
+        if sender is not None and payload_bits is not None:
+            raise ModelError("what is sent to real devices is rounded there: give the lab file payload_bits instead")
+        self.payload_bits, self.sender = payload_bits, sender
         self.num_experts = max(layer.num_experts for layer in self.layers)
         self.recorder = Recorder(len(self.layers), self.num_experts)
         self._pass: tuple[int, str, Tensor] | None = None
@@ -75,7 +90,9 @@ class Attachment:
             select = self._selecting(number, layer)
             self._handles += layer.contract.tap(layer.router, layer.experts, select)
         self._watched = WatchedGenerate(model) if hasattr(model, "generate") else None
-        if self.changes_experts:  # vanilla runs keep the model's own experts implementation
+        if self.sender is not None:
+            self._handles += [self.sender.send_layer(number) for number in range(len(self.layers))]
+        elif self.changes_experts:  # vanilla runs keep the model's own experts implementation
             try:
                 for number, layer in enumerate(self.layers):
                     self._handles += layer.contract.skip_dropped(layer.experts, self._payload(number, layer))
@@ -127,6 +144,8 @@ class Attachment:
         cache = kwargs.get("past_key_values")
         phase = "prefill" if cache is None or cache.get_seq_length() == 0 else "decode"
         self._pass = (self.recorder.begin_pass(phase), phase, is_load.flatten())
+        if self.sender is not None:
+            self.sender.pass_index = self._pass[0]
 
     def _end_pass(self, module: nn.Module, args: tuple, answer: Any) -> None:
         if self._pass is not None:  # else it never began
@@ -151,6 +170,10 @@ class Attachment:
         channel = self._channel(pass_index, number, layer, choice.top_k_index.device)
         selection = self.policy.select(routing, channel)
         self.recorder.record(routing, channel, selection.expert_index, selection.keep)
+        if self.sender is not None:
+            weights = self._kept_weights(layer, choice.top_k_weights, selection) if self.changes_experts else None
+            sent = selection.keep if self.sender.sends_padding else selection.keep & routing.is_load[:, None]
+            return Kept(selection.expert_index, sent, choice.top_k_weights if weights is None else weights)
         if not self.changes_experts:
             return None  # the model's own tensors go on untouched: bit for bit the unpatched model
         return Kept(selection.expert_index, selection.keep, self._kept_weights(layer, choice.top_k_weights, selection))

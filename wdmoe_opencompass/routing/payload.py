@@ -8,6 +8,12 @@ from torch import Tensor
 FEWEST_BITS = 2
 
 
+def vector_scale(vectors: Tensor, bits: int) -> Tensor:
+    """-> [..., 1] float32 what the whole numbers of each vector [..., values] are times."""
+    levels = 2 ** (bits - 1) - 1
+    return vectors.float().abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / levels
+
+
 @dataclass(frozen=True)
 class Payload:
     """How hidden states travel between base station and devices (our choice; Eq. (4) only counts the bits).
@@ -27,8 +33,7 @@ class Payload:
         """-> [..., values] what arrives."""
         if torch.finfo(vectors.dtype).bits <= self.bits:
             return vectors
-        levels = 2 ** (self.bits - 1) - 1
-        scale = vectors.float().abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / levels
+        scale = vector_scale(vectors, self.bits)
         return (torch.round(vectors.float() / scale) * scale).to(vectors.dtype)
 
     def down(self, hidden: Tensor, index: Tensor) -> Tensor:

@@ -1,0 +1,97 @@
+"""`wdmoe testbed`: devices, keys, and a whole lab on one machine. Also `python -m wdmoe_opencompass.testbed.cli`."""
+
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import LabError, WdmoeError
+
+app = typer.Typer(no_args_is_help=True, help="A live testbed: experts on real devices over the network.")
+
+Model = Annotated[str, typer.Option(help="Folder of the model: config.json and safetensors files.")]
+Dtype = Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto: as the model's config says.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads of a device; 0: as many as torch takes.")]
+Compute = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
+MessageBytes = Annotated[int, typer.Option(min=1 << 16, max=1 << 30, help="Longest message taken.")]
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("wdmoe_opencompass").setLevel(logging.INFO)
+
+
+@app.command("device")
+def device(
+    model: Model,
+    experts: Annotated[str, typer.Option(help="Experts to hold in every MoE layer: 0,1 or 0-3.")],
+    listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 takes a free one.")],
+    keys: Annotated[Path | None, typer.Option(help="Folder with ca.pem and this device's certificate and key.")] = None,
+    name: Annotated[str | None, typer.Option(help="Its name, where the folder holds keys of several.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0.001, help="Mbit/s of each direction, limited here.")] = None,
+    dtype: Dtype = "auto",
+    device: Compute = "cpu",
+    threads: Threads = 0,
+    message_bytes: MessageBytes = 1 << 26,
+    workers: Annotated[int, typer.Option(min=1, help="Messages computed at once.")] = 1,
+    waiting: Annotated[int, typer.Option(min=0, help="Messages that may wait; the next one is refused.")] = 8,
+) -> None:
+    """Serve some experts of every MoE layer until a signal comes."""
+    import torch
+
+    from .device import DeviceServer, loaded
+
+    _log_to_stderr()
+    if threads:
+        torch.set_num_threads(threads)
+    held = loaded(model, _experts(experts), dtype, device, lambda text: print(text, flush=True))
+    bits_per_s = None if rate is None else rate * 1e6
+    server = DeviceServer(held, listen, keys, name, bits_per_s, message_bytes, workers, waiting)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: server.begin_stop())
+    server.start()
+    host = listen.rpartition(":")[0]
+    print(f"listening on {host}:{server.port}{'' if keys is None else ', mutual TLS'}", flush=True)
+    server.wait()
+
+
+@app.command("keys")
+def keys(
+    folder: Annotated[Path, typer.Argument(help="Folder to write to; its authority is kept if it has one.")],
+    devices: Annotated[str, typer.Option(help="Names of the devices, as in the lab file: a,b,c.")],
+    days: Annotated[float, typer.Option(help="How long they are valid.")] = 365.0,
+) -> None:
+    """Make the certificates and keys of a lab: each device gets ca.pem, NAME.pem and NAME.key, and nothing else."""
+    from .keys import make_keys
+
+    for path in make_keys(folder, [name.strip() for name in devices.split(",") if name.strip()], days):
+        print(path)
+    print(f"keep {folder / 'ca.key'} to yourself: whoever has it can make keys")
+
+
+def _experts(text: str) -> tuple[int, ...]:
+    """`0,1,4-6` -> (0, 1, 4, 5, 6)."""
+    found: list[int] = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            found += range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise LabError(f"--experts must be like 0,1 or 0-3, got {text!r}") from None
+    return tuple(found)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run one command; a WdmoeError becomes one sentence and exit code 2."""
+    try:
+        return app(arguments)
+    except WdmoeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""The schema of a `lab.yaml`: which machine holds which experts, and how the base station talks to it."""
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..channel.profile import BASE_STATION, sentence
+from ..errors import LabError
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+LOOPBACK_ONLY = "without keys only loopback addresses are allowed; make keys with `wdmoe testbed keys`"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LabDevice(_Part):
+    """One device: its name (that of its certificate), its address and the experts it holds in every MoE layer."""
+
+    name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    address: str
+    experts: Annotated[tuple[Annotated[int, Field(ge=0, strict=True)], ...], Field(min_length=1)]
+
+
+class Lab(_Part):
+    """Devices of a testbed, as read from one YAML file.
+
+    keys:          folder of `wdmoe testbed keys` (relative to the file); None only for loopback addresses
+    payload_bits:  hidden states travel as whole numbers of so many bits; None sends them in the model's own type
+    deadline_s:    of one message and its answer; then the device's experts are taken over
+    connect_s:     how long to wait for the devices at the start
+    health_s:      how often an idle device is asked whether it is there
+    most_backoff_s: longest wait between two attempts to reach a device that is gone
+    message_bytes: longest message; more tokens go in several
+    send_padding:  send tokens that are no load too (padding, finished rows): then even batches with padding answer bit
+                   for bit as the local model, whose matrix products have those rows; else they are not computed at all
+    """
+
+    devices: Annotated[tuple[LabDevice, ...], Field(min_length=1)]
+    keys: str | None = None
+    payload_bits: Literal[4, 8, 16] | None = None
+    deadline_s: Seconds = 10.0
+    connect_s: Seconds = 30.0
+    health_s: Seconds = 1.0
+    most_backoff_s: Seconds = 30.0
+    message_bytes: Annotated[int, Field(ge=1 << 16, le=1 << 30, strict=True)] = 1 << 26
+    send_padding: Annotated[bool, Field(strict=True)] = False
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> "Lab":
+        names = [device.name for device in self.devices]
+        for number, device in enumerate(self.devices):
+            if names.count(device.name) > 1:
+                raise ValueError(f"devices: the name {device.name!r} stands twice, each device needs its own")
+            if device.name == BASE_STATION:
+                raise ValueError(f"devices: the name {BASE_STATION!r} is kept for the base station")
+            for expert in device.experts:
+                if device.experts.count(expert) > 1:
+                    raise ValueError(f"devices[{number}].experts: expert {expert} stands twice")
+            host, _ = split_address(device.address, f"devices[{number}].address")
+            if self.keys is None and not is_loopback(host):
+                raise ValueError(f"devices[{number}].address: {device.address}: {LOOPBACK_ONLY}")
+        return self
+
+    def device_of_expert(self, num_experts: int) -> list[int]:
+        """-> [num_experts] the first device that holds each expert, -1 where none does: the base station.
+
+        Raises LabError where a device names an expert that the model does not have.
+        """
+        places = [-1] * num_experts
+        for number, device in enumerate(self.devices):
+            for expert in device.experts:
+                if expert >= num_experts:
+                    raise LabError(
+                        f"devices[{number}].experts must be < {num_experts}, the model's number of experts, "
+                        f"got {expert}"
+                    )
+                if places[expert] < 0:
+                    places[expert] = number
+        return places
+
+
+def split_address(address: str, key: str = "address") -> tuple[str, int]:
+    """`HOST:PORT` (an IPv6 host in brackets) -> host, port; ValueError in one sentence."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or not int(port) < 1 << 16:
+        raise ValueError(f"{key} must be HOST:PORT, got {address!r}")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine itself; a name other than localhost is not."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def load_lab(path: str | Path) -> Lab:
+    """Read a lab file; its folder of keys becomes an absolute path. Raises LabError naming file, key, rule, value."""
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_bytes())
+    except OSError as error:
+        raise LabError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise LabError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise LabError(f"{path}: must be a mapping of keys to values, got {type(data).__name__}")
+    try:
+        lab = Lab.model_validate(data)
+    except ValidationError as error:
+        raise LabError(f"{path}: {sentence(error.errors()[0], _known_keys)}") from None
+    if lab.keys is None:
+        return lab
+    keys = path.parent.absolute() / lab.keys
+    if not keys.is_dir():
+        raise LabError(f"{path}: keys: no such folder {keys}; make it with `wdmoe testbed keys`")
+    return lab.model_copy(update=dict(keys=str(keys)))
+
+
+def write_lab(path: Path, lab: Lab) -> None:
+    """Write a lab file that `load_lab` reads back."""
+    data: dict[str, Any] = lab.model_dump(mode="json", exclude_none=True)
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+
+
+def _known_keys(location: tuple) -> list[str]:
+    part: type[BaseModel] = LabDevice if location[:1] == ("devices",) else Lab
+    return list(part.model_fields)
