@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.testbed.labs import device_processes
+from tests.testbed.labs import GROUPS, device_processes, servers
 from tests.tiny import tiny_mixtral
 from wdmoe_opencompass.routing.layers import find_moe_layers
 
@@ -23,9 +23,9 @@ def saved(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def processes(saved):
-    """Four devices that serve the tiny Mixtral; tests that stop or kill them start them again."""
-    with device_processes(saved) as devices:
-        yield devices
+    """Four devices that serve the tiny Mixtral; b and c are processes: tests that kill them start them again."""
+    with device_processes(saved, GROUPS[1:3]) as (b, c), servers(saved, (GROUPS[0], GROUPS[3])) as (a, d):
+        yield [a, b, c, d]
 
 
 @pytest.fixture(autouse=True)

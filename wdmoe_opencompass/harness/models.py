@@ -1,20 +1,33 @@
 """OpenCompass model classes that route through a selection policy and leave a routing trace."""
 
 import inspect
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opencompass.models import HuggingFaceBaseModel, HuggingFacewithChatTemplate
 
 from ..errors import ModelError, unknown_name
 from ..routing.channel_state import ChannelStates
+from ..routing.layers import MoeLayer
 from ..routing.patch import Attachment, find_moe_layers
-from ..routing.trace import FORMAT_VERSION, JOURNAL_SUFFIX, SEALED_SUFFIX, Journal, TraceMetadata
+from ..routing.trace import (
+    EVENTS_SUFFIX,
+    FORMAT_VERSION,
+    JOURNAL_SUFFIX,
+    SEALED_SUFFIX,
+    Journal,
+    TraceMetadata,
+)
 from .precision import check_precision, precision_name
 from .settings import parse_settings
+
+if TYPE_CHECKING:
+    from ..testbed.client import LabClient
 
 TRACED_PACKAGES = ("wdmoe_opencompass", "opencompass", "torch", "transformers", "numpy")
 
@@ -40,6 +53,7 @@ class WdmoeMixin:
         self.settings = parse_settings(wdmoe)
         self.profile = self.settings.load_profile()
         self._trace: _OpenTrace | None = None
+        self._events_written = 0
         self._refuse_unknown(kwargs)
         path = args[0] if args else kwargs["path"]
         if kwargs.get("max_seq_len") is None:  # the base class would look it up trusting remote code
@@ -68,7 +82,18 @@ class WdmoeMixin:
         self._channel = ChannelStates(self.profile, layers[0].shape, layers[0].num_experts)
         policy = self.settings.build_policy(self._channel)
         payload_bits = self.profile.payload_bits if self.settings.quantise_payload else None
-        self.attachment = Attachment(model, policy, self._channel, self.settings.renormalise, payload_bits)
+        self.testbed = self._connect(layers)
+        self.attachment = Attachment(
+            model, policy, self._channel, self.settings.renormalise, payload_bits, self.testbed
+        )
+
+    def _connect(self, layers: list[MoeLayer]) -> "LabClient | None":
+        """The base station of the live testbed, if there is one; its connections end with the process."""
+        if self.settings.testbed is None:
+            return None
+        from ..testbed.client import LabClient
+
+        return LabClient(self.settings.load_lab(), layers)
 
     # -- the trace -----------------------------------------------------------------------------------------------
     def open_trace(self, predictions: Path, model_abbr: str, dataset: str, items_total: int, first_item: int) -> None:
@@ -79,9 +104,21 @@ class WdmoeMixin:
 
     def close_trace(self, seal: bool) -> None:
         """End the trace of the dataset; `seal` only when the predictions are complete."""
+        if self._trace is not None:
+            self._write_events(self._trace.sealed)
         if self._trace is not None and seal:
             self._trace.journal.seal(self._trace.sealed)
         self._trace = None
+
+    def _write_events(self, sealed: Path) -> None:
+        """Add what happened to the devices since the last dataset to a file beside the trace, one JSON object each."""
+        if self.testbed is None:
+            return
+        events, self._events_written = self.testbed.events[self._events_written :], len(self.testbed.events)
+        if events:
+            path = sealed.with_name(sealed.name.removesuffix(SEALED_SUFFIX) + EVENTS_SUFFIX)
+            with path.open("a") as file:
+                file.writelines(json.dumps(asdict(event)) + "\n" for event in events)
 
     def _metadata(self, model_abbr: str, dataset: str) -> TraceMetadata:
         layer = self.attachment.layers[0]
@@ -95,7 +132,7 @@ class WdmoeMixin:
             renormalise=self.attachment.renormalise,
             kept_share=self.settings.kept_share,
             calibration_hash=self._calibration_hash(),
-            quantise_payload=self.settings.quantise_payload,
+            quantise_payload=self._payload_is_rounded(),
             profile=self.profile,
             profile_hash=self.profile.content_hash,
             seed=self.profile.fading.seed,
@@ -107,6 +144,10 @@ class WdmoeMixin:
             dtype=precision_name(self.model),  # type: ignore[attr-defined]
             versions={package: version(package) for package in TRACED_PACKAGES},
         )
+
+    def _payload_is_rounded(self) -> bool:
+        on_the_wire = self.testbed is not None and self.testbed.lab.payload_bits is not None
+        return self.settings.quantise_payload or on_the_wire
 
     def _calibration_hash(self) -> str | None:
         return None if self.settings.calibration is None else self.settings.read_calibration().content_hash

@@ -5,11 +5,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ..channel.profile import ChannelProfile, load_profile
-from ..errors import ModelError, PolicyError, unknown_name
+from ..channel.profile import ChannelProfile, Placement, load_profile
+from ..errors import LabError, ModelError, PolicyError, unknown_name
 from ..selection import POLICIES, SelectionPolicy, build_policy
 from ..selection.calibration import Calibration, read_calibration
 from ..selection.matching import ChannelOfLayer, matched_parameters
+from ..testbed.lab import Lab, load_lab
 
 
 class WdmoeSettings(BaseModel):
@@ -23,6 +24,7 @@ class WdmoeSettings(BaseModel):
     calibration:       file of `wdmoe calibrate` for this model, for policies with measured constants and for kept_share
     kept_share:        turn the policy's knob until it keeps this share of the calibration's assignments
     quantise_payload:  round what is sent to and from the devices to the profile's payload_bits in the forward pass too
+    testbed:           lab file: send the tokens to real devices; its placement and payload bits replace the profile's
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,6 +36,7 @@ class WdmoeSettings(BaseModel):
     calibration: str | None = None
     kept_share: Annotated[float, Field(gt=0, le=1)] | None = None
     quantise_payload: bool = False
+    testbed: str | None = None
 
     @field_validator("policy_parameters", mode="before")
     @classmethod
@@ -41,8 +44,17 @@ class WdmoeSettings(BaseModel):
         return dict(value) if isinstance(value, dict) else value  # OpenCompass hands over its own dict class
 
     def load_profile(self) -> ChannelProfile:
-        """Read the profile; ProfileError where it breaks a rule."""
-        return load_profile(self.profile)
+        """Read the profile, with the placement and payload bits of the lab, if there is one.
+
+        Raises ProfileError or LabError where one of them breaks a rule, or they do not fit each other.
+        """
+        profile = load_profile(self.profile)
+        return profile if self.testbed is None else profile_of_lab(profile, self.load_lab(), self.testbed)
+
+    def load_lab(self) -> Lab:
+        """Read the lab file; LabError where it breaks a rule."""
+        assert self.testbed is not None
+        return load_lab(self.testbed)
 
     def build_policy(self, channel_of_layer: ChannelOfLayer | None = None) -> SelectionPolicy:
         """Build the policy, matched to kept_share where the channel is given; PolicyError where something is wrong."""
@@ -65,6 +77,21 @@ class WdmoeSettings(BaseModel):
         return read_calibration(self.calibration)
 
 
+def profile_of_lab(profile: ChannelProfile, lab: Lab, source: str) -> ChannelProfile:
+    """The simulated channel of a lab: device by device the profile's, with the lab's placement and payload bits."""
+    if len(profile.devices) != len(lab.devices):
+        raise LabError(
+            f"{source}: devices must be as many as in channel profile {profile.name} ({len(profile.devices)}), "
+            f"got {len(lab.devices)}"
+        )
+    places = lab.device_of_expert(1 + max(expert for device in lab.devices for expert in device.experts))
+    experts = {expert: profile.devices[place].name for expert, place in enumerate(places) if place >= 0}
+    update: dict[str, Any] = dict(placement=Placement(others="base_station", experts=experts))
+    if lab.payload_bits is not None:
+        update["payload_bits"] = lab.payload_bits
+    return profile.model_copy(update=update)
+
+
 def parse_settings(wdmoe: Any) -> WdmoeSettings:
     """Check the whole `wdmoe` argument, profile and policy included."""
     if not isinstance(wdmoe, dict):
@@ -78,6 +105,8 @@ def parse_settings(wdmoe: Any) -> WdmoeSettings:
             raise ModelError(unknown_name("key of wdmoe=dict(...)", key, WdmoeSettings.model_fields)) from None
         raise ModelError(f"wdmoe.{key}: {first['msg'].lower()}, got {first['input']!r}") from None
     settings.load_profile()
+    if settings.testbed is not None and settings.quantise_payload:
+        raise ModelError("wdmoe.quantise_payload simulates; with wdmoe.testbed the lab file's payload_bits decides")
     policy = settings.build_policy()
     if settings.kept_share is not None:
         settings.read_calibration().need("probabilities")

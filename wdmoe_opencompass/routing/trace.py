@@ -28,6 +28,7 @@ FORMAT_VERSION = 3
 RATIO_BINS = 50
 SEALED_SUFFIX = ".trace.safetensors"
 JOURNAL_SUFFIX = ".trace.part"
+EVENTS_SUFFIX = ".testbed_events.jsonl"  # beside it: what happened to the devices of a live testbed
 PHASES = ("prefill", "decode")
 
 Arrays = dict[str, tuple[str, tuple[str, ...]]]

@@ -20,7 +20,7 @@ from ..routing.payload import Payload
 from .experts import check_can_be_sent, fingerprint, pair_answers, sums_per_token
 from .lab import Lab
 from .link import Call, CallFailed, Link, read_sums
-from .wire import OVERHEAD_BYTES, Tokens, WireError, bytes_per_row, dtype_name, pack, raw, unpack
+from .wire import OVERHEAD_BYTES, Tokens, WireError, bytes_per_row, check_of_tokens, dtype_name, pack, raw, unpack
 
 LOG = logging.getLogger(__name__)
 TESTBED_EXPERTS = "wdmoe_testbed"
@@ -132,6 +132,7 @@ class LabClient:
     times:   LayerTimes since `take_times` was called last
     events:  every Event since the start
     history: per device the (seconds, tokens) of its messages, the oldest first; grows as layers are computed
+    on_layer: called with the LayerTimes of each layer when it is done, before the next layer's experts are chosen
     """
 
     def __init__(self, lab: Lab, layers: list[MoeLayer]):
@@ -142,6 +143,7 @@ class LabClient:
         self.times: deque[LayerTimes] = deque(maxlen=MOST_TIMES)
         self.events: list[Event] = []
         self.history: list[deque[tuple[float, int]]] = [deque(maxlen=MOST_HISTORY) for _ in lab.devices]
+        self.on_layer: Callable[[list[LayerTimes]], None] | None = None
         self.pass_index = 0
         self.sends_padding = lab.send_padding
         self._numbers = itertools.count(1)
@@ -301,9 +303,10 @@ class LabClient:
                     pair_weight=raw(group.weight),
                     weight_dtype=dtype_name(group.weight.dtype),
                     sums_bits=self.lab.payload_bits or 0,
-                ).SerializeToString()
+                )
+                message.check = check_of_tokens(message)
                 try:
-                    group.link, group.call = link, link.compute(message)
+                    group.link, group.call = link, link.compute(message.SerializeToString())
                     return
                 except (CallFailed, ValueError):  # closed at this moment by its own thread
                     continue
@@ -344,7 +347,7 @@ class LabClient:
         self, link: Link, call: Call, group: _Group, number: int, hidden: Tensor, rows: list[LayerTimes]
     ) -> Tensor:
         try:
-            reply = read_sums(call.answer(), group.number)
+            reply = read_sums(call.answer(), group.number, link.session)
             dtype = torch.float32 if self.lab.payload_bits else hidden.dtype
             sums = unpack(reply.sums, hidden.shape[1], dtype)
             if len(sums) != len(group.rows):
@@ -388,4 +391,7 @@ class LabClient:
         return sums.to(hidden.dtype) if bits is None else Payload(bits, torch.empty(0)).rounded(sums)
 
     def _keep_times(self, rows: list[LayerTimes], waiting_s: float) -> None:
-        self.times.extend(replace(row, waiting_s=waiting_s) for row in rows)
+        whole = [replace(row, waiting_s=waiting_s) for row in rows]
+        self.times.extend(whole)
+        if self.on_layer is not None:
+            self.on_layer(whole)

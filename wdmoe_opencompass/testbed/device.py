@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from .experts import HeldExperts, load_experts, pair_answers, sums_per_token
 from .keys import only_device, server_credentials
 from .lab import LOOPBACK_ONLY, is_loopback, split_address
 from .wire import (
+    CHANGED,
     DTYPES,
     SERVICE,
     Holding,
@@ -28,6 +30,8 @@ from .wire import (
     Sums,
     Tokens,
     WireError,
+    check_of_sums,
+    check_of_tokens,
     dtype_name,
     from_raw,
     pack,
@@ -101,6 +105,7 @@ class DeviceServer:
         self._computing = threading.BoundedSemaphore(workers)
         self._links = None if rate_bit_per_s is None else (Bucket(rate_bit_per_s), Bucket(rate_bit_per_s))
         self._has_keys = keys is not None
+        self._session = secrets.randbits(63) or 1
         self._fingerprints = held.fingerprints()
         most = workers + waiting + 2  # two more for the small calls
         # gRPC itself cuts off what is far too long; what is a little too long is refused here, with a sentence.
@@ -199,7 +204,7 @@ class DeviceServer:
 
     def _ping(self, content: bytes, received_at: float) -> Any:
         Nothing.FromString(content)
-        return Now(clock=received_at)
+        return Now(clock=received_at, session=self._session)
 
     def _hello(self, content: bytes, received_at: float) -> Any:
         Nothing.FromString(content)
@@ -210,6 +215,7 @@ class DeviceServer:
             dtype=dtype_name(self.held.dtype),
             fingerprints=self._fingerprints,
             message_bytes=self.message_bytes,
+            session=self._session,
         )
 
     def _compute(self, content: bytes, received_at: float) -> Any:
@@ -219,18 +225,23 @@ class DeviceServer:
             sums = self._sums(tokens)
             message = pack(sums, tokens.sums_bits or None)
             ended = time.monotonic()
-        return Sums(
+        reply = Sums(
             number=tokens.number,
             sums=message,
             received_at=received_at,
             queue_s=began - received_at,
             compute_s=ended - began,
             answered_at=ended,
+            session=self._session,
         )
+        reply.check = check_of_sums(reply)
+        return reply
 
     def _sums(self, tokens: Any) -> Tensor:
         """-> [tokens, hidden] weighted sums; WireError for whatever does not fit."""
         held = self.held
+        if tokens.check != check_of_tokens(tokens):
+            raise WireError(CHANGED)
         if tokens.layer >= len(held.layers):
             raise WireError(f"layer must be < {len(held.layers)}, got {tokens.layer}")
         experts = held.layers[tokens.layer]

@@ -15,11 +15,24 @@ from google.protobuf.message import DecodeError
 from ..errors import LabError
 from .keys import channel_credentials
 from .lab import Lab, LabDevice
-from .wire import COMPUTE, HELLO, OVERHEAD_BYTES, PING, Holding, Nothing, Now, Sums, WireError
+from .wire import (
+    CHANGED,
+    COMPUTE,
+    HELLO,
+    OVERHEAD_BYTES,
+    PING,
+    Holding,
+    Nothing,
+    Now,
+    Sums,
+    WireError,
+    check_of_sums,
+)
 
 LOG = logging.getLogger(__name__)
 FIRST_BACKOFF_S = 0.25
 CLOCK_WINDOW_S = 60.0  # how long an estimate of a device's clock is good: crystals drift by some 50 us a second
+RESTARTED = "it was started anew since it said what it holds"
 STAYS_UP = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
 KIND = {
     grpc.StatusCode.DEADLINE_EXCEEDED: "timeout",
@@ -83,6 +96,7 @@ class Link:
         self.number, self.device, self.lab = number, device, lab
         self._check, self._changed = check, changed
         self.is_up = False
+        self.session = 0
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._wake = threading.Event()
@@ -151,6 +165,7 @@ class Link:
         except DecodeError:
             raise CallFailed("bad_reply", "what it holds cannot be read") from None
         self._check(self, holding)
+        self.session = holding.session
         self._ping(timeout_s)
         with self._lock:
             self.is_up = True
@@ -218,9 +233,12 @@ class Link:
         call = self._send(PING, Nothing().SerializeToString(), timeout_s)
         reply = call.answer()
         try:
-            clock = Now.FromString(reply).clock
+            now = Now.FromString(reply)
         except DecodeError:
             raise CallFailed("bad_reply", "its clock cannot be read") from None
+        clock = now.clock
+        if now.session != self.session:
+            raise CallFailed("bad_reply", RESTARTED)
         if math.isfinite(clock):
             self._learn_clock(call, clock, clock)
 
@@ -248,12 +266,16 @@ class Link:
         return send_s, sums.queue_s, sums.compute_s, transfer_s - send_s
 
 
-def read_sums(reply: bytes, number: int) -> Any:
-    """The reply to message `number`; WireError where it is not one."""
+def read_sums(reply: bytes, number: int, session: int) -> Any:
+    """The reply to message `number` of a device in this session; WireError where it is not one."""
     try:
         sums = Sums.FromString(reply)
     except DecodeError:
         raise WireError("the reply cannot be read") from None
+    if sums.check != check_of_sums(sums):
+        raise WireError(CHANGED)
     if sums.number != number:
         raise WireError(f"the reply is to message {sums.number}, not to {number}")
+    if sums.session != session:
+        raise WireError(RESTARTED)
     return sums

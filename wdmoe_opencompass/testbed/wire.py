@@ -1,5 +1,6 @@
 """What travels between base station and devices: matrices as bytes, checked before anything is done with them."""
 
+import struct
 import zlib
 from typing import Any
 
@@ -22,6 +23,7 @@ SERVICE = "wdmoe.testbed.Experts"
 COMPUTE, PING, HELLO = (f"/{SERVICE}/{name}" for name in ("Compute", "Ping", "Hello"))
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 WHOLE = {16: np.int16, 8: np.int8, 4: np.int8}
+CHANGED = "the checksum is wrong: bytes were changed on the way"
 OVERHEAD_BYTES = 4096  # of a message beside its tokens: far more than names, numbers and HTTP/2 headers take
 
 
@@ -55,6 +57,26 @@ def pack(vectors: Tensor, bits: int | None = None) -> Any:
     return message
 
 
+def check_of_tokens(tokens: Any) -> int:
+    """CRC-32 of everything a message of tokens says but the values, which have their own."""
+    numbers = struct.pack("<QII", tokens.number, tokens.layer, tokens.sums_bits)
+    parts = (numbers, tokens.pair_token, tokens.pair_expert, tokens.pair_weight, tokens.weight_dtype.encode())
+    return _check(tokens.hidden, parts)
+
+
+def check_of_sums(sums: Any) -> int:
+    """CRC-32 of everything a reply says but the values, which have their own."""
+    times = (sums.received_at, sums.queue_s, sums.compute_s, sums.answered_at)
+    return _check(sums.sums, (struct.pack("<QQ4d", sums.number, sums.session, *times),))
+
+
+def _check(vectors: Any, parts: tuple[bytes, ...]) -> int:
+    crc = zlib.crc32(struct.pack("<III", vectors.rows, vectors.bits, vectors.crc32) + vectors.dtype.encode())
+    for part in parts:
+        crc = zlib.crc32(struct.pack("<Q", len(part)) + part, crc)
+    return crc
+
+
 def unpack(message: Any, values: int, dtype: torch.dtype) -> Tensor:
     """-> [rows, values] what `pack` was given, rounded; WireError where the message is not what it should be."""
     rows, bits = message.rows, message.bits
@@ -69,7 +91,7 @@ def unpack(message: Any, values: int, dtype: torch.dtype) -> Tensor:
             f"got {len(message.values)} (and {len(message.scale)})"
         )
     if zlib.crc32(message.scale, zlib.crc32(message.values)) != message.crc32:
-        raise WireError("the checksum is wrong: bytes were changed on the way")
+        raise WireError(CHANGED)
     if not bits:
         vectors = from_raw(message.values, dtype).view(rows, values)
     else:
