@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,6 +71,66 @@ def keys(
     for path in make_keys(folder, [name.strip() for name in devices.split(",") if name.strip()], days):
         print(path)
     print(f"keep {folder / 'ca.key'} to yourself: whoever has it can make keys")
+
+
+@app.command("up", context_settings=dict(ignore_unknown_options=True, allow_interspersed_args=False))
+def up(
+    model: Model,
+    command: Annotated[list[str] | None, typer.Argument(help="Run this (after --), then end.")] = None,
+    devices: Annotated[int, typer.Option(min=1, help="How many devices.")] = 4,
+    rate: Annotated[str, typer.Option(help="Mbit/s of each direction: one number, or one per device.")] = "",
+    experts: Annotated[
+        str | None, typer.Option(help="Experts of each device: 0,1;2;3. By default device k holds expert k.")
+    ] = None,
+    lab: Annotated[Path, typer.Option(help="Lab file to write; it is removed at the end.")] = Path("lab.yaml"),
+    dtype: Dtype = "auto",
+    threads: Threads = 1,
+    payload_bits: Annotated[int | None, typer.Option(help="4, 8 or 16; by default the model's own type.")] = None,
+    deadline_s: Annotated[float, typer.Option(help="Of one message and its answer.")] = 10.0,
+    send_padding: Annotated[bool, typer.Option(help="Send padding too: the local model's bits.")] = False,
+    namespaces: Annotated[
+        bool, typer.Option(help="Network namespaces with tc tbf where root allows; else limits in the devices.")
+    ] = True,
+) -> None:
+    """A lab on this machine: devices as processes behind links of a given rate."""
+    from pydantic import ValidationError
+
+    from .local import local_lab, namespaces_problem, spread
+
+    _log_to_stderr()
+    problem = namespaces_problem() if namespaces else "not wanted"
+    if namespaces and problem:
+        print(f"no network namespaces: {problem}; the devices limit their rates themselves", flush=True)
+    try:
+        rates: list[float | None] = [float(one) for one in rate.split(",") if one]
+    except ValueError:
+        raise LabError(f"--rate must be numbers of Mbit/s like 200,200,100,20, got {rate!r}") from None
+    if any(one is None or one <= 0 for one in rates):
+        raise LabError(f"--rate must be > 0, got {rate}")
+    settings = dict(payload_bits=payload_bits, deadline_s=deadline_s, send_padding=send_padding)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with local_lab(
+            model,
+            spread(devices, rates, experts),
+            lab,
+            problem is None,
+            dtype,
+            threads,
+            lambda text: print(text, flush=True),
+            **settings,
+        ):
+            if command:
+                raise SystemExit(subprocess.run(command).returncode)
+            signal.pause()
+    except ValidationError as error:
+        raise LabError(f"{error.errors()[0]['loc'][-1]}: {error.errors()[0]['msg']}") from None
+    except KeyboardInterrupt:
+        print("ended", flush=True)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def _experts(text: str) -> tuple[int, ...]:

@@ -1,0 +1,83 @@
+"""An ordinary OpenCompass model with `wdmoe=dict(testbed=...)`."""
+
+import json
+
+import pytest
+import torch
+
+from tests.harness.test_models import MODEL, PROMPTS, VANILLA
+from tests.testbed.labs import servers
+from wdmoe_opencompass.errors import LabError, ModelError
+from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel
+from wdmoe_opencompass.harness.settings import parse_settings
+from wdmoe_opencompass.routing.trace import read_trace
+from wdmoe_opencompass.testbed.lab import Lab, write_lab
+
+GROUPS = ((0, 1), (2,), (3,), (4, 5))
+PLACEMENT = [0, 0, 1, 2, 3, 3, -1, -1]
+SETTINGS = dict(profile="testbed_4_devices", policy="top_k")
+
+
+@pytest.fixture(scope="module")
+def devices():
+    with servers(MODEL["path"], GROUPS) as running:
+        yield running
+
+
+def written_lab(folder, devices, **settings):
+    entries = [
+        dict(name=f"d{number}", address=f"127.0.0.1:{device.port}", experts=list(experts))
+        for number, (device, experts) in enumerate(zip(devices, GROUPS))
+    ]
+    write_lab(folder / "lab.yaml", Lab(devices=entries, **(dict(send_padding=True) | settings)))
+    return str(folder / "lab.yaml")
+
+
+def test_perplexities_answers_and_trace_are_those_of_the_local_run(devices, tmp_path):
+    lab = written_lab(tmp_path, devices)
+    local = WdmoeHuggingFaceBaseModel(**MODEL, wdmoe=SETTINGS)
+    live = WdmoeHuggingFaceBaseModel(**MODEL, wdmoe=dict(SETTINGS, testbed=lab))
+    (tmp_path / "x.json").touch()
+    live.open_trace(tmp_path / "x.json", "live", "x", len(PROMPTS), 0)
+    with torch.no_grad():
+        assert (live.get_ppl(PROMPTS) == local.get_ppl(PROMPTS)).all()
+        assert live.generate(PROMPTS, 12) == local.generate(PROMPTS, 12)
+    live.close_trace(seal=True)
+    trace = read_trace(tmp_path / "x.trace.safetensors")
+    assert trace.metadata.profile.device_of_expert(8) == PLACEMENT
+    assert not trace.metadata.quantise_payload
+    sent = sum(one.tokens for one in live.testbed.take_times())
+    assert sent >= int(trace.arrays["device_load"].sum()) > 0
+    live.testbed.close()
+
+
+def test_what_happened_to_devices_lies_beside_the_trace(tmp_path):
+    with servers(MODEL["path"], GROUPS) as devices:
+        lab = written_lab(tmp_path, devices, payload_bits=8)
+        live = WdmoeHuggingFaceBaseModel(**MODEL, wdmoe=dict(SETTINGS, testbed=lab))
+        live.open_trace(tmp_path / "x.json", "live", "x", len(PROMPTS), 0)
+        devices[2].stop(0)
+        with torch.no_grad():
+            live.get_ppl(PROMPTS)
+        live.close_trace(seal=True)
+        live.testbed.close()
+    first = json.loads((tmp_path / "x.testbed_events.jsonl").read_text().splitlines()[0])
+    assert (first["device"], first["kind"]) == ("d2", "unavailable")
+    metadata = read_trace(tmp_path / "x.trace.safetensors").metadata
+    assert metadata.routing == "top_k, 8-bit payload"
+
+
+@pytest.mark.parametrize(
+    ("wdmoe", "error", "sentence"),
+    [
+        (dict(SETTINGS, testbed="no.yaml"), LabError, "no.yaml: cannot be read"),
+        (dict(SETTINGS, testbed="LAB", quantise_payload=True), ModelError, "the lab file's payload_bits decides"),
+        (dict(VANILLA, testbed="LAB"), LabError, "devices must be as many as in channel profile paper_8_devices (8)"),
+    ],
+)
+def test_lab_that_does_not_fit_is_an_error_before_anything_is_loaded(devices, tmp_path, wdmoe, error, sentence):
+    lab = written_lab(tmp_path, devices)
+    wdmoe = {key: lab if value == "LAB" else value for key, value in wdmoe.items()}
+    with pytest.raises(error) as caught:
+        parse_settings(wdmoe)
+    assert sentence in str(caught.value)

@@ -1,0 +1,59 @@
+import pytest
+import yaml
+
+from wdmoe_opencompass.errors import LabError
+from wdmoe_opencompass.testbed.lab import Lab, load_lab, write_lab
+
+GOOD = dict(
+    devices=[
+        dict(name="a", address="127.0.0.1:5000", experts=[0, 1]),
+        dict(name="b", address="[::1]:1", experts=[1, 3]),
+    ]
+)
+
+
+def changed(device=None, **others):
+    data = yaml.safe_load(yaml.safe_dump(GOOD)) | others
+    data["devices"][1] |= device or {}
+    return data
+
+
+BAD = {
+    "devices[1].address must be HOST:PORT, got 'nowhere'": changed(dict(address="nowhere")),
+    "devices[1].address must be HOST:PORT, got '127.0.0.1:99999'": changed(dict(address="127.0.0.1:99999")),
+    "devices[1].address: 192.168.1.2:5000: without keys only loopback": changed(dict(address="192.168.1.2:5000")),
+    "unknown key devices[1].expert; did you mean devices[1].experts?": changed(dict(expert=[1])),
+    "unknown key deadline; did you mean deadline_s?": changed(deadline=3),
+    "devices: the name 'a' stands twice": changed(dict(name="a")),
+    "devices: the name 'base_station' is kept": changed(dict(name="base_station")),
+    "devices[1].experts must hold at least one entry": changed(dict(experts=[])),
+    "devices[1].experts: expert 3 stands twice": changed(dict(experts=[3, 3])),
+    "devices[1].experts[0] must be >= 0, got -1": changed(dict(experts=[-1])),
+    "deadline_s must be > 0, got 0": changed(deadline_s=0.0),
+    "payload_bits must be one of 4, 8 or 16, got 5": changed(payload_bits=5),
+    "message_bytes must be >= 65536, got 10": changed(message_bytes=10),
+    "keys: no such folder": changed(keys="nothing"),
+    "key devices is missing": {},
+}
+
+
+@pytest.mark.parametrize("sentence", BAD)
+def test_bad_lab_file_is_one_sentence(tmp_path, sentence):
+    path = tmp_path / "lab.yaml"
+    path.write_text(yaml.safe_dump(BAD[sentence]))
+    with pytest.raises(LabError) as caught:
+        load_lab(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert sentence in str(caught.value)
+
+
+def test_lab_is_read_back_as_written(tmp_path):
+    lab = Lab(**GOOD, payload_bits=8)
+    write_lab(tmp_path / "lab.yaml", lab)
+    assert load_lab(tmp_path / "lab.yaml") == lab
+
+
+def test_first_device_that_holds_an_expert_is_its_place():
+    assert Lab(**GOOD).device_of_expert(5) == [0, 0, -1, 1, -1]
+    with pytest.raises(LabError, match=r"devices\[1\].experts must be < 3"):
+        Lab(**GOOD).device_of_expert(3)
