@@ -67,4 +67,5 @@ def test_run_with_live_devices_answers_as_the_local_one_though_one_stops(tmp_pat
         trace = name.replace(".json", ".trace.safetensors")
         assert (read_trace(live / trace).device_load == read_trace(local / trace).device_load).all()
     events = [json.loads(line) for path in live.glob("*.testbed_events.jsonl") for line in path.open()]
+    assert "devices failed" in (folder / "summary" / "main_tables.md").read_text()
     assert "timeout" in {event["kind"] for event in events if event["device"] == "device_2"}, output[-3000:]

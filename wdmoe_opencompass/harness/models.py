@@ -52,6 +52,7 @@ class WdmoeMixin:
     def __init__(self, *args: Any, wdmoe: Any = None, **kwargs: Any):
         self.settings = parse_settings(wdmoe)
         self.profile = self.settings.load_profile()
+        self._payload_is_rounded = self.settings.payload_is_rounded
         self._trace: _OpenTrace | None = None
         self._events_written = 0
         self._refuse_unknown(kwargs)
@@ -132,7 +133,7 @@ class WdmoeMixin:
             renormalise=self.attachment.renormalise,
             kept_share=self.settings.kept_share,
             calibration_hash=self._calibration_hash(),
-            quantise_payload=self._payload_is_rounded(),
+            quantise_payload=self._payload_is_rounded,
             profile=self.profile,
             profile_hash=self.profile.content_hash,
             seed=self.profile.fading.seed,
@@ -144,10 +145,6 @@ class WdmoeMixin:
             dtype=precision_name(self.model),  # type: ignore[attr-defined]
             versions={package: version(package) for package in TRACED_PACKAGES},
         )
-
-    def _payload_is_rounded(self) -> bool:
-        on_the_wire = self.testbed is not None and self.testbed.lab.payload_bits is not None
-        return self.settings.quantise_payload or on_the_wire
 
     def _calibration_hash(self) -> str | None:
         return None if self.settings.calibration is None else self.settings.read_calibration().content_hash

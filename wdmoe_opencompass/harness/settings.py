@@ -51,6 +51,12 @@ class WdmoeSettings(BaseModel):
         profile = load_profile(self.profile)
         return profile if self.testbed is None else profile_of_lab(profile, self.load_lab(), self.testbed)
 
+    @property
+    def payload_is_rounded(self) -> bool:
+        """Whether hidden states are rounded to the profile's payload_bits: simulated, or packed for the devices."""
+        on_the_wire = self.testbed is not None and self.load_lab().payload_bits is not None
+        return self.quantise_payload or on_the_wire
+
     def load_lab(self) -> Lab:
         """Read the lab file; LabError where it breaks a rule."""
         assert self.testbed is not None

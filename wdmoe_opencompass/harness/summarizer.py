@@ -123,15 +123,15 @@ class WdmoeSummarizer(DefaultSummarizer):
 
 
 def _policy_and_profile_hash(wdmoe: Any, predictions: Path) -> tuple[str, str]:
-    """What the config names; where its profile file is not on this machine, the profile that the traces carry."""
-    profile = str(wdmoe.get("profile", ""))
+    """What the config names; where its profile or lab file is not on this machine, the profile that the traces carry."""
+    files = [str(wdmoe.get(key) or "") for key in ("profile", "testbed")]
     traces = sorted(predictions.glob(f"*{SEALED_SUFFIX}"))
-    if profile.endswith((".yaml", ".yml")) and not Path(profile).is_file() and traces:
+    if any(name.endswith((".yaml", ".yml")) and not Path(name).is_file() for name in files) and traces:
         metadata = read_trace(traces[0]).metadata
         return metadata.routing, metadata.profile_hash
     settings = parse_settings(wdmoe)
     loaded = settings.load_profile()
-    bits = loaded.payload_bits if settings.quantise_payload else None
+    bits = loaded.payload_bits if settings.payload_is_rounded else None
     return routing_name(settings.policy, bits), loaded.content_hash
 
 

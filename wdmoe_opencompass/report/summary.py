@@ -6,6 +6,7 @@ from pathlib import Path
 from ..routing.trace import PHASES
 from .compare import BATCHES_FILE, ITEMS_FILE, batch_records, item_records
 from .differences import difference_notes, difference_records, difference_table
+from .events import write_events
 from .figures import save_figure
 from .frontier import FRONTIER, draw_frontier, frontier_notes, frontier_records, frontier_table, frontier_text
 from .paper import NO_COMPARISON, paper_comparison
@@ -99,6 +100,7 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
         notes = footnote(runs, COMPARISON_TEXT[0]) + COMPARISON_TEXT[1:] + accuracy_notes(runs)
         write_table(folder / COMPARISON, comparison, notes)
     printed.append(f"{NO_COMPARISON if comparison.empty else f'ours beside the paper: {folder / COMPARISON}.md'}\n")
+    printed += write_events(folder.parent / "predictions", folder)
     write_json(folder / MISSING_FILE, missing_cells(runs))
     (folder / MAIN_TABLES_FILE).write_text("\n".join(printed))
     return printed

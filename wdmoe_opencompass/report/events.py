@@ -1,0 +1,56 @@
+"""What happened to the devices of a live testbed during a run, as a table."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..routing.trace import EVENTS_SUFFIX
+from .tables import write_json, write_table
+
+EVENTS = "testbed_events"
+COLUMNS = ["model", "dataset", "device", "event", "times", "tokens taken over", "by", "first reason"]
+LONGEST_REASON = 120
+TEXT = (
+    "timeout, unavailable, refused, bad_reply, failed: a message that got no usable answer, whose tokens were computed "
+    "elsewhere, or a health check (no tokens); rejoined: the device was back. No answer is lost or counted twice."
+)
+
+
+def event_records(predictions: Path) -> list[dict[str, Any]]:
+    """Every event beside the traces of a run, with its model and dataset; a torn last line is left out."""
+    records = []
+    for path in sorted(predictions.glob(f"*/*{EVENTS_SUFFIX}")):
+        for line in path.read_text().splitlines():
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            records.append(dict(model=path.parent.name, dataset=path.name.removesuffix(EVENTS_SUFFIX), **event))
+    return records
+
+
+def event_table(records: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row per model, dataset, device and kind of event."""
+    keys = [(one["model"], one["dataset"], one["device"], one["kind"]) for one in records]
+    rows = []
+    for key, times in Counter(keys).items():
+        mine = [record for record, its_key in zip(records, keys, strict=True) if its_key == key]
+        by = ", ".join(sorted({record["by"] for record in mine} - {""}))
+        reason = " ".join(mine[0]["reason"].split()).replace("|", "/")[:LONGEST_REASON]
+        rows.append([*key, times, sum(record["tokens"] for record in mine), by, reason])
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def write_events(predictions: Path, folder: Path) -> list[str]:
+    """Write the table into `folder` if anything happened; -> a sentence for the screen, or nothing."""
+    records = event_records(predictions)
+    if not records:
+        return []
+    write_json(folder / f"{EVENTS}_all.json", records)
+    write_table(folder / EVENTS, event_table(records), [TEXT])
+    faults = sum(one["kind"] != "rejoined" for one in records)
+    tokens = sum(one["tokens"] for one in records)
+    return [f"devices failed {faults} times, {tokens} tokens were taken over: {folder / EVENTS}.md\n"]
