@@ -123,7 +123,7 @@ class WdmoeSummarizer(DefaultSummarizer):
 
 
 def _policy_and_profile_hash(wdmoe: Any, predictions: Path) -> tuple[str, str]:
-    """What the config names; where its profile or lab file is not on this machine, the profile that the traces carry."""
+    """What the config names; where its profile or lab file is not on this machine, what the traces carry."""
     files = [str(wdmoe.get(key) or "") for key in ("profile", "testbed")]
     traces = sorted(predictions.glob(f"*{SEALED_SUFFIX}"))
     if any(name.endswith((".yaml", ".yml")) and not Path(name).is_file() for name in files) and traces:

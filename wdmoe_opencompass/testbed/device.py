@@ -40,7 +40,7 @@ from .wire import (
 
 LOG = logging.getLogger(__name__)
 LONGEST_DEADLINE_S = 600.0  # a call without one could hold a place for ever
-MEMORY_CONSTANT_BYTES = 64 << 20  # what a device's memory may grow by beside its weights while it loads
+MEMORY_CONSTANT_BYTES = 16 << 20  # what memory may grow by beside 1.1 times the weights: allocator and files
 GRPC_OPTIONS = [
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
