@@ -96,9 +96,10 @@ class _Group:
     pair_token: Tensor
     expert: Tensor
     weight: Tensor
+    number: int = 0
+    message: bytes = b""
     link: Link | None = None
     call: Call | None = None
-    number: int = 0
 
 
 def _testbed_forward(experts: Any, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
@@ -247,10 +248,12 @@ class LabClient:
         place = self._places[number]
         sent_hidden, sent_index, sent_weights = hidden.cpu(), index.cpu(), weights.cpu()
         place = place[sent_index.clamp(max=len(place) - 1)]
-        began = time.monotonic()
         groups = list(self._groups(place, sent_index, sent_weights))
         for group in groups:
-            self._send(number, group, sent_hidden)
+            self._pack(number, group, sent_hidden)
+        began = time.monotonic()  # all is packed: the messages leave at once
+        for group in groups:
+            self._send(group)
         slots = torch.zeros(*index.shape, hidden.shape[1], device=here)  # [tokens, k, hidden]
         token, slot = (one.to(here) for one in (place == -1).nonzero(as_tuple=True))
         if len(token):
@@ -287,26 +290,30 @@ class LabClient:
                     weights[its_token, its_slot],
                 )
 
-    def _send(self, number: int, group: _Group, hidden: Tensor, but: tuple[int, ...] = ()) -> None:
+    def _pack(self, number: int, group: _Group, hidden: Tensor) -> None:
+        """Make the message of a group; whoever gets it answers with the same number."""
+        group.number = next(self._numbers)
+        message = Tokens(
+            number=group.number,
+            layer=number,
+            hidden=pack(hidden[group.rows], self.lab.payload_bits),
+            pair_token=raw(group.pair_token.int()),
+            pair_expert=raw(group.expert.int()),
+            pair_weight=raw(group.weight),
+            weight_dtype=dtype_name(group.weight.dtype),
+            sums_bits=self.lab.payload_bits or 0,
+        )
+        message.check = check_of_tokens(message)
+        group.message = message.SerializeToString()
+
+    def _send(self, group: _Group, but: tuple[int, ...] = ()) -> None:
         """Send a group to its device, or to another that is up and holds its experts; else leave it to be done here."""
         wanted = set(group.expert.tolist())
         others = (link for link in self._links if link.number != group.owner)
         for link in (self._links[group.owner], *others):
             if link.is_up and link.number not in but and wanted <= set(link.device.experts):
-                group.number = next(self._numbers)
-                message = Tokens(
-                    number=group.number,
-                    layer=number,
-                    hidden=pack(hidden[group.rows], self.lab.payload_bits),
-                    pair_token=raw(group.pair_token.int()),
-                    pair_expert=raw(group.expert.int()),
-                    pair_weight=raw(group.weight),
-                    weight_dtype=dtype_name(group.weight.dtype),
-                    sums_bits=self.lab.payload_bits or 0,
-                )
-                message.check = check_of_tokens(message)
                 try:
-                    group.link, group.call = link, link.compute(message.SerializeToString())
+                    group.link, group.call = link, link.compute(group.message)
                     return
                 except (CallFailed, ValueError):  # closed at this moment by its own thread
                     continue
@@ -323,7 +330,7 @@ class LabClient:
                 failed.append((link, error))
                 if not error.stays_up:
                     link.down()
-                self._send(number, group, hidden, tuple(one.number for one, _ in failed))
+                self._send(group, tuple(one.number for one, _ in failed))
                 continue
             break
         else:
