@@ -209,6 +209,20 @@ def test_rubbish_is_noticed_and_replaced(saved, tiny, spoil):
         rubbish.stop()
 
 
+def test_device_that_fails_every_time_it_is_back_is_asked_less_and_less(saved, tiny):
+    expected = logits(tiny[0])
+    with servers(saved, GROUPS[:2]) as devices:
+        rubbish = Rubbish(devices[1], SPOILS["torn"])
+        lab = lab_of([devices[0], rubbish], GROUPS[:2], **FAULTS | dict(most_backoff_s=30.0))
+        with base_station(tiny, lab) as (client, _):
+            end = time.monotonic() + 3
+            while time.monotonic() < end:
+                assert torch.equal(logits(tiny[0]), expected)
+            assert 2 <= rubbish.spoiled <= 4  # after 0, 0.5, 1.5 and 3.5 s
+            assert kinds(client, "b")[:3] == ["bad_reply", "rejoined", "bad_reply"]
+        rubbish.stop()
+
+
 def test_refused_message_is_computed_elsewhere_and_the_device_stays(saved, tiny):
     expected = logits(tiny[0])
     with servers(saved) as devices, base_station(tiny, lab_of(devices, **FAULTS)) as (client, _):

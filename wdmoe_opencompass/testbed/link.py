@@ -128,9 +128,14 @@ class Link:
                 self._channel.close()
 
     def down(self) -> None:
-        """The device does not answer as it should: send it nothing until it is back."""
+        """The device does not answer as it should: send it nothing until it is back.
+
+        One that says it is back and fails again without one good answer is left alone for longer each time.
+        """
         with self._lock:
-            self.is_up = False
+            if self.is_up:
+                self.is_up = False
+                self._backoff_s = min(2 * self._backoff_s, self.lab.most_backoff_s)
         self._wake.set()
 
     def _open(self) -> None:
@@ -186,9 +191,9 @@ class Link:
                 try:
                     self._ping(self.lab.deadline_s)
                 except CallFailed as failed:
-                    with self._lock:
-                        self.is_up = False
-                    self._changed(self, failed.kind, f"health check: {failed}")
+                    if not failed.stays_up:
+                        self.down()
+                        self._changed(self, failed.kind, f"health check: {failed}")
             return self.lab.health_s if self.is_up else self._backoff_s
         if self._closed.wait(self._backoff_s):
             return 0.0
