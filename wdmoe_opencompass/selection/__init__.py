@@ -6,11 +6,28 @@ from typing import Any
 
 from ..errors import PolicyError, unknown_name
 from .base import ChannelState, Routing, Selection, SelectionPolicy
+from .caee import Caee
+from .des import Des, DesTopK
 from .dual_price import DualPrice
+from .jesa import Jesa
+from .lexi import Lexi
+from .oea import Oea
+from .sift_moe import SiftMoe
 from .top_k import TopK
 from .wlr import WeightToLatencyRatio
 
-POLICIES: dict[str, type[SelectionPolicy]] = {"top_k": TopK, "wlr": WeightToLatencyRatio, "dual_price": DualPrice}
+POLICIES: dict[str, type[SelectionPolicy]] = {
+    "top_k": TopK,
+    "wlr": WeightToLatencyRatio,
+    "dual_price": DualPrice,
+    "des": Des,
+    "des_top_k": DesTopK,
+    "jesa": Jesa,
+    "caee": Caee,
+    "sift_moe": SiftMoe,
+    "lexi": Lexi,
+    "oea": Oea,
+}
 
 __all__ = ["POLICIES", "ChannelState", "Routing", "Selection", "SelectionPolicy", "build_policy"]
 

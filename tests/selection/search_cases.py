@@ -1,0 +1,69 @@
+"""Random problems, and a calibration file, that the tests of the searching rules share."""
+
+import functools
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from hypothesis import strategies as st
+
+from tests.selection.test_policies import random_case
+from wdmoe_opencompass.selection import Routing
+from wdmoe_opencompass.selection.calibration import Calibration
+
+
+def search_case(seed, tokens, experts, k, devices, at_base_station, spread):
+    """As `random_case`, weights normalised in every second case, some experts at the base station."""
+    routing, channel = random_case(seed, tokens, experts, min(k, experts), devices, spread)
+    channel.device_of_expert[:at_base_station] = -1
+    if seed % 2:
+        routing = replace(routing, top_k_weights=routing.shares)
+    return routing, channel
+
+
+def search_cases(max_tokens=12, max_experts=7, max_k=4):
+    return st.builds(
+        search_case,
+        seed=st.integers(0, 2**31),
+        tokens=st.integers(1, max_tokens),
+        experts=st.integers(4, max_experts),
+        k=st.integers(1, max_k),
+        devices=st.integers(1, 8),
+        at_base_station=st.integers(0, 2),
+        spread=st.sampled_from([0.3, 1.0, 3.0]),
+    )
+
+
+def tokens_of(routing):
+    return list(
+        zip(routing.probabilities.tolist(), routing.top_k_index.tolist(), routing.top_k_weights.tolist(), strict=True)
+    )
+
+
+def sets_of(selection):
+    return [set(index[keep].tolist()) for index, keep in zip(selection.expert_index, selection.keep)]
+
+
+def only_real(routing, seconds=None):
+    real = routing.is_load
+    return Routing(
+        routing.probabilities[real],
+        routing.top_k_index[real],
+        routing.top_k_weights[real],
+        real[real],
+        0,
+        routing.phase,
+    )
+
+
+@functools.cache
+def calibration_file(layers, experts, top_k, seed=0):
+    """-> path of a calibration that fits, with random constants: distances of random points, losses that fall."""
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.rand(layers, experts, 5, generator=generator)
+    distance = torch.cat([torch.cdist(points, points), points.norm(dim=2, keepdim=True)], dim=2)
+    losses = torch.rand(layers, max(top_k - 1, 1), generator=generator).sort(dim=1, descending=True).values
+    path = Path(tempfile.mkdtemp()) / "random.calibration.safetensors"
+    Calibration(output_difference=distance, fewer_experts_difference=losses[:, : top_k - 1]).write(path)
+    return str(path)
