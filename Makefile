@@ -2,8 +2,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# Data paths of the quickstart are relative to this folder; nothing is fetched from a hub.
-OFFLINE := env -u COMPASS_DATA_CACHE HF_HUB_OFFLINE=1
+# Data paths of the quickstart are relative to this folder; nothing is fetched from a hub. Two processes, two cores.
+OFFLINE := env -u COMPASS_DATA_CACHE HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
 .PHONY: install demo check test test-slow bench families quickstart-model clean
 

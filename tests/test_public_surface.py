@@ -8,7 +8,7 @@ import sys
 for name in ("torch", "transformers", "opencompass", "mmengine"):
     sys.modules[name] = None
 import wdmoe_opencompass
-from wdmoe_opencompass import allocation, channel, latency
+from wdmoe_opencompass import allocation, channel, latency, placement
 profile = wdmoe_opencompass.load_profile("paper_8_devices")
 channel = wdmoe_opencompass.draw_channel(profile)
 budget = wdmoe_opencompass.link_budget(profile, channel, wdmoe_opencompass.ExpertShape())

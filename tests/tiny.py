@@ -1,12 +1,31 @@
-"""A random Mixtral of a few hundred kB, and loads counted again from its router logits."""
+"""A random Mixtral of a few hundred kB, prompts for it, and every policy with parameters that fit."""
 
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from wdmoe_opencompass import ExpertShape, load_profile
 from wdmoe_opencompass.routing.channel_state import ChannelStates
+from wdmoe_opencompass.selection import build_policy
 
 PAD, END = 0, 2
+
+# Policy -> (layers, experts, top_k) -> parameters with which it drops something of a tiny random model (and adds, if it
+# may), where its defaults do not or where it needs some.
+EXAMPLES = {
+    "naee": lambda layers, experts, top_k: dict(beta=[0.6] * layers),
+    "one_t": lambda layers, experts, top_k: dict(threshold=0.8 / top_k),
+    "adapmoe": lambda layers, experts, top_k: dict(threshold=0.64 / top_k**2, h=[1.0] * layers),
+    "capacity": lambda layers, experts, top_k: dict(gamma=0.6),
+    "expanded_drop": lambda layers, experts, top_k: dict(gamma=0.6, candidates="all"),
+}
+
+
+def example_parameters(name, layers=1, experts=8, top_k=2):
+    return EXAMPLES[name](layers, experts, top_k) if name in EXAMPLES else {}
+
+
+def example_policy(name, layers=1, experts=8, top_k=2):
+    return build_policy(name, example_parameters(name, layers, experts, top_k))
 
 
 def tiny_mixtral(experts=8, top_k=2, layers=3, seed=0):

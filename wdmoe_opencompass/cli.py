@@ -26,6 +26,7 @@ from .channel.rates import rate_bit_per_s
 from .energy import token_energy
 from .errors import AllocationError, TraceError, WdmoeError
 from .latency import ExpertShape, link_budget, token_latency_s
+from .placement import OBJECTIVES, Comparison, compare_placements, placed_profile, profile_text
 from .replay import DrawnLatency, ReplayedLatency, check_same_devices, replay, replay_draws
 from .routing.trace import SEALED_SUFFIX, RoutingTrace, read_trace
 
@@ -268,6 +269,72 @@ def _drawn_columns(drawn: DrawnLatency) -> dict[str, Any]:
     )
 
 
+@app.command("place")
+def place_command(
+    traces: Annotated[
+        list[Path], typer.Argument(metavar="TRACE...", help="Sealed routing traces of one vanilla model.")
+    ],
+    devices: Annotated[int | None, typer.Option(help="Use the first N devices of the profile; default all.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write a channel profile with our placement: FILE.yaml.")] = None,
+    profile: Annotated[str | None, typer.Option(help="Channel profile: name or file; default the run's own.")] = None,
+    objective: Annotated[str, typer.Option(help=f"What to minimise: {' or '.join(OBJECTIVES)}.")] = "latency",
+    experts_per_device: Annotated[
+        int | None, typer.Option(min=1, help="Most experts a device holds; default experts / devices, rounded up.")
+    ] = None,
+    time_limit: Annotated[
+        float, typer.Option(min=0, help="Seconds for the exact solver; 0: local search only.")
+    ] = 30.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the local search's random starts.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Place experts often chosen together on one device, Section V-D; exact for pairs (K = 2), a heuristic beyond.
+
+    wdmoe place RUN/predictions/VANILLA/*.trace.safetensors --devices 4 --out placed.yaml
+    """
+    if out is not None and out.suffix not in (".yaml", ".yml"):
+        raise WdmoeError(f"{out}: a channel profile file must end in .yaml")
+    if out is not None and profile is not None and out.resolve() == Path(profile).resolve():
+        raise WdmoeError(f"{out}: --out would overwrite the profile that is read; give another name")
+    loaded = None if profile is None else load_profile(profile)
+    read = [read_trace(path) for path in traces]
+    with _Progress(2) as progress:
+        answer = compare_placements(
+            read, loaded, devices, objective, experts_per_device, time_limit, seed, progress.advance
+        )
+    if out is not None:
+        try:
+            out.write_text(profile_text(answer, read))
+        except OSError as error:
+            raise WdmoeError(f"{out}: cannot be written: {error.strerror}") from None
+    if as_json:
+        _print(_placement_record(answer))
+        return
+    _print(answer.records())
+    print(f"least {objective}; experts per device: at most {answer.experts_per_device}; savings against the default")
+    for name, experts in answer.experts_of(answer.ours).items():
+        print(f"{name}: {' '.join(map(str, experts)) or 'no expert'}")
+    for note in answer.notes:
+        print(f"note: {note}")
+    if out is not None:
+        print(f"written: {out}")
+
+
+def _placement_record(answer: Comparison) -> dict[str, Any]:
+    placements = [
+        record | dict(experts_of_device=answer.experts_of(judged))
+        for record, judged in zip(answer.records(), answer.judged, strict=True)
+    ]
+    placed = placed_profile(answer.profile, answer.ours.device_of_expert)
+    return dict(
+        objective=answer.objective,
+        experts_per_device=answer.experts_per_device,
+        profile_hash=placed.content_hash,
+        placement={str(expert): name for expert, name in placed.placement.experts.items()},
+        placements=placements,
+        notes=answer.notes,
+    )
+
+
 class _Progress:
     """A progress bar on standard error, shown on a terminal once the work has taken two seconds."""
 
@@ -402,21 +469,41 @@ def compare_command(
     run_b: Annotated[Path, typer.Argument(help="Time-stamped folder of another.")],
     form: Annotated[Format, typer.Option("--format", help="Format of the table.")] = Format.md,
 ) -> None:
-    """Differences between two runs, B - A: accuracy and waiting latency of every benchmark that both measured."""
+    """Differences between two runs, B - A, with intervals and p values: accuracy and latency that both measured."""
     from .report.compare import compared, notes_of
     from .report.tables import formatted
 
     records = [
-        {name: _read_summary(folder, f"{name}.json") for name in ("accuracy", "latency", "origin")}
+        {name: _read_summary(folder, f"{name}.json") for name in ("accuracy", "latency", "origin", "groups")}
+        | {name: _read_summary(folder, f"{name}.json", []) for name in ("items", "batches")}  # not in older runs
         for folder in (run_a, run_b)
     ]
     print(formatted(compared(*records), notes_of(*records), form.value), end="")
 
 
-def _read_summary(run_folder: Path, name: str) -> Any:
+@app.command("frontier")
+def frontier_command(
+    run_folder: Annotated[Path, typer.Argument(help="OpenCompass's time-stamped folder.")],
+    form: Annotated[Format, typer.Option("--format", help="Format of the table.")] = Format.md,
+) -> None:
+    """Accuracy against waiting latency of every policy of a run, with intervals; exit code 1 if there is but one."""
+    from .report.frontier import FRONTIER
+
+    summary = run_folder / "summary"
+    if len(_read_summary(run_folder, "frontier_records.json")) < 2:
+        print(f"{run_folder}: no two models of the same weights and profile to compare", file=sys.stderr)
+        raise typer.Exit(1)
+    print((summary / f"{FRONTIER}.{form.value}").read_text(), end="")
+    if form == Format.md:
+        print(f"\nfigure: {summary / FRONTIER}.png, .pdf")
+
+
+def _read_summary(run_folder: Path, name: str, otherwise: Any = None) -> Any:
     try:
         return json.loads((run_folder / "summary" / name).read_text())
     except OSError:
+        if otherwise is not None:
+            return otherwise
         raise WdmoeError(
             f"{run_folder}: no tables in its summary folder; give the time-stamped folder of a finished run whose "
             "config has summarizer=dict(type=WdmoeSummarizer)"

@@ -6,14 +6,17 @@ from pytest import approx
 
 from tests.test_replay import trace_of
 from wdmoe_opencompass.replay import replay
-from wdmoe_opencompass.report.compare import compared, notes_of
+from wdmoe_opencompass.report.compare import batch_records, compared, item_records, notes_of
+from wdmoe_opencompass.report.items import ItemResults
 from wdmoe_opencompass.report.paper import BENCHMARKS, NO_COMPARISON, TABLE_1, TABLE_2, paper_comparison
+from wdmoe_opencompass.report.statistics import wilson_interval
 from wdmoe_opencompass.report.summary import write_report
 from wdmoe_opencompass.report.tables import (
     ModelRun,
     accuracy_records,
     benchmarks_of,
     formatted,
+    latency_cells,
     latency_records,
     origin_records,
     table_1,
@@ -21,6 +24,10 @@ from wdmoe_opencompass.report.tables import (
 
 MIXTRAL = "mistralai/Mixtral-8x7B-Instruct-v0.1"
 GROUPS = {"mmlu": ["m_1", "m_2"]}
+
+
+def items_of(percent, items=200):
+    return ItemResults(np.arange(items) < items * percent / 100, f"{items} items")
 
 
 def run_of(abbr="vanilla", policy="top_k", weights=MIXTRAL, groups=GROUPS):
@@ -32,10 +39,11 @@ def run_of(abbr="vanilla", policy="top_k", weights=MIXTRAL, groups=GROUPS):
         traces={
             "m_1": [trace_of(seed=1, batches=2)],
             "m_2": [trace_of(seed=2, batches=3), trace_of(seed=3, batches=1)],  # split in two parts
-            "piqa": [trace_of(seed=4)],
+            "piqa": [trace_of(seed=4, batches=8)],
         },
         groups=groups,
         group_size={"mmlu": 57},
+        items={"m_1": items_of(40), "m_2": items_of(70), "piqa": items_of(80)},
     )
 
 
@@ -93,12 +101,17 @@ def test_comparison_holds_every_measured_cell_and_marks_what_cannot_match():
     records = latency_records(runs)
     table = paper_comparison(runs, records)
     accuracy = table[table["table"] == "Table I"].set_index(["row", "benchmark"])
-    assert accuracy.loc[("vanilla", "MMLU")][["ours", "paper", "difference"]].tolist() == ["55.00", "70.00", "-15.00"]
-    assert accuracy.loc[("llama-2-7b-hf", "PIQA")]["difference"] == "-0.30"
+    assert accuracy.loc[("vanilla", "MMLU")][["ours", "paper"]].tolist() == ["55.00", "70.00"]
+    assert accuracy.loc[("vanilla", "MMLU")]["difference"].startswith("-15.00 [-19.")
+    low, high = wilson_interval(160, 200)
+    interval = f"[{100 * low - 83.2:+.2f}, {100 * high - 83.2:+.2f}]"
+    assert accuracy.loc[("vanilla", "PIQA")]["difference"] == f"-3.20 {interval}"
+    assert accuracy.loc[("llama-2-7b-hf", "PIQA")]["difference"] == "-"  # which items it got right is not known
     assert len(accuracy) == 5
     waits = table[table["quantity"] == "latency (ms)"]
     assert len(waits) == 4 * 2
     assert waits["difference"].str.endswith("†").all()
+    assert waits["difference"].str.contains(r"\[").tolist() == [benchmark == "PIQA" for benchmark in waits["benchmark"]]
     savings = table[table["quantity"] == "saving (%)"].set_index(["row", "benchmark"])
     assert len(savings) == 3 * 2
     assert savings.loc[("both, wdmoe", "MMLU")]["paper"] == "42.2"  # 1 - 172743.9 / 298813.6
@@ -121,26 +134,46 @@ def test_the_report_names_how_much_of_a_group_ran(tmp_path):
 
 
 def records_of(run):
-    return dict(accuracy=accuracy_records([run]), latency=latency_records([run]), origin=origin_records([run]))
+    cells = latency_cells([run])
+    return dict(
+        accuracy=accuracy_records([run]),
+        latency=[record for record, _ in cells],
+        origin=origin_records([run]),
+        groups=run.groups,
+        items=item_records([run]),
+        batches=json.loads(json.dumps(batch_records(cells))),
+    )
 
 
 def test_two_runs_differ_by_what_both_measured():
     a, b = run_of(), run_of()
-    b.accuracies["piqa"] = ("accuracy", 83.5)
+    b.accuracies["piqa"], b.items["piqa"] = ("accuracy", 83.5), items_of(83.5)
     del b.accuracies["m_1"], b.accuracies["m_2"]
-    b.traces["piqa"] = [trace_of(seed=9)]
+    b.traces["piqa"] = [trace_of(seed=9, batches=8)]
     b.groups = {}
     table = compared(records_of(a), records_of(b)).set_index(["quantity", "row", "benchmark"])
-    assert table.loc[("accuracy (%)", "-", "piqa")]["B - A"] == "+3.50"
+    row = table.loc[("accuracy (%)", "-", "piqa")]
+    assert row["B - A"].startswith("+3.50 [+")
+    assert row[["McNemar p", "Holm p", "significant"]].tolist() == ["0.016", "0.016", "yes"]  # 7 items, 2 / 2^7
     ms = [1e3 * latency_of(r["latency"], dataset="piqa", row="vanilla_even", scope="pass", per="batch", phase="all")
           for r in (records_of(a), records_of(b))]  # fmt: skip
     row = table.loc[("latency per batch (ms)", "vanilla_even", "piqa")]
-    assert float(row["B - A"]) == approx(ms[1] - ms[0], abs=2e-3)
-    assert float(row["B / A"]) == approx(ms[1] / ms[0], abs=1e-3)
+    for cell, expected in ((row["B - A"], ms[1] - ms[0]), (row["B / A"], ms[1] / ms[0])):
+        value, low, high = (float(number.strip("[],")) for number in cell.split())
+        assert value == approx(expected, abs=2e-3)
+        assert low < value < high
     assert "mmlu" not in table.index.get_level_values("benchmark")
     notes = "\n".join(notes_of(records_of(a), records_of(b)))
     assert "only A has the accuracy of: vanilla on m_1, vanilla on m_2, vanilla on mmlu" in notes
     assert "different channel profiles" not in notes
+
+
+def test_a_run_without_items_or_batches_is_compared_without_differences():
+    a, b = records_of(run_of()), records_of(run_of()) | dict(items=[], batches=[])
+    table = compared(a, b)
+    assert len(table)
+    assert (table[["B - A", "B / A", "McNemar p"]] == "-").all(axis=None)
+    assert "B: which items were answered right is not in its summary" in "\n".join(notes_of(a, b))
 
 
 def test_runs_of_other_profiles_are_said_to_be_of_other_systems():
@@ -153,6 +186,8 @@ def test_a_table_reads_the_same_in_every_format():
     table = table_1([run_of()], ["mmlu", "piqa"])
     assert json.loads(formatted(table, ["n"], "json"))["rows"] == table.to_dict("records")
     assert formatted(table, ["n"], "csv").startswith("# n\nmodel,policy,mmlu,piqa")
-    assert "| vanilla | top_k | 55.00 | 80.00 |" in formatted(table, ["n"], "md")
-    assert r"vanilla & top\_k & 55.00 & 80.00" in formatted(table, ["n"], "tex")
-    assert np.isfinite(float(table["piqa"][0]))
+    low, high = (100 * end for end in wilson_interval(160, 200))
+    cells = (table["mmlu"][0], f"80.00 [{low:.1f}, {high:.1f}]")
+    assert "| vanilla | top_k | {} | {} |".format(*cells) in formatted(table, ["n"], "md")
+    assert r"vanilla & top\_k & {} & {}".format(*cells) in formatted(table, ["n"], "tex")
+    assert cells[0].startswith("55.00 [")

@@ -12,15 +12,20 @@ import transformers
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tests.tiny import prompts
+from tests.tiny import example_policy, prompts
 from wdmoe_opencompass import load_profile
 from wdmoe_opencompass.errors import ModelError
 from wdmoe_opencompass.routing.channel_state import ChannelStates
 from wdmoe_opencompass.routing.patch import Attachment, find_moe_layers
-from wdmoe_opencompass.selection import POLICIES, Selection, SelectionPolicy, build_policy
+from wdmoe_opencompass.selection import POLICIES, Selection, SelectionPolicy
 
 TABLE = Path(__file__).parents[2] / "docs" / "model_families.md"
 TOLERANCE = 1e-5  # of the largest logit, float32
+
+# Policies run on every family: one that only drops, one that may add. All of them run on families of every kind: with
+# weights normalised or not, of a softmax or not, dropped by a mark, by weight zero or by score zero.
+EVERYWHERE = ("expanded_drop", "wlr")
+ALL_POLICIES_ON = ("dbrx", "deepseek_v3", "gpt_oss", "llama4_text", "mixtral", "qwen2_moe")
 
 # Every config class takes those of these that it has.
 SIZES = dict(
@@ -176,8 +181,9 @@ class Findings:
     """What happens to a family's tiny model; error: why it cannot be attached to, and nothing else then.
 
     deviation: per policy, largest difference from the model with the dropped weights set to zero, of the largest logit.
-    dropped: per policy, the share of assignments. decoded: generation with the cache counts every token once, in two
-    phases, and `top_k` generates what the unpatched model does.
+    dropped: per policy, the share of assignments. added: per policy, whether a token got another expert. decoded:
+    generation with the cache counts every token once, in two phases, and `top_k` generates what the unpatched model
+    does.
     """
 
     error: str | None = None
@@ -190,11 +196,12 @@ class Findings:
     decoded: bool = False
     deviation: dict[str, float] = field(default_factory=dict)
     dropped: dict[str, float] = field(default_factory=dict)
+    added: dict[str, bool] = field(default_factory=dict)
 
 
 @cache
 def examine(model_type):
-    """Attach every policy to a family's tiny model, run it, detach."""
+    """Attach policies to a family's tiny model, run it, detach."""
     model = tiny_model(model_type)
     try:
         layers = find_moe_layers(model)
@@ -209,23 +216,34 @@ def examine(model_type):
     plain = logits(model)
     with attached(model, "top_k"):
         found.identical = torch.equal(logits(model), plain)
-    for name in sorted(set(POLICIES) - {"top_k"}):
+    for name in policies_for(model_type, found.router):
         with attached(model, name) as attachment:
             attachment.policy = watching = Watching(attachment.policy)
             kept = logits(model)
             block = attachment.recorder.finish_batch(0, 1)
-        expected = zeroed_logits(model, layers, watching.answers)
+        expected = zeroed_logits(model, layers, watching.answers, attachment.renormalise)
         found.deviation[name] = ((kept - expected).abs().max() / plain.abs().max()).item()
         found.dropped[name] = 1 - block["assignments"].sum() / block["assignments_before"].sum()
+        found.added[name] = watching.added
     found.detached = torch.equal(logits(model), plain) and "generate" not in vars(model)
     found.decoded = decodes(model, layers)
     return found
 
 
+def policies_for(model_type, router):
+    """-> names of the policies that `examine` runs; only a softmax gives experts outside the top-k a weight."""
+    names = set(POLICIES) - {"top_k"} if model_type in ALL_POLICIES_ON else EVERYWHERE
+    return sorted(name for name in names if router == "softmax" or not POLICIES[name].may_add)
+
+
+def example_for(layers, name):
+    return example_policy(name, len(layers), layers[0].num_experts, layers[0].top_k)
+
+
 def attached(model, policy):
-    layer = find_moe_layers(model)[0]
-    states = ChannelStates(load_profile("paper_8_devices"), layer.shape, layer.num_experts)
-    return Attachment(model, build_policy(policy) if isinstance(policy, str) else policy, states)
+    layers = find_moe_layers(model)
+    states = ChannelStates(load_profile("paper_8_devices"), layers[0].shape, layers[0].num_experts)
+    return Attachment(model, example_for(layers, policy) if isinstance(policy, str) else policy, states)
 
 
 def logits(model):
@@ -234,10 +252,13 @@ def logits(model):
         return model(input_ids=ids, attention_mask=mask).logits[mask.bool()]
 
 
-def zeroed_logits(model, layers, answers):
-    """The unpatched model with the weights of dropped experts set to zero, renormalised where the router does so."""
+def zeroed_logits(model, layers, answers, renormalise="model"):
+    """The unpatched model with the weights of dropped experts set to zero, and renormalised as `renormalise` says."""
     handles = [
-        layer.experts.register_forward_pre_hook(_zeroing(layer, answer)) for layer, answer in zip(layers, answers)
+        layer.experts.register_forward_pre_hook(
+            _zeroing(layer, answer, renormalise is True or (renormalise == "model" and layer.normalises))
+        )
+        for layer, answer in zip(layers, answers)
     ]
     try:
         return logits(model)
@@ -246,32 +267,33 @@ def zeroed_logits(model, layers, answers):
             handle.remove()
 
 
-def _zeroing(layer, answer):
+def _zeroing(layer, answer, scaled_back):
+    kept_experts = torch.zeros(len(answer.keep), layer.num_experts, dtype=torch.bool)
+    kept_experts.scatter_(1, answer.expert_index, answer.keep)
+
     def hook(module, args):
-        if len(args) < 3:  # Llama 4: one expert per token is never dropped
-            return None
+        if len(args) < 3:  # Llama 4: every expert is given every token, expert by expert, times its score
+            return (args[0] * kept_experts.T.reshape(-1, 1),)
         hidden, index, weights = args
+        kept = weights * kept_experts.gather(1, index)
         if answer.weights is not None:
             index, kept = answer.expert_index, torch.where(answer.keep, answer.weights, 0)
-            return hidden, index, kept
-        kept_experts = torch.zeros(len(index), layer.num_experts, dtype=torch.bool)
-        kept_experts.scatter_(1, answer.expert_index, answer.keep)
-        kept = weights * kept_experts.gather(1, index)
-        if layer.normalises:
-            kept = kept / kept.sum(1, keepdim=True) * weights.sum(1, keepdim=True)
+        if scaled_back:
+            kept = kept / kept.sum(1, keepdim=True).clamp(min=1e-9) * weights.sum(1, keepdim=True)
         return hidden, index, kept
 
     return hook
 
 
 class Watching(SelectionPolicy):
-    """Another policy, whose answers are kept, one per layer."""
+    """Another policy, whose answers are kept, one per layer; added: whether it gave a token another expert."""
 
     def __init__(self, policy):
-        self.policy, self.answers = policy, []
+        self.policy, self.answers, self.added = policy, [], False
 
     def select(self, routing, channel):
         answer = self.policy.select(routing, channel)
+        self.added |= bool((answer.keep & (answer.expert_index != routing.top_k_index)).any())
         self.answers.append(Selection(*(None if part is None else part.clone() for part in answer)))
         return answer
 
@@ -303,7 +325,9 @@ def decodes(model, layers, new_tokens=4):
 HEADER = """# MoE families of transformers {version}
 
 Written by `make families` from what happens to a tiny random model of each family (`tests/routing/families.py`); a test
-compares. Every selection policy runs on every family that works, and:
+compares. On every family that works run `top_k`, a policy that only drops and, where the router is a softmax, one that
+may give a token other experts; all policies run on {all_policies_on}.
+There:
 
 - `top_k` leaves the logits bit-identical to the unpatched model;
 - a dropped expert equals one with weight zero, within {tolerance:g} of the largest logit in float32;
@@ -323,7 +347,12 @@ station and are no device load. Experts and top-k are those of the default confi
 def table():
     """-> the text of docs/model_families.md."""
     rows = [_row(model_type) for model_type in sorted(FAMILIES, key=model_class)]
-    return HEADER.format(version=transformers.__version__, tolerance=TOLERANCE) + "\n".join(rows) + "\n"
+    header = HEADER.format(
+        version=transformers.__version__,
+        tolerance=TOLERANCE,
+        all_policies_on=", ".join(f"`{name}`" for name in ALL_POLICIES_ON),
+    )
+    return header + "\n".join(rows) + "\n"
 
 
 def _row(model_type):

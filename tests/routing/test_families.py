@@ -6,7 +6,19 @@ import pytest
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tests.routing.families import FAMILIES, TABLE, TOLERANCE, examine, table
+from tests.routing.families import (
+    ALL_POLICIES_ON,
+    FAMILIES,
+    TABLE,
+    TOLERANCE,
+    attached,
+    examine,
+    logits,
+    policies_for,
+    table,
+    tiny_model,
+)
+from wdmoe_opencompass.errors import ModelError
 from wdmoe_opencompass.selection import POLICIES
 
 BREAK_THE_CONTRACT = {
@@ -16,7 +28,6 @@ BREAK_THE_CONTRACT = {
     "zaya": "no router beside ZayaExperts answers with one score for each of its 8 experts; ZayaRouter answers [16, 9]",
 }
 WORKING = sorted(set(FAMILIES) - set(BREAK_THE_CONTRACT))
-DROPPING = sorted(set(POLICIES) - {"top_k"})
 
 
 def test_every_family_of_the_installed_transformers_is_in_the_table():
@@ -35,12 +46,33 @@ def test_top_k_leaves_logits_bit_identical(family):
     assert examine(family).identical
 
 
-@pytest.mark.parametrize("policy", DROPPING)
 @pytest.mark.parametrize("family", WORKING)
-def test_dropped_experts_equal_zeroed_weights(family, policy):
+def test_dropped_experts_equal_zeroed_weights(family):
     found = examine(family)
-    assert found.deviation[policy] <= TOLERANCE
-    assert (found.dropped[policy] > 0) == (found.router != "one expert")  # else the test shows nothing
+    assert sorted(found.deviation) == policies_for(family, found.router)
+    for policy, deviation in found.deviation.items():
+        assert deviation <= TOLERANCE, policy
+        may_drop = found.router != "one expert" or POLICIES[policy].may_lose_all
+        assert (found.dropped[policy] > 0) == may_drop, policy  # else the test shows nothing
+        assert POLICIES[policy].may_add or not found.added[policy], policy
+    assert found.added.get("expanded_drop", True)
+
+
+def test_all_policies_run_on_families_of_every_kind():
+    kinds = {(examine(f).router, examine(f).normalises, examine(f).skips_dropped) for f in ALL_POLICIES_ON}
+    assert {router for router, _, _ in kinds} == {"softmax", "other", "one expert"}
+    assert {(True, True), (False, True), (True, False)} <= {(normalises, skips) for _, normalises, skips in kinds}
+
+
+@pytest.mark.parametrize("policy", sorted(name for name, kind in POLICIES.items() if kind.may_add))
+@pytest.mark.parametrize("family", ["deepseek_v3", "llama4_text", "phimoe"])
+def test_experts_outside_the_top_k_of_no_softmax_are_refused(family, policy):
+    model = tiny_model(family)
+    plain = logits(model)
+    with pytest.raises(ModelError, match="may give a token an expert outside its top-k, but this router is no softmax"):
+        attached(model, policy)
+    assert (logits(model) == plain).all()
+    assert examine(family).router != "softmax"
 
 
 @pytest.mark.parametrize("family", WORKING)

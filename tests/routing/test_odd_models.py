@@ -12,7 +12,7 @@ from tests.tiny import prompts, tiny_mixtral
 from wdmoe_opencompass.errors import ModelError
 from wdmoe_opencompass.routing import dropping_experts
 from wdmoe_opencompass.routing.patch import find_moe_layers
-from wdmoe_opencompass.selection import POLICIES, Selection, SelectionPolicy
+from wdmoe_opencompass.selection import POLICIES, Selection, SelectionPolicy, build_policy
 
 
 class KeepTop(SelectionPolicy):
@@ -141,6 +141,26 @@ class HostCopies(TorchDispatchMode):
 @pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "gpt_oss", "llama4_text"])
 def test_nothing_is_copied_to_the_host_inside_a_pass(family, policy, as_on_a_gpu):
     model = tiny_model(family)
+    if POLICIES[policy].may_add and find_moe_layers(model)[0].router_kind != "softmax":
+        pytest.skip("refused: see test_families.py")
+    check_nothing_is_copied(model, policy)
+
+
+@pytest.mark.parametrize(
+    ("policy", "parameters"),
+    [
+        ("one_t", dict(load_aware="tokens")),
+        ("one_t", dict(load_aware="time", may_lose_all=True)),
+        ("capacity", dict(by="device", may_lose_all=False)),
+        ("capacity", dict(by="time")),
+        ("expanded_drop", dict(by="time", gamma=0.5)),
+    ],
+)
+def test_no_variant_of_a_policy_copies_to_the_host(policy, parameters, as_on_a_gpu):
+    check_nothing_is_copied(tiny_model("mixtral"), build_policy(policy, parameters))
+
+
+def check_nothing_is_copied(model, policy):
     ids, mask = prompts()
 
     def copies():

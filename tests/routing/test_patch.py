@@ -4,7 +4,7 @@ from torch import nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from tests import oracles
-from tests.tiny import channel_states, prompts, tiny_mixtral
+from tests.tiny import channel_states, example_parameters, prompts, tiny_mixtral
 from wdmoe_opencompass.errors import ModelError
 from wdmoe_opencompass.routing.dropping_experts import DROPPING_EXPERTS
 from wdmoe_opencompass.routing.patch import Attachment, find_moe_layers
@@ -12,7 +12,8 @@ from wdmoe_opencompass.selection import POLICIES, Selection, SelectionPolicy, To
 
 
 def attach(model, policy="top_k", renormalise="model", **parameters):
-    policy = build_policy(policy, parameters) if isinstance(policy, str) else policy
+    if isinstance(policy, str):
+        policy = build_policy(policy, example_parameters(policy, layers=3) | parameters)
     return Attachment(model, policy, channel_states(model), renormalise)
 
 

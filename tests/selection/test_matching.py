@@ -9,7 +9,7 @@ from wdmoe_opencompass.harness.settings import parse_settings
 from wdmoe_opencompass.routing.channel_state import ChannelStates
 from wdmoe_opencompass.selection import POLICIES
 from wdmoe_opencompass.selection.calibration import read_calibration
-from wdmoe_opencompass.selection.matching import kept_share, matched_parameters, sampled_routing
+from wdmoe_opencompass.selection.matching import kept_share, matched_parameters, sampled_passes
 
 CALIBRATION = "quickstart/quickstart.calibration.safetensors"
 MATCHED = sorted(name for name, kind in POLICIES.items() if kind.knob is not None)
@@ -27,8 +27,10 @@ def test_the_sample_is_what_the_shipped_model_routes():
     calibration = read_calibration(CALIBRATION)
     layers = find_moe_layers(AutoModelForCausalLM.from_pretrained("quickstart/model", dtype=torch.float32))
     calibration.check_fits(len(layers), layers[0].num_experts, layers[0].top_k)
-    routing = sampled_routing(calibration, 0)
-    assert routing.shares.sum(1).tolist() == pytest.approx([1.0] * len(routing.shares), abs=1e-5)
+    passes = sampled_passes(calibration, 0)
+    assert sum(len(one.top_k_index) for one in passes) == calibration.probabilities.shape[1]
+    for one in passes:
+        assert one.shares.sum(1).tolist() == pytest.approx([1.0] * len(one.shares), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", MATCHED)

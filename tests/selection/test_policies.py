@@ -1,14 +1,25 @@
+import inspect
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import oracles
+from tests.tiny import example_parameters, example_policy
 from wdmoe_opencompass.errors import PolicyError
 from wdmoe_opencompass.selection import POLICIES, ChannelState, Routing, build_policy
 from wdmoe_opencompass.selection.base import BandwidthCurve
 
 ALL_POLICIES = sorted(POLICIES)
+# Algorithm 1's last threshold jumps back where its loop ends a round earlier, so a higher theta may drop less.
+WITH_A_TURN = {"wlr"}
+WITH_A_KNOB = [name for name in ALL_POLICIES if POLICIES[name].knob is not None and name not in WITH_A_TURN]
+
+
+def parameters_of(name):
+    return inspect.signature(POLICIES[name]).parameters
 
 
 def random_case(seed, tokens, experts, k, devices=None, spread=3.0):
@@ -49,21 +60,31 @@ cases = st.builds(
 )
 
 
+def example(name, routing):
+    return example_policy(name, 1, routing.probabilities.shape[1], routing.top_k_index.shape[1])
+
+
 @pytest.mark.parametrize("name", ALL_POLICIES)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(case=cases)
 def test_every_token_keeps_its_top_expert_and_none_gains_one(name, case):
+    """Except where the policy says that a token may lose all, or may be given others; none is held twice."""
     routing, channel = case
-    policy = build_policy(name)
-    selection = policy.select(routing, channel)
+    policy = example(name, routing)
+    index, keep, weights = policy.select(routing, channel)
     top = routing.top_k_weights.argmax(dim=1, keepdim=True)
-    assert policy.may_lose_all or policy.may_add or selection.keep.gather(1, top).all()
-    assert policy.may_lose_all or selection.keep.any(dim=1).all()
-    assert policy.may_add or torch.equal(selection.expert_index, routing.top_k_index)
+    assert policy.may_lose_all or policy.may_add or keep.gather(1, top).all()
+    assert policy.may_lose_all or keep.any(dim=1).all()
+    assert policy.may_add or (torch.equal(index, routing.top_k_index) and weights is None)
+    assert ((index >= 0) & (index < routing.probabilities.shape[1])).all()
+    held = torch.zeros_like(routing.probabilities).scatter_add(1, index, keep.float())
+    assert (held <= 1).all()
+    if weights is not None:
+        assert torch.allclose(weights[keep], routing.weights_of(index)[keep], rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ALL_POLICIES)
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(case=cases)
 def test_padding_does_not_change_what_real_tokens_keep(name, case):
     routing, channel = case
@@ -71,8 +92,57 @@ def test_padding_does_not_change_what_real_tokens_keep(name, case):
     alone = Routing(
         routing.probabilities[real], routing.top_k_index[real], routing.top_k_weights[real], real[real], 0, "prefill"
     )
-    policy = build_policy(name)
-    assert torch.equal(policy.select(routing, channel).keep[real], policy.select(alone, channel).keep)
+    policy = example(name, routing)
+    padded, unpadded = policy.select(routing, channel), policy.select(alone, channel)
+    assert torch.equal(padded.keep[real], unpadded.keep)
+    assert torch.equal(padded.expert_index[real][unpadded.keep], unpadded.expert_index[unpadded.keep])
+
+
+@pytest.mark.parametrize("name", ALL_POLICIES)
+@settings(deadline=None, max_examples=30)
+@given(case=cases)
+def test_a_policy_without_padding_keeps_the_same_again(name, case):
+    routing, channel = case
+    routing = replace(routing, is_load=torch.ones_like(routing.is_load))
+    first, second = (example(name, routing).select(routing, channel) for _ in range(2))
+    assert torch.equal(first.keep, second.keep)
+    assert torch.equal(first.expert_index, second.expert_index)
+
+
+@pytest.mark.parametrize("name", ALL_POLICIES)
+@settings(deadline=None, max_examples=30)
+@given(case=cases)
+def test_at_its_neutral_parameters_a_policy_is_top_k(name, case):
+    routing, channel = case
+    k, experts = routing.top_k_index.shape[1], routing.probabilities.shape[1]
+    for parameters in ({}, example_parameters(name, 1, experts, k)):
+        index, keep, _ = build_policy(name, parameters | POLICIES[name].neutral).select(routing, channel)
+        assert keep[routing.is_load].all()
+        assert torch.equal(index, routing.top_k_index)
+
+
+@pytest.mark.parametrize("k", [2, 4])
+@pytest.mark.parametrize("name", WITH_A_KNOB)
+def test_the_kept_share_follows_the_knob(name, k):
+    """Over a wide range, and without a turn."""
+    routing, channel = random_case(seed=1, tokens=400, experts=8, k=k, devices=4, spread=1.0)
+    parameter, low, high = POLICIES[name].knob
+    values = sorted({low, high, *(high * 0.5**n for n in range(24) if high * 0.5**n > low)})
+    parameters = example_parameters(name, 1, 8, k)
+    policies = [build_policy(name, parameters | {parameter: value}) for value in values]
+    shares = [policy.select(routing, channel).keep[routing.is_load].float().mean().item() for policy in policies]
+    assert shares == sorted(shares, reverse=shares[0] > shares[-1])
+    assert abs(shares[0] - shares[-1]) > 0.25
+
+
+@pytest.mark.parametrize("name", sorted(name for name in ALL_POLICIES if "may_lose_all" in parameters_of(name)))
+@settings(deadline=None, max_examples=30)
+@given(case=cases)
+def test_a_policy_that_is_told_so_spares_the_top_expert(name, case):
+    routing, channel = case
+    parameters = example_parameters(name, 1, routing.probabilities.shape[1], routing.top_k_index.shape[1])
+    policy = build_policy(name, parameters | dict(may_lose_all=False))
+    assert policy.select(routing, channel).keep[routing.rank == 0].all()
 
 
 @settings(deadline=None, max_examples=100)

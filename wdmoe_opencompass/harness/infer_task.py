@@ -37,16 +37,30 @@ class WdmoeInferTask(OpenICLInferTask):
             command = f"{python} -m {module} {cfg_path}"
         return template.format(task_cmd=command)
 
+    model_cfgs: list[ConfigDict]
+    dataset_cfgs: list[list[ConfigDict]]
+
     def run(self, cur_model: Any = None, cur_model_abbr: str | None = None) -> None:
-        """Run all datasets of the task; raise at the end if any failed."""
+        """Run all datasets of all models of the task, one model in memory at a time; raise at the end if any failed."""
         self._failed: list[str] = []
-        try:
-            super().run(cur_model, cur_model_abbr)
-        except Exception as error:  # the model, or a dataset's own files: nothing after it was run
-            for model_cfg, dataset_cfgs in zip(self.model_cfgs, self.dataset_cfgs, strict=True):
+        errors = []
+        every_model = list(zip(self.model_cfgs, self.dataset_cfgs, strict=True))
+        for model_cfg, dataset_cfgs in every_model:
+            self.model_cfgs, self.dataset_cfgs = [model_cfg], [dataset_cfgs]
+            self.model: Any = None
+            try:
+                super().run(cur_model, cur_model_abbr)
+            except Exception as error:  # the model, or a dataset's own files: nothing of the model after it was run
+                errors.append(error)
+                if len(every_model) > 1:
+                    self.logger.error(traceback.format_exc())
                 for dataset_cfg in dataset_cfgs:
                     self._note_failure(model_cfg, dataset_cfg, error)
-            raise
+            for dataset_cfg in dataset_cfgs:  # where the stock task leaves the model: two would be in memory at a time
+                dataset_cfg["infer_cfg"]["inferencer"].pop("model", None)
+        self.model_cfgs, self.dataset_cfgs = map(list, zip(*every_model, strict=True))
+        if errors:
+            raise errors[0]
         if self._failed:
             raise RuntimeError(f"failed: {', '.join(self._failed)}; the reasons stand beside the predictions")
 

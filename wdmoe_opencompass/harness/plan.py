@@ -40,7 +40,7 @@ from opencompass.utils.run import get_config_from_arg
 
 from ..channel.profile import ChannelProfile
 from ..errors import WdmoeError
-from ..routing.trace import array_bytes
+from ..routing.trace import array_bytes, axis_sizes
 from .infer_task import WdmoeInferTask
 from .models import WdmoeMixin
 from .offline import NotOnThisMachine, no_network
@@ -411,9 +411,7 @@ def _trace_bytes(model: _Model, passes: int, batches: int) -> int | None:
     weights, profile = model.facts.weights, model.profile
     if weights is None or profile is None:
         return None
-    sizes = dict(
-        layers=weights.layers, devices=len(profile.devices), pairs=weights.experts * (weights.experts - 1) // 2
-    )
+    sizes = axis_sizes(weights.layers, len(profile.devices), weights.experts)
     return HEADER_BYTES + len(json.dumps(profile.model_dump_json())) + array_bytes(sizes, passes, batches)
 
 

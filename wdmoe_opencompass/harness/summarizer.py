@@ -12,12 +12,13 @@ from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, mode
 
 from ..errors import TraceError, WdmoeError
 from ..report.figures import write_figures
+from ..report.items import item_results
 from ..report.publication import write_publication
 from ..report.summary import write_report
 from ..report.tables import DENSE, ModelRun, benchmarks_of, dataset_of
-from ..routing.trace import SEALED_SUFFIX, RoutingTrace, read_trace, seal_finished
+from ..routing.trace import SEALED_SUFFIX, RoutingTrace, read_trace, routing_name, seal_finished
 from .infer_task import FAILURE_SUFFIX
-from .settings import WdmoeSettings, parse_settings
+from .settings import parse_settings
 
 NO_TRACE = (
     "no routing trace: the stock infer task ran (--models, --datasets, --slurm and --dlc on the command line put it "
@@ -69,9 +70,15 @@ class WdmoeSummarizer(DefaultSummarizer):
             dataset = dataset_abbr_from_cfg(dataset_cfg)
             reasons = []
             try:
-                run.accuracies[dataset] = _main_metric(self._result_path(model_cfg, dataset_cfg))
+                result = _result(self._result_path(model_cfg, dataset_cfg))
+                run.accuracies[dataset] = _main_metric(result)
             except WdmoeError as error:
                 reasons.append(str(error))
+            else:
+                try:
+                    run.items[dataset] = item_results(result, *run.accuracies[dataset])
+                except WdmoeError as error:
+                    run.no_items[dataset] = str(error)
             if run.policy != DENSE:
                 try:
                     run.traces[dataset] = self._traces_of(predictions, dataset, run)
@@ -120,18 +127,26 @@ def _policy_and_profile_hash(wdmoe: Any, predictions: Path) -> tuple[str, str]:
     profile = str(wdmoe.get("profile", ""))
     traces = sorted(predictions.glob(f"*{SEALED_SUFFIX}"))
     if profile.endswith((".yaml", ".yml")) and not Path(profile).is_file() and traces:
-        return WdmoeSettings.model_validate(dict(wdmoe)).policy, read_trace(traces[0]).metadata.profile_hash
+        metadata = read_trace(traces[0]).metadata
+        return metadata.routing, metadata.profile_hash
     settings = parse_settings(wdmoe)
-    return settings.policy, settings.load_profile().content_hash
+    loaded = settings.load_profile()
+    bits = loaded.payload_bits if settings.quantise_payload else None
+    return routing_name(settings.policy, bits), loaded.content_hash
 
 
-def _main_metric(path: Path) -> tuple[str, float]:
-    """The metric that OpenCompass itself shows first."""
+def _result(path: Path) -> dict[str, Any]:
+    """What the evaluator left of a dataset."""
     if not path.exists():
         raise WdmoeError("no result: the inference or the evaluation did not finish; see logs/")
     result = mmengine.load(str(path))
     if "error" in result:
         raise WdmoeError(f"the evaluation failed: {result['error']}")
+    return result
+
+
+def _main_metric(result: dict[str, Any]) -> tuple[str, float]:
+    """The metric that OpenCompass itself shows first."""
     names = [n for n, value in result.items() if n not in METRIC_BLACKLIST and isinstance(value, int | float)]
     if not names:
         raise WdmoeError("the evaluation gave no number")

@@ -1,32 +1,81 @@
 """Two runs side by side: what both measured, as differences B - A; what only one measured, by name."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-Records = dict[str, list[dict[str, Any]]]  # a run's accuracy, latency and origin records
+from .batches import BatchSums
+from .differences import SIGNIFICANT, Benchmarks, difference_text, p_cells, paired_records
+from .items import ItemResults
+from .statistics import Interval, latency_difference_interval
+from .tables import BATCH_METHOD, ModelRun, bracketed, difference_cell, latency_ratio
+
+Records = dict[str, Any]  # a run's accuracy, latency, origin, items and batches records, and its groups
+ITEMS_FILE, BATCHES_FILE = "items.json", "batches.json"
+COLUMNS = ["quantity", "model", "row", "benchmark", "A", "B", "B - A", "B / A", "McNemar p", "Holm p", "significant"]
+TEXT = (
+    "B - A with its 95 % interval, accuracy in percentage points; - where it has none: items.json or batches.json of "
+    "the runs do not hold the same items or batches, or too few. Latency: scope pass, phase all, mean per batch",
+    "accuracy: paired bootstrap over items (5000 resamples within each dataset, half a pseudo-item of each outcome), "
+    "uncorrected",
+    f"latency: {BATCH_METHOD}",
+    SIGNIFICANT,
+)
+
+
+def item_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
+    """Which items each model answered right, as text of 1 and 0 in the dataset's order; all that `compared` needs."""
+    return [
+        dict(model=run.abbr, dataset=dataset, right="".join("01"[int(x)] for x in one.right), items_digest=one.digest)
+        for run in runs
+        for dataset, one in run.items.items()
+    ]
+
+
+def batch_records(cells: Sequence[tuple[dict[str, Any], BatchSums]]) -> list[dict[str, Any]]:
+    """Latency in seconds per group of batches, for the cells of Table II with scope pass, per batch, phase all."""
+    return [
+        dict(
+            **{key: record[key] for key in ("row", "model", "dataset")},
+            items=sums.items,
+            latency_s=sums.latency_s.tolist(),
+            passes=sums.passes.tolist(),
+            batches=sums.batches.tolist(),
+        )
+        for record, sums in cells
+        if _is_shown(record)
+    ]
 
 
 def compared(a: Records, b: Records) -> pd.DataFrame:
-    """-> rows (quantity, model, row, benchmark, A, B, B - A); no row for what only one run has."""
+    """-> rows of COLUMNS; no row for what only one run has."""
     rows = []
+    paired = _paired(a, b)
     for key, (ours, theirs) in _pairs(_accuracies(a), _accuracies(b)).items():
-        rows.append(_row("accuracy (%)", key, ours, theirs, "{:.2f}"))
+        record = paired.get((key[0], key[2]))
+        cells = {"B - A": difference_text(record)} | p_cells(record) if record else {}
+        rows.append(_row("accuracy (%)", key, f"{ours:.2f}", f"{theirs:.2f}") | cells)
+    sums_a, sums_b = _batches(a), _batches(b)
     for key, (ours, theirs) in _pairs(_latencies(a), _latencies(b)).items():
-        row = _row("latency per batch (ms)", key, ours, theirs, "{:.3f}")
-        rows.append(row | {"B / A": f"{theirs / ours:.3f}" if ours else "-"})
-    columns = ["quantity", "model", "row", "benchmark", "A", "B", "B - A", "B / A"]
-    return pd.DataFrame(rows, columns=columns).fillna("-")
+        row = _row("latency per batch (ms)", key, f"{ours:.3f}", f"{theirs:.3f}")
+        if key in sums_a and key in sums_b:
+            row |= _latency_cells(ours, theirs, sums_a[key], sums_b[key])
+        rows.append(row)
+    return pd.DataFrame(rows, columns=COLUMNS).fillna("-")
 
 
 def notes_of(a: Records, b: Records) -> list[str]:
-    """Lines under the table: that these are plain differences, both runs' origins, and what only one run has."""
-    notes = [
-        "plain differences without intervals: nothing here says whether a difference is more than chance; latency: "
-        "scope pass, phase all, mean per batch"
-    ]
+    """Lines under the table: methods, both runs' origins, and what only one run has."""
+    notes = list(TEXT)
     for name, records in (("A", a), ("B", b)):
         notes += [f"{name}: {origin['text']}" for origin in records["origin"]]
+        if not records["items"]:
+            notes.append(
+                f"{name}: which items were answered right is not in its summary; write that anew: opencompass CONFIG "
+                "-r TIME --mode viz"
+            )
     if {o["profile_hash"] for o in a["origin"]} != {o["profile_hash"] for o in b["origin"]}:
         notes.append("the runs were made under different channel profiles: their latencies are of different systems")
     for what, of in (("accuracy", _accuracies), ("latency", _latencies)):
@@ -40,21 +89,70 @@ def notes_of(a: Records, b: Records) -> list[str]:
 Key = tuple[str, str, str]  # model, row of Table II or "-", benchmark
 
 
+def _is_shown(record: dict[str, Any]) -> bool:
+    return (record["scope"], record["per"], record["phase"]) == ("pass", "batch", "all")
+
+
 def _accuracies(run: Records) -> dict[Key, float]:
     ours = ("active_experts_per_token", "share_dropped")
     return {(r["model"], "-", r["dataset"]): r["value"] for r in run["accuracy"] if r["metric"] not in ours}
 
 
 def _latencies(run: Records) -> dict[Key, float]:
-    chosen = [r for r in run["latency"] if (r["scope"], r["per"], r["phase"]) == ("pass", "batch", "all")]
-    return {(r["model"], r["row"], r["dataset"]): 1e3 * r["latency_s"] for r in chosen}
+    return {(r["model"], r["row"], r["dataset"]): 1e3 * r["latency_s"] for r in run["latency"] if _is_shown(r)}
+
+
+def _batches(run: Records) -> dict[Key, BatchSums]:
+    return {
+        (r["model"], r["row"], r["dataset"]): BatchSums(
+            [tuple(item) for item in r["items"]],
+            *(np.array(r[name], dtype=float) for name in ("latency_s", "passes", "batches")),
+        )
+        for r in run["batches"]
+    }
+
+
+def _items(run: Records, model: str) -> Benchmarks:
+    datasets = {
+        r["dataset"]: [ItemResults(np.array(list(r["right"])) == "1", r["items_digest"])]
+        for r in run["items"]
+        if r["model"] == model
+    }
+    groups = {
+        name: [datasets[member][0] for member in members]
+        for name, members in run["groups"].items()
+        if all(member in datasets for member in members)
+    }
+    return datasets | groups
+
+
+def _paired(a: Records, b: Records) -> dict[tuple[str, str], dict[str, Any]]:
+    """-> (model, benchmark) -> what tells chance from more; a dataset of a group is not among those corrected for."""
+    members = [dataset for groups in (a["groups"], b["groups"]) for names in groups.values() for dataset in names]
+    models = dict.fromkeys(record["model"] for record in a["items"])
+    return {
+        (model, record["benchmark"]): record
+        for model in models
+        for record in paired_records(_items(a, model), _items(b, model), members)
+    }
+
+
+def _latency_cells(a_ms: float, b_ms: float, a: BatchSums, b: BatchSums) -> dict[str, str]:
+    ratio, _ = latency_ratio(a, b, "batch")
+    if ratio is None:
+        return {}
+    found = latency_difference_interval(a.latency_s, a.count("batch"), b.latency_s, b.count("batch"))
+    difference = found and Interval(1e3 * found.low, 1e3 * found.high)
+    return {
+        "B - A": difference_cell(b_ms - a_ms, difference, "{:.3f}"),
+        "B / A": f"{b_ms / a_ms:.3f} {bracketed(ratio, '{:.3f}')[0]}",
+    }
 
 
 def _pairs(a: dict[Key, float], b: dict[Key, float]) -> dict[Key, tuple[float, float]]:
     return {key: (value, b[key]) for key, value in a.items() if key in b}
 
 
-def _row(quantity: str, key: Key, a: float, b: float, number: str) -> dict[str, str]:
+def _row(quantity: str, key: Key, a: str, b: str) -> dict[str, str]:
     model, row, benchmark = key
-    values = {"A": number.format(a), "B": number.format(b), "B - A": ("{:+" + number[2:]).format(b - a)}
-    return dict(quantity=quantity, model=model, row=row, benchmark=benchmark) | values
+    return dict(quantity=quantity, model=model, row=row, benchmark=benchmark, A=a, B=b) | {"B - A": "-"}

@@ -20,6 +20,7 @@ ROW_STYLE = {  # colour-blind safe (Okabe-Ito), one marker each
     "both": ("#009E73", "D"),
 }
 NOTE_LETTERS_PER_INCH = 20  # what fits beneath a figure at 6 points
+MOST_MODELS, PAPERS_POLICIES = 8, ("top_k", "wlr")
 CAVEAT = "selection was made under the run's own profile"
 
 
@@ -32,15 +33,22 @@ def write_figures(
     under the run's own profile.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    runs = _few(runs)
     present = [benchmark for benchmark in benchmarks if any(run.traces_of(benchmark) for run in runs)]
     if not present:
         return []
     note = f"{profile_line(runs)}; {CAVEAT}"
     written = []
     for name, draw in FIGURES.items():
-        written += _save(draw(runs, present), folder / name, note)
+        written += save_figure(draw(runs, present), folder / name, note)
         advance(1 / len(FIGURES))
     return written
+
+
+def _few(runs: Sequence[ModelRun]) -> Sequence[ModelRun]:
+    """Of many policies, vanilla's and the paper's alone, which the figures are of: the frontier shows them all."""
+    papers = [run for run in runs if run.policy in PAPERS_POLICIES]
+    return runs if len(runs) <= MOST_MODELS or not papers else papers[:MOST_MODELS]
 
 
 def sweep_s(traces: Sequence[RoutingTrace], method: str, scope: str) -> list[float]:
@@ -184,7 +192,8 @@ def _panels(count: int, width: float | None = None) -> tuple[Any, list[Any]]:
     return figure, list(axes[:count])
 
 
-def _save(figure: Any, path: Path, note: str) -> list[Path]:
+def save_figure(figure: Any, path: Path, note: str) -> list[Path]:
+    """Write a figure as PNG and PDF with a note beneath; -> the files."""
     text = f"{note}; allocation uniform or {OPTIMISED}, scope pass"
     figure.supxlabel(textwrap.fill(text, int(NOTE_LETTERS_PER_INCH * figure.get_figwidth())), fontsize=6)
     files = [path.with_suffix(".png"), path.with_suffix(".pdf")]

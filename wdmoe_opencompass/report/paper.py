@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from .tables import ModelRun
+from .statistics import Interval
+from .tables import ModelRun, difference_cell
 
 BENCHMARKS = {  # as the paper writes them -> as OpenCompass's own configs abbreviate them
     "MMLU": "mmlu",
@@ -37,8 +38,9 @@ TABLE_2 = {
 }
 CANNOT_MATCH = "†"
 TEXT = [
-    "difference = ours - paper, without an interval; accuracy in %, latency per batch in ms (scope pass, phase all), "
-    "saving against vanilla_even in percentage points",
+    "difference = ours - paper with the 95 % interval of ours, the paper's number taken as exact: it states no "
+    "intervals, so its own chance is left out and nothing here is called significant; - where ours has none. "
+    "Accuracy in %, latency per batch in ms (scope pass, phase all), saving against vanilla_even in percentage points",
     f"{CANNOT_MATCH} cannot match: the paper states neither the devices' distances and FLOP/s nor N0 nor batch "
     "sizes; our channel profile marks its own as assumption. Savings are ratios and can be compared with care.",
     "accuracy depends on prompts and answer extraction: the paper names OpenCompass, not the dataset configs; the "
@@ -63,7 +65,8 @@ def _accuracy_rows(runs: Sequence[ModelRun]) -> list[dict[str, str]]:
         for (name, benchmark), paper in zip(BENCHMARKS.items(), reported):
             ours = run.accuracy_of(benchmark)
             if ours:
-                rows.append(_row("Table I", run.abbr, name, "accuracy (%)", ours[1], paper, "{:.2f}", ""))
+                interval = run.accuracy_interval_of(benchmark)
+                rows.append(_row("Table I", run.abbr, name, "accuracy (%)", ours[1], interval, paper, "{:.2f}"))
     return rows
 
 
@@ -77,19 +80,33 @@ def _latency_rows(runs: Sequence[ModelRun], latency: Sequence[dict[str, Any]]) -
                 if one["model"] not in papers or where != (row, benchmark, "pass", "batch", "all"):
                     continue
                 label, ours_ms, paper_ms = f"{row}, {one['model']}", 1e3 * one["latency_s"], reported[place]
-                rows.append(
-                    _row("Table II", label, name, "latency (ms)", ours_ms, paper_ms, "{:.1f}", f" {CANNOT_MATCH}")
-                )
+                interval = _scaled(1e3, one["latency_low_s"], one["latency_high_s"])
+                cells = _row("Table II", label, name, "latency (ms)", ours_ms, interval, paper_ms, "{:.1f}")
+                rows.append(cells | dict(difference=f"{cells['difference']} {CANNOT_MATCH}"))
                 if one["saving"] is not None and row != "vanilla_even":
-                    saving = 100 * (1 - paper_ms / TABLE_2["vanilla_even"][place])
-                    rows.append(_row("Table II", label, name, "saving (%)", 100 * one["saving"], saving, "{:.1f}", ""))
+                    ours, paper = 100 * one["saving"], 100 * (1 - paper_ms / TABLE_2["vanilla_even"][place])
+                    interval = _scaled(100, one["saving_low"], one["saving_high"])
+                    rows.append(_row("Table II", label, name, "saving (%)", ours, interval, paper, "{:.1f}"))
     return rows
 
 
+def _scaled(scale: float, low: float | None, high: float | None) -> Interval | None:
+    return None if low is None or high is None else Interval(scale * low, scale * high)
+
+
 def _row(
-    table: str, label: str, benchmark: str, quantity: str, ours: float, paper: float, number: str, mark: str
+    table: str,
+    label: str,
+    benchmark: str,
+    quantity: str,
+    ours: float,
+    interval: Interval | None,
+    paper: float,
+    number: str,
 ) -> dict[str, str]:
-    values = dict(ours=number.format(ours), paper=number.format(paper), difference=number.format(ours - paper) + mark)
+    of_difference = interval and Interval(interval.low - paper, interval.high - paper)
+    difference = difference_cell(ours - paper, of_difference, number)
+    values = dict(ours=number.format(ours), paper=number.format(paper), difference=difference)
     return dict(table=table, row=label, benchmark=benchmark, quantity=quantity) | values
 
 

@@ -13,6 +13,16 @@ from ..allocation.base import Scope
 from ..errors import TraceError
 from ..replay import pooled_mean, replay
 from ..routing.trace import PHASES, SEALED_SUFFIX, RoutingTrace, TraceMetadata, read_trace
+from .batches import BatchSums, batch_sums, why_no_interval
+from .items import ItemResults
+from .statistics import (
+    CONFIDENCE,
+    Interval,
+    accuracy_interval,
+    latency_interval,
+    latency_ratio_interval,
+    wilson_interval,
+)
 
 SCOPES = get_args(Scope)
 OPTIMISED = "optimal"
@@ -37,6 +47,8 @@ class ModelRun:
     missing:    dataset -> why there is no accuracy or no trace
     groups:     benchmark -> the run's datasets that it is made of (MMLU's subjects); other benchmarks are one dataset
     group_size: benchmark -> datasets that a whole one has
+    items:      dataset -> which of its items were answered right
+    no_items:   dataset with an accuracy -> why that is not known: its accuracy has no interval then
     """
 
     abbr: str
@@ -47,6 +59,8 @@ class ModelRun:
     missing: dict[str, str] = field(default_factory=dict)
     groups: dict[str, list[str]] = field(default_factory=dict)
     group_size: dict[str, int] = field(default_factory=dict)
+    items: dict[str, ItemResults] = field(default_factory=dict)
+    no_items: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_vanilla(self) -> bool:
@@ -70,10 +84,29 @@ class ModelRun:
         found = [self.accuracies[dataset] for dataset in datasets]
         return found[0][0], sum(percent for _, percent in found) / len(found)
 
+    def items_of(self, benchmark: str) -> list[ItemResults]:
+        """Right or wrong of the items of a benchmark, dataset by dataset; none where one of them does not tell."""
+        datasets = self.datasets_of(benchmark)
+        return [self.items[dataset] for dataset in datasets] if all(d in self.items for d in datasets) else []
+
+    def accuracy_interval_of(self, benchmark: str) -> Interval | None:
+        """95 % interval of a benchmark's accuracy, in percent: Wilson's, of a group by a stratified bootstrap."""
+        rights = [items.right for items in self.items_of(benchmark)]
+        if not rights:
+            return None
+        alone = len(rights) == 1
+        found = wilson_interval(int(rights[0].sum()), len(rights[0])) if alone else accuracy_interval(rights)
+        return found and Interval(100 * found.low, 100 * found.high)
+
     @property
     def all_traces(self) -> list[RoutingTrace]:
         """The traces of all datasets."""
         return [trace for traces in self.traces.values() for trace in traces]
+
+
+def vanilla_of(run: ModelRun, runs: Sequence[ModelRun]) -> ModelRun | None:
+    """The run that `run` is compared with: the first of the same weights and channel profile that routes by top-k."""
+    return next((one for one in runs if one.is_vanilla and one.base == run.base), None)
 
 
 def benchmarks_of(datasets: Sequence[str], groups: dict[str, list[str]]) -> list[str]:
@@ -108,7 +141,7 @@ def runs_from_traces(run_folder: Path) -> list[ModelRun]:
     for path in sorted((run_folder / "predictions").glob(f"*/*{SEALED_SUFFIX}")):
         trace = read_trace(path)
         one = trace.metadata
-        run = runs.setdefault(one.model, ModelRun(one.model, one.policy, (one.weights, one.profile_hash)))
+        run = runs.setdefault(one.model, ModelRun(one.model, one.routing, (one.weights, one.profile_hash)))
         if run.base != (one.weights, one.profile_hash) or one.profile_hash != one.profile.content_hash:
             raise TraceError(f"{path}: recorded with other weights or another channel profile than {one.model}'s first")
         run.traces.setdefault(dataset_of(one.dataset, datasets), []).append(trace)
@@ -133,14 +166,18 @@ def row_runs(runs: Sequence[ModelRun], row: str) -> list[ModelRun]:
 def accuracy_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
     """Records (model, dataset, metric, value): accuracy, active experts per token, share of assignments dropped.
 
-    A group of datasets has records of its own beside those of its datasets.
+    A group of datasets has records of its own beside those of its datasets. An accuracy comes with its number of items
+    and the ends of its 95 % interval, low and high; None where its evaluator does not tell the items apart.
     """
-    records = []
+    records: list[dict[str, Any]] = []
     for run in runs:
         for name in _names(run):
             accuracy = run.accuracy_of(name)
             if accuracy is not None:
-                records.append(dict(model=run.abbr, dataset=name, metric=accuracy[0], value=accuracy[1]))
+                low, high = run.accuracy_interval_of(name) or (None, None)
+                items = sum(len(one.right) for one in run.items_of(name)) or None
+                of = dict(model=run.abbr, dataset=name, metric=accuracy[0], value=accuracy[1])
+                records.append(of | dict(low=low, high=high, items=items))
             traces = run.traces_of(name)
             before, after = (
                 sum(int(array.sum()) for array in arrays)
@@ -163,47 +200,84 @@ def latency_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
 
     A group's mean is over all passes or batches of its datasets. A row without bandwidth allocation reads the same in
     both scopes. saving is relative to the vanilla_even row of the same weights, profile, dataset, scope, per and phase.
+    Both have the ends of their 95 % interval (`_low`, `_high`; None without one, for the reason in no_interval), drawn
+    over groups of batches under the run's own channel draws.
     """
-    records: list[dict[str, Any]] = []
+    return [record for record, _ in latency_cells(runs)]
+
+
+def latency_cells(runs: Sequence[ModelRun]) -> list[tuple[dict[str, Any], BatchSums]]:
+    """The records of `latency_records`, each with the sums over batches that its intervals come from."""
+    cells: list[tuple[dict[str, Any], BatchSums]] = []
     for row, (_, method) in ROWS.items():
         for run in row_runs(runs, row):
             for name in _names(run):
-                records += _records_of(run, name, row, method)
-    baseline = {_cell(r): r["latency_s"] for r in records if r["row"] == "vanilla_even"}
-    for record in records:
+                cells += _cells_of(run, name, row, method)
+    baseline: dict[tuple, tuple[dict[str, Any], BatchSums]] = {}
+    for record, sums in cells:
+        if record["row"] == "vanilla_even":
+            baseline.setdefault(_cell(record), (record, sums))
+    for record, sums in cells:
         vanilla = baseline.get(_cell(record))
-        record["saving"] = None if not vanilla else 1 - record["latency_s"] / vanilla
-    return records
+        record |= _saving(record, sums, *vanilla) if vanilla else _NO_SAVING
+    return cells
 
 
-def _records_of(run: ModelRun, name: str, row: str, method: str) -> list[dict[str, Any]]:
-    records = []
+_NO_SAVING = dict(saving=None, saving_low=None, saving_high=None, no_interval=None)
+
+
+def _saving(
+    record: dict[str, Any], sums: BatchSums, vanilla: dict[str, Any], vanilla_sums: BatchSums
+) -> dict[str, Any]:
+    saving = 1 - record["latency_s"] / vanilla["latency_s"] if vanilla["latency_s"] else None
+    if record is vanilla or saving is None:
+        return _NO_SAVING | dict(saving=saving)
+    ratio, why = latency_ratio(vanilla_sums, sums, record["per"])
+    low, high = (1 - ratio.high, 1 - ratio.low) if ratio else (None, None)
+    return dict(saving=saving, saving_low=low, saving_high=high, no_interval=why)
+
+
+def latency_ratio(first: BatchSums, second: BatchSums, per: str) -> tuple[Interval | None, str | None]:
+    """-> (95 % interval of the ratio second / first of mean latencies, why there is none)."""
+    why = why_no_interval(first, second)
+    if why:
+        return None, why
+    counts = first.count(per), second.count(per)
+    interval = latency_ratio_interval(first.latency_s, counts[0], second.latency_s, counts[1])
+    return interval, None if interval else "some batches take no time"
+
+
+def _cells_of(run: ModelRun, name: str, row: str, method: str) -> list[tuple[dict[str, Any], BatchSums]]:
+    cells = []
     for scope in SCOPES:
         parts = [replay(trace, trace.metadata.profile, method, scope) for trace in run.traces_of(name)]
         for phase in ("all", *PHASES):
+            sums = batch_sums(parts, phase)
             for per in ("pass", "batch"):
                 latency_s = pooled_mean(parts, lambda part: part.waiting_latency_s, per, phase)
                 if latency_s is None:
                     continue
-                records.append(
-                    dict(
-                        row=row,
-                        model=run.abbr,
-                        base=run.base,
-                        dataset=name,
-                        scope=scope,
-                        per=per,
-                        phase=phase,
-                        latency_s=latency_s,
-                        allocation=method,
-                        downlink_energy_j=pooled_mean(parts, lambda part: part.energy.downlink_j, per, phase),
-                        uplink_energy_j=pooled_mean(parts, lambda part: part.energy.uplink_j, per, phase),
-                        computation_energy_j=pooled_mean(parts, lambda part: part.energy.computation_j, per, phase),
-                        tokens_per_batch=pooled_mean(parts, lambda part: part.trace.tokens, "batch", phase),
-                        passes_per_batch=pooled_mean(parts, lambda p: np.ones(len(p.trace.tokens)), "batch", phase),
-                    )
+                low, high = latency_interval(sums.latency_s, sums.count(per)) or (None, None)
+                record = dict(
+                    row=row,
+                    model=run.abbr,
+                    base=run.base,
+                    dataset=name,
+                    scope=scope,
+                    per=per,
+                    phase=phase,
+                    latency_s=latency_s,
+                    latency_low_s=low,
+                    latency_high_s=high,
+                    allocation=method,
+                    downlink_energy_j=pooled_mean(parts, lambda part: part.energy.downlink_j, per, phase),
+                    uplink_energy_j=pooled_mean(parts, lambda part: part.energy.uplink_j, per, phase),
+                    computation_energy_j=pooled_mean(parts, lambda part: part.energy.computation_j, per, phase),
+                    tokens_per_batch=pooled_mean(parts, lambda part: part.trace.tokens, "batch", phase),
+                    passes_per_batch=pooled_mean(parts, lambda p: np.ones(len(p.trace.tokens)), "batch", phase),
                 )
-    return records
+                cells.append((record, sums))
+    return cells
 
 
 def _cell(record: dict[str, Any]) -> tuple:
@@ -211,7 +285,7 @@ def _cell(record: dict[str, Any]) -> tuple:
 
 
 def table_1(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> pd.DataFrame:
-    """Models by benchmarks: accuracy in percent, then means over them of active experts and of dropped shares."""
+    """Models by benchmarks: accuracy in percent with its 95 % interval, then means over them of what was dropped."""
     records = accuracy_records(runs)
     rows = []
     for run in runs:
@@ -219,7 +293,8 @@ def table_1(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> pd.DataFrame
         row: dict[str, str] = {"model": run.abbr, "policy": run.policy}
         for benchmark in benchmarks:
             accuracy = run.accuracy_of(benchmark)
-            row[benchmark] = f"{accuracy[1]:.2f}" if accuracy else "-"
+            interval = run.accuracy_interval_of(benchmark)
+            row[benchmark] = " ".join([f"{accuracy[1]:.2f}", *bracketed(interval)]) if accuracy else "-"
         for metric, title, scale in (
             ("active_experts_per_token", "active experts per token", 1),
             ("share_dropped", "assignments dropped (%)", 100),
@@ -233,7 +308,10 @@ def table_1(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> pd.DataFrame
 def table_2(
     records: Sequence[dict[str, Any]], datasets: Sequence[str], scope: str, per: str, phase: str
 ) -> pd.DataFrame:
-    """Table II's rows by datasets: waiting latency in ms and, in brackets, the relative saving against vanilla_even."""
+    """Table II's rows by datasets: waiting latency in ms; in brackets the saving against vanilla_even and its interval.
+
+    A saving without an interval is not shown.
+    """
     chosen = [r for r in records if (r["scope"], r["per"], r["phase"]) == (scope, per, phase)]
     rows: list[dict[str, str]] = []
     models = list(dict.fromkeys((ROWS_ORDER[r["row"]], r["row"], r["model"]) for r in chosen))
@@ -256,9 +334,51 @@ def _latency_cell(record: dict[str, Any] | None) -> str:
     if record is None:
         return "-"
     text = f"{1e3 * record['latency_s']:.3f}"
-    if record["row"] == "vanilla_even" or record["saving"] is None:
+    if record["row"] == "vanilla_even" or record["saving_low"] is None:
         return text
-    return f"{text} ({100 * record['saving']:+.1f} %)"
+    interval = Interval(100 * record["saving_low"], 100 * record["saving_high"])
+    return f"{text} ({100 * record['saving']:+.1f} % {bracketed(interval)[0]})"
+
+
+def bracketed(interval: Interval | None, number: str = "{:.1f}") -> list[str]:
+    """-> one text `[low, high]`, or none."""
+    return [f"[{number.format(interval.low)}, {number.format(interval.high)}]"] if interval else []
+
+
+def difference_cell(value: float, interval: Interval | None, number: str = "{:.2f}") -> str:
+    """A difference with its interval; without one it is not shown."""
+    signed = "{:+" + number[2:]
+    return f"{signed.format(value)} {bracketed(interval, signed)[0]}" if interval else "-"
+
+
+ACCURACY_METHOD = (
+    f"in square brackets: {100 * CONFIDENCE:.0f} % intervals over items, Wilson's (1927); of a mean over several "
+    "datasets by a bootstrap of 5000 resamples within each"
+)
+BATCH_METHOD = (
+    f"{100 * CONFIDENCE:.0f} % intervals over batches of different items under the run's own channel draws (paired "
+    "bootstrap of 2000 resamples, stretched by Student's t for few batches): they tell of other prompts, not of other "
+    "fading"
+)
+
+
+def accuracy_notes(runs: Sequence[ModelRun]) -> list[str]:
+    """Lines under a table of accuracies: what its intervals are, and which are lacking and why."""
+    lacking: dict[str, list[str]] = {}
+    for run in runs:
+        for dataset, why in run.no_items.items():
+            lacking.setdefault(why, []).append(f"{run.abbr} on {dataset}")
+    return [ACCURACY_METHOD, *(f"no interval: {', '.join(where)}: {why}" for why, where in lacking.items())]
+
+
+def saving_notes(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines under a table of latencies: what the intervals of its savings are, and which are lacking and why."""
+    lacking: dict[str, list[str]] = {}
+    for record in records:
+        if record["no_interval"]:
+            lacking.setdefault(record["no_interval"], []).append(record["dataset"])
+    lines = [f"no saving shown on {', '.join(dict.fromkeys(where))}: {why}" for why, where in lacking.items()]
+    return [f"a saving's square brackets: {BATCH_METHOD}", *lines]
 
 
 def footnote(runs: Sequence[ModelRun], text: str) -> list[str]:

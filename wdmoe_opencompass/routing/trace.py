@@ -55,6 +55,11 @@ PER_BATCH: Arrays = {
 }
 
 
+def routing_name(policy: str, quantised_bits: int | None) -> str:
+    """A policy, and the bits that its payload is really rounded to."""
+    return policy if quantised_bits is None else f"{policy}, {quantised_bits}-bit payload"
+
+
 class TraceMetadata(BaseModel):
     """Where a trace comes from; everything a table has to name.
 
@@ -86,10 +91,14 @@ class TraceMetadata(BaseModel):
     dtype: str
     versions: dict[str, str]
 
+    @property
+    def routing(self) -> str:
+        """What the tables call the run's routing; `top_k` alone is the unchanged model."""
+        return routing_name(self.policy, self.profile.payload_bits if self.quantise_payload else None)
+
     def sizes(self) -> dict[str, int]:
         """Length of every named axis."""
-        pairs = self.experts * (self.experts - 1) // 2
-        return {"layers": self.layers, "devices": len(self.profile.devices), "pairs": pairs, "ratio_bins": RATIO_BINS}
+        return axis_sizes(self.layers, len(self.profile.devices), self.experts)
 
 
 @dataclass(frozen=True)
@@ -120,8 +129,13 @@ class RoutingTrace:
         return self.arrays["phase"] == PHASES.index(phase)
 
 
+def axis_sizes(layers: int, devices: int, experts: int) -> dict[str, int]:
+    """Length of every named axis of a trace's arrays."""
+    return {"layers": layers, "devices": devices, "pairs": experts * (experts - 1) // 2, "ratio_bins": RATIO_BINS}
+
+
 def array_bytes(sizes: dict[str, int], passes: int, batches: int) -> int:
-    """Bytes of the arrays of a trace; `sizes` is the length of every named axis, as TraceMetadata.sizes gives it."""
+    """Bytes of the arrays of a trace; `sizes` is what `axis_sizes` gives."""
 
     def row(table: Arrays) -> int:
         return sum(np.dtype(dtype).itemsize * math.prod(sizes[axis] for axis in axes) for dtype, axes in table.values())

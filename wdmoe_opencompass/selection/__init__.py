@@ -7,11 +7,16 @@ from typing import Any
 from ..errors import PolicyError, unknown_name
 from .base import ChannelState, Routing, Selection, SelectionPolicy
 from .caee import Caee
+from .capacity import CapacityDrop
 from .des import Des, DesTopK
 from .dual_price import DualPrice
+from .expanded_drop import ExpandedDrop
+from .fixed_k import FixedK
 from .jesa import Jesa
 from .lexi import Lexi
 from .oea import Oea
+from .random_drop import RandomDrop
+from .ratio_threshold import AdapMoe, Naee, OneThreshold, TopP
 from .sift_moe import SiftMoe
 from .top_k import TopK
 from .wlr import WeightToLatencyRatio
@@ -20,6 +25,14 @@ POLICIES: dict[str, type[SelectionPolicy]] = {
     "top_k": TopK,
     "wlr": WeightToLatencyRatio,
     "dual_price": DualPrice,
+    "fixed_k": FixedK,
+    "random_drop": RandomDrop,
+    "naee": Naee,
+    "one_t": OneThreshold,
+    "adapmoe": AdapMoe,
+    "top_p": TopP,
+    "capacity": CapacityDrop,
+    "expanded_drop": ExpandedDrop,
     "des": Des,
     "des_top_k": DesTopK,
     "jesa": Jesa,

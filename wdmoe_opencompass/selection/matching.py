@@ -9,6 +9,7 @@ from ..errors import PolicyError
 from .base import ChannelState, Routing, SelectionPolicy
 from .calibration import Calibration
 
+PASS_TOKENS = 256
 MATCHING_STEPS = 40
 DIGITS = 6  # of the matched parameter, so that it can be written down
 UNREACHABLE = 0.01  # by how much the nearest reachable share may miss the asked one before it is refused
@@ -18,20 +19,25 @@ Build = Callable[[dict[str, Any]], SelectionPolicy]
 
 
 def kept_share(policy: SelectionPolicy, calibration: Calibration, channel_of_layer: ChannelOfLayer) -> float:
-    """Share of the sample's assignments that a policy keeps, all layers together, each as one prefill pass."""
+    """Share of the sample's assignments that a policy keeps, all layers together, in prefill passes of PASS_TOKENS."""
     kept = total = 0
     for layer in range(len(calibration.need("probabilities"))):
-        routing = sampled_routing(calibration, layer)
-        keep = policy.select(routing, channel_of_layer(0, layer, torch.device("cpu"))).keep
-        kept, total = kept + int(keep.sum()), total + keep.numel()
+        channel = channel_of_layer(0, layer, torch.device("cpu"))
+        for routing in sampled_passes(calibration, layer):
+            keep = policy.select(routing, channel).keep
+            kept, total = kept + int(keep.sum()), total + keep.numel()
     return kept / total
 
 
-def sampled_routing(calibration: Calibration, layer: int) -> Routing:
-    """What the router chose for the sample's tokens in one layer."""
-    probabilities = calibration.need("probabilities")[layer]
-    index, weights = calibration.need("top_k_index")[layer], calibration.need("top_k_weights")[layer]
-    return Routing(probabilities, index, weights, torch.ones(len(index), dtype=torch.bool), layer, "prefill")
+def sampled_passes(calibration: Calibration, layer: int) -> list[Routing]:
+    """What the router chose for the sample's tokens in one layer, in passes of PASS_TOKENS."""
+    probabilities, index, weights = (
+        calibration.need(name)[layer].split(PASS_TOKENS) for name in ("probabilities", "top_k_index", "top_k_weights")
+    )
+    return [
+        Routing(p, i, w, torch.ones(len(i), dtype=torch.bool), layer, "prefill")
+        for p, i, w in zip(probabilities, index, weights)
+    ]
 
 
 def matched_parameters(

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..errors import PolicyError
 from .base import ChannelState, Knob, Routing, Selection, SelectionPolicy
+from .checks import check_choice, check_number
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,10 @@ class WeightToLatencyRatio(SelectionPolicy):
 
     def __post_init__(self) -> None:
         """Check the parameters' ranges."""
-        for name, value, rule, holds in (
-            ("theta", self.theta, ">= 0 and <= 1", 0 <= self.theta <= 1),
-            ("theta_step", self.theta_step, ">= 0.001", self.theta_step >= 0.001),
-            ("gain", self.gain, "> 0", self.gain > 0),
-        ):
-            if not holds:
-                raise PolicyError(f"selection policy 'wlr': {name} must be {rule}, got {value}")
-        if self.similarity_weights not in ("softmax", "top_k"):
-            raise PolicyError(
-                f"selection policy 'wlr': similarity_weights must be softmax or top_k, got {self.similarity_weights!r}"
-            )
+        check_number("wlr", "theta", self.theta, ">= 0 and <= 1")
+        check_number("wlr", "theta_step", self.theta_step, ">= 0.001")
+        check_number("wlr", "gain", self.gain, "> 0")
+        check_choice("wlr", "similarity_weights", self.similarity_weights, ("softmax", "top_k"))
 
     def thresholds(self) -> list[float]:
         """Theta of every possible round; the last, above 1, only serves the extra pass."""

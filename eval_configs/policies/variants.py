@@ -1,0 +1,54 @@
+"""Every selection policy as `wdmoe=dict(...)`: at its author's defaults, and matched to shares of kept assignments.
+
+Payloads of 8 and 4 bits that are really quantised stand beside the vanilla model of the same profile, whose answers do
+not know of them. Policies that add experts (may_add) need a softmax router; those with measured constants need a
+calibration.
+"""
+
+OWN_DEFAULTS = {
+    "vanilla": dict(policy="top_k"),
+    "wdmoe": dict(policy="wlr"),
+    "top-1": dict(policy="fixed_k"),
+    "random": dict(policy="random_drop"),
+    "naee": dict(policy="naee"),
+    "1t": dict(policy="one_t"),
+    "1t-load-aware": dict(policy="one_t", policy_parameters=dict(load_aware="time", max_threshold=0.3)),
+    "adapmoe": dict(policy="adapmoe"),
+    "top-p": dict(policy="top_p"),
+    "capacity-tokens": dict(policy="capacity"),
+    "capacity-time": dict(policy="capacity", policy_parameters=dict(by="time")),
+    "expanded-drop": dict(policy="expanded_drop"),
+    "des": dict(policy="des"),
+    "des-top-k": dict(policy="des_top_k"),
+    "jesa": dict(policy="jesa"),
+    "caee": dict(policy="caee"),
+    "sift-moe": dict(policy="sift_moe"),
+    "lexi": dict(policy="lexi"),
+    "oea": dict(policy="oea"),
+    "dual-price": dict(policy="dual_price"),
+    "dual-price-even": dict(policy="dual_price", policy_parameters=dict(split="even")),
+}
+MATCHED_SHARES = (0.8, 0.65)
+MATCHED = {
+    name: variant
+    for name, variant in OWN_DEFAULTS.items()
+    if name not in ("vanilla", "top-1", "oea", "expanded-drop", "1t-load-aware", "dual-price-even")
+}
+QUANTISED = {
+    f"{name}-{bits}-bit": dict(profile=f"paper_8_devices_{bits}_bit", **changed)
+    for bits in (8, 4)
+    for name, changed in (
+        ("vanilla", dict(policy="top_k")),
+        ("vanilla-quantised", dict(policy="top_k", quantise_payload=True)),
+        ("dual-price-quantised", dict(policy="dual_price", quantise_payload=True)),
+    )
+}
+variants = (
+    OWN_DEFAULTS
+    | {
+        f"{name}-kept-{100 * share:.0f}": variant | dict(kept_share=share)
+        for share in MATCHED_SHARES
+        for name, variant in MATCHED.items()
+    }
+    | QUANTISED
+)

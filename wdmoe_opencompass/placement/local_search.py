@@ -1,0 +1,122 @@
+"""Local search: swap two experts, or move one to a device with room, while it pays; from many starts. Our choice."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ..latency import Array
+from .co_selection import Places
+from .problem import PlacementProblem, device_costs, modulo
+
+RESTARTS = 800  # over the number of experts: 100 for 8 experts, 6 for 128, whose descents take longer
+LEAST_GAIN = 1e-12  # of the cost: less is rounding
+
+
+def local_search(
+    problem: PlacementProblem,
+    starts: Sequence[Places] = (),
+    restarts: int | None = None,
+    seed: int = 0,
+    advance: Callable[[float], None] = lambda share: None,
+) -> Places:
+    """-> [experts] the best placement that no swap and no move betters; never worse than the default placement.
+
+    It descends from the default placement, from `starts` and from `restarts` random placements drawn with `seed`
+    (default: RESTARTS / experts). `advance` is told the share of the work that each descent was.
+    """
+    small = problem.for_search()
+    search = _Search(small)
+    random = np.random.default_rng(seed)
+    experts, slots = problem.counts.experts, np.repeat(np.arange(problem.devices), problem.capacity)
+    restarts = RESTARTS // experts if restarts is None else restarts
+    given = [modulo(experts, problem.devices), *starts]
+    begun = [*given, *(random.permutation(slots)[:experts] for _ in range(restarts))]
+    found = []
+    for start in begun:
+        found.append(search.descend(start))
+        advance(1 / len(begun))
+    best = sorted(found, key=small.cost)[:3]  # where batches were added up, the order is nearly that of the true costs
+    return min([*best, *given], key=problem.cost)
+
+
+class _Search:
+    """Descents on one problem.
+
+    Behind the experts stands one empty slot per device, which nobody chose: a move is a swap with it.
+    """
+
+    def __init__(self, problem: PlacementProblem):
+        self.problem = problem
+        self.experts = problem.counts.experts
+        empty = problem.devices
+        self.pairs = np.pad(problem.counts.matrix(), ((0, 0), (0, empty), (0, empty)))
+        self.counts = np.pad(problem.counts.counts, ((0, 0), (0, empty)))
+
+    def descend(self, start: Places) -> Places:
+        """Give every expert in turn its best swap or move, until a whole round changes nothing."""
+        self.place = np.concatenate([start, np.arange(self.problem.devices)])  # [experts + devices]
+        held = self._is_at()[: self.experts].astype(float)
+        self.beside = self.pairs[:, :, : self.experts] @ held  # [rows, experts + devices, devices] pairs with a device
+        unchanged, expert = 0, 0
+        while unchanged < self.experts:
+            unchanged = 0 if self._improve(expert) else unchanged + 1
+            expert = (expert + 1) % self.experts
+        return self.place[: self.experts]
+
+    def _is_at(self) -> np.ndarray:
+        return self.place[:, None] == np.arange(self.problem.devices)
+
+    def _improve(self, expert: int) -> bool:
+        is_at, here = self._is_at(), self.place[expert]
+        has_room = is_at[: self.experts].sum(axis=0) < self.problem.capacity
+        may = np.concatenate([np.ones(self.experts, dtype=bool), has_room]) & (self.place != here)
+        partners = np.flatnonzero(may)
+        if not len(partners):
+            return False
+        now, swapped = self._costs(expert, partners, is_at.astype(float))
+        best = int(np.argmin(swapped))
+        if not swapped[best] < now * (1 - LEAST_GAIN):
+            return False
+        partner = partners[best]
+        there = self.place[partner]
+        change = self.pairs[:, :, partner] - self.pairs[:, :, expert]
+        self.beside[:, :, here] += change
+        self.beside[:, :, there] -= change
+        self.place[expert] = there
+        if partner < self.experts:
+            self.place[partner] = here
+        return True
+
+    def _costs(self, expert: int, partners: Places, is_at: Array) -> tuple[float, Array]:
+        """-> the cost now, and [partners] the cost after swapping the expert with each."""
+        objective, top_k = self.problem.objective, self.problem.counts.top_k
+        here, there = self.place[expert], self.place[partners]
+        own = np.take_along_axis(self.beside, self.place[None, :, None], axis=2)[:, :, 0]  # [rows, experts + devices]
+        evaluations, inside = self.counts @ is_at, own @ is_at / 2  # [rows, devices] S1 and S2 of visit_bounds
+        per_device = device_costs(objective, np.arange(self.problem.devices), evaluations, inside, top_k)
+
+        both = self.pairs[:, partners, expert]  # [rows, partners], as all below
+        more = self.counts[:, partners] - self.counts[:, [expert]]
+        pairs_here = self.beside[:, partners, here] - self.beside[:, [expert], here] - both
+        pairs_there = self.beside[:, expert][:, there] - own[:, partners] - both
+        changed = (
+            device_costs(objective, here, evaluations[:, [here]] + more, inside[:, [here]] + pairs_here, top_k),
+            device_costs(objective, there, evaluations[:, there] - more, inside[:, there] + pairs_there, top_k),
+        )
+        if not objective.largest:
+            others = per_device.sum(axis=1, keepdims=True) - per_device[:, [here]] - per_device[:, there]
+            return float(per_device.sum()), (others + changed[0] + changed[1]).sum(axis=0)
+        others = _largest_but(per_device, here)[:, there]
+        return float(per_device.max(axis=1).sum()), np.maximum(others, np.maximum(*changed)).sum(axis=0)
+
+
+def _largest_but(per_device: Array, here: int) -> Array:
+    """-> [rows, devices] the largest cost of all devices but `here` and the column's own; 0 where none is left."""
+    rest = per_device.copy()
+    rest[:, here] = 0.0
+    largest = rest.argmax(axis=1)
+    answer = np.repeat(rest.max(axis=1)[:, None], rest.shape[1], axis=1)
+    rows = np.arange(len(rest))
+    rest[rows, largest] = 0.0
+    answer[rows, largest] = rest.max(axis=1)
+    return answer

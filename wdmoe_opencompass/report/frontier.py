@@ -1,0 +1,256 @@
+"""The accuracy-latency frontier: every policy of a run as one point, with intervals, and which are not beaten."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .batches import BatchSums
+from .differences import METHOD, SIGNIFICANT, difference_text, p_cells, paired_records
+from .statistics import SIGNIFICANCE, Interval, accuracy_interval, holm, latency_ratio_interval, mcnemar_p
+from .tables import BATCH_METHOD, DENSE, ModelRun, bracketed
+
+FRONTIER = "frontier"
+TEXT = (
+    "one row per model that routes through a policy; accuracy in %, plain mean over {benchmarks}; attention waiting "
+    "latency relative to vanilla with an even split, geometric mean over the benchmarks of the ratios per batch, scope "
+    "pass, phase all, under the optimal and the even split; kept: assignments kept of the router's (%), measured over "
+    "all layers and real tokens; matched: what the policy's knob was turned to keep on the calibration sample. "
+    "Selection was made under the run's own profile."
+)
+FRONT = (
+    "on front: no other model of the same weights and profile (payload bits apart) has at least its accuracy and at "
+    "most its latency (under the optimal split), one of them strictly; by the estimates, intervals stand beside them"
+)
+
+Cells = Sequence[tuple[dict[str, Any], BatchSums]]
+
+
+def frontier_records(runs: Sequence[ModelRun], benchmarks: Sequence[str], cells: Cells) -> list[dict[str, Any]]:
+    """One record per model that has a vanilla beside it and everything measured on all benchmarks.
+
+    Beside it: the first of the same weights and channel profile, payload_bits apart, so that a payload of fewer bits
+    shows what it saves.
+
+    cells: what `tables.latency_cells` gives. accuracy, accuracy_low and accuracy_high in percent; difference (and
+    difference_low, difference_high) to vanilla in points with McNemar's p over all items, Holm's over the models of
+    one vanilla; latency_ratio (and _low, _high) to vanilla under even split, latency_ratio_even that of the even split;
+    waiting_latency_s: plain mean over the benchmarks of the mean per batch, optimal split, scope pass.
+    """
+    records = []
+    families = {run.abbr: _family(run) for run in runs if run.policy != DENSE and run.all_traces}
+    vanillas = {families[run.abbr]: run for run in reversed(runs) if run.is_vanilla and run.abbr in families}
+    for run in runs:
+        vanilla = vanillas.get(families.get(run.abbr, ("", "")))
+        if vanilla is None:
+            continue
+        record = _record(run, vanilla, benchmarks, cells)
+        if record is not None:
+            records.append(record)
+    _correct(records)
+    _mark_front(records)
+    return records
+
+
+def _family(run: ModelRun) -> tuple[str, str]:
+    """What must be equal for two models to be on one frontier: weights, and the channel profile but for its payload."""
+    profile = run.all_traces[0].metadata.profile
+    return run.base[0], profile.model_copy(update={"payload_bits": 16}).content_hash
+
+
+def _record(run: ModelRun, vanilla: ModelRun, benchmarks: Sequence[str], cells: Cells) -> dict[str, Any] | None:
+    accuracies = [accuracy for name in benchmarks if (accuracy := run.accuracy_of(name)) is not None]
+    if len(accuracies) < len(benchmarks):
+        return None
+    baseline = _sums_of(vanilla, "uniform", benchmarks, cells)
+    splits = {method: _sums_of(run, method, benchmarks, cells) for method in ("optimal", "uniform")}
+    if any(part is None for part in (baseline, *splits.values())):
+        return None
+    metadata = run.all_traces[0].metadata
+    before, after = (
+        sum(int(getattr(trace, name).sum()) for benchmark in benchmarks for trace in run.traces_of(benchmark))
+        for name in ("assignments_before", "assignments")
+    )
+    record: dict[str, Any] = dict(
+        model=run.abbr,
+        policy=run.policy,
+        parameters=metadata.policy_parameters,
+        matched_share=metadata.kept_share,
+        payload_bits=metadata.profile.payload_bits,
+        family=_family(run),
+        kept_share=after / before,
+        accuracy=sum(percent for _, percent in accuracies) / len(accuracies),
+        waiting_latency_s=float(np.mean([mean for mean, _ in splits["optimal"]])),  # type: ignore[union-attr]
+    )
+    record |= _accuracy_interval(run, benchmarks) | _difference(run, vanilla, benchmarks)
+    for method, sums in splits.items():
+        record |= _ratio(baseline, sums, "" if method == "optimal" else "_even")  # type: ignore[arg-type]
+    return record
+
+
+def _sums_of(
+    run: ModelRun, method: str, benchmarks: Sequence[str], cells: Cells
+) -> list[tuple[float, BatchSums]] | None:
+    """-> per benchmark the mean latency per batch in seconds and its sums; None where a benchmark has none."""
+    found = {
+        record["dataset"]: (record["latency_s"], sums)
+        for record, sums in cells
+        if (record["model"], record["allocation"]) == (run.abbr, method)
+        and (record["scope"], record["per"], record["phase"]) == ("pass", "batch", "all")
+    }
+    return [found[name] for name in benchmarks] if all(name in found for name in benchmarks) else None
+
+
+def _accuracy_interval(run: ModelRun, benchmarks: Sequence[str]) -> dict[str, float | None]:
+    strata = [(one.right, 1 / len(benchmarks) / len(run.items_of(b))) for b in benchmarks for one in run.items_of(b)]
+    known = all(run.items_of(name) for name in benchmarks)
+    interval = accuracy_interval([s for s, _ in strata], [w for _, w in strata]) if known else None
+    return _ends("accuracy", interval, 100)
+
+
+def _difference(run: ModelRun, vanilla: ModelRun, benchmarks: Sequence[str]) -> dict[str, Any]:
+    first, second = ({name: one.items_of(name) for name in benchmarks} for one in (vanilla, run))
+    paired = paired_records(first, second)
+    if run is vanilla or len([one for one in paired if one["mcnemar_p"] is not None]) < len(benchmarks):
+        return dict(difference=None, mcnemar_p=None) | _ends("difference", None)
+    mean = paired[-1]
+    rights = [np.concatenate([one.right for name in benchmarks for one in side[name]]) for side in (first, second)]
+    interval = None if mean["low"] is None else Interval(mean["low"], mean["high"])
+    return dict(difference=mean["difference"], mcnemar_p=mcnemar_p(*rights)) | _ends("difference", interval)
+
+
+def _ratio(baseline: list[tuple[float, BatchSums]], own: list[tuple[float, BatchSums]], ending: str) -> dict[str, Any]:
+    """Geometric mean of the ratios; its interval by that of each benchmark's logarithm, independent of the others."""
+    pairs = list(zip(baseline, own, strict=True))
+    ratio = float(np.exp(np.mean([np.log(second / first) for (first, _), (second, _) in pairs])))
+    intervals = [
+        latency_ratio_interval(a.latency_s, a.count("batch"), b.latency_s, b.count("batch"))
+        if a.items == b.items
+        else None
+        for (_, a), (_, b) in pairs
+    ]
+    interval = None
+    if all(one is not None for one in intervals):
+        logs = np.log(np.array(intervals))  # [benchmarks, low and high]
+        estimates = np.log([second / first for (first, _), (second, _) in pairs])
+        below, above = (np.sqrt(np.square(logs[:, side] - estimates).sum()) / len(pairs) for side in (0, 1))
+        interval = Interval(ratio * float(np.exp(-below)), ratio * float(np.exp(above)))
+    return {f"latency_ratio{ending}": ratio} | _ends(f"latency_ratio{ending}", interval)
+
+
+def _ends(name: str, interval: Interval | None, scale: float = 1) -> dict[str, float | None]:
+    low, high = (None, None) if interval is None else (scale * interval.low, scale * interval.high)
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
+def _correct(records: list[dict[str, Any]]) -> None:
+    """Holm over the models that are compared with one vanilla."""
+    for base in {record["family"] for record in records}:
+        family = [one for one in records if one["family"] == base and one["mcnemar_p"] is not None]
+        for record, p in zip(family, holm([one["mcnemar_p"] for one in family]), strict=True):
+            record |= dict(holm_p=p, significant=p < SIGNIFICANCE)
+    for record in records:
+        record.setdefault("holm_p", None)
+        record.setdefault("significant", None)
+
+
+def _mark_front(records: list[dict[str, Any]]) -> None:
+    for record in records:
+        record["on_front"] = not any(_beats(other, record) for other in records if other["family"] == record["family"])
+
+
+def _beats(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    better = (one["accuracy"] - other["accuracy"], other["latency_ratio"] - one["latency_ratio"])
+    return min(better) >= 0 and max(better) > 0
+
+
+def frontier_table(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Rows from the highest latency to the lowest, as cells."""
+    return pd.DataFrame(_cells(record) for record in sorted(records, key=lambda one: -one["latency_ratio"]))
+
+
+def _cells(record: dict[str, Any]) -> dict[str, str]:
+    def with_interval(name: str, number: str, scale: float = 1) -> str:
+        low, high = (record[f"{name}_{end}"] for end in ("low", "high"))
+        interval = None if low is None else Interval(scale * low, scale * high)
+        return " ".join([number.format(scale * record[name]), *bracketed(interval, number)])
+
+    difference = dict(difference=record["difference"], low=record["difference_low"], high=record["difference_high"])
+    return (
+        {
+            "model": record["model"],
+            "policy": record["policy"],
+            "payload (bit)": str(record["payload_bits"]),
+            "matched (%)": "-" if record["matched_share"] is None else f"{100 * record['matched_share']:.0f}",
+            "kept (%)": f"{100 * record['kept_share']:.1f}",
+            "accuracy (%)": with_interval("accuracy", "{:.1f}"),
+            "difference (points)": "-" if record["difference"] is None else difference_text(difference),
+        }
+        | p_cells(record)
+        | {
+            "latency, optimal split": with_interval("latency_ratio", "{:.3f}"),
+            "latency, even split": with_interval("latency_ratio_even", "{:.3f}"),
+            "on front": "yes" if record["on_front"] else "no",
+        }
+    )
+
+
+def frontier_notes() -> list[str]:
+    """Lines under the table: the methods, and what the words mean."""
+    return [
+        METHOD,
+        SIGNIFICANT.replace(
+            "over the benchmarks of a model; models are not corrected for each other", "over the models"
+        )
+        + "; here over all items of all benchmarks",
+        f"latency: {BATCH_METHOD}; over several benchmarks the intervals of the logarithms are added as independent",
+        FRONT,
+    ]
+
+
+def draw_frontier(records: Sequence[dict[str, Any]], benchmarks: Sequence[str]) -> Any:
+    """Accuracy against latency, with intervals; one colour and marker per policy, the front joined."""
+    import matplotlib.pyplot as plt
+
+    figure, panel = plt.subplots(figsize=(9, 6), layout="constrained")
+    policies = list(dict.fromkeys(record["policy"] for record in records))
+    colours = [plt.get_cmap("tab20")(number) for number in range(20)]
+    markers = "osD^v<>Pp*Xhd8"
+    for number, policy in enumerate(policies):
+        own = [record for record in records if record["policy"] == policy]
+        panel.errorbar(
+            [one["latency_ratio"] for one in own],
+            [one["accuracy"] for one in own],
+            xerr=_bars(own, "latency_ratio"),
+            yerr=_bars(own, "accuracy"),
+            fmt=markers[number % len(markers)],
+            color=colours[number % len(colours)],
+            markersize=9 if policy == "dual_price" else 6,
+            elinewidth=0.5,
+            label=policy,
+        )
+    front = sorted((one["latency_ratio"], one["accuracy"]) for one in records if one["on_front"])
+    panel.plot(*zip(*front), color="black", linewidth=1, drawstyle="steps-post", label="Pareto front", zorder=0)
+    panel.set(
+        xlabel="attention waiting latency, optimal split, vanilla with even split = 1",
+        ylabel=f"accuracy (%), mean of {len(benchmarks)} benchmarks",
+    )
+    panel.legend(fontsize=7, ncols=2, loc="lower right")
+    return figure
+
+
+def _bars(records: Sequence[dict[str, Any]], name: str) -> np.ndarray | None:
+    if any(record[f"{name}_low"] is None for record in records):
+        return None
+    ends = [
+        [record[name] - record[f"{name}_low"] for record in records],
+        [record[f"{name}_high"] - record[name] for record in records],
+    ]
+    return np.maximum(ends, 0)
+
+
+def frontier_text(benchmarks: Sequence[str]) -> str:
+    """The first line under the table."""
+    names = " and ".join(filter(None, [", ".join(benchmarks[:-1]), *benchmarks[-1:]]))
+    return TEXT.format(benchmarks=names)

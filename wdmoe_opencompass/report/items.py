@@ -1,0 +1,83 @@
+"""Which items of a dataset a model answered right, from what OpenCompass's evaluators leave in a result file."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import WdmoeError
+from .statistics import Rights
+
+TOLERANCE_PERCENT = 0.005  # some evaluators round to two decimals
+NO_DETAILS = "its evaluator names no item right or wrong (--dump-eval-details False, or a score that is no share)"
+
+
+@dataclass(frozen=True)
+class ItemResults:
+    """right: [items] in the dataset's order; digest: of what the answers were held against, equal for every model."""
+
+    right: Rights
+    digest: str
+
+    def same_items(self, other: "ItemResults") -> bool:
+        """Whether both are answers to the same items."""
+        return len(self.right) == len(other.right) and self.digest == other.digest
+
+
+def item_results(result: Mapping[str, Any], metric: str, percent: float) -> ItemResults:
+    """Right or wrong of every item, whose share must be the accuracy that the same file reports.
+
+    result: content of a `results/<model>/<dataset>.json`. Its `details` are a list, or a dict by item number beside
+    `type`; an item's `correct` (or `is_correct`: programs, code) is a bool, or a list of one per repetition. Where an
+    evaluator gives no details, OpenCompass writes predictions and references beside each other: `AccEvaluator`, whose
+    rule is that their texts are equal, is the only one whose rule is applied again here.
+
+    WdmoeError with the reason where that is not to be had: then there are no per-item statistics.
+    """
+    details = _details(result)
+    right = np.array([_is_right(detail, metric) for detail in details], dtype=bool)
+    if abs(100 * right.mean() - percent) > TOLERANCE_PERCENT:
+        raise WdmoeError(
+            f"{right.sum()} of its {len(right)} items are marked right, which is not the reported {metric} of "
+            f"{percent:.2f} %"
+        )
+    references = [_reference(detail) for detail in details]
+    return ItemResults(right, hashlib.sha256(json.dumps(references, default=str).encode()).hexdigest())
+
+
+def _details(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    details = result.get("details")
+    if isinstance(details, Mapping):
+        numbered = {int(number): detail for number, detail in details.items() if number.isdigit()}
+        details = [numbered[number] for number in range(len(numbered)) if number in numbered]
+        if len(details) != len(numbered):
+            raise WdmoeError("its details lack items")
+    if not details or not all(isinstance(detail, Mapping) for detail in details):
+        raise WdmoeError(NO_DETAILS)
+    return details
+
+
+def _is_right(detail: Mapping[str, Any], metric: str) -> bool:
+    for key in ("correct", "is_correct"):
+        if key in detail:
+            given = detail[key] if isinstance(detail[key], list) else [detail[key]]
+            if len(given) != 1:
+                raise WdmoeError(f"each item was answered {len(given)} times")
+            if not isinstance(given[0], bool):
+                raise WdmoeError(NO_DETAILS)
+            return given[0]
+    if metric == "accuracy" and {"predictions", "references"} <= detail.keys():
+        return str(detail["predictions"]) == str(detail["references"])
+    raise WdmoeError(NO_DETAILS)
+
+
+def _reference(detail: Mapping[str, Any]) -> Any:
+    """What the answer was held against; the same for every model."""
+    for key in ("references", "answer", "task_id", "reference"):
+        if key in detail:
+            return detail[key]
+    programs = detail.get("programs")  # MBPP: [program, its tests]
+    return programs[-1][-1] if isinstance(programs, list) and programs and isinstance(programs[-1], list) else None
