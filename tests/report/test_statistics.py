@@ -1,7 +1,7 @@
 """Published worked examples and limit cases.
 
-Wilson: statulator.com/help/ci1P-help.html (12 of 150), and the four examples of Newcombe 1998, Statistics in Medicine 17,
-857-872, method 3, quoted from memory: the article was not at hand.
+Wilson: statulator.com/help/ci1P-help.html (12 of 150), and the four examples of Newcombe 1998, Statistics in Medicine
+17, 857-872, method 3, quoted from memory: the article was not at hand.
 McNemar, exact: the table 21, 9, 2, 12 of Fay's vignette "Exact McNemar's Test and Matching Confidence Intervals" (R's
 exact2x2); its p is worked out in the test.
 Paired difference: the approval ratings 794, 150, 86, 570 of Agresti, Categorical Data Analysis (R: ?mcnemar.test); the
