@@ -26,7 +26,7 @@ class Des(SelectionPolicy):
     the first MoE layer, is from an earlier reading that was not found again. The authors search a tree with the linear
     relaxation for a bound; we find the same optimum without one ([ours]): experts of a device cost the same, so only
     how many of each device are taken matters, the best of it first. All such counts are tried where they are at most
-    MOST_CHOICES: 54 for two of 8 experts on 8 devices (the 36 subsets, and two experts where there is one), 24,309 for 8
+    MOST_CHOICES: 54 for two of 8 experts on 8 devices (36 subsets, and two experts where there is one), 24,309 for 8
     of 64 or of 128. Beyond, a price on the score replaces the constraint, `by_price`: feasible, not always the
     cheapest (1 to 10 % dearer on average on random routings), with the linear relaxation's bound as its certificate.
 
