@@ -1,16 +1,11 @@
-"""Random problems, and a calibration file, that the tests of the searching rules share."""
+"""Random problems that the tests of the searching rules share."""
 
-import functools
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
-import torch
 from hypothesis import strategies as st
 
 from tests.selection.test_policies import random_case
 from wdmoe_opencompass.selection import Routing
-from wdmoe_opencompass.selection.calibration import Calibration
 
 
 def search_case(seed, tokens, experts, k, devices, at_base_station, spread):
@@ -45,7 +40,7 @@ def sets_of(selection):
     return [set(index[keep].tolist()) for index, keep in zip(selection.expert_index, selection.keep)]
 
 
-def only_real(routing, seconds=None):
+def only_real(routing):
     real = routing.is_load
     return Routing(
         routing.probabilities[real],
@@ -55,15 +50,3 @@ def only_real(routing, seconds=None):
         0,
         routing.phase,
     )
-
-
-@functools.cache
-def calibration_file(layers, experts, top_k, seed=0):
-    """-> path of a calibration that fits, with random constants: distances of random points, losses that fall."""
-    generator = torch.Generator().manual_seed(seed)
-    points = torch.rand(layers, experts, 5, generator=generator)
-    distance = torch.cat([torch.cdist(points, points), points.norm(dim=2, keepdim=True)], dim=2)
-    losses = torch.rand(layers, max(top_k - 1, 1), generator=generator).sort(dim=1, descending=True).values
-    path = Path(tempfile.mkdtemp()) / "random.calibration.safetensors"
-    Calibration(output_difference=distance, fewer_experts_difference=losses[:, : top_k - 1]).write(path)
-    return str(path)

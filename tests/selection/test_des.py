@@ -11,6 +11,7 @@ from tests.selection import oracles_search
 from tests.selection.search_cases import only_real, search_case, search_cases, sets_of, tokens_of
 from wdmoe_opencompass.errors import PolicyError
 from wdmoe_opencompass.selection import ChannelState, Routing, build_policy, des
+from wdmoe_opencompass.selection.base import BandwidthCurve
 from wdmoe_opencompass.selection.chosen import device_cost, expert_cost
 from wdmoe_opencompass.selection.split import optimal_split
 
@@ -187,8 +188,6 @@ def test_padding_changes_nothing(name, case):
 # bandwidth, device 1 a little cheaper. DES sends all to device 1; alone it gets the whole bandwidth and is cheaper
 # still; device 2 keeps what it cost. Loads repeat in round 2: all stay on device 1.
 def test_jesa_on_the_case_worked_by_hand():
-    from wdmoe_opencompass.selection.base import BandwidthCurve
-
     share = torch.logspace(-4, 0, 80)
     communication = torch.tensor([0.9, 1.0])
     channel = ChannelState(

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.selection import oracles_search
-from tests.selection.search_cases import calibration_file, search_case
+from tests.selection.calibrations import calibration_file
+from tests.selection.search_cases import search_case
 from wdmoe_opencompass.errors import PolicyError
 from wdmoe_opencompass.selection import build_policy
 from wdmoe_opencompass.selection.calibration import Calibration, read_calibration

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.selection import oracles_search
-from tests.selection.search_cases import calibration_file, only_real, search_case, search_cases, tokens_of
+from tests.selection.calibrations import calibration_file
+from tests.selection.search_cases import only_real, search_case, search_cases, tokens_of
 from wdmoe_opencompass.errors import PolicyError
 from wdmoe_opencompass.selection import ChannelState, Routing, build_policy, sift_moe
 from wdmoe_opencompass.selection.calibration import Calibration, read_calibration
