@@ -34,6 +34,7 @@ EXAMPLES = {
     "naee": lambda layers, experts, top_k: dict(beta=[0.6] * layers),
     "one_t": lambda layers, experts, top_k: dict(threshold=0.8 / top_k),
     "adapmoe": lambda layers, experts, top_k: dict(threshold=0.64 / top_k**2, h=[1.0] * layers),
+    "caee": lambda layers, experts, top_k: dict(tau=0.5),
     "capacity": lambda layers, experts, top_k: dict(gamma=0.6),
     "expanded_drop": lambda layers, experts, top_k: dict(gamma=0.6, candidates="all"),
     "lexi": lambda layers, experts, top_k: dict(
@@ -41,6 +42,9 @@ EXAMPLES = {
     ),
     "sift_moe": lambda layers, experts, top_k: dict(eta=0.3, calibration=random_calibration(layers, experts, top_k)),
 }
+
+
+ONLY_IN_DECODE = {"oea"}  # does nothing in a prefill pass
 
 
 def example_parameters(name, layers=1, experts=8, top_k=2):
