@@ -116,9 +116,11 @@ def test_every_beam_counts_until_the_search_of_its_prompt_is_over(family, early_
     assert len(set(passes)) > 1  # searches ended at different times
 
 
-def test_beam_search_gives_the_model_its_own_question_back():
+@pytest.mark.parametrize("beams", [1, 2])
+def test_generation_gives_the_model_its_own_methods_back(beams):
     model = often_ending("mixtral")
+    own = set(vars(model))
     ids, mask = prompts(rows=2, side="left")
     with attached(model, "wlr"):
-        model.generate(input_ids=ids, attention_mask=mask, num_beams=2, max_new_tokens=2)
-        assert "_beam_search_has_unfinished_sequences" not in vars(model)
+        model.generate(input_ids=ids, attention_mask=mask, num_beams=beams, max_new_tokens=2)
+        assert set(vars(model)) - own == {"_wdmoe_attachment", "generate"}

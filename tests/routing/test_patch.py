@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch import nn
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from tests import oracles
 from tests.tiny import channel_states, example_parameters, prompts, tiny_mixtral
@@ -119,6 +119,16 @@ def test_loads_do_not_depend_on_batch_size_or_padding_side():
 OFTEN = {81, 83, 94}  # tokens that this random model often writes
 
 
+class StopRowsAt(StoppingCriteria):
+    """As transformers' stop_strings: a bool per row."""
+
+    def __init__(self, tokens):
+        self.tokens = torch.tensor(sorted(tokens))
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return torch.isin(input_ids[:, -1], self.tokens)
+
+
 class StopAt(StoppingCriteria):
     """As OpenCompass's: a done_tracker per row, true only when all rows are done."""
 
@@ -131,21 +141,27 @@ class StopAt(StoppingCriteria):
         return False not in self.done_tracker
 
 
-@pytest.mark.parametrize("ending", ["end token", "stop word", "length"])
+ENDINGS = {
+    "end token": lambda rows: dict(eos_token_id=sorted(OFTEN)),
+    "end token of the call": lambda rows: dict(generation_config=GenerationConfig(eos_token_id=sorted(OFTEN))),
+    "stop word": lambda rows: dict(stopping_criteria=StoppingCriteriaList([StopAt(OFTEN, rows)])),
+    "stop string": lambda rows: dict(stopping_criteria=StoppingCriteriaList([StopRowsAt(OFTEN)])),
+    "length": lambda rows: {},
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
 def test_batch_generation_counts_exactly_what_single_sequences_count(ending):
     """The oracle: each sequence generated alone stops by itself, so nothing of it is ever finished."""
     model = tiny_mixtral()
     ids, mask = prompts(rows=5, side="left")
-    model.generation_config.eos_token_id = sorted(OFTEN) if ending == "end token" else 95
+    model.generation_config.eos_token_id = 95
+    settings = dict(max_new_tokens=12, do_sample=False, pad_token_id=0)
 
     def generate(rows):
-        def run(m):
-            stop = StopAt(OFTEN, len(ids[rows])) if ending == "stop word" else None
-            criteria = StoppingCriteriaList([stop] if stop else [])
-            kwargs = dict(stopping_criteria=criteria) if stop else {}
-            m.generate(input_ids=ids[rows], attention_mask=mask[rows], max_new_tokens=12, do_sample=False, **kwargs)
-
-        return run
+        return lambda m: m.generate(
+            input_ids=ids[rows], attention_mask=mask[rows], **settings, **ENDINGS[ending](len(ids[rows]))
+        )
 
     together = block_of(model, generate(slice(0, 5)))
     alone = [block_of(model, generate(slice(row, row + 1)), items=1) for row in range(5)]
@@ -157,6 +173,17 @@ def test_batch_generation_counts_exactly_what_single_sequences_count(ending):
         loads = sum(block["device_load"][pass_index] for block in running)
         assert (together["device_load"][pass_index] == loads).all()
     assert together["phase"].tolist() == [0] + [1] * (len(together["phase"]) - 1)
+
+
+def test_a_call_without_an_end_token_counts_every_row_to_the_end():
+    model = tiny_mixtral()
+    ids, mask = prompts(rows=5, side="left")
+    settings = dict(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    model.generation_config.eos_token_id = sorted(OFTEN)
+    ended = block_of(model, lambda m: m.generate(**settings))
+    endless = block_of(model, lambda m: m.generate(**settings, eos_token_id=None))
+    assert endless["tokens"][1:].tolist() == [5] * 5
+    assert ended["tokens"].sum() < endless["tokens"].sum()
 
 
 def test_wlr_never_sends_a_token_to_a_dropped_expert_and_keeps_all_real_tokens():
