@@ -248,6 +248,39 @@ def test_experts_that_run_twice_in_a_pass_are_refused():
         find_moe_layers(model)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("family", "scale"),
+    [
+        *[(family, 0.01) for family in ("aria_text", "deepseek_v4", "gpt_oss", "jamba", "lfm2_moe", "qwen2_moe")],
+        *[(family, 30.0) for family in ("granitemoe", "jamba", "kolibri1", "mixtral", "olmoe", "qwen2_moe")],
+    ],
+)
+def test_what_a_router_does_is_seen_whatever_its_magnitude(family, scale, dtype):
+    def seen(model):
+        return [(layer.router_kind, layer.normalises) for layer in find_moe_layers(model)]
+
+    model = tiny_model(family)
+    expected = seen(model)
+    with torch.no_grad():
+        for layer in find_moe_layers(model):
+            for parameter in layer.router.parameters():
+                parameter *= scale
+    assert seen(model.to(dtype)) == expected
+
+
+def test_routers_of_one_class_that_do_different_things_are_refused():
+    model = tiny_mixtral(layers=2)
+
+    def unnormalised(module, args, answer):
+        logits, _, index = answer
+        return logits, logits.softmax(-1).gather(1, index), index
+
+    model.model.layers[1].mlp.gate.register_forward_hook(unnormalised)
+    with pytest.raises(ModelError, match=r"MixtralTopKRouter: its top-k weights have one sum .*layers.0.mlp, but not"):
+        find_moe_layers(model)
+
+
 class OneArgument(nn.Module):
     """Passes for experts by its attributes, but is called with hidden states alone."""
 
