@@ -281,6 +281,40 @@ def test_routers_of_one_class_that_do_different_things_are_refused():
         find_moe_layers(model)
 
 
+@pytest.mark.parametrize(("family", "sizes"), [("afmoe", dict(experts=32)), ("nemotron_h", dict(experts=16))])
+def test_a_module_that_answers_as_many_numbers_as_experts_is_no_router(family, sizes):
+    """As many experts as a hidden state has values, or as one projected down has."""
+    (router,) = {type(layer.router) for layer in find_moe_layers(tiny_model(family))}
+    assert [type(layer.router) for layer in find_moe_layers(tiny_model(family, **sizes))] == [router] * 2
+
+
+class TwoScores(nn.Module):
+    """Two modules answer with a score per expert, but neither's highest are chosen (unless one is told to be)."""
+
+    def __init__(self, experts, deciding=None):
+        super().__init__()
+        self.experts, self.first, self.second = experts, nn.Linear(32, 8), nn.Linear(32, 8)
+        self.deciding = deciding
+
+    def forward(self, hidden):
+        tokens = hidden.flatten(0, 1)
+        scores = dict(first=self.first(tokens), second=self.second(tokens))
+        chosen = scores[self.deciding] if self.deciding else -scores["first"]
+        weights, index = chosen.softmax(-1).topk(2)
+        return self.experts(tokens, index, weights).view(hidden.shape)
+
+
+@pytest.mark.parametrize("deciding", ["first", "second", None])
+def test_of_two_modules_with_scores_the_one_whose_highest_are_chosen_is_the_router(deciding):
+    model = tiny_mixtral(layers=1)
+    block = model.model.layers[0].mlp = TwoScores(model.model.layers[0].mlp.experts, deciding)
+    if deciding is None:
+        with pytest.raises(ModelError, match="Linear and Linear both answer with one score per expert"):
+            find_moe_layers(model)
+    else:
+        assert find_moe_layers(model)[0].router is getattr(block, deciding)
+
+
 class OneArgument(nn.Module):
     """Passes for experts by its attributes, but is called with hidden states alone."""
 
