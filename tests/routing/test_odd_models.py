@@ -241,6 +241,13 @@ def test_a_mask_that_hides_the_padding_is_refused(mask, sentence):
         model(input_ids=prompts()[0], attention_mask=mask)
 
 
+def test_a_static_cache_of_generate_is_refused():
+    model = tiny_mixtral()
+    ids, mask = prompts(side="left")
+    with attached(model, "top_k"), pytest.raises(ModelError, match="generate with a static cache makes one"):
+        model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=2, cache_implementation="static")
+
+
 def test_experts_that_run_twice_in_a_pass_are_refused():
     model = tiny_mixtral(layers=2)
     model.model.layers[1].mlp = model.model.layers[0].mlp

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch import nn
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, StaticCache, StoppingCriteria, StoppingCriteriaList
 
 from tests import oracles
 from tests.tiny import channel_states, example_parameters, prompts, tiny_mixtral
@@ -184,6 +184,38 @@ def test_a_call_without_an_end_token_counts_every_row_to_the_end():
     endless = block_of(model, lambda m: m.generate(**settings, eos_token_id=None))
     assert endless["tokens"][1:].tolist() == [5] * 5
     assert ended["tokens"].sum() < endless["tokens"].sum()
+
+
+def test_a_subclass_of_top_k_that_drops_changes_the_model():
+    class TopOne(TopK):
+        def select(self, routing, channel):
+            return Selection(routing.top_k_index, routing.rank == 0)
+
+    model = tiny_mixtral()
+    ids, mask = prompts()
+    with torch.no_grad():
+        plain = model(input_ids=ids, attention_mask=mask).logits
+        with attach(model, TopOne()):
+            assert not torch.allclose(model(input_ids=ids, attention_mask=mask).logits, plain, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_padding_and_phase_are_told_from_the_cache_also_by_place(kind):
+    """The mask of a static cache covers all its places, those to come included."""
+    model = tiny_mixtral()
+    ids, mask = prompts(side="left")
+    places = torch.cat([mask, torch.ones(4, 1, dtype=mask.dtype)], dim=1)
+    if kind == "static":
+        places = torch.cat([places, torch.zeros(4, 9, dtype=mask.dtype)], dim=1)
+    cache = StaticCache(model.config, max_cache_len=21) if kind == "static" else DynamicCache(config=model.config)
+
+    def run(m):
+        m(ids, places if kind == "static" else mask, None, cache)
+        m(ids[:, :1], places, None, cache)
+
+    block = block_of(model, run)
+    assert block["tokens"].tolist() == [mask.sum().item(), 4]
+    assert block["phase"].tolist() == [0, 1]
 
 
 def test_wlr_never_sends_a_token_to_a_dropped_expert_and_keeps_all_real_tokens():

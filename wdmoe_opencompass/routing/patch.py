@@ -1,5 +1,6 @@
 """Attach a selection policy to a transformers MoE model, undoably."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -62,6 +63,7 @@ class Attachment:
         self.num_experts = max(layer.num_experts for layer in self.layers)
         self.recorder = Recorder(len(self.layers), self.num_experts)
         self._pass: tuple[int, str, Tensor] | None = None
+        self._arguments = list(inspect.signature(type(model).forward).parameters)[1:]
         self._attach()
 
     # -- attaching and detaching ---------------------------------------------------------------------------------
@@ -100,7 +102,7 @@ class Attachment:
     @property
     def changes_experts(self) -> bool:
         """Whether the model's answers may differ from the unpatched model's."""
-        return self.payload_bits is not None or not isinstance(self.policy, TopK)
+        return self.payload_bits is not None or type(self.policy) is not TopK  # a subclass may drop
 
     def _payload(self, number: int, layer: MoeLayer) -> Payload | None:
         if self.payload_bits is None:
@@ -116,16 +118,17 @@ class Attachment:
 
     # -- one forward pass ----------------------------------------------------------------------------------------
     def _begin_pass(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        tokens = kwargs.get("input_ids", args[0] if args else None)
+        given = dict(zip(self._arguments, args)) | kwargs
+        tokens = given.get("input_ids")
         if tokens is None:
-            tokens = kwargs["inputs_embeds"][..., 0]
-        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        is_load = _real_tokens(mask, tokens)
+            tokens = given["inputs_embeds"][..., 0]
+        cache = given.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        is_load = _real_tokens(given.get("attention_mask"), tokens, past)
         finished = self._watched.finished_rows(len(tokens)) if self._watched is not None else None
         if finished is not None:
             is_load = is_load & ~finished.to(is_load.device)[:, None]
-        cache = kwargs.get("past_key_values")
-        phase = "prefill" if cache is None or cache.get_seq_length() == 0 else "decode"
+        phase = "prefill" if past == 0 else "decode"
         self._pass = (self.recorder.begin_pass(phase), phase, is_load.flatten())
 
     def _end_pass(self, module: nn.Module, args: tuple, answer: Any) -> None:
@@ -170,14 +173,19 @@ class Attachment:
         return kept.to(router_weights.dtype)
 
 
-def _real_tokens(mask: Any, tokens: Tensor) -> Tensor:
-    """-> [rows, tokens] bool from an attention mask over all tokens so far; None means that all are real."""
+def _real_tokens(mask: Any, tokens: Tensor, past: int) -> Tensor:
+    """-> [rows, tokens] bool from an attention mask over all tokens so far, or all places of a cache; None: all are."""
     if mask is None:
         return torch.ones(tokens.shape, dtype=torch.bool, device=tokens.device)
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         given = f"{mask.ndim} axes" if isinstance(mask, Tensor) else f"type {type(mask).__name__}"
-        raise ModelError(f"an attention mask of {given} does not say which tokens are padding; pass [rows, tokens]")
-    return mask[:, -tokens.shape[1] :] != 0
+        raise ModelError(
+            f"an attention mask of {given} does not say which tokens are padding (generate with a static cache makes "
+            "one); pass [rows, tokens], or let the cache be dynamic"
+        )
+    length = tokens.shape[1]
+    real = mask[:, past : past + length] if mask.shape[1] > past + length else mask[:, -length:]
+    return real != 0
 
 
 def _probabilities(layer: MoeLayer, choice: Choice) -> Tensor:
