@@ -218,6 +218,55 @@ def test_padding_and_phase_are_told_from_the_cache_also_by_place(kind):
     assert block["phase"].tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
+@pytest.mark.parametrize("policy", ["top_k", "wlr", "expanded_drop"])
+def test_loads_are_the_same_with_gradients_and_in_inference_mode(policy, mode):
+    model = tiny_mixtral()
+    ids = torch.randint(3, 97, (32, 400), generator=torch.Generator().manual_seed(0))  # counted in several goes
+
+    def block(mode):
+        with attach(model, policy) as attachment:
+            with mode():
+                for part in (ids, ids, ids[:, :9]):
+                    model(input_ids=part)
+            return attachment.recorder.finish_batch(0, 32)
+
+    expected, counted = block(torch.no_grad), block(mode)
+    assert all((counted[name] == array).all() for name, array in expected.items())
+
+
+def test_a_gradient_passes_what_was_attached_in_inference_mode():
+    model = tiny_mixtral()
+    ids, mask = prompts()
+    states = channel_states(model)
+    for policy in (build_policy("wlr"), build_policy("expanded_drop")):
+        with torch.inference_mode():
+            attachment = Attachment(model, policy, states, payload_bits=8)
+            model(input_ids=ids, attention_mask=mask)
+        with attachment:
+            model(input_ids=ids, attention_mask=mask).logits.sum().backward()
+        assert model.model.layers[0].mlp.gate.weight.grad.any()
+        model.zero_grad()
+
+
+def test_autocast_changes_neither_counting_nor_selection():
+    model = tiny_mixtral()
+    ids = torch.randint(3, 97, (16, 250), generator=torch.Generator().manual_seed(0))
+    policy, asked = build_policy("wlr"), []
+
+    class Asking(SelectionPolicy):
+        def select(self, routing, channel):
+            asked.append((routing, channel, policy.select(routing, channel).keep))
+            return Selection(routing.top_k_index, asked[-1][2])
+
+    with attach(model, Asking()) as attachment, torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model(input_ids=ids)
+        block = attachment.recorder.finish_batch(0, 16)
+    assert block["co_selection"].sum(axis=-1).tolist() == [[4000] * 3]
+    for routing, channel, keep in asked:
+        assert torch.equal(policy.select(routing, channel).keep, keep)
+
+
 def test_wlr_never_sends_a_token_to_a_dropped_expert_and_keeps_all_real_tokens():
     ids, mask = prompts(rows=6)
     block = block_of(tiny_mixtral(), lambda m: m(input_ids=ids, attention_mask=mask), policy="wlr")

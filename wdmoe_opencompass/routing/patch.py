@@ -15,7 +15,7 @@ from .contract import Choice, Kept
 from .finished import WatchedGenerate
 from .layers import MoeLayer, find_moe_layers
 from .payload import FEWEST_BITS, Payload
-from .recorder import Recorder
+from .recorder import Recorder, exact
 
 __all__ = ["Attachment", "MoeLayer", "find_moe_layers"]
 
@@ -143,23 +143,26 @@ class Attachment:
         if self._pass is None:
             raise ModelError(f"{layer.name} was run outside a forward pass of the attached model")
         pass_index, phase, is_load = self._pass
-        routing = Routing(
-            _probabilities(layer, choice),
-            choice.top_k_index,
-            choice.top_k_weights,
-            is_load.to(choice.top_k_index.device),
-            number,
-            phase,  # type: ignore[arg-type]
-        )
-        channel = self._channel(pass_index, number, layer, choice.top_k_index.device)
-        selection = self.policy.select(routing, channel)
+        device = choice.top_k_index.device
+        channel = self._channel(pass_index, number, layer, device)
+        with exact(device):
+            routing = Routing(
+                _probabilities(layer, choice),
+                choice.top_k_index,
+                choice.top_k_weights,
+                is_load.to(device),
+                number,
+                phase,  # type: ignore[arg-type]
+            )
+            selection = self.policy.select(routing, channel)
         self.recorder.record(routing, channel, selection.expert_index, selection.keep)
         if not self.changes_experts:
             return None  # the model's own tensors go on untouched: bit for bit the unpatched model
         return Kept(selection.expert_index, selection.keep, self._kept_weights(layer, choice.top_k_weights, selection))
 
     def _channel(self, pass_index: int, number: int, layer: MoeLayer, device: torch.device) -> ChannelState:
-        channel = self.channel_of_layer(pass_index, number, device)
+        with exact(device):  # states are kept for later passes
+            channel = self.channel_of_layer(pass_index, number, device)
         if layer.num_experts == self.num_experts:
             return channel
         return replace(channel, device_of_expert=channel.device_of_expert[: layer.num_experts])
