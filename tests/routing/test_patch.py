@@ -321,15 +321,43 @@ class Watching(SelectionPolicy):
         return answer
 
 
-def test_an_exception_inside_a_forward_pass_leaves_no_counts():
+class Failing:
+    """Raises at the n-th call: as a hook of a module, or as a logits processor."""
+
+    def __init__(self, error, calls=1):
+        self.error, self.left = error, calls
+
+    def __call__(self, *args):
+        self.left -= 1
+        if self.left == 0:
+            raise self.error("broken")
+        return args[-1]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("place", ["model.embed_tokens", "model.layers.1", "lm_head"])
+def test_an_exception_inside_a_forward_pass_leaves_no_counts(place, error):
     model = tiny_mixtral()
     ids, mask = prompts()
     with attach(model) as attachment, torch.no_grad():
-        with pytest.raises(IndexError):
-            model(input_ids=ids + 1000, attention_mask=mask)
-        attachment.recorder.reset()
+        handle = model.get_submodule(place).register_forward_pre_hook(Failing(error))
+        with pytest.raises(error, match="broken"):
+            model(input_ids=ids, attention_mask=mask)
+        handle.remove()
         model(input_ids=ids, attention_mask=mask)
         assert len(attachment.recorder.finish_batch(0, 4)["tokens"]) == 1
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_between_two_passes_of_generate_leaves_no_counts(error, beams):
+    model = tiny_mixtral()
+    ids, mask = prompts(side="left")
+    settings = dict(input_ids=ids, attention_mask=mask, max_new_tokens=5, do_sample=False, num_beams=beams)
+    with attach(model) as attachment:
+        with pytest.raises(error, match="broken"):
+            model.generate(**settings, logits_processor=[Failing(error, calls=3)])
+        assert attachment.recorder.passes == 0
 
 
 def test_a_model_without_a_router_gets_one_sentence():

@@ -55,10 +55,14 @@ class FinishedBeams:
 
 
 class WatchedGenerate:
-    """`generate` of a model, watched: `finished_rows` says which rows of the next pass are no load."""
+    """`generate` of a model, watched: `finished_rows` says which rows of the next pass are no load.
 
-    def __init__(self, model: Any):
+    failed: called when a generation ends in an exception or an interrupt
+    """
+
+    def __init__(self, model: Any, failed: Callable[[], None]):
         self.model = model
+        self._failed = failed
         self._own = model.__dict__.get("generate")
         self._generate = model.generate
         self._rows: FinishedRows | None = None
@@ -92,6 +96,9 @@ class WatchedGenerate:
                 stack.enter_context(_replaced(self.model, HAS_UNFINISHED, self._beams))
             try:
                 return self._generate(*args, **kwargs)
+            except BaseException:
+                self._failed()
+                raise
             finally:
                 self._rows = self._beams = None
 

@@ -76,7 +76,7 @@ class Attachment:
         for number, layer in enumerate(self.layers):
             select = self._selecting(number, layer)
             self._handles += layer.contract.tap(layer.router, layer.experts, select)
-        self._watched = WatchedGenerate(model) if hasattr(model, "generate") else None
+        self._watched = WatchedGenerate(model, self._forget_batch) if hasattr(model, "generate") else None
         if self.changes_experts:  # vanilla runs keep the model's own experts implementation
             try:
                 for number, layer in enumerate(self.layers):
@@ -118,6 +118,8 @@ class Attachment:
 
     # -- one forward pass ----------------------------------------------------------------------------------------
     def _begin_pass(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if self._pass is not None:  # an interrupt has left it open
+            self._forget_batch()
         given = dict(zip(self._arguments, args)) | kwargs
         tokens = given.get("input_ids")
         if tokens is None:
@@ -134,7 +136,11 @@ class Attachment:
     def _end_pass(self, module: nn.Module, args: tuple, answer: Any) -> None:
         if self._pass is not None:  # else it never began
             self._pass = None
-            self.recorder.end_pass()
+            self.recorder.end_pass(failed=answer is None)
+
+    def _forget_batch(self) -> None:
+        self._pass = None
+        self.recorder.reset()
 
     def _selecting(self, number: int, layer: MoeLayer) -> Callable[[Choice], Kept | None]:
         return lambda choice: self._select(number, layer, choice)

@@ -71,9 +71,9 @@ class Recorder:
         self._recorded = 0
         return len(self._phases) - 1
 
-    def end_pass(self) -> None:
+    def end_pass(self, failed: bool) -> None:
         """Close the open pass; where an exception has cut it short, the batch is lost and forgotten."""
-        if self._recorded < self.layers:
+        if failed or self._recorded < self.layers:
             self.reset()
 
     def record(self, routing: Routing, channel: ChannelState, expert_index: Tensor, keep: Tensor) -> None:
