@@ -311,6 +311,40 @@ class TwoScores(nn.Module):
         return self.experts(tokens, index, weights).view(hidden.shape)
 
 
+def test_a_part_of_an_attached_model_and_what_it_is_part_of_are_refused():
+    model = tiny_mixtral()
+    plain = logits(model)
+    for first, second in ((model.model, model), (model, model.model)):
+        with attached(first, "wlr"), pytest.raises(ModelError, match="attached to a part of this Mixtral"):
+            attached(second, "wlr")
+    assert torch.equal(logits(model), plain)
+
+
+def test_a_failing_attachment_leaves_nothing_behind():
+    model = tiny_mixtral()
+    hooks = count_hooks(model)
+    plain = logits(model)
+    del model.model.layers[1].mlp.experts.config
+    with pytest.raises(ModelError, match=r"MixtralForCausalLM cannot be attached to: .* no attribute 'config'"):
+        attached(model, "wlr")
+    model.model.layers[1].mlp.experts.config = model.config
+    assert count_hooks(model) == hooks
+    assert torch.equal(logits(model), plain)
+    assert "generate" not in vars(model)
+    assert model.model.layers[0].mlp.experts.config is model.config
+
+
+def count_hooks(model):
+    return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules())
+
+
+def test_experts_that_are_parallel_already_are_refused():
+    model = tiny_mixtral()
+    model.model.layers[1].mlp.experts._is_expert_parallel = True
+    with pytest.raises(ModelError, match=r"model.layers.1.mlp: the experts are spread over processes"):
+        attached(model, "top_k")
+
+
 @pytest.mark.parametrize("deciding", ["first", "second", None])
 def test_of_two_modules_with_scores_the_one_whose_highest_are_chosen_is_the_router(deciding):
     model = tiny_mixtral(layers=1)

@@ -52,6 +52,11 @@ def find_moe_layers(model: nn.Module) -> list[MoeLayer]:
     """
     if getattr(model, "_wdmoe_attachment", None) is not None:
         return model._wdmoe_attachment.layers  # type: ignore[union-attr, return-value]
+    if any("_wdmoe_attachment" in vars(module) for module in model.modules()):
+        raise ModelError(
+            f"a selection policy is attached to a part of this {type(model).__name__}, or to what it is a part of; "
+            "detach it first"
+        )
     probes = [
         _Probe(name, block, contract, experts)
         for name, block in model.named_modules()

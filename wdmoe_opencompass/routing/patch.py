@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..selection.base import ChannelState, Renormalise, Routing, Selection, SelectionPolicy
 from ..selection.top_k import TopK
-from .contract import Choice, Kept
+from .contract import Choice, Handle, Kept
 from .finished import WatchedGenerate
 from .layers import MoeLayer, find_moe_layers
 from .payload import FEWEST_BITS, Payload
@@ -42,7 +42,9 @@ class Attachment:
         renormalise: Renormalise | None = None,
         payload_bits: int | None = None,
     ):
-        if getattr(model, "_wdmoe_attachment", None) is not None:
+        if any(
+            "_wdmoe_attachment" in vars(module) for module in model.modules()
+        ):  # a part of it, or what it is part of
             raise ModelError("a selection policy is attached to this model already; detach it first")
         self.model: Any = model
         self.policy = policy
@@ -50,6 +52,10 @@ class Attachment:
         for layer in self.layers:
             if layer.router_kind == "unknown":
                 raise ModelError(f"{layer.name}: the weights are not loaded (meta device)")
+            if getattr(layer.experts, "_is_expert_parallel", False):
+                raise ModelError(
+                    f"{layer.name}: the experts are spread over processes; load without expert parallelism"
+                )
             if policy.may_add and layer.router_kind != "softmax":
                 raise ModelError(
                     f"{layer.name}: {type(policy).__name__} may give a token an expert outside its top-k, but this "
@@ -68,30 +74,44 @@ class Attachment:
 
     # -- attaching and detaching ---------------------------------------------------------------------------------
     def _attach(self) -> None:
+        self._handles: list[Handle] = []
+        self._watched: WatchedGenerate | None = None
+        try:
+            self._attach_all()
+        except Exception as error:
+            self._undo()
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(f"{type(self.model).__name__} cannot be attached to: {error}") from error
+
+    def _attach_all(self) -> None:
         model = self.model
-        self._handles = [
+        self._handles += [
             model.register_forward_pre_hook(self._begin_pass, with_kwargs=True),
             model.register_forward_hook(self._end_pass, always_call=True),
         ]
         for number, layer in enumerate(self.layers):
             select = self._selecting(number, layer)
             self._handles += layer.contract.tap(layer.router, layer.experts, select)
-        self._watched = WatchedGenerate(model, self._forget_batch) if hasattr(model, "generate") else None
+        if hasattr(model, "generate"):
+            self._watched = WatchedGenerate(model, self._forget_batch)
         if self.changes_experts:  # vanilla runs keep the model's own experts implementation
-            try:
-                for number, layer in enumerate(self.layers):
-                    self._handles += layer.contract.skip_dropped(layer.experts, self._payload(number, layer))
-            except ModelError:
-                self._undo()
-                raise
-        model._wdmoe_attachment = self
+            for number, layer in enumerate(self.layers):
+                self._handles += layer.contract.skip_dropped(layer.experts, self._payload(number, layer))
+        for module in self._marked():
+            module._wdmoe_attachment = self
+
+    def _marked(self) -> list[Any]:
+        """Modules that say it, also to whoever is given a part of the model, or what it is a part of."""
+        return [self.model, *(layer.experts for layer in self.layers)]
 
     def detach(self) -> None:
         """Undo everything; harmless when called twice."""
         if getattr(self.model, "_wdmoe_attachment", None) is not self:
             return
         self._undo()
-        del self.model._wdmoe_attachment
+        for module in self._marked():
+            del module._wdmoe_attachment
 
     def _undo(self) -> None:
         for handle in self._handles:
