@@ -242,7 +242,8 @@ def example_for(layers, name):
 
 def attached(model, policy):
     layers = find_moe_layers(model)
-    states = ChannelStates(load_profile("paper_8_devices"), layers[0].shape, layers[0].num_experts)
+    experts = max(layer.num_experts for layer in layers)
+    states = ChannelStates(load_profile("paper_8_devices"), layers[0].shape, experts)
     return Attachment(model, example_for(layers, policy) if isinstance(policy, str) else policy, states)
 
 

@@ -71,17 +71,22 @@ def mixed_mixtral():
     return model
 
 
+@pytest.mark.parametrize("smaller_first", [False, True])
 @pytest.mark.parametrize("policy", ["top_k", "wlr"])
-def test_layers_may_differ_in_experts_and_top_k(policy):
+def test_layers_may_differ_in_experts_and_top_k(policy, smaller_first):
     model = mixed_mixtral()
     ids, mask = prompts()
+    if smaller_first:
+        first, second = model.model.layers
+        first.mlp, second.mlp = second.mlp, first.mlp
     tokens = mask.sum().item()
     with attached(model, policy) as attachment, torch.no_grad():
         assert model(input_ids=ids, attention_mask=mask).logits.isfinite().all()
         block = attachment.recorder.finish_batch(0, 4)
-    assert block["assignments_before"].tolist() == [[2 * tokens, 3 * tokens]]
-    assert block["device_load_before"][0, 1, 4:].sum() == 0
-    assert block["co_selection"].sum(axis=-1).tolist() == [[tokens, 3 * tokens]]
+    order = slice(None, None, -1) if smaller_first else slice(None)
+    assert block["assignments_before"][0, order].tolist() == [2 * tokens, 3 * tokens]
+    assert block["device_load_before"][0, order][1, 4:].sum() == 0
+    assert block["co_selection"].sum(axis=-1)[0, order].tolist() == [tokens, 3 * tokens]
 
 
 def test_llama_4_with_two_experts_per_token_drops_by_zero_scores():

@@ -155,7 +155,7 @@ def test_a_policy_that_is_told_so_spares_the_top_expert(name, case):
     gain=st.sampled_from([1.0, 1.01, 1.2, 50.0]),
     extra_pass=st.booleans(),
     devices=st.integers(2, 10),
-    at_base_station=st.integers(0, 2),
+    at_base_station=st.integers(0, 10),
 )
 def test_wlr_equals_algorithm_1_step_by_step(
     seed, tokens, experts, k, theta, gain, extra_pass, devices, at_base_station
@@ -178,6 +178,16 @@ def test_wlr_equals_algorithm_1_step_by_step(
         extra_pass,
     )
     assert [set(routing.top_k_index[j][keep[j]].tolist()) for j in real] == expected
+
+
+@pytest.mark.parametrize("why", ["all experts at the base station", "no real token"])
+def test_wlr_drops_nothing_where_nothing_is_sent(why):
+    routing, channel = random_case(seed=0, tokens=20, experts=8, k=3, devices=8, spread=1.5)
+    if why == "no real token":
+        routing.is_load[:] = False
+    else:
+        channel.device_of_expert[:] = -1
+    assert build_policy("wlr").select(routing, channel).keep.all()
 
 
 # Algorithm 1 by hand: 4 tokens, 3 devices, one expert each, latencies 1, 2, 4 s (norm 4.5826), top-2.
