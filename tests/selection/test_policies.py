@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import oracles
+from tests.conftest import ROOT
 from tests.tiny import example_parameters, example_policy
 from wdmoe_opencompass.errors import PolicyError
 from wdmoe_opencompass.selection import POLICIES, ChannelState, Routing, build_policy
@@ -188,6 +189,15 @@ def test_wlr_drops_nothing_where_nothing_is_sent(why):
     else:
         channel.device_of_expert[:] = -1
     assert build_policy("wlr").select(routing, channel).keep.all()
+
+
+def test_the_example_of_the_docs_runs():
+    code = (ROOT / "docs" / "extending.md").read_text().split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(compile(code, "docs/extending.md", "exec"), names)
+    routing, channel = random_case(seed=0, tokens=20, experts=8, k=3)
+    keep = names["LowestWeight"](least=0.3).select(routing, channel).keep
+    assert torch.equal(keep, (routing.top_k_weights >= 0.3) | (routing.rank == 0))
 
 
 # Algorithm 1 by hand: 4 tokens, 3 devices, one expert each, latencies 1, 2, 4 s (norm 4.5826), top-2.
