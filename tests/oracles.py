@@ -80,6 +80,8 @@ def algorithm_1(weights, chosen, communication, computation, device_of_expert, t
                 experts.pop()
 
     initial, rounds = total_wlr(), 0
+    if initial == 0:
+        return [set(experts) for experts in kept]
     while total_wlr() <= gain * initial and theta + rounds * step <= 1 + 1e-9:
         drop(theta + rounds * step)
         rounds += 1

@@ -65,7 +65,7 @@ class WdmoeMixin:
         layers = find_moe_layers(model)
         if self.settings.calibration is not None:
             self.settings.read_calibration().check_fits(len(layers), layers[0].num_experts, layers[0].top_k)
-        self._channel = ChannelStates(self.profile, layers[0].shape, layers[0].num_experts)
+        self._channel = ChannelStates(self.profile, layers[0].shape, max(layer.num_experts for layer in layers))
         policy = self.settings.build_policy(self._channel)
         payload_bits = self.profile.payload_bits if self.settings.quantise_payload else None
         self.attachment = Attachment(model, policy, self._channel, self.settings.renormalise, payload_bits)
@@ -100,8 +100,8 @@ class WdmoeMixin:
             profile_hash=self.profile.content_hash,
             seed=self.profile.fading.seed,
             layers=len(self.attachment.layers),
-            experts=layer.num_experts,
-            top_k=layer.top_k,
+            experts=self.attachment.num_experts,
+            top_k=max(layer.top_k for layer in self.attachment.layers),
             hidden_size=layer.shape.hidden_size,
             ffn_size=layer.shape.ffn_size,
             dtype=precision_name(self.model),  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Selection policies: which of the router's experts a token keeps. A new one is one file and one line in POLICIES."""
+"""Selection policies: which of the router's experts a token keeps. A new one is one file, an import and a line here."""
 
 import inspect
 from difflib import get_close_matches
