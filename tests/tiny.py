@@ -1,32 +1,14 @@
 """A random Mixtral of a few hundred kB, prompts for it, and every policy with parameters that fit."""
 
-import tempfile
-from functools import cache
-from pathlib import Path
-
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
+from tests.selection.calibrations import calibration_file
 from wdmoe_opencompass import ExpertShape, load_profile
 from wdmoe_opencompass.routing.channel_state import ChannelStates
 from wdmoe_opencompass.selection import build_policy
-from wdmoe_opencompass.selection.calibration import Calibration
 
 PAD, END = 0, 2
-CALIBRATIONS = tempfile.TemporaryDirectory(prefix="wdmoe-tests-")
-
-
-@cache
-def random_calibration(layers, experts, top_k):
-    """-> path of a file with constants of no model in particular."""
-    generator = torch.Generator().manual_seed(0)
-    places = torch.rand(layers, experts + 1, 3, generator=generator)
-    difference = torch.cdist(places[:, :experts], places)
-    path = Path(CALIBRATIONS.name) / f"{layers}_{experts}_{top_k}.calibration.safetensors"
-    losses = torch.rand(layers, top_k - 1, generator=generator).sort(dim=1, descending=True).values
-    Calibration(output_difference=difference, fewer_experts_difference=losses).write(path)
-    return str(path)
-
 
 # Policy -> (layers, experts, top_k) -> parameters with which it drops something of a tiny random model (and adds, if it
 # may), where its defaults do not or where it needs some.
@@ -34,13 +16,18 @@ EXAMPLES = {
     "naee": lambda layers, experts, top_k: dict(beta=[0.6] * layers),
     "one_t": lambda layers, experts, top_k: dict(threshold=0.8 / top_k),
     "adapmoe": lambda layers, experts, top_k: dict(threshold=0.64 / top_k**2, h=[1.0] * layers),
-    "caee": lambda layers, experts, top_k: dict(tau=0.5),
     "capacity": lambda layers, experts, top_k: dict(gamma=0.6),
     "expanded_drop": lambda layers, experts, top_k: dict(gamma=0.6, candidates="all"),
-    "lexi": lambda layers, experts, top_k: dict(
-        budget=(1 + top_k) / 2, calibration=random_calibration(layers, experts, top_k)
+    "des": lambda layers, experts, top_k: dict(z=1.5 / experts, gamma_0=1.0),
+    "des_top_k": lambda layers, experts, top_k: dict(z=0.5 / experts, gamma_0=1.0),
+    "jesa": lambda layers, experts, top_k: dict(z=1.5 / experts, gamma_0=1.0),
+    "caee": lambda layers, experts, top_k: dict(tau=0.3),
+    "sift_moe": lambda layers, experts, top_k: dict(
+        eta=0.6, relative=True, calibration=calibration_file(layers, experts, top_k)
     ),
-    "sift_moe": lambda layers, experts, top_k: dict(eta=0.3, calibration=random_calibration(layers, experts, top_k)),
+    "lexi": lambda layers, experts, top_k: dict(
+        budget=(top_k + 1) / 2, calibration=calibration_file(layers, experts, top_k)
+    ),
 }
 
 

@@ -51,6 +51,7 @@ class DualPrice(SelectionPolicy):
 
     loss: float = 0.1
     split: Literal["optimal", "even"] = "optimal"
+    may_lose_all: bool = False
 
     def __post_init__(self) -> None:
         """Check the parameters' ranges."""
@@ -61,9 +62,9 @@ class DualPrice(SelectionPolicy):
 
     def select(self, routing: Routing, channel: ChannelState) -> Selection:
         """Bracket T; every candidate's cheapest drops are found at once."""
-        if routing.top_k_index.shape[1] == 1:
+        if routing.top_k_index.shape[1] == 1 and not self.may_lose_all:
             return Selection(routing.top_k_index, torch.ones_like(routing.top_k_index, dtype=torch.bool))
-        visits = _visits(routing, channel)
+        visits = _visits(routing, channel, stay=0 if self.may_lose_all else 1)
         budget = self.loss * routing.is_load.sum() * (1 + 1e-9)
         low, high = _bracket(visits, channel)
         for _ in range(ROUNDS):
@@ -154,12 +155,14 @@ class _Visits(NamedTuple):
 
     def spread(self, goes: Tensor) -> Tensor:
         """[units] -> [tokens, k] the pairs of the visits that go, in the router's places."""
-        lower = goes.view(self.together.shape).gather(1, self.together.clamp(min=0)) & (self.together >= 0)
-        pairs = torch.cat([torch.zeros_like(lower[:, :1]), lower], dim=1)
+        units = goes.view(self.together.shape).gather(1, self.together.clamp(min=0)) & (self.together >= 0)
+        stay = self.places.shape[1] - units.shape[1]
+        pairs = torch.cat([torch.zeros_like(self.places[:, :stay], dtype=torch.bool), units], dim=1)
         return torch.zeros_like(pairs).scatter(1, self.places, pairs)
 
 
-def _visits(routing: Routing, channel: ChannelState) -> _Visits:
+def _visits(routing: Routing, channel: ChannelState, stay: int) -> _Visits:
+    """stay: how many of a token's highest weights are no units."""
     places = routing.rank.argsort(dim=1)
     device = channel.device_of_expert[routing.top_k_index.gather(1, places)]  # [tokens, k], highest weight first
     counted = routing.is_load[:, None] & (device >= 0)
@@ -172,7 +175,7 @@ def _visits(routing: Routing, channel: ChannelState) -> _Visits:
     nothing = torch.zeros(devices, dtype=torch.float64, device=device.device)
     load = nothing.index_add(0, device.clamp(min=0).flatten(), is_visit.flatten().double())
     evaluations = nothing.index_add(0, device.clamp(min=0).flatten(), counted.flatten().double()) / load.clamp(min=1)
-    weight, at, may_go = (part[:, 1:].flatten() for part in (weight, device.clamp(min=0), is_visit))
+    weight, at, may_go = (part[:, stay:].flatten() for part in (weight, device.clamp(min=0), is_visit))
     return _Visits(
         weight,
         at,
@@ -181,7 +184,7 @@ def _visits(routing: Routing, channel: ChannelState) -> _Visits:
         torch.arange(len(at), device=at.device),
         load,
         evaluations,
-        first[:, 1:] - 1,
+        first[:, stay:] - stay,
         places,
     )
 
