@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import PolicyError, unknown_name
 from .base import ChannelState, Routing, Selection, SelectionPolicy
+from .bottleneck import Bottleneck
 from .capacity import CapacityDrop
 from .dual_price import DualPrice
 from .expanded_drop import ExpandedDrop
@@ -18,6 +19,7 @@ from .wlr import WeightToLatencyRatio
 POLICIES: dict[str, type[SelectionPolicy]] = {
     "top_k": TopK,
     "wlr": WeightToLatencyRatio,
+    "bottleneck": Bottleneck,
     "dual_price": DualPrice,
     "fixed_k": FixedK,
     "random_drop": RandomDrop,
