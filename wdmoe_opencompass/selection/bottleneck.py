@@ -57,9 +57,8 @@ class Bottleneck(SelectionPolicy):
         quartile = third_quartile(predicted, (tokens > 0) | (self.quartile_of == "all"))
         latest, bottleneck = predicted.max(dim=0, keepdim=True)  # [1]; a number as an index would be copied to the host
         is_late = latest > self.factor * quartile
-        most = (
-            (latest - quartile) / mean_s.index_select(0, bottleneck).clamp(min=1e-30) + 1e-9
-        ).floor()  # not a last bit too few
+        spare = (latest - quartile) / mean_s.index_select(0, bottleneck).clamp(min=1e-30)
+        most = (spare + 1e-9).floor()  # not a last bit too few
 
         weight = routing.probabilities.gather(1, routing.top_k_index).double()  # [tokens, k]
         there = (channel.device_of_expert[routing.top_k_index] == bottleneck) & routing.is_load[:, None]
@@ -67,10 +66,8 @@ class Bottleneck(SelectionPolicy):
         lowest = max(routing.top_k_index.shape[1] - 1, 1)  # rank 0 is the top expert, even where it is the only one
         candidate = there & (routing.rank == lowest) & (weight < mean_weight)
         order = torch.where(candidate, weight, torch.inf).flatten().argsort(stable=True)
-        among_least = torch.empty_like(candidate.flatten()).scatter(
-            0, order, torch.arange(len(order), device=order.device) < most
-        )
-        goes = candidate & among_least.view(candidate.shape) & is_late
+        place = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
+        goes = candidate & (place.view(candidate.shape) < most) & is_late
         return Selection(routing.top_k_index, ~goes)
 
 
