@@ -72,7 +72,10 @@ def profile_show(
     ffn_size: FfnSize = MIXTRAL.ffn_size,
     as_json: AsJson = False,
 ) -> None:
-    """Devices, gains of the profile's draw, and rates and token latency under even bandwidth, Eq. (2) to (8)."""
+    """Devices, gains of the profile's draw, and rates and token latency under even bandwidth, Eq. (2) to (8).
+
+    Of measured rates: the rates, the fixed seconds of a message, and the token latency without these.
+    """
     profile = load_profile(name)
     records = _device_records(profile, ExpertShape(hidden_size, ffn_size))
     _print(dict(devices=records) if as_json else records)
@@ -99,6 +102,8 @@ def allocate_command(
 ) -> None:
     """Split the bandwidth for given device loads, P3 (Eq. 19-21), with a proof of how good the split is."""
     loaded = load_profile(profile)
+    if loaded.rates == "measured":
+        raise AllocationError(f"{loaded.name}: its rates are measured and fixed, so there is no bandwidth to split")
     try:
         device_load = _read_loads(loads)
         channel = _channel_of_layers(loaded, len(device_load))
@@ -520,6 +525,18 @@ def _device_records(profile: ChannelProfile, shape: ExpertShape) -> list[dict[st
     budget = link_budget(profile, channel, shape)
     latency, energy = token_latency_s(budget, even_hz), token_energy(profile, shape, budget, even_hz)
     power_w = profile.base_station.transmit_power_w
+    if profile.rates == "measured":
+        return [
+            dict(
+                name=device.name,
+                downlink_bit_per_s=device.downlink_bit_per_s,
+                uplink_bit_per_s=device.uplink_bit_per_s,
+                fixed_s=device.fixed_s or 0.0,
+                compute_flops=device.compute_flops,
+                token_latency_s=float(latency[k]),
+            )
+            for k, device in enumerate(profile.devices)
+        ]
     return [
         dict(
             name=device.name,

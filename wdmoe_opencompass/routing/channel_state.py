@@ -27,6 +27,7 @@ class MeasuredMeans(Protocol):
 class ChannelStates:
     """The channel state of every layer of every forward pass, under evenly split bandwidth, Eq. (6) and (7).
 
+    A profile of measured rates has no curve over the bandwidth: they are the same at any.
     Set `dataset` and `first_item` before each batch; states are kept on the device that asked until the draw changes.
     Where a testbed measures, `history` (testbed/history.py) adds its mean times per token as they are at the moment.
     """
@@ -64,6 +65,10 @@ class ChannelStates:
         def tensor(array: Any) -> torch.Tensor:
             return torch.tensor(array, dtype=torch.float32, device=device)
 
+        def curve() -> BandwidthCurve:
+            seconds = communication_latency_s(budget, CURVE_SHARES[:, None] * total_hz)
+            return BandwidthCurve(tensor(CURVE_SHARES), tensor(seconds.T))
+
         energy = token_energy(self.profile, self.shape, budget, even_hz)
         computation_j = 0.0 if energy.computation_j is None else energy.computation_j
         return ChannelState(
@@ -72,7 +77,5 @@ class ChannelStates:
             torch.tensor(self._device_of_expert, device=device),
             device_is_shared=any(place >= 0 and count > 1 for place, count in Counter(self._device_of_expert).items()),
             token_energy_j=tensor(energy.downlink_j + energy.uplink_j + computation_j),
-            curve=BandwidthCurve(
-                tensor(CURVE_SHARES), tensor(communication_latency_s(budget, CURVE_SHARES[:, None] * total_hz).T)
-            ),
+            curve=None if budget.measured is not None else curve(),
         )
