@@ -88,7 +88,7 @@ def algorithm_1(weights, chosen, communication, computation, device_of_expert, t
     return [set(experts) for experts in kept]
 
 
-def algorithm_2(weights, chosen, seconds_per_token, device_of_expert, factor, loaded_only=False):
+def algorithm_2(weights, chosen, seconds_per_token, device_of_expert, factor, loaded_only=False, visits_only=False):
     """Algorithm 2 step by step, Eq. (30) to (32); -> the sets of experts that each token keeps.
 
     weights: per token its softmax over all experts; chosen: per token its top-k experts in the router's order;
@@ -116,7 +116,8 @@ def algorithm_2(weights, chosen, seconds_per_token, device_of_expert, factor, lo
     for w, j, e in there:
         by_weight = sorted(range(len(chosen[j])), key=lambda place: (-weights[j][chosen[j][place]], place))
         is_lowest = chosen[j][by_weight[-1]] == e and len(by_weight) > 1
-        if is_lowest and w < mean:
+        others = sum(device_of_expert[other] == worst for other in chosen[j] if other != e)
+        if is_lowest and w < mean and not (visits_only and others):
             candidates.append((w, j, e))
     for _, j, e in sorted(candidates)[:most]:
         kept[j].discard(e)

@@ -21,10 +21,11 @@ from wdmoe_opencompass.selection.device_time import device_tokens
     case=cases(),
     factor=st.sampled_from([1.0, 1.5, 3.0]),
     quartile_of=st.sampled_from(["all", "loaded"]),
+    candidates=st.sampled_from(["pairs", "visits"]),
     slow=st.sampled_from([1.0, 10.0]),
     is_measured=st.booleans(),
 )
-def test_it_equals_algorithm_2_step_by_step(case, factor, quartile_of, slow, is_measured):
+def test_it_equals_algorithm_2_step_by_step(case, factor, quartile_of, candidates, slow, is_measured):
     """Ties, unsorted top-k, padding, devices with several experts or none, experts at the base station."""
     routing, channel = case
     seconds = channel.communication_s + channel.computation_s
@@ -34,11 +35,12 @@ def test_it_equals_algorithm_2_step_by_step(case, factor, quartile_of, slow, is_
         channel = replace(channel, communication_s=unknown, mean_token_s=seconds)
     else:
         channel = replace(channel, communication_s=seconds, computation_s=torch.zeros_like(seconds))
-    selection = build_policy("bottleneck", dict(factor=factor, quartile_of=quartile_of)).select(routing, channel)
+    policy = build_policy("bottleneck", dict(factor=factor, quartile_of=quartile_of, candidates=candidates))
+    selection = policy.select(routing, channel)
     weights, chosen = plain(routing)
     places = channel.device_of_expert.tolist()
     assert kept(routing, selection) == oracles.algorithm_2(
-        weights, chosen, seconds.tolist(), places, factor, quartile_of == "loaded"
+        weights, chosen, seconds.tolist(), places, factor, quartile_of == "loaded", candidates == "visits"
     )
     assert selection.keep[~routing.is_load].all()
 
@@ -101,6 +103,17 @@ def test_no_more_than_j_drop_tokens_leave_the_bottleneck_and_it_stays_at_q3():
     assert before[3] - gone[3] * 2.5 >= torch.quantile(before, 0.75)
 
 
+@settings(deadline=None, max_examples=60)
+@given(case=cases())
+def test_among_visits_every_drop_spares_the_bottleneck_a_token(case):
+    routing, channel = case
+    keep = build_policy("bottleneck", dict(factor=1.0, candidates="visits")).select(routing, channel).keep
+    left = replace(routing, top_k_index=torch.where(keep, routing.top_k_index, len(channel.device_of_expert)))
+    nowhere = replace(channel, device_of_expert=torch.cat([channel.device_of_expert, torch.tensor([-1])]))
+    before, after = (device_tokens(*one)[0] for one in ((routing, channel), (left, nowhere)))
+    assert (before - after).sum() == (~keep).sum()
+
+
 @settings(deadline=None, max_examples=100)
 @given(seed=st.integers(0, 10_000), devices=st.integers(1, 12))
 def test_the_quartile_is_numpys(seed, devices):
@@ -121,6 +134,7 @@ def test_a_token_with_one_expert_loses_none():
     [
         (dict(factor=0.5), "selection policy 'bottleneck': factor must be >= 1, got 0.5"),
         (dict(factor=float("nan")), "factor must be >= 1, got nan"),
+        (dict(candidates="tokens"), "candidates must be pairs or visits, got 'tokens'"),
         (dict(quartile_of="some"), "quartile_of must be all or loaded, got 'some'"),
     ],
 )

@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.tiny import channel_states, prompts, tiny_mixtral
 from wdmoe_opencompass.channel.profile import load_profile
 from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.latency import ExpertShape
 from wdmoe_opencompass.routing.channel_state import ChannelStates
+from wdmoe_opencompass.routing.patch import Attachment
 from wdmoe_opencompass.routing.times import LayerTimes
 from wdmoe_opencompass.selection import Routing, build_policy
 from wdmoe_opencompass.testbed.history import MeasuredHistory
@@ -93,3 +95,30 @@ def test_the_bottleneck_policy_relieves_the_device_that_was_measured_slow():
     gone = np.bincount(routing.top_k_index[~keep].numpy(), minlength=8)
     assert gone[5] > 5
     assert gone.sum() == gone[5]
+
+
+def test_a_model_runs_with_the_history_of_its_own_layers():
+    """The history grows between layers of one pass, and the slow device gets fewer tokens in the next."""
+    model = tiny_mixtral()
+    history = MeasuredHistory(layers=3, devices=8)
+    states = channel_states(model)
+    states.history = history
+    seconds = np.where(np.arange(8) == 2, 1.0, 0.1)  # per token
+
+    class Measured(type(build_policy("bottleneck"))):
+        def select(self, routing, channel):
+            selection = super().select(routing, channel)
+            real = selection.keep & routing.is_load[:, None]
+            loads = np.bincount(routing.top_k_index[real].numpy(), minlength=8)
+            history.add(message(routing.layer, k, int(loads[k]), loads[k] * seconds[k]) for k in range(8))
+            return selection
+
+    ids, mask = prompts(rows=8)
+    with Attachment(model, Measured(), states) as attachment, torch.no_grad():
+        for _ in range(2):
+            model(input_ids=ids, attention_mask=mask)
+        block = attachment.recorder.finish_batch(0, 8)
+    gone = (block["device_load_before"] - block["device_load"])[:, :, 2]
+    assert gone[0, 0] == 0  # nothing was measured before the first layer
+    assert gone[1].sum() > 0
+    assert history.mean_token_s(2) == pytest.approx(seconds)
