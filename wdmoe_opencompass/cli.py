@@ -503,6 +503,37 @@ def frontier_command(
         print(f"\nfigure: {summary / FRONTIER}.png, .pdf")
 
 
+@app.command("predict")
+def predict_command(
+    run_folder: Annotated[Path, typer.Argument(help="Time-stamped folder of a run on a testbed.")],
+    profile: Annotated[
+        str | None, typer.Option(help="Channel profile with the run's devices: name or file; default: the run's own.")
+    ] = None,
+    form: Annotated[Format, typer.Option("--format", help="Format of the table.")] = Format.md,
+    layers: Annotated[bool, typer.Option("--layers", help="Print every layer of every pass instead, as CSV.")] = False,
+) -> None:
+    """Predicted beside measured waiting latency of a testbed's run, from its traces and the times beside them."""
+    from .report.tables import formatted, runs_from_traces
+    from .report.testbed import measured_runs, prediction_notes, prediction_records, prediction_table
+
+    chosen = None if profile is None else load_profile(profile)
+    measured = measured_runs(runs_from_traces(run_folder), run_folder / "predictions")
+    records, rows = prediction_records(measured, chosen)
+    reasons = [f"{one.run.abbr}, {dataset}: {why}" for one in measured for dataset, why in one.missing.items()]
+    if not records:
+        raise TraceError("; ".join(reasons) or f"{run_folder}: no measured times beside its traces; no testbed ran it")
+    if layers:
+        print(rows.to_csv(index=False, lineterminator="\n"), end="")
+    elif form == Format.json:
+        _print(dict(predictions=records, notes=prediction_notes(measured, chosen)))
+    else:
+        print(formatted(prediction_table(records), prediction_notes(measured, chosen), form.value), end="")
+    for reason in reasons:
+        print(f"empty: {reason}", file=sys.stderr)
+    if reasons:
+        raise typer.Exit(1)
+
+
 def _read_summary(run_folder: Path, name: str, otherwise: Any = None) -> Any:
     try:
         return json.loads((run_folder / "summary" / name).read_text())

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from pytest import approx
+from typer.testing import CliRunner
 
 from tests.testbed.synthetic import (
     FFN,
@@ -16,6 +17,7 @@ from tests.testbed.synthetic import (
     trace_beside,
 )
 from wdmoe_opencompass import ExpertShape
+from wdmoe_opencompass.cli import app
 from wdmoe_opencompass.errors import TraceError
 from wdmoe_opencompass.report.items import ItemResults
 from wdmoe_opencompass.report.summary import write_report
@@ -36,7 +38,8 @@ from wdmoe_opencompass.report.testbed import (
     write_testbed,
 )
 from wdmoe_opencompass.routing.times import write_times
-from wdmoe_opencompass.testbed.measure import fit_devices, measured_profile
+from wdmoe_opencompass.routing.trace import write_trace
+from wdmoe_opencompass.testbed.measure import fit_devices, measured_profile, measured_profile_text
 
 BATCHES = 12
 
@@ -237,3 +240,51 @@ def test_times_that_are_torn_or_of_other_passes_are_named_and_the_rest_is_shown(
     printed = write_testbed(runs, ["d"], tmp_path / "predictions", tmp_path / "summary", fitted_profile())
     assert f"empty: algo2, d: {path}: not a file of measured times, or torn" in printed[0]
     assert printed[0].count("| vanilla |") == 1
+
+
+def predict(tmp_path, *arguments):
+    return CliRunner().invoke(app, ["predict", str(tmp_path), *arguments])
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    for run in on_disk(tmp_path, two_runs()):
+        write_trace(tmp_path / "predictions" / run.abbr / "d.trace.safetensors", run.traces["d"][0])
+    profile = tmp_path / "lab.yaml"
+    names = [device.name for device in lab_profile().devices]
+    fits = fit_devices(names, probe(), ExpertShape(HIDDEN, FFN), PAYLOAD_BITS)
+    profile.write_text(measured_profile_text(fitted_profile(), fits))
+    return tmp_path
+
+
+def test_the_command_line_predicts_from_any_profile(run_folder):
+    lab = str(run_folder / "lab.yaml")
+    answer = predict(run_folder, "--profile", lab, "--format", "json")
+    assert answer.exit_code == 0
+    records = {one["model"]: one for one in json.loads(answer.output)["predictions"]}
+    assert records["vanilla"]["median_relative_error"] < 0.05
+    assert records["all"]["layer_passes"] == 2 * BATCHES * 2 * 3
+    text = predict(run_folder, "--profile", lab).output
+    assert "predicted from profile lab (hash" in text
+    assert "measured rates)" in text
+    assert "an assumption about the testbed" not in text
+    assert "an assumption about the testbed" in predict(run_folder).output
+    rows = predict(run_folder, "--profile", lab, "--layers").output.splitlines()
+    assert rows[0] == "model,dataset,batch,pass_index,layer,tokens,predicted_s,measured_s,relative_error"
+    assert len(rows) == 1 + 2 * BATCHES * 2 * 3
+
+
+def test_the_command_line_says_what_is_missing(run_folder):
+    folder = run_folder / "predictions"
+    (folder / "algo2" / "d.times.safetensors").write_bytes(b"torn")
+    answer = predict(run_folder, "--format", "csv")
+    assert answer.exit_code == 1
+    assert "vanilla,d," in answer.output
+    assert "or torn" in answer.output
+    (folder / "algo2" / "d.times.safetensors").unlink()
+    (folder / "vanilla" / "d.times.safetensors").unlink()
+    assert "no measured times beside its traces" in str(predict(run_folder).exception)
+    write_times(folder / "vanilla" / "d.times.safetensors", two_runs()[0][1])
+    assert "differ from those of 'paper_8_devices'" in str(
+        predict(run_folder, "--profile", "paper_8_devices").exception
+    )

@@ -22,6 +22,7 @@ from tests.testbed.synthetic import (
     RATE_UP,
     lab_profile,
     layer_times,
+    measured_times,
     probe,
 )
 from wdmoe_opencompass import ExpertShape, allocate, draw_channel, link_budget, load_profile
@@ -32,7 +33,7 @@ from wdmoe_opencompass.latency import device_latency_s, waiting_latency_s
 from wdmoe_opencompass.routing.channel_state import ChannelStates
 from wdmoe_opencompass.routing.times import LayerTimes
 from wdmoe_opencompass.selection import Routing, build_policy
-from wdmoe_opencompass.testbed.measure import fit_devices, measured_profile, measured_profile_text
+from wdmoe_opencompass.testbed.measure import fit_devices, measured_profile, measured_profile_text, profile_from_times
 
 SHAPE = ExpertShape(HIDDEN, FFN)
 NAMES = [device.name for device in lab_profile().devices]
@@ -102,6 +103,14 @@ def test_the_prediction_is_loads_times_bits_over_rate_plus_computing_plus_the_fi
     measured = {one.device: one.total_s for one in layer_times(0, loads[0, 0])}
     for k, seconds in measured.items():
         assert device_latency_s(budget, hertz, loads[0, 0])[k] == approx(seconds, rel=1e-4)
+
+
+def test_a_runs_own_times_can_serve_as_the_probe():
+    profile = profile_from_times(lab_profile(), measured_times(batches=30), "mine")
+    assert (profile.name, profile.rates) == ("mine", "measured")
+    for k, device in enumerate(profile.devices):
+        assert device.downlink_bit_per_s == approx(RATE_DOWN[k], rel=0.1)
+        assert device.compute_flops == approx(FLOP_PER_S[k], rel=0.1)
 
 
 @pytest.mark.parametrize("method", ["uniform", "optimal", "slsqp"])

@@ -391,21 +391,21 @@ def _write_predictions(measured: Sequence[MeasuredRun], folder: Path, profile: C
         return [f"no prediction beside the measured latency: {error}\n"]
     if not records:
         return []
-    source = "each run's own profile" if profile is None else f"profile {profile.name}"
-    notes = [PREDICTION_TEXT, f"predicted from {source}; payload as on the wire", *_profile_notes(measured, profile)]
     rows.to_csv(folder / LAYER_PASSES, index=False)
     write_json(folder / f"{PREDICTION}_records.json", records)
-    table = write_table(folder / PREDICTION, prediction_table(records), notes)
+    table = write_table(folder / PREDICTION, prediction_table(records), prediction_notes(measured, profile))
     return [table, f"every layer pass: {folder / LAYER_PASSES}\n"]
 
 
-def _profile_notes(measured: Sequence[MeasuredRun], profile: ChannelProfile | None) -> list[str]:
-    every = (
-        [profile] if profile else [t.metadata.profile for one in measured for p in one.measured.values() for t, _ in p]
-    )
-    if all(one.rates == "measured" for one in every):
-        return []
-    return [
-        "a profile of physical rates is an assumption about the testbed, not a measurement of it: "
-        "`wdmoe testbed measure` makes one of measured rates"
-    ]
+def prediction_notes(measured: Sequence[MeasuredRun], profile: ChannelProfile | None) -> list[str]:
+    """Lines under the table: what was predicted and from which profiles."""
+    traces = [trace for one in measured for pairs in one.measured.values() for trace, _ in pairs]
+    every = {one.content_hash: one for one in ([profile] if profile else [t.metadata.profile for t in traces])}
+    named = ", ".join(f"{one.name} (hash {key[:12]}, {one.rates} rates)" for key, one in every.items())
+    notes = [PREDICTION_TEXT, f"predicted from profile {named}; payload as on the wire"]
+    if any(one.rates == "physical" for one in every.values()):
+        notes.append(
+            "a profile of physical rates is an assumption about the testbed, not a measurement of it: "
+            "`wdmoe testbed measure` makes one of measured rates"
+        )
+    return notes

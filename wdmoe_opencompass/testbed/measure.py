@@ -12,7 +12,7 @@ from scipy.optimize import nnls
 from ..channel.profile import ChannelProfile
 from ..errors import ProfileError
 from ..latency import ExpertShape, expert_flop, payload_bit
-from ..routing.times import LayerTimes
+from ..routing.times import LayerTimes, MeasuredTimes
 
 Array = NDArray[np.float64]
 LEAST_SIZES = 2
@@ -119,6 +119,17 @@ def fit_devices(
     return [
         fit_device(name, [one for one in times if one.device == k], shape, payload_bits) for k, name in enumerate(names)
     ]
+
+
+def profile_from_times(base: ChannelProfile, times: MeasuredTimes, name: str = "measured") -> ChannelProfile:
+    """A profile of measured rates from a whole run's times, which serve as a probe where passes had several sizes.
+
+    Where a device holds several experts, a token that needs two of them there is computed twice but counted once: the
+    FLOP/s are then of tokens, not of evaluations; a probe with one expert per token tells them exactly.
+    """
+    of = times.metadata
+    fits = fit_devices(of.devices, times.layer_times(), ExpertShape(of.hidden_size, of.ffn_size), of.payload_bits)
+    return measured_profile(base, of.devices, fits, of.payload_bits, name)
 
 
 def measured_profile(
