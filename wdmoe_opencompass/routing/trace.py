@@ -69,7 +69,7 @@ class TraceMetadata(BaseModel):
     on the calibration of that hash; quantise_payload whether what was sent was rounded to the profile's payload_bits.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")  # a parameter may be infinite
 
     format_version: int
     model: str
