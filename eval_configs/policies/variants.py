@@ -7,6 +7,7 @@ measured constants need a calibration.
 OWN_DEFAULTS = {
     "vanilla": dict(policy="top_k"),
     "wdmoe": dict(policy="wlr"),
+    "bottleneck": dict(policy="bottleneck"),
     "top-1": dict(policy="fixed_k"),
     "random": dict(policy="random_drop"),
     "naee": dict(policy="naee"),
@@ -32,7 +33,7 @@ MATCHED_SHARES = (0.8, 0.65)
 MATCHED = {
     name: variant
     for name, variant in OWN_DEFAULTS.items()
-    if name not in ("vanilla", "top-1", "oea", "expanded-drop", "1t-load-aware")
+    if name not in ("vanilla", "bottleneck", "top-1", "oea", "expanded-drop", "1t-load-aware")
 }
 QUANTISED = {
     f"{name}-{bits}-bit": dict(profile=f"paper_8_devices_{bits}_bit", **changed)

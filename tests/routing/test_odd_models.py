@@ -159,6 +159,7 @@ def test_nothing_is_copied_to_the_host_inside_a_pass(family, policy, as_on_a_gpu
         ("capacity", dict(by="device", may_lose_all=False)),
         ("capacity", dict(by="time")),
         ("expanded_drop", dict(by="time", gamma=0.5)),
+        ("bottleneck", dict(quartile_of="loaded", candidates="visits")),
     ],
 )
 def test_no_variant_of_a_policy_copies_to_the_host(policy, parameters, as_on_a_gpu):

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import PolicyError, unknown_name
 from .base import ChannelState, Routing, Selection, SelectionPolicy
+from .bottleneck import Bottleneck
 from .caee import Caee
 from .capacity import CapacityDrop
 from .des import Des, DesTopK
@@ -24,6 +25,7 @@ from .wlr import WeightToLatencyRatio
 POLICIES: dict[str, type[SelectionPolicy]] = {
     "top_k": TopK,
     "wlr": WeightToLatencyRatio,
+    "bottleneck": Bottleneck,
     "dual_price": DualPrice,
     "fixed_k": FixedK,
     "random_drop": RandomDrop,
