@@ -45,20 +45,20 @@ def main():
 
 
 def report_dominance(records):
-    """Which rivals wait less than dual_price at a matched share, and what that costs them."""
+    """At each matched share, which rivals wait less than the better of our two, and what that costs them."""
     for share in sorted({one["matched_share"] for one in records if one["matched_share"]}, reverse=True):
         alike = [one for one in records if one["matched_share"] == share]
-        ours = next((one for one in alike if one["policy"] == "dual_price"), None)
-        if ours is None:
-            continue
+        ours = min((one for one in alike if one["policy"] == "dual_price"), key=lambda one: one["latency_ratio"])
+        print(f"matched to {100 * share:.0f} % kept: {described(ours)}; waiting less: ", end="")
         quicker = [one for one in alike if one["latency_ratio"] < ours["latency_ratio"]]
-        print(
-            f"matched to {100 * share:.0f} % kept: dual_price waits {ours['latency_ratio']:.4f} of vanilla's", end="; "
-        )
-        print(
-            "less wait: "
-            + (", ".join(f"{short(one['model'])} {one['latency_ratio']:.4f}" for one in quicker) or "none")
-        )
+        print("; ".join(described(one) for one in quicker) or "none")
+
+
+def described(one):
+    return (
+        f"{short(one['model'])} waits {one['latency_ratio']:.3f} of vanilla's, keeps {100 * one['kept_share']:.1f} %, "
+        f"accuracy {one['accuracy']:.1f}" + (" (significantly below vanilla)" if one["significant"] else "")
+    )
 
 
 def short(model):

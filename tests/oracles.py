@@ -80,9 +80,47 @@ def algorithm_1(weights, chosen, communication, computation, device_of_expert, t
                 experts.pop()
 
     initial, rounds = total_wlr(), 0
+    if initial == 0:
+        return [set(experts) for experts in kept]
     while total_wlr() <= gain * initial and theta + rounds * step <= 1 + 1e-9:
         drop(theta + rounds * step)
         rounds += 1
     if extra_pass:
         drop(theta + rounds * step)
     return [set(experts) for experts in kept]
+
+
+def algorithm_2(weights, chosen, seconds_per_token, device_of_expert, factor, loaded_only=False, visits_only=False):
+    """Algorithm 2 step by step, Eq. (30) to (32); -> the sets of experts that each token keeps.
+
+    weights: per token its softmax over all experts; chosen: per token its top-k experts in the router's order;
+    seconds_per_token: tbar_k per device; device_of_expert: -1 is the base station.
+    """
+    kept = [set(experts) for experts in chosen]
+    devices = range(len(seconds_per_token))
+    tokens = [sum(any(device_of_expert[e] == k for e in experts) for experts in chosen) for k in devices]
+    predicted = [seconds_per_token[k] * tokens[k] for k in devices]
+    ascending = sorted(t for t, own in zip(predicted, tokens) if own or not loaded_only)
+    if not ascending:
+        return kept
+    position = 0.75 * (len(ascending) - 1)
+    below = int(position)
+    above = min(below + 1, len(ascending) - 1)
+    quartile = ascending[below] + (position - below) * (ascending[above] - ascending[below])
+    worst = max(devices, key=lambda k: (predicted[k], -k))
+    if not predicted[worst] > factor * quartile:
+        return kept
+    most = math.floor((predicted[worst] - quartile) / seconds_per_token[worst] + 1e-9)
+    there = [(w[e], j, e) for j, (w, own) in enumerate(zip(weights, chosen)) for e in own]
+    there = [pair for pair in there if device_of_expert[pair[2]] == worst]
+    mean = sum(w for w, _, _ in there) / len(there)
+    candidates = []
+    for w, j, e in there:
+        by_weight = sorted(range(len(chosen[j])), key=lambda place: (-weights[j][chosen[j][place]], place))
+        is_lowest = chosen[j][by_weight[-1]] == e and len(by_weight) > 1
+        others = sum(device_of_expert[other] == worst for other in chosen[j] if other != e)
+        if is_lowest and w < mean and not (visits_only and others):
+            candidates.append((w, j, e))
+    for _, j, e in sorted(candidates)[:most]:
+        kept[j].discard(e)
+    return kept

@@ -3,6 +3,7 @@
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
+from tests.selection.calibrations import calibration_file
 from wdmoe_opencompass import ExpertShape, load_profile
 from wdmoe_opencompass.routing.channel_state import ChannelStates
 from wdmoe_opencompass.selection import build_policy
@@ -17,7 +18,20 @@ EXAMPLES = {
     "adapmoe": lambda layers, experts, top_k: dict(threshold=0.64 / top_k**2, h=[1.0] * layers),
     "capacity": lambda layers, experts, top_k: dict(gamma=0.6),
     "expanded_drop": lambda layers, experts, top_k: dict(gamma=0.6, candidates="all"),
+    "des": lambda layers, experts, top_k: dict(z=1.5 / experts, gamma_0=1.0),
+    "des_top_k": lambda layers, experts, top_k: dict(z=0.5 / experts, gamma_0=1.0),
+    "jesa": lambda layers, experts, top_k: dict(z=1.5 / experts, gamma_0=1.0),
+    "caee": lambda layers, experts, top_k: dict(tau=0.3),
+    "sift_moe": lambda layers, experts, top_k: dict(
+        eta=0.6, relative=True, calibration=calibration_file(layers, experts, top_k)
+    ),
+    "lexi": lambda layers, experts, top_k: dict(
+        budget=(top_k + 1) / 2, calibration=calibration_file(layers, experts, top_k)
+    ),
 }
+
+
+ONLY_IN_DECODE = {"oea"}  # does nothing in a prefill pass
 
 
 def example_parameters(name, layers=1, experts=8, top_k=2):

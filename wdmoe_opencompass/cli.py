@@ -74,7 +74,10 @@ def profile_show(
     ffn_size: FfnSize = MIXTRAL.ffn_size,
     as_json: AsJson = False,
 ) -> None:
-    """Devices, gains of the profile's draw, and rates and token latency under even bandwidth, Eq. (2) to (8)."""
+    """Devices, gains of the profile's draw, and rates and token latency under even bandwidth, Eq. (2) to (8).
+
+    Of measured rates: the rates, the fixed seconds of a message, and the token latency without these.
+    """
     profile = load_profile(name)
     records = _device_records(profile, ExpertShape(hidden_size, ffn_size))
     _print(dict(devices=records) if as_json else records)
@@ -101,6 +104,8 @@ def allocate_command(
 ) -> None:
     """Split the bandwidth for given device loads, P3 (Eq. 19-21), with a proof of how good the split is."""
     loaded = load_profile(profile)
+    if loaded.rates == "measured":
+        raise AllocationError(f"{loaded.name}: its rates are measured and fixed, so there is no bandwidth to split")
     try:
         device_load = _read_loads(loads)
         channel = _channel_of_layers(loaded, len(device_load))
@@ -500,6 +505,37 @@ def frontier_command(
         print(f"\nfigure: {summary / FRONTIER}.png, .pdf")
 
 
+@app.command("predict")
+def predict_command(
+    run_folder: Annotated[Path, typer.Argument(help="Time-stamped folder of a run on a testbed.")],
+    profile: Annotated[
+        str | None, typer.Option(help="Channel profile with the run's devices: name or file; default: the run's own.")
+    ] = None,
+    form: Annotated[Format, typer.Option("--format", help="Format of the table.")] = Format.md,
+    layers: Annotated[bool, typer.Option("--layers", help="Print every layer of every pass instead, as CSV.")] = False,
+) -> None:
+    """Predicted beside measured waiting latency of a testbed's run, from its traces and the times beside them."""
+    from .report.tables import formatted, runs_from_traces
+    from .report.testbed import measured_runs, prediction_notes, prediction_records, prediction_table
+
+    chosen = None if profile is None else load_profile(profile)
+    measured = measured_runs(runs_from_traces(run_folder), run_folder / "predictions")
+    records, rows = prediction_records(measured, chosen)
+    reasons = [f"{one.run.abbr}, {dataset}: {why}" for one in measured for dataset, why in one.missing.items()]
+    if not records:
+        raise TraceError("; ".join(reasons) or f"{run_folder}: no measured times beside its traces; no testbed ran it")
+    if layers:
+        print(rows.to_csv(index=False, lineterminator="\n"), end="")
+    elif form == Format.json:
+        _print(dict(predictions=records, notes=prediction_notes(measured, chosen)))
+    else:
+        print(formatted(prediction_table(records), prediction_notes(measured, chosen), form.value), end="")
+    for reason in reasons:
+        print(f"empty: {reason}", file=sys.stderr)
+    if reasons:
+        raise typer.Exit(1)
+
+
 def _read_summary(run_folder: Path, name: str, otherwise: Any = None) -> Any:
     try:
         return json.loads((run_folder / "summary" / name).read_text())
@@ -522,6 +558,18 @@ def _device_records(profile: ChannelProfile, shape: ExpertShape) -> list[dict[st
     budget = link_budget(profile, channel, shape)
     latency, energy = token_latency_s(budget, even_hz), token_energy(profile, shape, budget, even_hz)
     power_w = profile.base_station.transmit_power_w
+    if profile.rates == "measured":
+        return [
+            dict(
+                name=device.name,
+                downlink_bit_per_s=device.downlink_bit_per_s,
+                uplink_bit_per_s=device.uplink_bit_per_s,
+                fixed_s=device.fixed_s or 0.0,
+                compute_flops=device.compute_flops,
+                token_latency_s=float(latency[k]),
+            )
+            for k, device in enumerate(profile.devices)
+        ]
     return [
         dict(
             name=device.name,

@@ -34,6 +34,18 @@ def expert_flop(shape: ExpertShape) -> int:
 
 
 @dataclass(frozen=True)
+class MeasuredLink:
+    """What a testbed has measured of every device, in place of Eq. (2) and (3); [devices] each.
+
+    fixed_s: seconds that a layer's message to the device takes, there and back, whatever its length
+    """
+
+    downlink_bit_per_s: Array
+    uplink_bit_per_s: Array
+    fixed_s: Array
+
+
+@dataclass(frozen=True)
 class LinkBudget:
     """All that the time of one token on each device depends on, besides the bandwidth.
 
@@ -42,6 +54,7 @@ class LinkBudget:
     uplink_snr_hz:    [..., devices] ``P_u,k g_k,BS / N0`` in Hz, Eq. (3)
     computation_s:    [devices] seconds of one token in one expert, Eq. (7)
     duplex:           how a device's bandwidth serves both directions, see channel/duplex.py
+    measured:         measured rates, whatever the bandwidth and the SNRs; None: Eq. (2) and (3)
     """
 
     payload_bit: float
@@ -49,6 +62,7 @@ class LinkBudget:
     uplink_snr_hz: Array
     computation_s: Array
     duplex: Duplex = "shared"
+    measured: MeasuredLink | None = None
 
 
 def link_budget(profile: ChannelProfile, channel: Channel, shape: ExpertShape) -> LinkBudget:
@@ -62,12 +76,25 @@ def link_budget(profile: ChannelProfile, channel: Channel, shape: ExpertShape) -
         uplink_snr_hz=device_power_w * channel.uplink_gain / noise,
         computation_s=expert_flop(shape) / compute_flops,
         duplex=profile.duplex,
+        measured=_measured_link(profile) if profile.rates == "measured" else None,
     )
 
 
+def _measured_link(profile: ChannelProfile) -> MeasuredLink:
+    values = [(d.downlink_bit_per_s, d.uplink_bit_per_s, d.fixed_s or 0.0) for d in profile.devices]
+    return MeasuredLink(*np.array(values, dtype=np.float64).T)
+
+
 def direction_latency_s(budget: LinkBudget, bandwidth_hz: ArrayLike) -> tuple[Array, Array]:
-    """Seconds to send one token down and to send it up, the terms of Eq. (6): [..., devices]; infinite at 0 Hz."""
+    """Seconds to send one token down and to send it up, the terms of Eq. (6): [..., devices]; infinite at 0 Hz.
+
+    Measured rates are the same at any bandwidth.
+    """
     down_hz = up_hz = np.asarray(bandwidth_hz, dtype=np.float64)
+    if budget.measured is not None:
+        every = np.ones(np.broadcast_shapes(down_hz.shape, budget.measured.fixed_s.shape))
+        rates = budget.measured.downlink_bit_per_s, budget.measured.uplink_bit_per_s
+        return budget.payload_bit / rates[0] * every, budget.payload_bit / rates[1] * every
     if budget.duplex == "frequency_division":
         safe_hz = np.where(up_hz > 0, up_hz, 1.0)
         down_hz = downlink_share(budget.downlink_snr_hz, budget.uplink_snr_hz, safe_hz) * up_hz
@@ -92,7 +119,7 @@ def token_latency_s(budget: LinkBudget, bandwidth_hz: ArrayLike) -> Array:
 def device_latency_s(
     budget: LinkBudget, bandwidth_hz: ArrayLike, device_load: ArrayLike, expert_evaluations: ArrayLike | None = None
 ) -> Array:
-    """Seconds each device takes in a layer, t_k^i of Eq. (10): [..., devices].
+    """Seconds each device takes in a layer, t_k^i of Eq. (10): [..., devices]; measured links add their fixed seconds.
 
     device_load:        [..., devices] tokens sent to the device, q_k^i of Eq. (9)
     expert_evaluations: [..., devices] (token, expert) pairs computed there; more than the load where a token has
@@ -102,7 +129,8 @@ def device_latency_s(
     load = np.asarray(device_load, dtype=np.float64)
     evaluations = load if expert_evaluations is None else np.asarray(expert_evaluations, dtype=np.float64)
     communication = np.where(load > 0, communication_latency_s(budget, bandwidth_hz), 0.0)  # 0 tokens at 0 Hz take 0 s
-    return load * communication + evaluations * budget.computation_s
+    seconds = load * communication + evaluations * budget.computation_s
+    return seconds if budget.measured is None else seconds + np.where(load > 0, budget.measured.fixed_s, 0.0)
 
 
 def waiting_latency_s(

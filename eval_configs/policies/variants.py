@@ -1,13 +1,13 @@
 """Every selection policy as `wdmoe=dict(...)`: at its author's defaults, and matched to shares of kept assignments.
 
-Payloads of 8 and 4 bits that are really quantised stand beside the vanilla model of the same profile, whose answers do
-not know of them. Policies that add experts (may_add) need a softmax router; those with measured constants need a
-calibration.
+Payloads of 8 and 4 bits are really quantised. Policies that add experts (may_add) need a softmax router; those with
+measured constants need a calibration.
 """
 
 OWN_DEFAULTS = {
     "vanilla": dict(policy="top_k"),
     "wdmoe": dict(policy="wlr"),
+    "bottleneck": dict(policy="bottleneck"),
     "top-1": dict(policy="fixed_k"),
     "random": dict(policy="random_drop"),
     "naee": dict(policy="naee"),
@@ -17,6 +17,7 @@ OWN_DEFAULTS = {
     "top-p": dict(policy="top_p"),
     "capacity-tokens": dict(policy="capacity"),
     "capacity-time": dict(policy="capacity", policy_parameters=dict(by="time")),
+    "capacity-time-top": dict(policy="capacity", policy_parameters=dict(by="time", may_lose_all=False)),
     "expanded-drop": dict(policy="expanded_drop"),
     "des": dict(policy="des"),
     "des-top-k": dict(policy="des_top_k"),
@@ -32,23 +33,24 @@ MATCHED_SHARES = (0.8, 0.65)
 MATCHED = {
     name: variant
     for name, variant in OWN_DEFAULTS.items()
-    if name not in ("vanilla", "top-1", "oea", "expanded-drop", "1t-load-aware", "dual-price-even")
+    if name not in ("vanilla", "bottleneck", "top-1", "oea", "expanded-drop", "1t-load-aware")
 }
 QUANTISED = {
     f"{name}-{bits}-bit": dict(profile=f"paper_8_devices_{bits}_bit", **changed)
     for bits in (8, 4)
     for name, changed in (
-        ("vanilla", dict(policy="top_k")),
         ("vanilla-quantised", dict(policy="top_k", quantise_payload=True)),
         ("dual-price-quantised", dict(policy="dual_price", quantise_payload=True)),
     )
 }
+ONLY_WHERE_IT_HELPS = ("caee", "dual-price-even", "capacity-time-top")  # these stop when the top experts alone are last
 variants = (
     OWN_DEFAULTS
     | {
         f"{name}-kept-{100 * share:.0f}": variant | dict(kept_share=share)
         for share in MATCHED_SHARES
         for name, variant in MATCHED.items()
+        if share > 0.7 or name not in ONLY_WHERE_IT_HELPS
     }
     | QUANTISED
 )

@@ -48,6 +48,16 @@ def test_every_benchmark_has_accuracy_and_all_four_rows_of_latency(folder):
     assert {(row, benchmark) for row in rows for benchmark in BENCHMARKS} <= waits
 
 
+def test_every_accuracy_has_an_interval_from_its_items(folder):
+    accuracies = [
+        r for r in records(folder, "accuracy") if r["metric"] not in ("active_experts_per_token", "share_dropped")
+    ]
+    assert all(r["low"] - 1e-9 <= r["value"] <= r["high"] + 1e-9 for r in accuracies)
+    assert {r["dataset"]: r["items"] for r in accuracies}["openai_humaneval"] == 8
+    compared = {r["benchmark"] for r in records(folder, "accuracy_differences")}
+    assert compared == BENCHMARKS | {"mean of 8 benchmarks"}
+
+
 def test_programs_are_executed_and_only_the_slice_counts(folder):
     for model in MODELS:
         result = json.loads((folder / "results" / model / "openai_humaneval.json").read_text())

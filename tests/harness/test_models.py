@@ -3,6 +3,7 @@ import torch
 from opencompass.models import HuggingFaceBaseModel, HuggingFacewithChatTemplate
 
 from tests.conftest import ROOT
+from tests.routing.test_odd_models import mixed_mixtral
 from wdmoe_opencompass.errors import ModelError, PolicyError, ProfileError
 from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel, WdmoeHuggingFacewithChatTemplate
 
@@ -133,3 +134,17 @@ def test_a_model_without_a_router_fails_with_one_sentence_and_writes_no_predicti
     written = {path.name: path.read_text() for path in (tmp_path / "run" / "predictions").rglob("*.*")}
     assert list(written) == ["qs_choice_small.failed.txt"]
     assert written["qs_choice_small.failed.txt"].startswith("LlamaForCausalLM has no MoE layer")
+
+
+def test_layers_may_differ_in_experts(monkeypatch):
+    mixed = mixed_mixtral()
+    first, second = mixed.model.layers
+    first.mlp, second.mlp = second.mlp, first.mlp  # the one with more experts comes last
+    monkeypatch.setattr(HuggingFaceBaseModel, "_load_model", lambda self, **kwargs: setattr(self, "model", mixed))
+    model = WdmoeHuggingFaceBaseModel(**MODEL, wdmoe=dict(VANILLA, policy="wlr"))
+    with torch.no_grad():
+        model.model(input_ids=torch.arange(3, 40)[None])
+    metadata = model._metadata("mixed", "some")
+    assert (metadata.experts, metadata.top_k) == (8, 3)
+    block = model.attachment.recorder.finish_batch(0, 1)
+    assert block["co_selection"].shape[-1] == metadata.sizes()["pairs"]

@@ -54,7 +54,7 @@ def test_one_run_puts_every_policy_on_the_frontier(policies_run):
         record = records[model.abbr]
         assert record["accuracy_low"] <= record["accuracy"] <= record["accuracy_high"]
         assert record["latency_ratio_low"] <= record["latency_ratio"] <= record["latency_ratio_high"]
-        assert (record["kept_share"] == 1) == (model.wdmoe.policy in ("top_k", "oea") or record["kept_share"] == 1)
+        assert record["kept_share"] == 1 or model.wdmoe.policy != "top_k"
     vanilla = records["quickstart-vanilla-hf"]
     assert vanilla["latency_ratio_even"] == pytest.approx(1)
     assert any(one["on_front"] for one in records.values())
@@ -70,15 +70,14 @@ def test_a_quantised_payload_costs_answers_as_fewer_bits_save_time(policies_run)
     records = {one["model"]: one for one in json.loads((policies_run / "summary/frontier_records.json").read_text())}
     plain = records["quickstart-vanilla-hf"]
     for bits in (8, 4):
-        sent, counted = (records[f"quickstart-{name}-{bits}-bit-hf"] for name in ("vanilla-quantised", "vanilla"))
+        sent = records[f"quickstart-vanilla-quantised-{bits}-bit-hf"]
         assert sent["policy"] == f"top_k, {bits}-bit payload"
-        assert counted["accuracy"] == plain["accuracy"]
-        assert sent["latency_ratio_even"] < 1.5 * bits / 16
+        assert sent["latency_ratio_even"] < 1.5 * bits / 16 * plain["latency_ratio_even"]
     predictions = {
         name: (policies_run / "predictions" / f"quickstart-{name}-hf" / "qs_arith_40.json").read_text()
-        for name in ("vanilla", "vanilla-4-bit", "vanilla-quantised-4-bit")
+        for name in ("vanilla", "vanilla-quantised-4-bit")
     }
-    assert predictions["vanilla"] == predictions["vanilla-4-bit"] != predictions["vanilla-quantised-4-bit"]
+    assert predictions["vanilla"] != predictions["vanilla-quantised-4-bit"]
     trace = read_trace(policies_run / "predictions/quickstart-vanilla-quantised-4-bit-hf/qs_arith_40.trace.safetensors")
     assert trace.metadata.quantise_payload
     assert (trace.device_load == trace.device_load_before).all()

@@ -10,6 +10,7 @@ from tests.testbed.labs import servers
 from wdmoe_opencompass.errors import LabError, ModelError
 from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel
 from wdmoe_opencompass.harness.settings import parse_settings
+from wdmoe_opencompass.routing.times import check_belongs, read_times
 from wdmoe_opencompass.routing.trace import read_trace
 from wdmoe_opencompass.testbed.lab import Lab, write_lab
 
@@ -46,9 +47,30 @@ def test_perplexities_answers_and_trace_are_those_of_the_local_run(devices, tmp_
     trace = read_trace(tmp_path / "x.trace.safetensors")
     assert trace.metadata.profile.device_of_expert(8) == PLACEMENT
     assert not trace.metadata.quantise_payload
-    sent = sum(one.tokens for one in live.testbed.take_times())
-    assert sent >= int(trace.arrays["device_load"].sum()) > 0
+    times = read_times(tmp_path / "x.times.safetensors")
+    check_belongs(times, trace)
+    assert (times.tokens >= trace.device_load).all()  # padding is sent here
+    assert (times.waiting_s > 0).all()
     live.testbed.close()
+
+
+def test_bottleneck_reads_what_was_measured_and_drops_tokens_of_a_slow_device(tmp_path):
+    with servers(MODEL["path"], GROUPS[:3]) as fast, servers(MODEL["path"], GROUPS[3:], rate_bit_per_s=2e6) as slow:
+        lab = written_lab(tmp_path, [*fast, *slow], send_padding=False)
+        live = WdmoeHuggingFaceBaseModel(**MODEL, wdmoe=dict(SETTINGS, policy="bottleneck", testbed=lab))
+        live.open_trace(tmp_path / "x.json", "live", "x", 2 * len(PROMPTS), 0)
+        with torch.no_grad():
+            live.get_ppl(PROMPTS)
+            live.get_ppl(PROMPTS)
+        live.close_trace(seal=True)
+        live.testbed.close()
+    trace, times = read_trace(tmp_path / "x.trace.safetensors"), read_times(tmp_path / "x.times.safetensors")
+    assert (times.tokens == trace.device_load).all()
+    before, after = trace.device_load_before.sum(axis=(0, 1)), trace.device_load.sum(axis=(0, 1))
+    assert after[3] < before[3]
+    assert (after[:3] >= 0.8 * before[:3]).all()
+    means = live._history.mean_token_s(1)
+    assert means.argmax() == 3
 
 
 def test_what_happened_to_devices_lies_beside_the_trace(tmp_path):

@@ -57,14 +57,21 @@ def test_a_benchmark_that_is_not_measured_leaves_the_model_out():
     assert [one["model"] for one in records] == ["vanilla"]
 
 
-def test_a_smaller_payload_is_measured_against_the_full_one():
+@pytest.mark.parametrize("quantised", [True, False])
+def test_a_smaller_payload_is_measured_against_the_full_one(quantised):
+    """And left out where the answers do not know of it."""
     several = runs()[:2]
     small = several[1]
     for traces in small.traces.values():
         metadata = traces[0].metadata
         profile = metadata.profile.model_copy(update=dict(payload_bits=4))
-        traces[0] = RoutingTrace(metadata.model_copy(update=dict(profile=profile)), traces[0].arrays)
+        traces[0] = RoutingTrace(
+            metadata.model_copy(update=dict(profile=profile, quantise_payload=quantised)), traces[0].arrays
+        )
     small.base = (small.base[0], "another profile")
+    if not quantised:
+        assert [one["model"] for one in frontier_records(several, BENCHMARKS, latency_cells(several))] == ["vanilla"]
+        return
     full, quartered = (frontier_records(one, BENCHMARKS, latency_cells(one))[1] for one in (runs()[:2], several))
     assert (full["payload_bits"], quartered["payload_bits"]) == (16, 4)
     assert quartered["latency_ratio_even"] < 0.6 * full["latency_ratio_even"]

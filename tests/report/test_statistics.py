@@ -1,9 +1,12 @@
 """Published worked examples and limit cases.
 
-Wilson: Newcombe 1998, Statistics in Medicine 17, 857-872, Table I, method 3.
-McNemar, exact: Fay, "Exact McNemar's Test and Matching Confidence Intervals" (vignette of R's exact2x2), 21, 9, 2, 12.
-Paired difference: Agresti 2002, Categorical Data Analysis, section 10.1, approval ratings 794, 150, 86, 570.
-Holm: the example of Wikipedia's "Holm-Bonferroni method" (p values 0.01, 0.04, 0.03, 0.005).
+Wilson: statulator.com/help/ci1P-help.html (12 of 150), and the four examples of Newcombe 1998, Statistics in Medicine
+17, 857-872, method 3, quoted from memory: the article was not at hand.
+McNemar, exact: the table 21, 9, 2, 12 of Fay's vignette "Exact McNemar's Test and Matching Confidence Intervals" (R's
+exact2x2); its p is worked out in the test.
+Paired difference: the approval ratings 794, 150, 86, 570 of Agresti, Categorical Data Analysis (R: ?mcnemar.test); the
+standard error of the difference, 0.0095, is sqrt((86 + 150) / 1600 - 0.04^2) / sqrt(1600).
+Holm: Wikipedia's "Holm-Bonferroni method", p values 0.01, 0.04, 0.03, 0.005: at 0.05 the first and fourth are rejected.
 """
 
 import time
@@ -35,8 +38,12 @@ def pair(both, only_first, only_second, neither):
     ("correct", "items", "low", "high"),
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
-def test_wilson_intervals_are_newcombe_s(correct, items, low, high):
+def test_wilson_intervals_are_the_published(correct, items, low, high):
     assert wilson_interval(correct, items) == approx((low, high), abs=5e-5)
+
+
+def test_wilson_interval_of_twelve_in_a_hundred_and_fifty():
+    assert wilson_interval(12, 150) == approx((0.046, 0.135), abs=5e-4)
 
 
 def test_wilson_interval_is_the_score_test_inverted():

@@ -1,4 +1,4 @@
-"""A tiny random model of every MoE family of the installed transformers, and what the plugin can do with it.
+"""A tiny random one of every MoE causal language model of the installed transformers, and what can be done with it.
 
 `python -m tests.routing.families` writes docs/model_families.md anew.
 """
@@ -242,7 +242,8 @@ def example_for(layers, name):
 
 def attached(model, policy):
     layers = find_moe_layers(model)
-    states = ChannelStates(load_profile("paper_8_devices"), layers[0].shape, layers[0].num_experts)
+    experts = max(layer.num_experts for layer in layers)
+    states = ChannelStates(load_profile("paper_8_devices"), layers[0].shape, experts)
     return Attachment(model, example_for(layers, policy) if isinstance(policy, str) else policy, states)
 
 
@@ -324,9 +325,10 @@ def decodes(model, layers, new_tokens=4):
 
 HEADER = """# MoE families of transformers {version}
 
-Written by `make families` from what happens to a tiny random model of each family (`tests/routing/families.py`); a test
-compares. On every family that works run `top_k`, a policy that only drops and, where the router is a softmax, one that
-may give a token other experts; all policies run on {all_policies_on}.
+Every MoE causal language model (`...ForCausalLM`); models of images, audio or an encoder are not listed. Written by
+`make families` from what happens to a tiny random model of each family (`tests/routing/families.py`); a test compares.
+On every family that works run `top_k`, a policy that only drops and, where the router is a softmax, one that may give a
+token other experts; all policies run on {all_policies_on}.
 There:
 
 - `top_k` leaves the logits bit-identical to the unpatched model;

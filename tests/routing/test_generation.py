@@ -4,8 +4,10 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from tests import oracles
 from tests.routing.families import attached, find_moe_layers, tiny_model
 from tests.tiny import PAD, prompts
+from wdmoe_opencompass.selection import Routing, build_policy
 
 FAMILIES = ["mixtral", "deepseek_v3", "gpt_oss", "qwen2_moe", "dbrx"]
 NEW_TOKENS = 9
@@ -89,6 +91,55 @@ def test_loads_equal_a_token_by_token_replay(family, setting):
     assert len({len(row) for row in rows}) > 2  # sequences ended at different times
 
 
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "deepseek_v3"])
+def test_loads_under_wlr_equal_a_replay_step_by_step(family):
+    """One row: the unpatched model with dropped weights set to zero, whose kept experts are counted one by one."""
+    model = tiny_model(family)
+    model.generation_config.eos_token_id = -1
+    layers = find_moe_layers(model)
+    prompt = prompts(rows=1)[0]
+    with attached(model, "wlr") as attachment:
+        states = attachment.channel_of_layer
+        sequence = model.generate(input_ids=prompt, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=PAD)
+        block = attachment.recorder.finish_batch(0, 1)
+
+    loads, scores = [], {}
+    policy = build_policy("wlr")
+    channel = states(0, 0, torch.device("cpu"))
+
+    def dropping(number, layer):
+        def hook(module, args):
+            hidden, index, weights = args
+            full = scores[number].flatten(0, -2).softmax(-1)
+            if layer.router_kind != "softmax":
+                full = torch.zeros_like(full).scatter(1, index, weights)
+            real = torch.ones(len(index), dtype=torch.bool)
+            keep = policy.select(Routing(full, index, weights, real, number, "decode"), channel).keep
+            kept = [row[flags].tolist() for row, flags in zip(index, keep, strict=True)]
+            loads.append(oracles.loads(kept, real.tolist(), channel.device_of_expert.tolist(), devices=8)[0])
+            scale = weights.sum(1, keepdim=True) / (weights * keep).sum(1, keepdim=True) if layer.normalises else 1
+            return hidden, index, weights * keep * scale
+
+        return hook
+
+    for number, layer in enumerate(layers):
+        layer.router.register_forward_hook(
+            lambda module, args, answer, number=number: scores.update(
+                {number: answer[0] if isinstance(answer, tuple) else answer}
+            )
+        )
+        layer.experts.register_forward_pre_hook(dropping(number, layer))
+    cache, written = None, []
+    for part in (prompt, *sequence[:, prompt.shape[1] : -1].split(1, dim=1)):
+        with torch.no_grad():
+            answer = model(input_ids=part, past_key_values=cache, use_cache=True)
+        cache = answer.past_key_values
+        written.append(answer.logits[0, -1].argmax().item())
+    assert written == sequence[0, prompt.shape[1] :].tolist()
+    assert torch.equal(torch.tensor(block["device_load"]).flatten(0, 1), torch.tensor(loads))
+    assert block["assignments"][1:].sum() < block["assignments_before"][1:].sum()
+
+
 @pytest.mark.parametrize(("early_stopping", "length_penalty"), [(True, 1.0), (False, 1.0), ("never", 0.0)])
 @pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
 def test_every_beam_counts_until_the_search_of_its_prompt_is_over(family, early_stopping, length_penalty):
@@ -116,9 +167,11 @@ def test_every_beam_counts_until_the_search_of_its_prompt_is_over(family, early_
     assert len(set(passes)) > 1  # searches ended at different times
 
 
-def test_beam_search_gives_the_model_its_own_question_back():
+@pytest.mark.parametrize("beams", [1, 2])
+def test_generation_gives_the_model_its_own_methods_back(beams):
     model = often_ending("mixtral")
+    own = set(vars(model))
     ids, mask = prompts(rows=2, side="left")
     with attached(model, "wlr"):
-        model.generate(input_ids=ids, attention_mask=mask, num_beams=2, max_new_tokens=2)
-        assert "_beam_search_has_unfinished_sequences" not in vars(model)
+        model.generate(input_ids=ids, attention_mask=mask, num_beams=beams, max_new_tokens=2)
+        assert set(vars(model)) - own == {"_wdmoe_attachment", "generate"}

@@ -71,17 +71,22 @@ def mixed_mixtral():
     return model
 
 
+@pytest.mark.parametrize("smaller_first", [False, True])
 @pytest.mark.parametrize("policy", ["top_k", "wlr"])
-def test_layers_may_differ_in_experts_and_top_k(policy):
+def test_layers_may_differ_in_experts_and_top_k(policy, smaller_first):
     model = mixed_mixtral()
     ids, mask = prompts()
+    if smaller_first:
+        first, second = model.model.layers
+        first.mlp, second.mlp = second.mlp, first.mlp
     tokens = mask.sum().item()
     with attached(model, policy) as attachment, torch.no_grad():
         assert model(input_ids=ids, attention_mask=mask).logits.isfinite().all()
         block = attachment.recorder.finish_batch(0, 4)
-    assert block["assignments_before"].tolist() == [[2 * tokens, 3 * tokens]]
-    assert block["device_load_before"][0, 1, 4:].sum() == 0
-    assert block["co_selection"].sum(axis=-1).tolist() == [[tokens, 3 * tokens]]
+    order = slice(None, None, -1) if smaller_first else slice(None)
+    assert block["assignments_before"][0, order].tolist() == [2 * tokens, 3 * tokens]
+    assert block["device_load_before"][0, order][1, 4:].sum() == 0
+    assert block["co_selection"].sum(axis=-1)[0, order].tolist() == [tokens, 3 * tokens]
 
 
 def test_llama_4_with_two_experts_per_token_drops_by_zero_scores():
@@ -154,6 +159,7 @@ def test_nothing_is_copied_to_the_host_inside_a_pass(family, policy, as_on_a_gpu
         ("capacity", dict(by="device", may_lose_all=False)),
         ("capacity", dict(by="time")),
         ("expanded_drop", dict(by="time", gamma=0.5)),
+        ("bottleneck", dict(quartile_of="loaded", candidates="visits")),
     ],
 )
 def test_no_variant_of_a_policy_copies_to_the_host(policy, parameters, as_on_a_gpu):
@@ -241,11 +247,119 @@ def test_a_mask_that_hides_the_padding_is_refused(mask, sentence):
         model(input_ids=prompts()[0], attention_mask=mask)
 
 
+def test_a_static_cache_of_generate_is_refused():
+    model = tiny_mixtral()
+    ids, mask = prompts(side="left")
+    with attached(model, "top_k"), pytest.raises(ModelError, match="generate with a static cache makes one"):
+        model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=2, cache_implementation="static")
+
+
 def test_experts_that_run_twice_in_a_pass_are_refused():
     model = tiny_mixtral(layers=2)
     model.model.layers[1].mlp = model.model.layers[0].mlp
     with pytest.raises(ModelError, match=r"model.layers.0.mlp: its experts run more than once in a forward pass"):
         find_moe_layers(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("family", "scale"),
+    [
+        *[(family, 0.01) for family in ("aria_text", "deepseek_v4", "gpt_oss", "jamba", "lfm2_moe", "qwen2_moe")],
+        *[(family, 30.0) for family in ("granitemoe", "jamba", "kolibri1", "mixtral", "olmoe", "qwen2_moe")],
+    ],
+)
+def test_what_a_router_does_is_seen_whatever_its_magnitude(family, scale, dtype):
+    def seen(model):
+        return [(layer.router_kind, layer.normalises) for layer in find_moe_layers(model)]
+
+    model = tiny_model(family)
+    expected = seen(model)
+    with torch.no_grad():
+        for layer in find_moe_layers(model):
+            for parameter in layer.router.parameters():
+                parameter *= scale
+    assert seen(model.to(dtype)) == expected
+
+
+def test_routers_of_one_class_that_do_different_things_are_refused():
+    model = tiny_mixtral(layers=2)
+
+    def unnormalised(module, args, answer):
+        logits, _, index = answer
+        return logits, logits.softmax(-1).gather(1, index), index
+
+    model.model.layers[1].mlp.gate.register_forward_hook(unnormalised)
+    with pytest.raises(ModelError, match=r"MixtralTopKRouter: its top-k weights have one sum .*layers.0.mlp, but not"):
+        find_moe_layers(model)
+
+
+@pytest.mark.parametrize(("family", "sizes"), [("afmoe", dict(experts=32)), ("nemotron_h", dict(experts=16))])
+def test_a_module_that_answers_as_many_numbers_as_experts_is_no_router(family, sizes):
+    """As many experts as a hidden state has values, or as one projected down has."""
+    (router,) = {type(layer.router) for layer in find_moe_layers(tiny_model(family))}
+    assert [type(layer.router) for layer in find_moe_layers(tiny_model(family, **sizes))] == [router] * 2
+
+
+class TwoScores(nn.Module):
+    """Two modules answer with a score per expert, but neither's highest are chosen (unless one is told to be)."""
+
+    def __init__(self, experts, deciding=None):
+        super().__init__()
+        self.experts, self.first, self.second = experts, nn.Linear(32, 8), nn.Linear(32, 8)
+        self.deciding = deciding
+
+    def forward(self, hidden):
+        tokens = hidden.flatten(0, 1)
+        scores = dict(first=self.first(tokens), second=self.second(tokens))
+        chosen = scores[self.deciding] if self.deciding else -scores["first"]
+        weights, index = chosen.softmax(-1).topk(2)
+        return self.experts(tokens, index, weights).view(hidden.shape)
+
+
+def test_a_part_of_an_attached_model_and_what_it_is_part_of_are_refused():
+    model = tiny_mixtral()
+    plain = logits(model)
+    for first, second in ((model.model, model), (model, model.model)):
+        with attached(first, "wlr"), pytest.raises(ModelError, match="attached to a part of this Mixtral"):
+            attached(second, "wlr")
+    assert torch.equal(logits(model), plain)
+
+
+def test_a_failing_attachment_leaves_nothing_behind():
+    model = tiny_mixtral()
+    hooks = count_hooks(model)
+    plain = logits(model)
+    del model.model.layers[1].mlp.experts.config
+    with pytest.raises(ModelError, match=r"MixtralForCausalLM cannot be attached to: .* no attribute 'config'"):
+        attached(model, "wlr")
+    model.model.layers[1].mlp.experts.config = model.config
+    assert count_hooks(model) == hooks
+    assert torch.equal(logits(model), plain)
+    assert "generate" not in vars(model)
+    assert model.model.layers[0].mlp.experts.config is model.config
+
+
+def count_hooks(model):
+    return sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in model.modules())
+
+
+def test_experts_that_are_parallel_already_are_refused():
+    model = tiny_mixtral()
+    model.model.layers[1].mlp.experts._is_expert_parallel = True
+    with pytest.raises(ModelError, match=r"model.layers.1.mlp: the experts are spread over processes"):
+        attached(model, "top_k")
+
+
+@pytest.mark.parametrize("deciding", ["first", "second", None])
+def test_of_two_modules_with_scores_the_one_whose_highest_are_chosen_is_the_router(deciding):
+    model = tiny_mixtral(layers=1)
+    block = model.model.layers[0].mlp = TwoScores(model.model.layers[0].mlp.experts, deciding)
+    if deciding is None:
+        with pytest.raises(ModelError, match="Linear and Linear both answer with one score per expert"):
+            find_moe_layers(model)
+    else:
+        assert find_moe_layers(model)[0].router is getattr(block, deciding)
 
 
 class OneArgument(nn.Module):

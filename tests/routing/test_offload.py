@@ -31,6 +31,15 @@ def from_device_map(model, folder):
     return AutoModelForCausalLM.from_pretrained(folder / "model", device_map=places, offload_folder=folder / "offload")
 
 
+def from_device_map_auto(model, folder):
+    """Accelerate places what memory holds, and leaves the rest on the disk."""
+    model.save_pretrained(folder / "model")
+    memory = dict(cpu=sum(parameter.nbytes for parameter in model.parameters()) * 2 // 3)
+    return AutoModelForCausalLM.from_pretrained(
+        folder / "model", device_map="auto", max_memory=memory, offload_folder=folder / "offload"
+    )
+
+
 def run(model, policy):
     ids, mask = prompts(rows=3, side="left")
     with attached(model, policy) as attachment, torch.no_grad():
@@ -42,7 +51,7 @@ def run(model, policy):
 @pytest.mark.parametrize("policy", ["top_k", "wlr"])
 @pytest.mark.parametrize(
     ("family", "offload"),
-    [(family, offload) for family in FAMILIES for offload in (on_cpu, on_disk, from_device_map)]
+    [(family, offload) for family in FAMILIES for offload in (on_cpu, on_disk, from_device_map, from_device_map_auto)]
     + [("llama4_text", from_device_map)],  # wholly offloaded, the unpatched Llama 4 does not run either, nor does DBRX
 )
 def test_offloaded_weights_give_the_same_loads_and_logits(family, offload, policy, tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch import nn
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, StaticCache, StoppingCriteria, StoppingCriteriaList
 
 from tests import oracles
 from tests.tiny import channel_states, example_parameters, prompts, tiny_mixtral
@@ -119,6 +119,16 @@ def test_loads_do_not_depend_on_batch_size_or_padding_side():
 OFTEN = {81, 83, 94}  # tokens that this random model often writes
 
 
+class StopRowsAt(StoppingCriteria):
+    """As transformers' stop_strings: a bool per row."""
+
+    def __init__(self, tokens):
+        self.tokens = torch.tensor(sorted(tokens))
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return torch.isin(input_ids[:, -1], self.tokens)
+
+
 class StopAt(StoppingCriteria):
     """As OpenCompass's: a done_tracker per row, true only when all rows are done."""
 
@@ -131,21 +141,27 @@ class StopAt(StoppingCriteria):
         return False not in self.done_tracker
 
 
-@pytest.mark.parametrize("ending", ["end token", "stop word", "length"])
+ENDINGS = {
+    "end token": lambda rows: dict(eos_token_id=sorted(OFTEN)),
+    "end token of the call": lambda rows: dict(generation_config=GenerationConfig(eos_token_id=sorted(OFTEN))),
+    "stop word": lambda rows: dict(stopping_criteria=StoppingCriteriaList([StopAt(OFTEN, rows)])),
+    "stop string": lambda rows: dict(stopping_criteria=StoppingCriteriaList([StopRowsAt(OFTEN)])),
+    "length": lambda rows: {},
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
 def test_batch_generation_counts_exactly_what_single_sequences_count(ending):
     """The oracle: each sequence generated alone stops by itself, so nothing of it is ever finished."""
     model = tiny_mixtral()
     ids, mask = prompts(rows=5, side="left")
-    model.generation_config.eos_token_id = sorted(OFTEN) if ending == "end token" else 95
+    model.generation_config.eos_token_id = 95
+    settings = dict(max_new_tokens=12, do_sample=False, pad_token_id=0)
 
     def generate(rows):
-        def run(m):
-            stop = StopAt(OFTEN, len(ids[rows])) if ending == "stop word" else None
-            criteria = StoppingCriteriaList([stop] if stop else [])
-            kwargs = dict(stopping_criteria=criteria) if stop else {}
-            m.generate(input_ids=ids[rows], attention_mask=mask[rows], max_new_tokens=12, do_sample=False, **kwargs)
-
-        return run
+        return lambda m: m.generate(
+            input_ids=ids[rows], attention_mask=mask[rows], **settings, **ENDINGS[ending](len(ids[rows]))
+        )
 
     together = block_of(model, generate(slice(0, 5)))
     alone = [block_of(model, generate(slice(row, row + 1)), items=1) for row in range(5)]
@@ -157,6 +173,98 @@ def test_batch_generation_counts_exactly_what_single_sequences_count(ending):
         loads = sum(block["device_load"][pass_index] for block in running)
         assert (together["device_load"][pass_index] == loads).all()
     assert together["phase"].tolist() == [0] + [1] * (len(together["phase"]) - 1)
+
+
+def test_a_call_without_an_end_token_counts_every_row_to_the_end():
+    model = tiny_mixtral()
+    ids, mask = prompts(rows=5, side="left")
+    settings = dict(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    model.generation_config.eos_token_id = sorted(OFTEN)
+    ended = block_of(model, lambda m: m.generate(**settings))
+    endless = block_of(model, lambda m: m.generate(**settings, eos_token_id=None))
+    assert endless["tokens"][1:].tolist() == [5] * 5
+    assert ended["tokens"].sum() < endless["tokens"].sum()
+
+
+def test_a_subclass_of_top_k_that_drops_changes_the_model():
+    class TopOne(TopK):
+        def select(self, routing, channel):
+            return Selection(routing.top_k_index, routing.rank == 0)
+
+    model = tiny_mixtral()
+    ids, mask = prompts()
+    with torch.no_grad():
+        plain = model(input_ids=ids, attention_mask=mask).logits
+        with attach(model, TopOne()):
+            assert not torch.allclose(model(input_ids=ids, attention_mask=mask).logits, plain, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_padding_and_phase_are_told_from_the_cache_also_by_place(kind):
+    """The mask of a static cache covers all its places, those to come included."""
+    model = tiny_mixtral()
+    ids, mask = prompts(side="left")
+    places = torch.cat([mask, torch.ones(4, 1, dtype=mask.dtype)], dim=1)
+    if kind == "static":
+        places = torch.cat([places, torch.zeros(4, 9, dtype=mask.dtype)], dim=1)
+    cache = StaticCache(model.config, max_cache_len=21) if kind == "static" else DynamicCache(config=model.config)
+
+    def run(m):
+        m(ids, places if kind == "static" else mask, None, cache)
+        m(ids[:, :1], places, None, cache)
+
+    block = block_of(model, run)
+    assert block["tokens"].tolist() == [mask.sum().item(), 4]
+    assert block["phase"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
+@pytest.mark.parametrize("policy", ["top_k", "wlr", "expanded_drop"])
+def test_loads_are_the_same_with_gradients_and_in_inference_mode(policy, mode):
+    model = tiny_mixtral()
+    ids = torch.randint(3, 97, (32, 400), generator=torch.Generator().manual_seed(0))  # counted in several goes
+
+    def block(mode):
+        with attach(model, policy) as attachment:
+            with mode():
+                for part in (ids, ids, ids[:, :9]):
+                    model(input_ids=part)
+            return attachment.recorder.finish_batch(0, 32)
+
+    expected, counted = block(torch.no_grad), block(mode)
+    assert all((counted[name] == array).all() for name, array in expected.items())
+
+
+def test_a_gradient_passes_what_was_attached_in_inference_mode():
+    model = tiny_mixtral()
+    ids, mask = prompts()
+    states = channel_states(model)
+    for policy in (build_policy("wlr"), build_policy("expanded_drop")):
+        with torch.inference_mode():
+            attachment = Attachment(model, policy, states, payload_bits=8)
+            model(input_ids=ids, attention_mask=mask)
+        with attachment:
+            model(input_ids=ids, attention_mask=mask).logits.sum().backward()
+        assert model.model.layers[0].mlp.gate.weight.grad.any()
+        model.zero_grad()
+
+
+def test_autocast_changes_neither_counting_nor_selection():
+    model = tiny_mixtral()
+    ids = torch.randint(3, 97, (16, 250), generator=torch.Generator().manual_seed(0))
+    policy, asked = build_policy("wlr"), []
+
+    class Asking(SelectionPolicy):
+        def select(self, routing, channel):
+            asked.append((routing, channel, policy.select(routing, channel).keep))
+            return Selection(routing.top_k_index, asked[-1][2])
+
+    with attach(model, Asking()) as attachment, torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model(input_ids=ids)
+        block = attachment.recorder.finish_batch(0, 16)
+    assert block["co_selection"].sum(axis=-1).tolist() == [[4000] * 3]
+    for routing, channel, keep in asked:
+        assert torch.equal(policy.select(routing, channel).keep, keep)
 
 
 def test_wlr_never_sends_a_token_to_a_dropped_expert_and_keeps_all_real_tokens():
@@ -213,15 +321,43 @@ class Watching(SelectionPolicy):
         return answer
 
 
-def test_an_exception_inside_a_forward_pass_leaves_no_counts():
+class Failing:
+    """Raises at the n-th call: as a hook of a module, or as a logits processor."""
+
+    def __init__(self, error, calls=1):
+        self.error, self.left = error, calls
+
+    def __call__(self, *args):
+        self.left -= 1
+        if self.left == 0:
+            raise self.error("broken")
+        return args[-1]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("place", ["model.embed_tokens", "model.layers.1", "lm_head"])
+def test_an_exception_inside_a_forward_pass_leaves_no_counts(place, error):
     model = tiny_mixtral()
     ids, mask = prompts()
     with attach(model) as attachment, torch.no_grad():
-        with pytest.raises(IndexError):
-            model(input_ids=ids + 1000, attention_mask=mask)
-        attachment.recorder.reset()
+        handle = model.get_submodule(place).register_forward_pre_hook(Failing(error))
+        with pytest.raises(error, match="broken"):
+            model(input_ids=ids, attention_mask=mask)
+        handle.remove()
         model(input_ids=ids, attention_mask=mask)
         assert len(attachment.recorder.finish_batch(0, 4)["tokens"]) == 1
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_between_two_passes_of_generate_leaves_no_counts(error, beams):
+    model = tiny_mixtral()
+    ids, mask = prompts(side="left")
+    settings = dict(input_ids=ids, attention_mask=mask, max_new_tokens=5, do_sample=False, num_beams=beams)
+    with attach(model) as attachment:
+        with pytest.raises(error, match="broken"):
+            model.generate(**settings, logits_processor=[Failing(error, calls=3)])
+        assert attachment.recorder.passes == 0
 
 
 def test_a_model_without_a_router_gets_one_sentence():

@@ -148,3 +148,14 @@ def test_a_kill_between_the_predictions_and_the_seal_is_mended(tmp_path):
     seal_finished(tmp_path)
     assert read_trace(tmp_path / "d.trace.safetensors").items.tolist() == [4]
     assert not (tmp_path / "d.trace.part").exists()
+
+
+def test_a_run_whose_policy_has_an_infinite_parameter_is_continued(tmp_path):
+    infinite = dict(policy="bottleneck", policy_parameters=dict(factor=float("inf")))
+    growing = journal(tmp_path, **infinite)
+    growing.resume(0)
+    growing.append(block(0))
+    again = journal(tmp_path, **infinite)
+    again.resume(4)
+    again.seal(tmp_path / "d.trace.safetensors")
+    assert read_trace(tmp_path / "d.trace.safetensors").metadata == metadata(**infinite)

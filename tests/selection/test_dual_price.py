@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from wdmoe_opencompass import ExpertShape, allocate, draw_channel, link_budget, load_profile
 from wdmoe_opencompass.channel.profile import ChannelProfile
 from wdmoe_opencompass.errors import PolicyError
+from wdmoe_opencompass.latency import token_latency_s
 from wdmoe_opencompass.routing.channel_state import ChannelStates
-from wdmoe_opencompass.selection import ChannelState, Routing, build_policy
+from wdmoe_opencompass.selection import POLICIES, ChannelState, Routing, build_policy
+from wdmoe_opencompass.selection.calibration import read_calibration
+from wdmoe_opencompass.selection.matching import matched_parameters, sampled_passes
 
 BRACKET = 1.06  # (T_high / T_low)^(1 / 256) at most, and the curve's table
 
@@ -54,28 +57,37 @@ def loads_of(routing, keep, devices):
     return torch.bincount(routing.top_k_index[keep], minlength=devices).numpy()
 
 
+def cost(split, worth, routing, profile, budget, keep):
+    """T + worth T_0 / J lost of sets of kept pairs [sets, tokens, k], and what a unit of weight adds to it."""
+    tokens = len(routing.shares)
+    loads = np.array([loads_of(routing, torch.tensor(one), 4) for one in keep])
+    seconds = token_latency_s(budget, profile.total_bandwidth_hz / 4)
+    unit = worth * routing.top_k_index.numel() / (1 / seconds).sum() / tokens
+    lost = (routing.shares.double().numpy()[None] * ~keep).sum(axis=(1, 2))
+    return waiting(split, profile, budget, loads) + unit * lost, unit
+
+
+@pytest.mark.parametrize("may_lose_all", [False, True])
 @pytest.mark.parametrize("split", ["optimal", "even"])
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=20)
 @given(
     seed=st.integers(0, 10_000),
-    tokens=st.integers(1, 8),
-    loss=st.sampled_from([0.02, 0.08, 0.2, 0.4]),
+    tokens=st.integers(1, 6),
+    worth=st.sampled_from([0.5, 2.0, 4.0, 12.0]),
     duplex=st.sampled_from(["shared", "frequency_division"]),
 )
-def test_no_set_of_drops_beats_it_by_more_than_a_visit(split, seed, tokens, loss, duplex):
+def test_no_set_of_drops_beats_it_by_more_than_a_visit(split, may_lose_all, seed, tokens, worth, duplex):
     routing, channel, profile, budget = random_case(seed, tokens, duplex=duplex)
-    keep = build_policy("dual_price", dict(loss=loss, split=split)).select(routing, channel).keep
-    second = routing.shares[:, 1].double().numpy()
-    lost = (routing.shares.double() * ~keep).sum().item()
-    assert lost <= loss * tokens + 1e-6
-    ours = waiting(split, profile, budget, loads_of(routing, keep, 4))
-
-    sets = np.array(list(itertools.product([True, False], repeat=tokens)))  # whether each token keeps its second
-    allowed = (~sets @ second) <= loss * tokens - (second.max() if split == "optimal" else 0) + 1e-12
-    loads = np.array([loads_of(routing, torch.tensor(np.stack([np.ones(tokens, bool), one], 1)), 4) for one in sets])
-    if allowed.any():
-        best = waiting(split, profile, budget, loads[allowed]).min()
-        assert ours <= best * BRACKET
+    policy = build_policy("dual_price", dict(worth=worth, split=split, may_lose_all=may_lose_all))
+    keep = policy.select(routing, channel).keep.numpy()
+    places = tokens * (2 if may_lose_all else 1)
+    sets = np.array(list(itertools.product([True, False], repeat=places))).reshape(-1, tokens, places // tokens)
+    if not may_lose_all:
+        sets = np.concatenate([np.ones_like(sets), sets], axis=2)
+    costs, unit = cost(split, worth, routing, profile, budget, sets)
+    ours, _ = cost(split, worth, routing, profile, budget, keep[None])
+    visit = routing.shares[:, 0 if may_lose_all else 1].max().item()
+    assert ours[0] <= costs.min() * BRACKET + unit * visit
 
 
 @settings(deadline=None, max_examples=60)
@@ -93,11 +105,11 @@ def test_waiting_latency_under_the_best_split_is_convex_and_homogeneous_in_the_l
 
 
 @settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 10_000), tokens=st.integers(20, 200), loss=st.sampled_from([0.03, 0.1, 0.2]))
-def test_weights_below_one_multiple_of_the_price_go(seed, tokens, loss):
+@given(seed=st.integers(0, 10_000), tokens=st.integers(20, 200), worth=st.sampled_from([1.0, 3.0, 6.0]))
+def test_weights_below_one_multiple_of_the_price_go(seed, tokens, worth):
     """The prices, by finite differences of the exact allocation: dropped weights over price are below the kept ones."""
     routing, channel, profile, budget = random_case(seed, tokens)
-    keep = build_policy("dual_price", dict(loss=loss)).select(routing, channel).keep
+    keep = build_policy("dual_price", dict(worth=worth)).select(routing, channel).keep
     loads = loads_of(routing, keep, 4).astype(float)
     if (loads < 2).any() or keep.all():
         return
@@ -105,7 +117,7 @@ def test_weights_below_one_multiple_of_the_price_go(seed, tokens, loss):
     price = (
         waiting("optimal", profile, budget, loads + steps) - waiting("optimal", profile, budget, loads - steps)
     ) / 1.0
-    assert (price * loads).sum() == pytest.approx(waiting("optimal", profile, budget, loads), rel=1e-3)  # Euler
+    assert (price * loads).sum() == pytest.approx(waiting("optimal", profile, budget, loads), rel=0.03)  # Euler
     ratio = routing.shares[:, 1].numpy() / price[routing.top_k_index[:, 1].numpy()]
     gone = ~keep[:, 1].numpy()
     if gone.any() and not gone.all():
@@ -115,13 +127,14 @@ def test_weights_below_one_multiple_of_the_price_go(seed, tokens, loss):
 
 # By hand, split even: 3 devices with token latencies 1, 2, 4 s, six tokens that all have their top expert on device 1.
 #   second experts (share): device 2: .40 .10; device 3: .30 .20 .05 .45   loads 6, 2, 4: times 6, 4, 16 s
-#   T = 12 needs 1 drop on device 3 (.05), 8: .05 + .20, 6: no more than T = 6.x: .05 + .20 + .30 leaves 4 s there.
-#   Device 1 holds top experts only: nothing beats 6 s, and nothing on device 2 is worth dropping.
+#   T_0 = 12 visits / (1 + 1/2 + 1/4 per second) = 6.857 s; a unit of weight is worth w * 6.857 / 6 s.
+#   16 -> 12 s: drop .05; -> 8 s: .20; -> 6 s: .30 (device 1 then is the last, with top experts only: nothing helps).
+#   The drop of .05 pays if .05 unit < 4 s, that of .20 if .20 unit < 4 s, that of .30 if .30 unit < 2 s:
+#   w below 70, 17.5 and 5.83.
 @pytest.mark.parametrize(
-    ("loss", "gone"),
-    [(0.0, []), (0.049, []), (0.051, [4]), (0.24, [4]), (0.26, [4, 3]), (0.56, [4, 3, 2]), (1.9, [4, 3, 2])],
+    ("worth", "gone"), [(80, []), (60, [4]), (19, [4]), (16, [4, 3]), (6.2, [4, 3]), (5.5, [4, 3, 2])]
 )
-def test_the_even_split_by_hand(loss, gone):
+def test_the_even_split_by_hand(worth, gone):
     seconds = [(1, 0.40), (1, 0.10), (2, 0.30), (2, 0.20), (2, 0.05), (2, 0.45)]
     probabilities = torch.zeros(6, 3)
     for token, (device, share) in enumerate(seconds):
@@ -129,31 +142,54 @@ def test_the_even_split_by_hand(loss, gone):
     weights, index = probabilities.topk(2, dim=1)
     routing = Routing(probabilities, index, weights, torch.ones(6, dtype=torch.bool), 0, "prefill")
     channel = ChannelState(torch.tensor([0.5, 1.5, 3.0]), torch.tensor([0.5, 0.5, 1.0]), torch.arange(3))
-    keep = build_policy("dual_price", dict(loss=loss / 6, split="even")).select(routing, channel).keep
+    keep = build_policy("dual_price", dict(worth=worth, split="even")).select(routing, channel).keep
     assert keep[:, 0].all()
     assert sorted((~keep[:, 1]).nonzero().flatten().tolist()) == sorted(gone)
 
 
+def test_the_paper_s_pass_scope_waits_less_with_even_times():
+    """What `even` is for: on the shipped sample, one split for all layers, at the same share kept."""
+    calibration = read_calibration("quickstart/quickstart.calibration.safetensors")
+    profile, shape = load_profile("paper_8_devices"), ExpertShape(128, 256)
+    states, budget = ChannelStates(profile, shape, 8), link_budget(profile, draw_channel(profile), shape)
+
+    def pass_latency_s(name, parameters):
+        policy = build_policy(name, matched_parameters(POLICIES[name], parameters, 0.82, calibration, states))
+        loads = [
+            [
+                loads_of(one, policy.select(one, states(0, layer, torch.device("cpu"))).keep, 8)
+                for one in sampled_passes(calibration, layer)
+            ]
+            for layer in range(4)
+        ]
+        answer = allocate("optimal", "pass", budget, np.array(loads).swapaxes(0, 1), profile.total_bandwidth_hz)
+        return answer.waiting_latency_s.sum()
+
+    even = pass_latency_s("dual_price", dict(split="even"))
+    assert even < 0.95 * pass_latency_s("dual_price", {})
+    assert even < 0.95 * pass_latency_s("wlr", {})
+    assert even < 0.95 * pass_latency_s("des_top_k", {})
+
+
 @pytest.mark.parametrize("split", ["optimal", "even"])
 @settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 10_000), tokens=st.integers(1, 60), k=st.integers(1, 4), loss=st.floats(0, 0.5))
-def test_visits_to_shared_devices_go_or_stay_as_one(split, seed, tokens, k, loss):
+@given(seed=st.integers(0, 10_000), tokens=st.integers(1, 60), k=st.integers(1, 4), worth=st.floats(0, 20))
+def test_visits_to_shared_devices_go_or_stay_as_one(split, seed, tokens, k, worth):
     routing, channel, _, _ = random_case(seed, tokens, devices=3, k=k, experts=9)
     channel.device_of_expert[0] = -1
-    keep = build_policy("dual_price", dict(loss=loss, split=split)).select(routing, channel).keep
+    keep = build_policy("dual_price", dict(worth=worth, split=split)).select(routing, channel).keep
     device = channel.device_of_expert[routing.top_k_index]
     assert keep[device < 0].all()
     for places, kept, rank in zip(device.tolist(), keep.tolist(), routing.rank.tolist()):
         for place in set(places) - {-1}:
             assert len({flag for one, flag in zip(places, kept) if one == place}) == 1
         assert kept[rank.index(0)]
-    assert (routing.shares * ~keep).sum() <= loss * tokens + 1e-5
 
 
 @pytest.mark.parametrize(
     ("parameters", "sentence"),
     [
-        (dict(loss=1.0), "loss must be >= 0 and < 1, got 1.0"),
+        (dict(worth=-1.0), "worth must be >= 0, got -1.0"),
         (dict(split="best"), "must be optimal or even, got 'best'"),
     ],
 )

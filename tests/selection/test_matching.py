@@ -36,11 +36,12 @@ def test_the_sample_is_what_the_shipped_model_routes():
 @pytest.mark.parametrize("name", MATCHED)
 def test_a_reachable_share_is_kept_within_a_hundredth(name):
     calibration = read_calibration(CALIBRATION)
-    settings = parse_settings(dict(profile="paper_8_devices", policy=name, calibration=CALIBRATION, kept_share=0.7))
+    wanted = 0.85 if name == "caee" else 0.7  # CAEE drops only where that helps the last device
+    settings = parse_settings(dict(profile="paper_8_devices", policy=name, calibration=CALIBRATION, kept_share=wanted))
     policy = settings.build_policy(states())
     share = kept_share(policy, calibration, states())
     steps = len(calibration.probabilities) * 2 if name == "lexi" else 1000  # a layer keeps one expert or two
-    assert share == pytest.approx(0.7, abs=0.01 + 0.5 / steps)
+    assert share == pytest.approx(wanted, abs=0.01 + 0.5 / steps)
 
 
 def test_a_share_out_of_reach_is_refused_with_the_reachable_ones():

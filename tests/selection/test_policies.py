@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import oracles
+from tests.conftest import ROOT
 from tests.tiny import example_parameters, example_policy
 from wdmoe_opencompass.errors import PolicyError
 from wdmoe_opencompass.selection import POLICIES, ChannelState, Routing, build_policy
@@ -79,7 +80,9 @@ def test_every_token_keeps_its_top_expert_and_none_gains_one(name, case):
     assert ((index >= 0) & (index < routing.probabilities.shape[1])).all()
     held = torch.zeros_like(routing.probabilities).scatter_add(1, index, keep.float())
     assert (held <= 1).all()
-    if weights is not None:
+    if name == "sift_moe":  # an expert takes the weight of the place that it fills
+        assert (torch.where(keep, weights, 0).sum(1) <= routing.top_k_weights.sum(1) * (1 + 1e-5)).all()
+    elif weights is not None:
         assert torch.allclose(weights[keep], routing.weights_of(index)[keep], rtol=1e-5)
 
 
@@ -132,7 +135,7 @@ def test_the_kept_share_follows_the_knob(name, k):
     policies = [build_policy(name, parameters | {parameter: value}) for value in values]
     shares = [policy.select(routing, channel).keep[routing.is_load].float().mean().item() for policy in policies]
     assert shares == sorted(shares, reverse=shares[0] > shares[-1])
-    assert abs(shares[0] - shares[-1]) > 0.25
+    assert abs(shares[0] - shares[-1]) > 0.2
 
 
 @pytest.mark.parametrize("name", sorted(name for name in ALL_POLICIES if "may_lose_all" in parameters_of(name)))
@@ -155,7 +158,7 @@ def test_a_policy_that_is_told_so_spares_the_top_expert(name, case):
     gain=st.sampled_from([1.0, 1.01, 1.2, 50.0]),
     extra_pass=st.booleans(),
     devices=st.integers(2, 10),
-    at_base_station=st.integers(0, 2),
+    at_base_station=st.integers(0, 10),
 )
 def test_wlr_equals_algorithm_1_step_by_step(
     seed, tokens, experts, k, theta, gain, extra_pass, devices, at_base_station
@@ -178,6 +181,25 @@ def test_wlr_equals_algorithm_1_step_by_step(
         extra_pass,
     )
     assert [set(routing.top_k_index[j][keep[j]].tolist()) for j in real] == expected
+
+
+@pytest.mark.parametrize("why", ["all experts at the base station", "no real token"])
+def test_wlr_drops_nothing_where_nothing_is_sent(why):
+    routing, channel = random_case(seed=0, tokens=20, experts=8, k=3, devices=8, spread=1.5)
+    if why == "no real token":
+        routing.is_load[:] = False
+    else:
+        channel.device_of_expert[:] = -1
+    assert build_policy("wlr").select(routing, channel).keep.all()
+
+
+def test_the_example_of_the_docs_runs():
+    code = (ROOT / "docs" / "extending.md").read_text().split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(compile(code, "docs/extending.md", "exec"), names)
+    routing, channel = random_case(seed=0, tokens=20, experts=8, k=3)
+    keep = names["LowestWeight"](least=0.3).select(routing, channel).keep
+    assert torch.equal(keep, (routing.top_k_weights >= 0.3) | (routing.rank == 0))
 
 
 # Algorithm 1 by hand: 4 tokens, 3 devices, one expert each, latencies 1, 2, 4 s (norm 4.5826), top-2.

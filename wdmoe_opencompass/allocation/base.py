@@ -71,6 +71,9 @@ def allocate(
 
     Raises AllocationError for unknown names, wrong shapes, numbers that are negative, not finite or beyond
     LARGEST_LOAD, and where no finite latency comes out. Where nothing is loaded the latency is 0 s and the split even.
+
+    Measured rates are fixed: there is nothing to split, so every method answers with the even split, and the bound is
+    the latency itself.
     """
     from . import ALLOCATORS
 
@@ -92,7 +95,7 @@ def allocate(
     loaded = problems.load.any(axis=(1, 2))
     bandwidth_hz = np.full((len(loaded), devices), total_bandwidth_hz / devices)
     bound = np.zeros(len(loaded))
-    if loaded.any():
+    if loaded.any() and budget.measured is None:
         part = problems.only(loaded)
         bandwidth_hz[loaded] = ALLOCATORS[method](part.budget, part.load, part.evaluations, total_bandwidth_hz)
         if certified:
@@ -102,6 +105,8 @@ def allocate(
     latency = waiting_latency_s(_on_three_axes(budget), bandwidth_hz, load, evaluations)
     if not np.isfinite(latency).all():
         raise AllocationError("a latency is beyond what numbers can hold; check the profile's distances and FLOP/s")
+    if budget.measured is not None:
+        return Allocation(bandwidth_hz, latency, latency.sum(axis=1) if certified else None)
     return Allocation(bandwidth_hz, latency, bound.reshape(bandwidth_hz.shape[:2]).sum(axis=1) if certified else None)
 
 

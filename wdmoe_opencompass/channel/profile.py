@@ -21,6 +21,9 @@ from .path_loss import PATH_LOSS_MODELS
 
 BASE_STATION = "base_station"
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+MEASURED_RATES = ("downlink_bit_per_s", "uplink_bit_per_s")
+MEASURED = (*MEASURED_RATES, "fixed_s")
 
 
 class _Part(BaseModel):
@@ -34,13 +37,20 @@ class BaseStation(_Part):
 
 
 class Device(_Part):
-    """A device that holds experts; without energy_j_per_flop its compute energy is not reported."""
+    """A device that holds experts; without energy_j_per_flop its compute energy is not reported.
+
+    downlink_bit_per_s, uplink_bit_per_s, fixed_s: where the profile's rates are `measured`, what stands in place of
+    Eq. (2) and (3), and the seconds that each message takes whatever its length (0 without it).
+    """
 
     name: Annotated[str, Field(min_length=1)]
     distance_m: Positive
     transmit_power_w: Positive
     compute_flops: Positive
     energy_j_per_flop: Positive | None = None
+    downlink_bit_per_s: Positive | None = None
+    uplink_bit_per_s: Positive | None = None
+    fixed_s: NotNegative | None = None
 
 
 class Fading(_Part):
@@ -63,7 +73,11 @@ class Placement(_Part):
 
 
 class ChannelProfile(_Part):
-    """A base station, its devices and the radio environment, as read from one YAML file."""
+    """A base station, its devices and the radio environment, as read from one YAML file.
+
+    rates: `physical`, Eq. (2) and (3); `measured`, each device's own (`wdmoe testbed measure`): the bandwidth is then
+    not ours to split, gains and distances say nothing, and there is no fading.
+    """
 
     name: str
     carrier_frequency_hz: Positive
@@ -72,6 +86,7 @@ class ChannelProfile(_Part):
     payload_bits: Annotated[int, Field(ge=1, le=64, strict=True)] = 16
     path_loss: str = "free_space"
     duplex: Duplex = "shared"
+    rates: Literal["physical", "measured"] = "physical"
     base_station: BaseStation
     devices: Annotated[tuple[Device, ...], Field(min_length=1)]
     fading: Fading
@@ -94,6 +109,19 @@ class ChannelProfile(_Part):
             raise ValueError(f"path_loss: {unknown_name('path-loss model', self.path_loss, PATH_LOSS_MODELS)}")
         return self
 
+    @model_validator(mode="after")
+    def _rates_are_of_one_kind(self) -> "ChannelProfile":
+        for number, device in enumerate(self.devices):
+            for key in MEASURED:
+                given = getattr(device, key) is not None
+                if given and self.rates == "physical":
+                    raise ValueError(f"devices[{number}].{key} is only read with `rates: measured`")
+                if not given and self.rates == "measured" and key in MEASURED_RATES:
+                    raise ValueError(f"devices[{number}].{key} is missing; `rates: measured` needs it of every device")
+        if self.rates == "measured" and self.fading.model != "none":
+            raise ValueError(f"fading.model must be none with `rates: measured`, got {self.fading.model!r}")
+        return self
+
     @property
     def noise_psd_w_per_hz(self) -> float:
         """Noise power spectral density N0 in W/Hz."""
@@ -101,8 +129,16 @@ class ChannelProfile(_Part):
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 over every value of the profile but its name: equal content, equal hash."""
+        """SHA-256 over every value of the profile but its name: equal content, equal hash.
+
+        What only measured rates know is left out of a physical profile, whose hash was there first.
+        """
         content = self.model_dump(mode="json", exclude={"name"})
+        if self.rates == "physical":
+            del content["rates"]
+            for device in content["devices"]:
+                for key in MEASURED:
+                    del device[key]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def device_of_expert(self, num_experts: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -9,12 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from opencompass.models import HuggingFaceBaseModel, HuggingFacewithChatTemplate
 
 from ..errors import ModelError, unknown_name
 from ..routing.channel_state import ChannelStates
 from ..routing.layers import MoeLayer
 from ..routing.patch import Attachment, find_moe_layers
+from ..routing.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, TimesJournal, TimesMetadata, TimesRecorder
 from ..routing.trace import (
     EVENTS_SUFFIX,
     FORMAT_VERSION,
@@ -23,6 +26,7 @@ from ..routing.trace import (
     Journal,
     TraceMetadata,
 )
+from ..testbed.history import MeasuredHistory
 from .precision import check_precision, precision_name
 from .settings import parse_settings
 
@@ -40,6 +44,7 @@ class _OpenTrace:
         self.sealed = sealed
         self.items_total = items_total
         self.next_item = first_item
+        self.times: TimesJournal | None = None
 
     def first_item(self) -> int:
         """Perplexity goes through all items once per label: the count starts over with each."""
@@ -80,10 +85,14 @@ class WdmoeMixin:
         layers = find_moe_layers(model)
         if self.settings.calibration is not None:
             self.settings.read_calibration().check_fits(len(layers), layers[0].num_experts, layers[0].top_k)
-        self._channel = ChannelStates(self.profile, layers[0].shape, layers[0].num_experts)
+        self.testbed = self._connect(layers)
+        self._history = None if self.testbed is None else MeasuredHistory(len(layers), len(self.profile.devices))
+        if self.testbed is not None and self._history is not None:
+            self.testbed.on_layer = self._history.add
+        experts = max(layer.num_experts for layer in layers)
+        self._channel = ChannelStates(self.profile, layers[0].shape, experts, self._history)
         policy = self.settings.build_policy(self._channel)
         payload_bits = self.profile.payload_bits if self.settings.quantise_payload else None
-        self.testbed = self._connect(layers)
         self.attachment = Attachment(
             model, policy, self._channel, self.settings.renormalise, payload_bits, self.testbed
         )
@@ -102,6 +111,15 @@ class WdmoeMixin:
         journal = Journal(predictions.with_name(dataset + JOURNAL_SUFFIX), self._metadata(model_abbr, dataset))
         journal.resume(first_item)
         self._trace = _OpenTrace(journal, predictions.with_name(dataset + SEALED_SUFFIX), items_total, first_item)
+        if self.testbed is not None:
+            times = TimesJournal(
+                predictions.with_name(dataset + TIMES_JOURNAL_SUFFIX), self._times_metadata(model_abbr, dataset)
+            )
+            times.resume(first_item)
+            self._trace.times = times
+            recorded = times.recorded()
+            if self._history is not None and recorded is not None and first_item:  # a run that goes on
+                self._history.add(recorded.layer_times())
 
     def close_trace(self, seal: bool) -> None:
         """End the trace of the dataset; `seal` only when the predictions are complete."""
@@ -109,7 +127,25 @@ class WdmoeMixin:
             self._write_events(self._trace.sealed)
         if self._trace is not None and seal:
             self._trace.journal.seal(self._trace.sealed)
+            if self._trace.times is not None:
+                name = self._trace.sealed.name.removesuffix(SEALED_SUFFIX) + TIMES_SUFFIX
+                self._trace.times.seal(self._trace.sealed.with_name(name))
         self._trace = None
+
+    def _times_metadata(self, model_abbr: str, dataset: str) -> TimesMetadata:
+        layer, lab = self.attachment.layers[0], self.settings.load_lab()
+        own_bits = torch.finfo(layer.experts.down_proj.dtype).bits
+        return TimesMetadata(
+            model=model_abbr,
+            dataset=dataset,
+            policy=self.settings.policy,
+            layers=len(self.attachment.layers),
+            devices=tuple(device.name for device in self.profile.devices),
+            hidden_size=layer.shape.hidden_size,
+            ffn_size=layer.shape.ffn_size,
+            payload_bits=lab.payload_bits or own_bits,
+            lab_hash=lab.content_hash,
+        )
 
     def _write_events(self, sealed: Path) -> None:
         """Add what happened to the devices since the last dataset to a file beside the trace, one JSON object each."""
@@ -138,8 +174,8 @@ class WdmoeMixin:
             profile_hash=self.profile.content_hash,
             seed=self.profile.fading.seed,
             layers=len(self.attachment.layers),
-            experts=layer.num_experts,
-            top_k=layer.top_k,
+            experts=self.attachment.num_experts,
+            top_k=max(layer.top_k for layer in self.attachment.layers),
             hidden_size=layer.shape.hidden_size,
             ffn_size=layer.shape.ffn_size,
             dtype=precision_name(self.model),  # type: ignore[attr-defined]
@@ -154,6 +190,8 @@ class WdmoeMixin:
         recorder = self.attachment.recorder
         recorder.reset()  # whatever an exception left behind
         trace = self._trace
+        if self.testbed is not None:
+            self.testbed.take_times()
         if trace is None:
             yield
             recorder.reset()
@@ -161,8 +199,23 @@ class WdmoeMixin:
         self._channel.dataset = trace.journal.metadata.dataset if trace.journal.metadata else ""
         self._channel.first_item = trace.first_item()
         yield
-        trace.journal.append(recorder.finish_batch(trace.first_item(), items))
+        block = recorder.finish_batch(trace.first_item(), items)
+        if trace.times is not None:  # first: what is there twice after a kill is dropped, what lacks cannot be made up
+            trace.times.append(self._measured(block["tokens"].tolist(), trace.first_item(), items))
+        trace.journal.append(block)
         trace.next_item += items
+
+    def _measured(self, tokens: list[int], first_item: int, items: int) -> dict[str, Any]:
+        """-> the batch's measured times as one block; tokens: real ones of each pass."""
+        assert self.testbed is not None
+        recorder = TimesRecorder(len(self.attachment.layers), len(self.profile.devices))
+        of_pass = defaultdict(list)
+        for one in self.testbed.take_times():
+            of_pass[one.pass_index].append(one)
+        for number, count in enumerate(tokens):
+            recorder.begin_pass(count)
+            recorder.add(of_pass[number])
+        return recorder.finish_batch(first_item, items)
 
     def generate(
         self,

@@ -16,6 +16,7 @@ from ..report.items import item_results
 from ..report.publication import write_publication
 from ..report.summary import write_report
 from ..report.tables import DENSE, ModelRun, benchmarks_of, dataset_of
+from ..routing.times import seal_finished_times
 from ..routing.trace import SEALED_SUFFIX, RoutingTrace, read_trace, routing_name, seal_finished
 from .infer_task import FAILURE_SUFFIX
 from .settings import parse_settings
@@ -60,6 +61,7 @@ class WdmoeSummarizer(DefaultSummarizer):
         predictions = Path(self.work_dir) / "predictions" / abbr
         if "wdmoe" in model_cfg:
             seal_finished(predictions)
+            seal_finished_times(predictions)
             policy, profile_hash = _policy_and_profile_hash(model_cfg["wdmoe"], predictions)
             run = ModelRun(abbr, policy, (model_cfg["path"], profile_hash))
         else:

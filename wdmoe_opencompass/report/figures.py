@@ -21,6 +21,7 @@ ROW_STYLE = {  # colour-blind safe (Okabe-Ito), one marker each
 }
 NOTE_LETTERS_PER_INCH = 20  # what fits beneath a figure at 6 points
 MOST_MODELS, PAPERS_POLICIES = 8, ("top_k", "wlr")
+ALLOCATIONS = f"allocation uniform or {OPTIMISED}, scope pass"
 CAVEAT = "selection was made under the run's own profile"
 
 
@@ -68,7 +69,7 @@ def _batch_mean_s(traces: Sequence[RoutingTrace], profile: ChannelProfile, metho
 
 def figure_5(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
     """Latency per batch against the total bandwidth, 20 to 120 MHz."""
-    figure, panels = _panels(len(benchmarks))
+    figure, panels = panel_grid(len(benchmarks))
     for panel, benchmark in zip(panels, benchmarks):
         for row, label, run in _rows(runs, benchmark, ("vanilla_even", "both")):
             colour, marker = ROW_STYLE[row]
@@ -84,7 +85,7 @@ def figure_6(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
 
     The latency itself stands on each bar; where there is no vanilla to compare with, there is no bar.
     """
-    figure, (panel,) = _panels(1, width=max(5.0, 1.6 * len(benchmarks)))
+    figure, (panel,) = panel_grid(1, width=max(5.0, 1.6 * len(benchmarks)))
     bars = {d: list(_bars(runs, d)) for d in benchmarks}
     labels = list(dict.fromkeys(label for found in bars.values() for _, label, _, _ in found))
     width = 0.8 / max(1, len(labels))
@@ -115,7 +116,7 @@ def _bars(runs: Sequence[ModelRun], benchmark: str) -> Iterator[tuple[str, str, 
 
 def figure_7(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
     """Ablation: latency of each batch against its number of tokens, the four rows of Table II."""
-    figure, panels = _panels(len(benchmarks))
+    figure, panels = panel_grid(len(benchmarks))
     for panel, benchmark in zip(panels, benchmarks):
         for row, label, run in _rows(runs, benchmark, tuple(ROWS)):
             colour, marker = ROW_STYLE[row]
@@ -135,7 +136,7 @@ def _batch_points(trace: RoutingTrace, method: str) -> np.ndarray:
 
 def figure_8(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
     """Largest share of a batch's tokens whose router chose the same pair of experts: first, middle and last layer."""
-    figure, panels = _panels(len(benchmarks))
+    figure, panels = panel_grid(len(benchmarks))
     for panel, benchmark in zip(panels, benchmarks):
         run = next((run for run in runs if run.is_vanilla and run.traces_of(benchmark)), None)
         run = run or next(run for run in runs if run.traces_of(benchmark))
@@ -180,7 +181,8 @@ def _patch(colour: str, label: str) -> Any:
     return Patch(color=colour, label=label)
 
 
-def _panels(count: int, width: float | None = None) -> tuple[Any, list[Any]]:
+def panel_grid(count: int, width: float | None = None) -> tuple[Any, list[Any]]:
+    """-> a figure and so many panels in rows of three."""
     from matplotlib.figure import Figure
 
     columns = min(3, count)
@@ -192,9 +194,9 @@ def _panels(count: int, width: float | None = None) -> tuple[Any, list[Any]]:
     return figure, list(axes[:count])
 
 
-def save_figure(figure: Any, path: Path, note: str) -> list[Path]:
+def save_figure(figure: Any, path: Path, note: str, method: str = ALLOCATIONS) -> list[Path]:
     """Write a figure as PNG and PDF with a note beneath; -> the files."""
-    text = f"{note}; allocation uniform or {OPTIMISED}, scope pass"
+    text = f"{note}; {method}"
     figure.supxlabel(textwrap.fill(text, int(NOTE_LETTERS_PER_INCH * figure.get_figwidth())), fontsize=6)
     files = [path.with_suffix(".png"), path.with_suffix(".pdf")]
     figure.savefig(files[0], dpi=150)

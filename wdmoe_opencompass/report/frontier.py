@@ -12,6 +12,7 @@ from .statistics import SIGNIFICANCE, Interval, accuracy_interval, holm, latency
 from .tables import BATCH_METHOD, DENSE, ModelRun, bracketed
 
 FRONTIER = "frontier"
+FULL_PAYLOAD_BITS = 16  # the paper's; taken to leave answers as they are
 TEXT = (
     "one row per model that routes through a policy; accuracy in %, plain mean over {benchmarks}; attention waiting "
     "latency relative to vanilla with an even split, geometric mean over the benchmarks of the ratios per batch, scope "
@@ -31,7 +32,7 @@ def frontier_records(runs: Sequence[ModelRun], benchmarks: Sequence[str], cells:
     """One record per model that has a vanilla beside it and everything measured on all benchmarks.
 
     Beside it: the first of the same weights and channel profile, payload_bits apart, so that a payload of fewer bits
-    shows what it saves.
+    shows what it saves; without quantise_payload such a model's answers do not know of it, and it is left out.
 
     cells: what `tables.latency_cells` gives. accuracy, accuracy_low and accuracy_high in percent; difference (and
     difference_low, difference_high) to vanilla in points with McNemar's p over all items, Holm's over the models of
@@ -56,7 +57,7 @@ def frontier_records(runs: Sequence[ModelRun], benchmarks: Sequence[str], cells:
 def _family(run: ModelRun) -> tuple[str, str]:
     """What must be equal for two models to be on one frontier: weights, and the channel profile but for its payload."""
     profile = run.all_traces[0].metadata.profile
-    return run.base[0], profile.model_copy(update={"payload_bits": 16}).content_hash
+    return run.base[0], profile.model_copy(update={"payload_bits": FULL_PAYLOAD_BITS}).content_hash
 
 
 def _record(run: ModelRun, vanilla: ModelRun, benchmarks: Sequence[str], cells: Cells) -> dict[str, Any] | None:
@@ -68,6 +69,8 @@ def _record(run: ModelRun, vanilla: ModelRun, benchmarks: Sequence[str], cells: 
     if any(part is None for part in (baseline, *splits.values())):
         return None
     metadata = run.all_traces[0].metadata
+    if metadata.profile.payload_bits < FULL_PAYLOAD_BITS and not metadata.quantise_payload:
+        return None
     before, after = (
         sum(int(getattr(trace, name).sum()) for benchmark in benchmarks for trace in run.traces_of(benchmark))
         for name in ("assignments_before", "assignments")

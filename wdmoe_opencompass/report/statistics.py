@@ -106,7 +106,8 @@ def _resampled(counts: NDArray[np.int64], values: Array, weights: Array) -> Arra
     counts: [benchmarks, outcomes] of items; values: [outcomes]; -> [ITEM_RESAMPLES] weighted means of the benchmarks'
     means. Drawing items with replacement is a multinomial draw of the outcomes' counts. Our choice: half a pseudo-item
     of each outcome, spread over the benchmarks (Jeffreys' prior), because without it an outcome that was not seen
-    cannot be drawn: all-right answers would give an interval of no width, and 95 % would cover 45 to 90.
+    cannot be drawn: all-right answers would give an interval of no width, and the difference of two models that differ
+    on 1 to 3 % of 50 items would be covered 47 % of the time.
     """
     items = counts.sum(axis=1)
     shares = counts + 0.5 / len(counts)
@@ -169,7 +170,7 @@ def _batch_interval(values: Array, groups: int) -> Interval:
     values: the measured value, then one of each resample. A group is all batches of the same items (perplexity passes
     each item once per answer): they are no independent looks. The stretch is that of Student's t with groups - 1
     degrees of freedom over a normal with the biased variance, sqrt(n / (n - 1)) t / z, after Hesterberg 2015, The
-    American Statistician 69, 371-386, who moves the quantiles instead: with 10 groups the plain percentiles cover 89 %.
+    American Statistician 69, 371-386, who moves the quantiles instead: with 10 groups the plain percentiles cover 90 %.
     """
     estimate, (low, high) = values[0], np.quantile(values[1:], TAILS)
     stretch = np.sqrt(groups / (groups - 1)) * t.ppf(TAILS[1], groups - 1) / norm.ppf(TAILS[1])

@@ -33,6 +33,7 @@ from .tables import (
     write_json,
     write_table,
 )
+from .testbed import write_testbed
 
 MAIN = ("table_1_accuracy", "table_2_latency_pass_per_batch_all")  # the two that are printed
 COMPARISON, DIFFERENCES = "paper_comparison", "differences"
@@ -57,7 +58,8 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
 
     benchmarks: the tables' columns, each a dataset or a group of the runs.
     missing.json lists the cells that a failed task left empty, each with its reason; main_tables.md holds the answer;
-    items.json and batches.json what `wdmoe compare` pairs with another run.
+    items.json and batches.json what `wdmoe compare` pairs with another run. Where a testbed's measured times lie beside
+    the traces in `predictions/`, its tables and Figure 10 are written too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "origin.json", origin_records(runs))
@@ -100,6 +102,7 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
         notes = footnote(runs, COMPARISON_TEXT[0]) + COMPARISON_TEXT[1:] + accuracy_notes(runs)
         write_table(folder / COMPARISON, comparison, notes)
     printed.append(f"{NO_COMPARISON if comparison.empty else f'ours beside the paper: {folder / COMPARISON}.md'}\n")
+    printed += write_testbed(runs, benchmarks, folder.parent / "predictions", folder)
     printed += write_events(folder.parent / "predictions", folder)
     write_json(folder / MISSING_FILE, missing_cells(runs))
     (folder / MAIN_TABLES_FILE).write_text("\n".join(printed))

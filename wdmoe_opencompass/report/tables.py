@@ -164,11 +164,12 @@ def row_runs(runs: Sequence[ModelRun], row: str) -> list[ModelRun]:
 
 
 def accuracy_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
-    """Records (model, dataset, metric, value): accuracy, active experts per token, share of assignments dropped.
+    """Records (model, dataset, metric, value, ...): accuracy, active experts per token, share of assignments dropped.
 
     A group of datasets has records of its own beside those of its datasets. An accuracy comes with its number of items
     and the ends of its 95 % interval, low and high; None where its evaluator does not tell the items apart.
     """
+    none = dict(low=None, high=None, items=None)
     records: list[dict[str, Any]] = []
     for run in runs:
         for name in _names(run):
@@ -186,8 +187,8 @@ def accuracy_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
             token_layers = sum(int(t.tokens.sum()) * t.metadata.layers for t in traces)
             if token_layers:
                 active, dropped = after / token_layers, 1 - after / before
-                records.append(dict(model=run.abbr, dataset=name, metric="active_experts_per_token", value=active))
-                records.append(dict(model=run.abbr, dataset=name, metric="share_dropped", value=dropped))
+                for metric, value in (("active_experts_per_token", active), ("share_dropped", dropped)):
+                    records.append(dict(model=run.abbr, dataset=name, metric=metric, value=value) | none)
     return records
 
 

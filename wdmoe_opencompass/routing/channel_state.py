@@ -1,7 +1,8 @@
 """What the base station knows of the channel while a batch runs."""
 
 from collections import Counter
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,15 +16,28 @@ from ..selection.base import BandwidthCurve, ChannelState
 CURVE_SHARES = np.geomspace(1e-5, 1, 256)  # of the total bandwidth; read in logarithms, within 2e-4
 
 
+class MeasuredMeans(Protocol):
+    """What a testbed has measured so far."""
+
+    def mean_token_s(self, layer: int) -> Any:
+        """-> [devices] mean seconds per token in a layer, Eq. (30)."""
+        ...
+
+
 class ChannelStates:
     """The channel state of every layer of every forward pass, under evenly split bandwidth, Eq. (6) and (7).
 
+    A profile of measured rates has no curve over the bandwidth: they are the same at any.
     Set `dataset` and `first_item` before each batch; states are kept on the device that asked until the draw changes.
+    Where a testbed measures, `history` (testbed/history.py) adds its mean times per token as they are at the moment.
     """
 
-    def __init__(self, profile: ChannelProfile, shape: ExpertShape, num_experts: int):
+    def __init__(
+        self, profile: ChannelProfile, shape: ExpertShape, num_experts: int, history: MeasuredMeans | None = None
+    ):
         self.profile = profile
         self.shape = shape
+        self.history = history
         self.dataset = ""
         self.first_item = 0
         self._device_of_expert = profile.device_of_expert(num_experts)
@@ -38,7 +52,10 @@ class ChannelStates:
         if key not in self._held:
             self._held = {k: v for k, v in self._held.items() if k[1] == key[1]}  # other devices' copies of this draw
             self._held[key] = self._state(moment, device)
-        return self._held[key]
+        if self.history is None:
+            return self._held[key]
+        measured = torch.tensor(self.history.mean_token_s(layer), dtype=torch.float64, device=device)
+        return replace(self._held[key], mean_token_s=measured)
 
     def _state(self, moment: tuple[str, int, int, int], device: torch.device) -> ChannelState:
         budget = link_budget(self.profile, draw_channel(self.profile, *moment), self.shape)
@@ -48,6 +65,10 @@ class ChannelStates:
         def tensor(array: Any) -> torch.Tensor:
             return torch.tensor(array, dtype=torch.float32, device=device)
 
+        def curve() -> BandwidthCurve:
+            seconds = communication_latency_s(budget, CURVE_SHARES[:, None] * total_hz)
+            return BandwidthCurve(tensor(CURVE_SHARES), tensor(seconds.T))
+
         energy = token_energy(self.profile, self.shape, budget, even_hz)
         computation_j = 0.0 if energy.computation_j is None else energy.computation_j
         return ChannelState(
@@ -56,7 +77,5 @@ class ChannelStates:
             torch.tensor(self._device_of_expert, device=device),
             device_is_shared=any(place >= 0 and count > 1 for place, count in Counter(self._device_of_expert).items()),
             token_energy_j=tensor(energy.downlink_j + energy.uplink_j + computation_j),
-            curve=BandwidthCurve(
-                tensor(CURVE_SHARES), tensor(communication_latency_s(budget, CURVE_SHARES[:, None] * total_hz).T)
-            ),
+            curve=None if budget.measured is not None else curve(),
         )

@@ -69,19 +69,19 @@ class Contract:
 
     def probe(self, block: nn.Module, experts: nn.Module, saw: Saw) -> list[Handle]:
         """Watch a forward pass: `saw` gets the router, what it chose, and the answers of other modules in words."""
-        answers: list[tuple[nn.Module, Tensor]] = []
+        answers: list[_Answer] = []
         num_experts = self.sizes(experts)[0]
 
         def answered(module: nn.Module, args: tuple, answer: Any) -> None:
-            first = answer[0] if isinstance(answer, tuple) and answer else answer
-            if isinstance(first, Tensor) and first.is_floating_point():
-                answers.append((module, first))
+            parts = answer if isinstance(answer, tuple) and answer else (answer,)
+            if isinstance(parts[0], Tensor) and parts[0].is_floating_point():
+                answers.append(_Answer(module, parts[0], parts))
 
         def called(module: nn.Module, args: tuple, kwargs: dict) -> None:
             index, weights = _index_and_weights(module, args, kwargs)
-            fitting = [(m, scores) for m, scores in answers if scores.numel() == len(index) * num_experts]
-            router, scores = fitting[-1] if fitting else (None, weights)
-            seen = "".join(f"; {type(m).__name__} answers {list(scores.shape)}" for m, scores in answers)
+            fitting = [one for one in answers if one.scores.numel() == len(index) * num_experts]
+            router, scores, _ = _router_among(fitting, index, weights) if fitting else (None, weights, ())
+            seen = "".join(f"; {type(one.module).__name__} answers {list(one.scores.shape)}" for one in answers)
             saw(router, Choice(scores.reshape(len(index), -1), weights, index), seen)
             answers.clear()
 
@@ -125,6 +125,37 @@ class Contract:
         """-> [tokens, k] index for the experts; a dropped one is marked, or keeps its place with weight 0."""
         dropped = experts.num_experts if self.skips_dropped else kept.expert_index
         return torch.where(kept.keep, kept.expert_index, dropped)
+
+
+class _Answer(NamedTuple):
+    """What a module beside the experts answered: parts, the first of which may be scores."""
+
+    module: nn.Module
+    scores: Tensor
+    parts: tuple
+
+
+def _router_among(fitting: list[_Answer], index: Tensor, weights: Tensor) -> _Answer:
+    """The module that answered with what the experts are given, or else whose highest scores are the chosen experts."""
+
+    def answers_choice(one: _Answer) -> bool:
+        return any(part is index or part is weights for part in one.parts)
+
+    def scores_choice(one: _Answer) -> bool:
+        scores = one.scores.reshape(len(index), -1)
+        chosen, k = scores.gather(1, index.long()), index.shape[1]
+        return torch.equal(chosen.sort(dim=1, descending=True).values, scores.topk(k, dim=1).values)
+
+    if len(fitting) == 1:
+        return fitting[0]
+    for is_router in (answers_choice, scores_choice):
+        if is_router is scores_choice and index.is_meta:
+            return fitting[-1]  # only looked at: without weights nothing is attached
+        routers = [one for one in fitting if is_router(one)]
+        if len(routers) == 1:
+            return routers[0]
+    names = " and ".join(type(one.module).__name__ for one in fitting)
+    raise ModelError(f"{names} both answer with one score per expert: which of them is the router is not clear")
 
 
 def _index_and_weights(experts: nn.Module, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor]:

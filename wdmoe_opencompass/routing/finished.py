@@ -1,37 +1,36 @@
 """Which rows of a running `generate` are finished: what they go on producing is no load."""
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 
+GET_CRITERIA = "_get_stopping_criteria"  # how transformers' generate gathers all criteria, end tokens included
 HAS_UNFINISHED = "_beam_search_has_unfinished_sequences"  # how transformers' beam search asks whether to go on
 
 
-class FinishedRows(StoppingCriteria):
-    """Knows, after each decoding step, which sequences have ended; never stops anything itself.
+class FinishedRows(StoppingCriteriaList):
+    """All stopping criteria of a generation, which remember the sequences that have ended.
 
-    A sequence has ended after its end token, or as soon as another criterion with a `done_tracker` (OpenCompass's
-    stop words) says so. rows: [rows] bool, None before the first step.
+    A sequence has ended when transformers ends it, or as soon as a criterion with a `done_tracker` (OpenCompass's stop
+    words) says so. rows: [rows] bool, None before the first step.
     """
 
-    def __init__(self, others: StoppingCriteriaList, end_tokens: list[int]):
-        self.others = others
-        self.end_tokens = torch.tensor(end_tokens, dtype=torch.long)
-        self.rows: Tensor | None = None
+    rows: Tensor | None = None
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """Look at every row's last token; -> [rows] False."""
-        ended = torch.isin(input_ids[:, -1], self.end_tokens.to(input_ids.device))
-        for criterion in self.others:
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        """-> [rows] bool, what the criteria say."""
+        answer = super().__call__(input_ids, scores, **kwargs)
+        ended = answer
+        for criterion in self:
             tracker = getattr(criterion, "done_tracker", None)
             if tracker is not None and len(tracker) == len(ended):
                 ended = ended | torch.tensor(tracker, device=ended.device)
         self.rows = ended if self.rows is None else self.rows | ended
-        return torch.zeros_like(ended)
+        return answer
 
 
 class FinishedBeams:
@@ -56,13 +55,18 @@ class FinishedBeams:
 
 
 class WatchedGenerate:
-    """`generate` of a model, watched: `finished_rows` says which rows of the next pass are no load."""
+    """`generate` of a model, watched: `finished_rows` says which rows of the next pass are no load.
 
-    def __init__(self, model: Any):
+    failed: called when a generation ends in an exception or an interrupt
+    """
+
+    def __init__(self, model: Any, failed: Callable[[], None]):
         self.model = model
+        self._failed = failed
         self._own = model.__dict__.get("generate")
         self._generate = model.generate
-        self._finished: FinishedRows | FinishedBeams | None = None
+        self._rows: FinishedRows | None = None
+        self._beams: FinishedBeams | None = None
         model.generate = self
 
     def remove(self) -> None:
@@ -74,39 +78,42 @@ class WatchedGenerate:
 
     def finished_rows(self, rows: int) -> Tensor | None:
         """-> [rows] bool, or None when no generation of so many rows is running."""
-        finished = None if self._finished is None else self._finished.rows
+        finished = None if self._rows is None else self._rows.rows
+        if self._beams is not None and self._beams.rows is not None:
+            finished = self._beams.rows
         return finished if finished is not None and len(finished) == rows else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Generate as the model does."""
-        given = inspect.signature(self._generate).bind_partial(*args, **kwargs).arguments
-        given.update(given.pop("kwargs", {}))
-        if (_setting(self.model, given, "num_beams") or 1) > 1:
-            return self._generate_beams(given)
-        end = _setting(self.model, given, "eos_token_id")
-        criteria = StoppingCriteriaList(given.pop("stopping_criteria", None) or [])
-        watching = FinishedRows(criteria, [end] if isinstance(end, int) else list(end or []))
-        self._finished = watching
-        try:
-            return self._generate(**given, stopping_criteria=StoppingCriteriaList([*criteria, watching]))
-        finally:
-            self._finished = None
+        with ExitStack() as stack:
+            if hasattr(self.model, GET_CRITERIA):
+                get_criteria = getattr(self.model, GET_CRITERIA)
+                stack.enter_context(
+                    _replaced(self.model, GET_CRITERIA, lambda *a, **k: self._watch(get_criteria(*a, **k)))
+                )
+            if hasattr(self.model, HAS_UNFINISHED):
+                self._beams = FinishedBeams(getattr(self.model, HAS_UNFINISHED))
+                stack.enter_context(_replaced(self.model, HAS_UNFINISHED, self._beams))
+            try:
+                return self._generate(*args, **kwargs)
+            except BaseException:
+                self._failed()
+                raise
+            finally:
+                self._rows = self._beams = None
 
-    def _generate_beams(self, given: dict[str, Any]) -> Any:
-        self._finished = FinishedBeams(getattr(self.model, HAS_UNFINISHED))
-        setattr(self.model, HAS_UNFINISHED, self._finished)
-        try:
-            return self._generate(**given)
-        finally:
-            self._finished = None
-            self.model.__dict__.pop(HAS_UNFINISHED, None)
+    def _watch(self, criteria: StoppingCriteriaList) -> FinishedRows:
+        self._rows = FinishedRows(criteria)
+        return self._rows
 
 
-def _setting(model: Any, given: dict[str, Any], name: str) -> Any:
-    """The generation setting that applies: the call's own, its generation_config's, the model's."""
-    if given.get(name) is not None:
-        return given[name]
-    for config in (given.get("generation_config"), model.generation_config):
-        if getattr(config, name, None) is not None:
-            return getattr(config, name)
-    return None
+@contextmanager
+def _replaced(model: Any, name: str, value: Any) -> Iterator[None]:
+    own = vars(model).get(name)
+    setattr(model, name, value)
+    try:
+        yield
+    finally:
+        delattr(model, name)
+        if own is not None:
+            setattr(model, name, own)

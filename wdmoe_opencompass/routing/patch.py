@@ -1,5 +1,6 @@
 """Attach a selection policy to a transformers MoE model, undoably."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ from .contract import Choice, Handle, Kept
 from .finished import WatchedGenerate
 from .layers import MoeLayer, find_moe_layers
 from .payload import FEWEST_BITS, Payload
-from .recorder import Recorder
+from .recorder import Recorder, exact
 
 __all__ = ["Attachment", "MoeLayer", "find_moe_layers"]
 
@@ -54,7 +55,9 @@ class Attachment:
         payload_bits: int | None = None,
         sender: Sender | None = None,
     ):
-        if getattr(model, "_wdmoe_attachment", None) is not None:
+        if any(
+            "_wdmoe_attachment" in vars(module) for module in model.modules()
+        ):  # a part of it, or what it is part of
             raise ModelError("a selection policy is attached to this model already; detach it first")
         self.model: Any = model
         self.policy = policy
@@ -62,6 +65,10 @@ class Attachment:
         for layer in self.layers:
             if layer.router_kind == "unknown":
                 raise ModelError(f"{layer.name}: the weights are not loaded (meta device)")
+            if getattr(layer.experts, "_is_expert_parallel", False):
+                raise ModelError(
+                    f"{layer.name}: the experts are spread over processes; load without expert parallelism"
+                )
             if policy.may_add and layer.router_kind != "softmax":
                 raise ModelError(
                     f"{layer.name}: {type(policy).__name__} may give a token an expert outside its top-k, but this "
@@ -77,36 +84,51 @@ class Attachment:
         self.num_experts = max(layer.num_experts for layer in self.layers)
         self.recorder = Recorder(len(self.layers), self.num_experts)
         self._pass: tuple[int, str, Tensor] | None = None
+        self._arguments = list(inspect.signature(type(model).forward).parameters)[1:]
         self._attach()
 
     # -- attaching and detaching ---------------------------------------------------------------------------------
     def _attach(self) -> None:
+        self._handles: list[Handle] = []
+        self._watched: WatchedGenerate | None = None
+        try:
+            self._attach_all()
+        except Exception as error:
+            self._undo()
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(f"{type(self.model).__name__} cannot be attached to: {error}") from error
+
+    def _attach_all(self) -> None:
         model = self.model
-        self._handles = [
+        self._handles += [
             model.register_forward_pre_hook(self._begin_pass, with_kwargs=True),
             model.register_forward_hook(self._end_pass, always_call=True),
         ]
         for number, layer in enumerate(self.layers):
             select = self._selecting(number, layer)
             self._handles += layer.contract.tap(layer.router, layer.experts, select)
-        self._watched = WatchedGenerate(model) if hasattr(model, "generate") else None
+        if hasattr(model, "generate"):
+            self._watched = WatchedGenerate(model, self._forget_batch)
         if self.sender is not None:
             self._handles += [self.sender.send_layer(number) for number in range(len(self.layers))]
         elif self.changes_experts:  # vanilla runs keep the model's own experts implementation
-            try:
-                for number, layer in enumerate(self.layers):
-                    self._handles += layer.contract.skip_dropped(layer.experts, self._payload(number, layer))
-            except ModelError:
-                self._undo()
-                raise
-        model._wdmoe_attachment = self
+            for number, layer in enumerate(self.layers):
+                self._handles += layer.contract.skip_dropped(layer.experts, self._payload(number, layer))
+        for module in self._marked():
+            module._wdmoe_attachment = self
+
+    def _marked(self) -> list[Any]:
+        """Modules that say it, also to whoever is given a part of the model, or what it is a part of."""
+        return [self.model, *(layer.experts for layer in self.layers)]
 
     def detach(self) -> None:
         """Undo everything; harmless when called twice."""
         if getattr(self.model, "_wdmoe_attachment", None) is not self:
             return
         self._undo()
-        del self.model._wdmoe_attachment
+        for module in self._marked():
+            del module._wdmoe_attachment
 
     def _undo(self) -> None:
         for handle in self._handles:
@@ -117,7 +139,7 @@ class Attachment:
     @property
     def changes_experts(self) -> bool:
         """Whether the model's answers may differ from the unpatched model's."""
-        return self.payload_bits is not None or not isinstance(self.policy, TopK)
+        return self.payload_bits is not None or type(self.policy) is not TopK  # a subclass may drop
 
     def _payload(self, number: int, layer: MoeLayer) -> Payload | None:
         if self.payload_bits is None:
@@ -133,16 +155,19 @@ class Attachment:
 
     # -- one forward pass ----------------------------------------------------------------------------------------
     def _begin_pass(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        tokens = kwargs.get("input_ids", args[0] if args else None)
+        if self._pass is not None:  # an interrupt has left it open
+            self._forget_batch()
+        given = dict(zip(self._arguments, args)) | kwargs
+        tokens = given.get("input_ids")
         if tokens is None:
-            tokens = kwargs["inputs_embeds"][..., 0]
-        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        is_load = _real_tokens(mask, tokens)
+            tokens = given["inputs_embeds"][..., 0]
+        cache = given.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        is_load = _real_tokens(given.get("attention_mask"), tokens, past)
         finished = self._watched.finished_rows(len(tokens)) if self._watched is not None else None
         if finished is not None:
             is_load = is_load & ~finished.to(is_load.device)[:, None]
-        cache = kwargs.get("past_key_values")
-        phase = "prefill" if cache is None or cache.get_seq_length() == 0 else "decode"
+        phase = "prefill" if past == 0 else "decode"
         self._pass = (self.recorder.begin_pass(phase), phase, is_load.flatten())
         if self.sender is not None:
             self.sender.pass_index = self._pass[0]
@@ -150,7 +175,11 @@ class Attachment:
     def _end_pass(self, module: nn.Module, args: tuple, answer: Any) -> None:
         if self._pass is not None:  # else it never began
             self._pass = None
-            self.recorder.end_pass()
+            self.recorder.end_pass(failed=answer is None)
+
+    def _forget_batch(self) -> None:
+        self._pass = None
+        self.recorder.reset()
 
     def _selecting(self, number: int, layer: MoeLayer) -> Callable[[Choice], Kept | None]:
         return lambda choice: self._select(number, layer, choice)
@@ -159,16 +188,18 @@ class Attachment:
         if self._pass is None:
             raise ModelError(f"{layer.name} was run outside a forward pass of the attached model")
         pass_index, phase, is_load = self._pass
-        routing = Routing(
-            _probabilities(layer, choice),
-            choice.top_k_index,
-            choice.top_k_weights,
-            is_load.to(choice.top_k_index.device),
-            number,
-            phase,  # type: ignore[arg-type]
-        )
-        channel = self._channel(pass_index, number, layer, choice.top_k_index.device)
-        selection = self.policy.select(routing, channel)
+        device = choice.top_k_index.device
+        channel = self._channel(pass_index, number, layer, device)
+        with exact(device):
+            routing = Routing(
+                _probabilities(layer, choice),
+                choice.top_k_index,
+                choice.top_k_weights,
+                is_load.to(device),
+                number,
+                phase,  # type: ignore[arg-type]
+            )
+            selection = self.policy.select(routing, channel)
         self.recorder.record(routing, channel, selection.expert_index, selection.keep)
         if self.sender is not None:
             weights = self._kept_weights(layer, choice.top_k_weights, selection) if self.changes_experts else None
@@ -179,7 +210,8 @@ class Attachment:
         return Kept(selection.expert_index, selection.keep, self._kept_weights(layer, choice.top_k_weights, selection))
 
     def _channel(self, pass_index: int, number: int, layer: MoeLayer, device: torch.device) -> ChannelState:
-        channel = self.channel_of_layer(pass_index, number, device)
+        with exact(device):  # states are kept for later passes
+            channel = self.channel_of_layer(pass_index, number, device)
         if layer.num_experts == self.num_experts:
             return channel
         return replace(channel, device_of_expert=channel.device_of_expert[: layer.num_experts])
@@ -193,14 +225,19 @@ class Attachment:
         return kept.to(router_weights.dtype)
 
 
-def _real_tokens(mask: Any, tokens: Tensor) -> Tensor:
-    """-> [rows, tokens] bool from an attention mask over all tokens so far; None means that all are real."""
+def _real_tokens(mask: Any, tokens: Tensor, past: int) -> Tensor:
+    """-> [rows, tokens] bool from an attention mask over all tokens so far, or all places of a cache; None: all are."""
     if mask is None:
         return torch.ones(tokens.shape, dtype=torch.bool, device=tokens.device)
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         given = f"{mask.ndim} axes" if isinstance(mask, Tensor) else f"type {type(mask).__name__}"
-        raise ModelError(f"an attention mask of {given} does not say which tokens are padding; pass [rows, tokens]")
-    return mask[:, -tokens.shape[1] :] != 0
+        raise ModelError(
+            f"an attention mask of {given} does not say which tokens are padding (generate with a static cache makes "
+            "one); pass [rows, tokens], or let the cache be dynamic"
+        )
+    length = tokens.shape[1]
+    real = mask[:, past : past + length] if mask.shape[1] > past + length else mask[:, -length:]
+    return real != 0
 
 
 def _probabilities(layer: MoeLayer, choice: Choice) -> Tensor:

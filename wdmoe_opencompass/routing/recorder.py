@@ -1,6 +1,9 @@
 """Count what is routed, on the model's own device; one copy to the host per batch."""
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +16,18 @@ from ..selection.calibration import second_to_first
 from .trace import PHASES, RATIO_BINS
 
 MOST_PENDING = 1 << 18  # probabilities that wait to be counted: a few MB; less often counted means fewer GPU kernels
+
+
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """No autocast, which counts in short floats; no inference mode, whose tensors cannot be kept for other passes."""
+    with_gradients = torch.is_grad_enabled()  # leaving inference mode would turn them on
+    with (
+        torch.inference_mode(False),
+        torch.set_grad_enabled(with_gradients),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
 
 
 class _Routed(NamedTuple):
@@ -56,9 +71,9 @@ class Recorder:
         self._recorded = 0
         return len(self._phases) - 1
 
-    def end_pass(self) -> None:
+    def end_pass(self, failed: bool) -> None:
         """Close the open pass; where an exception has cut it short, the batch is lost and forgotten."""
-        if self._recorded < self.layers:
+        if failed or self._recorded < self.layers:
             self.reset()
 
     def record(self, routing: Routing, channel: ChannelState, expert_index: Tensor, keep: Tensor) -> None:
@@ -68,6 +83,9 @@ class Recorder:
         """
         self._recorded += 1
         self._devices = len(channel.communication_s)
+        routing = replace(
+            routing, probabilities=routing.probabilities.detach(), top_k_weights=routing.top_k_weights.detach()
+        )
         self._pending.append(_Routed(self.passes - 1, routing, channel.device_of_expert, expert_index, keep))
         self._pending_size += routing.probabilities.numel()
         if self._pending_size > MOST_PENDING:
@@ -79,7 +97,8 @@ class Recorder:
             probabilities = one.routing.probabilities
             alike[probabilities.device, probabilities.shape, one.keep.shape].append(one)
         for (device, _, _), group in alike.items():
-            self._count(device, group)
+            with exact(device):
+                self._count(device, group)
         self._pending, self._pending_size = [], 0
 
     def _count(self, device: torch.device, group: list[_Routed]) -> None:

@@ -28,6 +28,7 @@ FORMAT_VERSION = 3
 RATIO_BINS = 50
 SEALED_SUFFIX = ".trace.safetensors"
 JOURNAL_SUFFIX = ".trace.part"
+METADATA_KEY = "wdmoe_trace"
 EVENTS_SUFFIX = ".testbed_events.jsonl"  # beside it: what happened to the devices of a live testbed
 PHASES = ("prefill", "decode")
 
@@ -69,7 +70,7 @@ class TraceMetadata(BaseModel):
     on the calibration of that hash; quantise_payload whether what was sent was rounded to the profile's payload_bits.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")  # a parameter may be infinite
 
     format_version: int
     model: str
@@ -169,7 +170,12 @@ def join(metadata: TraceMetadata, blocks: list[dict[str, NDArray]]) -> RoutingTr
 
 def write_trace(path: Path, trace: RoutingTrace) -> None:
     """Write a sealed trace whole or not at all."""
-    blob = save_arrays(trace.arrays, metadata={"wdmoe_trace": trace.metadata.model_dump_json()})
+    write_sealed(path, trace.arrays, {METADATA_KEY: trace.metadata.model_dump_json()})
+
+
+def write_sealed(path: Path, arrays: dict[str, NDArray], metadata: dict[str, str]) -> None:
+    """Write a safetensors file whole or not at all."""
+    blob = save_arrays(arrays, metadata=metadata)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         file.write(blob)
@@ -181,6 +187,18 @@ def write_trace(path: Path, trace: RoutingTrace) -> None:
 def read_trace(path: Path | str) -> RoutingTrace:
     """Read a sealed trace; TraceError where it is missing, torn, of another version or inconsistent."""
     path = Path(path)
+    text, arrays = read_sealed(path, METADATA_KEY, "routing trace")
+    metadata = _metadata(path, text)
+    checked_arrays(path, metadata.sizes(), (PER_PASS, PER_BATCH), arrays)
+    if len(arrays["batch"]) and not (
+        arrays["batch"].min() >= 0 and arrays["batch"].max() < len(arrays["first_item"]) and arrays["phase"].max() < 2
+    ):
+        raise TraceError(f"{path}: batch or phase numbers are out of range")
+    return RoutingTrace(metadata, arrays)
+
+
+def read_sealed(path: Path, metadata_key: str, what: str) -> tuple[str, dict[str, NDArray]]:
+    """-> a sealed file's metadata as text, and its arrays; TraceError where it is missing, torn or something else."""
     try:
         blob = path.read_bytes()
     except OSError as error:
@@ -188,11 +206,9 @@ def read_trace(path: Path | str) -> RoutingTrace:
     try:
         header_length = int.from_bytes(blob[:8], "little")
         header = json.loads(blob[8 : 8 + header_length])
-        text = header["__metadata__"]["wdmoe_trace"]
-        arrays = load_arrays(blob)
+        return header["__metadata__"][metadata_key], load_arrays(blob)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError):
-        raise TraceError(f"{path}: not a routing trace, or torn") from None
-    return RoutingTrace(_metadata(path, text), _checked(path, _metadata(path, text), arrays))
+        raise TraceError(f"{path}: not a {what}, or torn") from None
 
 
 def _metadata(path: Path, text: str) -> TraceMetadata:
@@ -209,9 +225,9 @@ def _metadata(path: Path, text: str) -> TraceMetadata:
         raise TraceError(f"{path}: metadata {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
-def _checked(path: Path, metadata: TraceMetadata, arrays: dict[str, NDArray]) -> dict[str, NDArray]:
-    sizes = metadata.sizes()
-    for table in (PER_PASS, PER_BATCH):
+def checked_arrays(path: Path, sizes: dict[str, int], tables: tuple[Arrays, ...], arrays: dict[str, NDArray]) -> None:
+    """Raise TraceError unless every array of the tables is there, of its type and shape; a table's have equal rows."""
+    for table in tables:
         rows = None
         for name, (dtype, axes) in table.items():
             if name not in arrays:
@@ -223,11 +239,6 @@ def _checked(path: Path, metadata: TraceMetadata, arrays: dict[str, NDArray]) ->
                 raise TraceError(
                     f"{path}: array {name} must be {dtype} [{rows}, {expected}], got {array.dtype} {array.shape}"
                 )
-    if len(arrays["batch"]) and not (
-        arrays["batch"].min() >= 0 and arrays["batch"].max() < len(arrays["first_item"]) and arrays["phase"].max() < 2
-    ):
-        raise TraceError(f"{path}: batch or phase numbers are out of range")
-    return arrays
 
 
 class Journal:
@@ -280,7 +291,10 @@ class Journal:
         frames = list(_frames(self.path.read_bytes() if self.path.exists() else b""))
         if not frames:
             return None, []
-        return _metadata(self.path, frames[0].decode()), [load_arrays(frame) for frame in frames[1:]]
+        return self._parse_metadata(frames[0].decode()), [load_arrays(frame) for frame in frames[1:]]
+
+    def _parse_metadata(self, text: str) -> TraceMetadata:
+        return _metadata(self.path, text)
 
 
 def seal_finished(folder: Path) -> None:

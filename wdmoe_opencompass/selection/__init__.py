@@ -1,4 +1,4 @@
-"""Selection policies: which of the router's experts a token keeps. A new one is one file and one line in POLICIES."""
+"""Selection policies: which of the router's experts a token keeps. A new one is one file, an import and a line here."""
 
 import inspect
 from difflib import get_close_matches
@@ -6,18 +6,26 @@ from typing import Any
 
 from ..errors import PolicyError, unknown_name
 from .base import ChannelState, Routing, Selection, SelectionPolicy
+from .bottleneck import Bottleneck
+from .caee import Caee
 from .capacity import CapacityDrop
+from .des import Des, DesTopK
 from .dual_price import DualPrice
 from .expanded_drop import ExpandedDrop
 from .fixed_k import FixedK
+from .jesa import Jesa
+from .lexi import Lexi
+from .oea import Oea
 from .random_drop import RandomDrop
 from .ratio_threshold import AdapMoe, Naee, OneThreshold, TopP
+from .sift_moe import SiftMoe
 from .top_k import TopK
 from .wlr import WeightToLatencyRatio
 
 POLICIES: dict[str, type[SelectionPolicy]] = {
     "top_k": TopK,
     "wlr": WeightToLatencyRatio,
+    "bottleneck": Bottleneck,
     "dual_price": DualPrice,
     "fixed_k": FixedK,
     "random_drop": RandomDrop,
@@ -27,6 +35,13 @@ POLICIES: dict[str, type[SelectionPolicy]] = {
     "top_p": TopP,
     "capacity": CapacityDrop,
     "expanded_drop": ExpandedDrop,
+    "des": Des,
+    "des_top_k": DesTopK,
+    "jesa": Jesa,
+    "caee": Caee,
+    "sift_moe": SiftMoe,
+    "lexi": Lexi,
+    "oea": Oea,
 }
 
 __all__ = ["POLICIES", "ChannelState", "Routing", "Selection", "SelectionPolicy", "build_policy"]

@@ -64,6 +64,7 @@ class ChannelState:
     token_energy_j:   [devices] joules to send one token there and back and, where the profile tells, to compute it in
                       one expert; None where nobody asked
     curve:            what communication_s would be at other bandwidths; None where nobody asked
+    mean_token_s:     [devices] seconds that each device was measured to take per token, Eq. (30); None in simulation
     """
 
     communication_s: Tensor
@@ -72,6 +73,7 @@ class ChannelState:
     device_is_shared: bool = True
     token_energy_j: Tensor | None = None
     curve: "BandwidthCurve | None" = None
+    mean_token_s: Tensor | None = None
 
     @cached_property
     def expert_latency_s(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Ours: the least attention waiting latency for a given loss of routed weight, under the best bandwidth split."""
+"""Ours: drop a visit where its routed weight is worth less than the waiting it causes, by the price of its device."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -8,74 +8,79 @@ from torch import Tensor
 
 from ..errors import PolicyError
 from .base import ChannelState, Knob, Routing, Selection, SelectionPolicy
+from .split import optimal_split
 
-CANDIDATES, ROUNDS = 4, 4  # waiting latencies tried at once, and how often the bracket is narrowed to one step of them
+CANDIDATES, ROUNDS = 6, 4  # waiting latencies tried at once, and how often the bracket is narrowed around the best
 CURVE_TOLERANCE = 1e-3  # of the total bandwidth: the curve is read from a table
 OUT_OF_REACH = 1e6  # share of the bandwidth per token that a device cannot serve in time
 
 
 @dataclass(frozen=True)
 class DualPrice(SelectionPolicy):
-    """Drop each token's visit to a device where its weight is small for the bandwidth that the visit costs.
+    """Per layer, the drops that minimise ``T + worth * T_0 / J * lost``, T the attention waiting latency, Eq. (11).
 
-    loss:  the most routed weight that a layer may lose, as a share of it (each token's top-k weights sum to 1)
-    split: `optimal`, the bandwidth is split anew in every layer; `even`, evenly
+    lost is the routed weight dropped (each token's top-k weights sum to 1), J the tokens, and T_0 the waiting if the
+    layer's visits were spread so that all devices finish together under evenly split bandwidth.
 
-    The problem, per layer of a forward pass: minimise the attention waiting latency T, Eq. (11), over which visits are
-    dropped, while the dropped weight stays within `loss`; a token never loses its highest weight. What is true of it
-    with one expert per device (the paper's setting):
+    worth:        what a token's whole weight is worth, in waiting per token where nothing waits for a straggler; one
+                  rate for all layers, so that every layer gives up weight for waiting at the same terms
+    split:        `optimal`, T under the best split of the bandwidth in this layer; `even`, under the even split: it
+                  evens out the devices' times, which one split for all layers of a pass (the paper's P3) rewards
+    may_lose_all: whether a token may lose its highest weight too; it then may lose all
 
-    1. Under the best split, T is a convex function of the loads n. Let g_k(B) = 1 / (t_comm_k(B) + t_comp_k) be what
+    What is proven, with one expert per device (the paper's setting):
+
+    1. Under the best split T is a convex function of the loads n. Let g_k(B) = 1 / (t_comm_k(B) + t_comp_k) be what
        device k serves per second; rates are concave in B, and so is 1 / (1/R_d + 1/R_u + c), so g_k is concave. With
        beta_k = T B_k the loads that T can serve are n_k <= T g_k(beta_k / T), sum beta_k <= B T: a convex set, for
-       T g(beta / T) is the perspective of a concave function.
-    2. T(a n) = a T(n) for a > 0, so T(n) = sum_k pi_k n_k with the dual prices pi_k = dT/dn_k > 0: every device with a
-       load is a bottleneck, and pi_k is the time that one more token on it costs everybody.
-    3. Within a device the smallest weights go first. So the least loss for a given T is a problem of one number per
-       device: the share b_k(n_k / T) of the bandwidth that device k needs, convex in n_k, summed over the devices must
-       not exceed 1. Dropping in the order of ``weight / bandwidth saved`` is optimal for it up to the last visit
-       dropped, because along a device weights grow and savings fall: the greedy order respects every device's own. At
-       the optimum that ratio is one number for all devices: a visit goes where weight < nu pi_k.
-    4. The least loss falls as T grows, so T is found by bracketing: the answer is within
-       (T_high / T_low)^(CANDIDATES^-ROUNDS) of the least T for the given loss, and within the loss of one visit.
+       T g(beta / T) is the perspective of a concave function. Under the even split T = max_k n_k t_k is convex too.
+    2. T(a n) = a T(n) for a > 0, so T(n) = sum_k pi_k n_k with the dual prices pi_k = dT/dn_k: what one more token on
+       device k makes everybody wait. Under the best split every device with a load is a bottleneck, pi_k > 0.
+    3. Within a device the smallest weights go first, so for a given T the least loss is a problem of one number per
+       device: the share b_k(n_k / T) of the bandwidth that device k needs, convex in n_k; the shares must sum to at
+       most 1. Dropping in the order of ``weight / share saved`` is optimal for it up to the last visit dropped, because
+       along a device weights grow and savings fall. At the optimum a visit goes where its weight, at its worth in
+       seconds, is below the price of its device.
+    4. The least loss is convex in T, but for whole visits, so the cost has one valley, which is bracketed.
 
-    With several experts on a device a visit is a token's experts there together, its computation is counted at the
-    device's mean number of evaluations per visit, and 1 is not proven: a heuristic. Visits with the token's top expert
-    stay; experts at the base station are never dropped. Later layers are not known: each layer has its own budget.
-
-    `even` instead: T(n) = max_k n_k t_k; the same greedy order drops only what is above T, and nothing that saves none.
+    So no other set of drops costs less by more than about the worth of one visit and the bracket's width, (T_high /
+    T_low)^(1 / 162); and for the weight that it loses, no other waits less, but for that. With several experts on a
+    device a visit is a token's experts there together, its computation is counted at the device's mean number of
+    evaluations per visit, and 1 is not proven: a heuristic. Visits with the token's top expert stay (unless
+    may_lose_all); experts at the base station are never dropped. `even` drops nothing that saves nothing.
     """
 
-    knob = Knob("loss", 0.0, 0.5)
-    neutral: ClassVar[dict[str, Any]] = dict(loss=0.0)
+    knob = Knob("worth", 0.0, 100.0)
+    neutral: ClassVar[dict[str, Any]] = dict(worth=1e9)
 
-    loss: float = 0.1
+    worth: float = 3.0
     split: Literal["optimal", "even"] = "optimal"
+    may_lose_all: bool = False
 
     def __post_init__(self) -> None:
         """Check the parameters' ranges."""
-        if not 0 <= self.loss < 1:
-            raise PolicyError(f"selection policy 'dual_price': loss must be >= 0 and < 1, got {self.loss}")
+        if not self.worth >= 0:
+            raise PolicyError(f"selection policy 'dual_price': worth must be >= 0, got {self.worth}")
         if self.split not in ("optimal", "even"):
             raise PolicyError(f"selection policy 'dual_price': split must be optimal or even, got {self.split!r}")
 
     def select(self, routing: Routing, channel: ChannelState) -> Selection:
-        """Bracket T; every candidate's cheapest drops are found at once."""
-        if routing.top_k_index.shape[1] == 1:
+        """Bracket the valley; every candidate's cheapest drops are found at once."""
+        if routing.top_k_index.shape[1] == 1 and not self.may_lose_all:
             return Selection(routing.top_k_index, torch.ones_like(routing.top_k_index, dtype=torch.bool))
-        visits = _visits(routing, channel)
-        budget = self.loss * routing.is_load.sum() * (1 + 1e-9)
+        visits = _visits(routing, channel, stay=0 if self.may_lose_all else 1)
+        unit_s = _balanced_s(visits, channel)
+        weight_s = self.worth * unit_s / routing.is_load.sum().clamp(min=1)
         low, high = _bracket(visits, channel)
+        best = high
         for _ in range(ROUNDS):
             steps = torch.linspace(0, 1, CANDIDATES + 1, dtype=torch.float64, device=low.device)
             waiting = low * (high / low) ** steps  # [candidates + 1]
-            fits = self._cheapest(visits, channel, waiting).lost <= budget
-            fits[-1] = True  # the upper end always does
-            best = fits.int().argmax()  # the first that does
-            low, high = waiting.gather(0, torch.stack([(best - 1).clamp(min=0), best]))
-        cheapest = self._cheapest(visits, channel, high[None])
-        goes = torch.zeros_like(visits.may_go).scatter(0, cheapest.order[0], visits.number < cheapest.drops)
-        return Selection(routing.top_k_index, ~visits.spread(goes & visits.may_go))
+            place = self._cheapest(visits, channel, waiting).cost(weight_s).argmin()
+            around = torch.stack([place - 1, place, place + 1]).clamp(0, CANDIDATES)
+            low, best, high = waiting.gather(0, around)
+        goes = self._cheapest(visits, channel, best[None]).goes[0]
+        return Selection(routing.top_k_index, ~visits.spread(goes))
 
     def _cheapest(self, visits: "_Visits", channel: ChannelState, waiting: Tensor) -> "_Cheapest":
         """The drops that reach each of the given T with the least loss."""
@@ -86,9 +91,18 @@ class DualPrice(SelectionPolicy):
         left = need.of_all[:, None] - saved.gather(1, order).cumsum(dim=1)
         enough = torch.cat([need.of_all[:, None], left], dim=1) <= 1 + CURVE_TOLERANCE  # after 0, 1, ... drops
         drops = torch.where(enough.any(dim=1), enough.int().argmax(dim=1), visits.may_go.sum())
-        lost = torch.where(visits.may_go, visits.weight, 0.0)[order].cumsum(dim=1)
-        lost = torch.cat([lost.new_zeros(len(lost), 1), lost], dim=1).gather(1, drops[:, None])[:, 0]
-        return _Cheapest(order, drops, torch.where(enough.any(dim=1), lost, torch.inf))
+        number = torch.arange(order.shape[1], device=order.device).expand_as(order)
+        goes = torch.zeros_like(order, dtype=torch.bool).scatter(1, order, number < drops[:, None]) & visits.may_go
+        lost = torch.where(enough.any(dim=1), (goes * visits.weight).sum(dim=1), torch.inf)
+        gone = torch.zeros(len(goes), len(visits.load), dtype=torch.float64, device=goes.device)
+        load = visits.load - gone.index_add(1, visits.device, goes.double())
+        return _Cheapest(goes, lost, self._waiting_s(load, load * visits.evaluations, channel))
+
+    def _waiting_s(self, load: Tensor, evaluations: Tensor, channel: ChannelState) -> Tensor:
+        """-> [...] T of loads [..., devices]: less than what was asked for, as visits are whole."""
+        if self.split == "optimal":
+            return optimal_split(channel, load, evaluations).waiting_latency_s
+        return (load * channel.communication_s + evaluations * channel.computation_s).amax(dim=-1)
 
     def _share_needed(self, visits: "_Visits", channel: ChannelState, waiting: Tensor) -> "_Need":
         def share(left: Tensor, device: Tensor) -> Tensor:
@@ -121,11 +135,15 @@ class _Need(NamedTuple):
 
 
 class _Cheapest(NamedTuple):
-    """Per candidate T: units in the order they go, how many go, the weight lost (infinite: T is out of reach)."""
+    """Per candidate T: the units that go, the weight lost (infinite: T is out of reach), and T after they went."""
 
-    order: Tensor
-    drops: Tensor
+    goes: Tensor
     lost: Tensor
+    waiting_s: Tensor
+
+    def cost(self, weight_s: Tensor) -> Tensor:
+        """-> [candidates] seconds; weight_s: what a unit of weight is worth."""
+        return self.waiting_s + torch.where(self.lost > 0, weight_s * self.lost, 0.0)
 
 
 class _Visits(NamedTuple):
@@ -135,7 +153,6 @@ class _Visits(NamedTuple):
     device:      [units]; 0 where the expert is at the base station
     may_go:      [units] whether the pair stands for a visit that may be dropped
     rank:        [units] how many visits to the same device go before it
-    number:      [units] 0, 1, 2, ...
     load:        [devices] visits, q_k of Eq. (9)
     evaluations: [devices] experts computed per visit
     together:    [tokens, k - 1] the unit of the token that stands for each pair's visit; -1 for the top expert's
@@ -146,7 +163,6 @@ class _Visits(NamedTuple):
     device: Tensor
     may_go: Tensor
     rank: Tensor
-    number: Tensor
     load: Tensor
     evaluations: Tensor
     together: Tensor
@@ -154,12 +170,14 @@ class _Visits(NamedTuple):
 
     def spread(self, goes: Tensor) -> Tensor:
         """[units] -> [tokens, k] the pairs of the visits that go, in the router's places."""
-        lower = goes.view(self.together.shape).gather(1, self.together.clamp(min=0)) & (self.together >= 0)
-        pairs = torch.cat([torch.zeros_like(lower[:, :1]), lower], dim=1)
+        units = goes.view(self.together.shape).gather(1, self.together.clamp(min=0)) & (self.together >= 0)
+        stay = self.places.shape[1] - units.shape[1]
+        pairs = torch.cat([torch.zeros_like(self.places[:, :stay], dtype=torch.bool), units], dim=1)
         return torch.zeros_like(pairs).scatter(1, self.places, pairs)
 
 
-def _visits(routing: Routing, channel: ChannelState) -> _Visits:
+def _visits(routing: Routing, channel: ChannelState, stay: int) -> _Visits:
+    """stay: how many of a token's highest weights are no units."""
     places = routing.rank.argsort(dim=1)
     device = channel.device_of_expert[routing.top_k_index.gather(1, places)]  # [tokens, k], highest weight first
     counted = routing.is_load[:, None] & (device >= 0)
@@ -172,16 +190,15 @@ def _visits(routing: Routing, channel: ChannelState) -> _Visits:
     nothing = torch.zeros(devices, dtype=torch.float64, device=device.device)
     load = nothing.index_add(0, device.clamp(min=0).flatten(), is_visit.flatten().double())
     evaluations = nothing.index_add(0, device.clamp(min=0).flatten(), counted.flatten().double()) / load.clamp(min=1)
-    weight, at, may_go = (part[:, 1:].flatten() for part in (weight, device.clamp(min=0), is_visit))
+    weight, at, may_go = (part[:, stay:].flatten() for part in (weight, device.clamp(min=0), is_visit))
     return _Visits(
         weight,
         at,
         may_go,
         _rank_within(weight, at, may_go, devices),
-        torch.arange(len(at), device=at.device),
         load,
         evaluations,
-        first[:, 1:] - 1,
+        first[:, stay:] - stay,
         places,
     )
 
@@ -205,6 +222,12 @@ def _bracket(visits: _Visits, channel: ChannelState) -> tuple[Tensor, Tensor]:
     high = (visits.load * (channel.communication_s.double() + computation)).max() * (1 + 1e-6)
     low = (stays * (fastest.double() + computation)).max()
     return torch.maximum(low, high * 1e-3).clamp(min=1e-30), high.clamp(min=1e-30)
+
+
+def _balanced_s(visits: _Visits, channel: ChannelState) -> Tensor:
+    """-> T of the layer's visits, evenly split bandwidth, if all devices finished together: visits over their rates."""
+    per_visit = channel.communication_s.double() + channel.computation_s.double() * visits.evaluations.clamp(min=1)
+    return visits.load.sum() / (1 / per_visit).sum()
 
 
 def _share_for(channel: ChannelState, communication_s: Tensor, device: Tensor) -> Tensor:

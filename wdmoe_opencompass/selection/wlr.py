@@ -23,7 +23,8 @@ class WeightToLatencyRatio(SelectionPolicy):
 
     Our choices: the loop ends at theta > 1 at the latest; it runs per layer and forward pass; with several experts on
     one device the WLR's numerator sums their weights and its denominator counts one transfer and each computation;
-    experts at the base station have latency 0 in Eq. (18) and no WLR. A token with k experts loses one per round.
+    experts at the base station have latency 0 in Eq. (18) and no WLR; where no real token goes to a device the summed
+    WLR is 0, and nothing is dropped. A token with k experts loses one per round.
 
     A router that is no softmax leaves 0 outside the top-k (see routing/patch.py), as `top_k` does for any: the
     similarity then hardly reaches 0.5, and the default theta drops every expert it may. Choose a lower theta there.
@@ -60,7 +61,7 @@ class WeightToLatencyRatio(SelectionPolicy):
         going_round = self._going_round(routing, channel, thetas)  # [tokens, k]
         wlr = _wlr_after_rounds(routing, channel, going_round, rounds=len(thetas) - 1)  # [rounds + 1]
         goes_on = wlr[:-1] <= self.gain * wlr[0]  # [rounds] whether round n is run
-        rounds_run = goes_on.cumprod(0).sum() + int(self.extra_pass)
+        rounds_run = (goes_on.cumprod(0).sum() + int(self.extra_pass)) * (wlr[0] > 0)  # a WLR of 0 cannot grow
         return Selection(routing.top_k_index, going_round >= rounds_run)
 
     def _going_round(self, routing: Routing, channel: ChannelState, thetas: Tensor) -> Tensor:

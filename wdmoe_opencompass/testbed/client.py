@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from ..errors import LabError
 from ..routing.layers import MoeLayer
 from ..routing.payload import Payload
+from ..routing.times import LayerTimes
 from .experts import check_can_be_sent, fingerprint, pair_answers, sums_per_token
 from .lab import Lab
 from .link import Call, CallFailed, Link, read_sums
@@ -29,36 +30,6 @@ DROPPED = -2  # place of a pair that nobody computes; -1 is the base station
 MOST_HISTORY = 100_000
 MOST_TIMES = 1_000_000
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class LayerTimes:
-    """What one device's tokens took in one MoE layer of one forward pass, in seconds.
-
-    layer, device:  numbers from 0, as in the trace; device is the one that answered
-    tokens:         sent there and back
-    send_s:         from our sending until the device had the message whole
-    queue_s:        it waited there for others to be computed
-    compute_s:      until its answer was ready
-    return_s:       until we had the answer whole
-    total_s:        the sum of these
-    waiting_s:      of the whole layer: from the first message until the last answer, Eq. (11) as measured; the same in
-                    all rows of a layer
-    pass_index:     forward pass within the batch
-    taken_over:     these tokens were another device's
-    """
-
-    layer: int
-    device: int
-    tokens: int
-    send_s: float
-    queue_s: float
-    compute_s: float
-    return_s: float
-    total_s: float
-    waiting_s: float
-    pass_index: int = 0
-    taken_over: bool = False
 
 
 @dataclass(frozen=True)
@@ -398,7 +369,7 @@ class LabClient:
         return sums.to(hidden.dtype) if bits is None else Payload(bits, torch.empty(0)).rounded(sums)
 
     def _keep_times(self, rows: list[LayerTimes], waiting_s: float) -> None:
-        whole = [replace(row, waiting_s=waiting_s) for row in rows]
+        whole = [row._replace(waiting_s=waiting_s) for row in rows]
         self.times.extend(whole)
         if self.on_layer is not None:
             self.on_layer(whole)

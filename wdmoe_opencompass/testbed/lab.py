@@ -1,6 +1,8 @@
 """The schema of a `lab.yaml`: which machine holds which experts, and how the base station talks to it."""
 
+import hashlib
 import ipaddress
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -65,6 +67,12 @@ class Lab(_Part):
             if self.keys is None and not is_loopback(host):
                 raise ValueError(f"devices[{number}].address: {device.address}: {LOOPBACK_ONLY}")
         return self
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 over what decides the times: devices and their experts, payload, padding; not the folder of keys."""
+        content = self.model_dump(mode="json", exclude={"keys"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def device_of_expert(self, num_experts: int) -> list[int]:
         """-> [num_experts] the first device that holds each expert, -1 where none does: the base station.

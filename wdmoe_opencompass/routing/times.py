@@ -1,0 +1,261 @@
+"""Measured times beside a routing trace: what each device took in each MoE layer of a testbed's passes. No torch here.
+
+`*.times.safetensors` stands beside `*.trace.safetensors`, has the same passes in the same order, and is written by the
+same rules: one block per finished batch in a journal (`*.times.part`), a torn last block is forgotten, sealed at the
+end by a rename.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..errors import TraceError
+from .trace import Arrays, Journal, RoutingTrace, checked_arrays, read_sealed, write_sealed
+
+TIMES_VERSION = 1
+TIMES_SUFFIX = ".times.safetensors"
+TIMES_JOURNAL_SUFFIX = ".times.part"
+METADATA_KEY = "wdmoe_times"
+
+PARTS = ("send_s", "queue_s", "compute_s", "return_s", "total_s")
+PER_PASS: Arrays = {
+    "batch": ("int32", ()),
+    "pass_index": ("int32", ()),
+    "pass_tokens": ("int32", ()),
+    "waiting_s": ("float32", ("layers",)),
+    "tokens": ("int32", ("layers", "devices")),
+} | dict.fromkeys(PARTS, ("float32", ("layers", "devices")))
+PER_BATCH: Arrays = {"first_item": ("int32", ()), "items": ("int32", ())}
+
+
+class LayerTimes(NamedTuple):
+    """One device in one MoE layer of one forward pass, as the base station measured it.
+
+    tokens:    sent there; send_s, queue_s, compute_s, return_s: seconds to get there, in the device's queue, of
+               computing and to get back; total_s: the round trip
+    waiting_s: how long attention waited for the layer, from the first message to the last answer: Eq. (11) as measured;
+               the same for all of its devices
+    pass_index: forward pass within the batch; taken_over: the tokens were those of another device, which failed
+    """
+
+    layer: int
+    device: int
+    tokens: int
+    send_s: float
+    queue_s: float
+    compute_s: float
+    return_s: float
+    total_s: float
+    waiting_s: float
+    pass_index: int = 0
+    taken_over: bool = False
+
+
+class TimesMetadata(BaseModel):
+    """Where measured times come from.
+
+    devices: names, in the order of the arrays' last axis; payload_bits: bits per value on the wire; lab_hash: of the
+    testbed's configuration, so that only runs of one testbed are compared.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format_version: int = TIMES_VERSION
+    model: str
+    dataset: str
+    policy: str
+    layers: int
+    devices: tuple[str, ...]
+    hidden_size: int
+    ffn_size: int
+    payload_bits: int
+    lab_hash: str = ""
+
+    def sizes(self) -> dict[str, int]:
+        """Length of every named axis."""
+        return {"layers": self.layers, "devices": len(self.devices)}
+
+
+@dataclass(frozen=True)
+class MeasuredTimes:
+    """Measured times in memory: metadata and the arrays named in PER_PASS and PER_BATCH.
+
+    [passes]: batch, pass_index and pass_tokens (real tokens of the pass). [passes, layers]: waiting_s, of a layer.
+    [passes, layers, devices]: tokens sent, and the seconds of PARTS; 0 where nothing was sent, the sum where a device
+    had several messages. [batches]: first_item, items.
+    """
+
+    metadata: TimesMetadata
+    arrays: dict[str, NDArray]
+
+    def __getattr__(self, name: str) -> NDArray:
+        try:
+            return self.__dict__["arrays"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def layer_times(self) -> list[LayerTimes]:
+        """Every message, pass by pass: what a history, or a fit, takes."""
+        places = np.argwhere(self.arrays["tokens"] > 0)
+        columns = [self.arrays[name][tuple(places.T)].tolist() for name in ("tokens", *PARTS)]
+        waiting = self.arrays["waiting_s"][places[:, 0], places[:, 1]].tolist()
+        return [
+            LayerTimes(layer, device, *numbers)
+            for (_, layer, device), *numbers in zip(places.tolist(), *columns, waiting, strict=True)
+        ]
+
+
+class TimesRecorder:
+    """Gathers a batch, as routing/recorder.py does: `begin_pass`, `add` per MoE layer, at last `finish_batch`."""
+
+    def __init__(self, layers: int, devices: int):
+        self._shape = (layers, devices)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget an unfinished batch."""
+        self._passes: list[dict[str, NDArray]] = []
+
+    @property
+    def passes(self) -> int:
+        """Forward passes since the batch began."""
+        return len(self._passes)
+
+    def begin_pass(self, tokens: int) -> None:
+        """Open a forward pass of so many real tokens."""
+        layers, devices = self._shape
+        sizes = dict(layers=layers, devices=devices)
+        row = {n: np.zeros([sizes[axis] for axis in axes], dtype) for n, (dtype, axes) in PER_PASS.items()}
+        row["pass_index"] += len(self._passes)
+        row["pass_tokens"] += tokens
+        self._passes.append(row)
+
+    def drop_pass(self) -> None:
+        """Forget the open pass, which an exception has cut short."""
+        self._passes.pop()
+
+    def add(self, times: Iterable[LayerTimes]) -> None:
+        """Add what was measured in the open pass; several messages of a device in a layer add up."""
+        row = self._passes[-1]
+        for one in times:
+            row["tokens"][one.layer, one.device] += one.tokens
+            for name in PARTS:
+                row[name][one.layer, one.device] += getattr(one, name)
+            row["waiting_s"][one.layer] = max(row["waiting_s"][one.layer], one.waiting_s)
+
+    def add_waiting(self, layer: int, waiting_s: float) -> None:
+        """The waiting time of a layer in which no device had a token."""
+        self._passes[-1]["waiting_s"][layer] = waiting_s
+
+    def finish_batch(self, first_item: int, items: int) -> dict[str, NDArray]:
+        """-> the batch as one block of a journal."""
+        if not self._passes:
+            raise RuntimeError("a batch without any forward pass cannot be recorded")
+        block = {name: np.stack([row[name] for row in self._passes]) for name in PER_PASS}
+        block |= {"first_item": np.array([first_item], np.int32), "items": np.array([items], np.int32)}
+        self.reset()
+        return block
+
+
+def join_times(metadata: TimesMetadata, blocks: Sequence[dict[str, NDArray]]) -> MeasuredTimes:
+    """One file's content from consecutive batches; their `batch` numbers are counted anew."""
+    sizes, tables = metadata.sizes(), PER_PASS | PER_BATCH
+    parts = {n: [np.zeros((0, *(sizes[a] for a in axes)), dtype)] for n, (dtype, axes) in tables.items()}
+    batches = 0
+    for block in blocks:
+        for name in tables:
+            parts[name].append(block[name] + batches if name == "batch" else block[name])
+        batches += len(block["first_item"])
+    return MeasuredTimes(metadata, {n: np.concatenate(found).astype(tables[n][0]) for n, found in parts.items()})
+
+
+def write_times(path: Path, times: MeasuredTimes) -> None:
+    """Write sealed times whole or not at all."""
+    write_sealed(path, times.arrays, {METADATA_KEY: times.metadata.model_dump_json()})
+
+
+def read_times(path: Path | str) -> MeasuredTimes:
+    """Read sealed times; TraceError where they are missing, torn, of another version or inconsistent."""
+    path = Path(path)
+    text, arrays = read_sealed(path, METADATA_KEY, "file of measured times")
+    metadata = _metadata(path, text)
+    checked_arrays(path, metadata.sizes(), (PER_PASS, PER_BATCH), arrays)
+    batch = arrays["batch"]
+    if len(batch) and not (batch.min() >= 0 and batch.max() < len(arrays["first_item"])):
+        raise TraceError(f"{path}: batch numbers are out of range")
+    for name in ("waiting_s", *PARTS):
+        if not (np.isfinite(arrays[name]) & (arrays[name] >= 0)).all():
+            raise TraceError(f"{path}: array {name} must be finite and >= 0 throughout")
+    return MeasuredTimes(metadata, arrays)
+
+
+def check_belongs(times: MeasuredTimes, trace: RoutingTrace) -> None:
+    """Raise TraceError unless times and trace are of the same passes of the same model, dataset and devices."""
+    own, other = times.metadata, trace.metadata
+    devices = tuple(device.name for device in other.profile.devices)
+    for what, ours, theirs in (
+        ("model", own.model, other.model),
+        ("dataset", own.dataset, other.dataset),
+        ("MoE layers", own.layers, other.layers),
+        ("devices", own.devices, devices),
+    ):
+        if ours != theirs:
+            raise TraceError(f"the measured times of {own.dataset} are of {what} {ours}, its trace of {theirs}")
+    for name in ("batch", "pass_index", "first_item", "items"):
+        if not np.array_equal(times.arrays[name], trace.arrays[name]):
+            raise TraceError(f"the measured times of {own.dataset} are not of the passes of its trace: {name} differs")
+
+
+class TimesJournal(Journal):
+    """The growing file of measured times; `resume`, `append` and `seal` as the trace's journal."""
+
+    metadata: TimesMetadata | None  # type: ignore[assignment]
+
+    def __init__(self, path: Path, metadata: TimesMetadata | None = None):
+        super().__init__(path, metadata)  # type: ignore[arg-type]
+
+    def seal(self, path: Path) -> MeasuredTimes:  # type: ignore[override]
+        """Join all blocks into sealed times at `path` and remove the journal."""
+        metadata, blocks = self._read()
+        if metadata is None:
+            raise TraceError(f"{self.path}: not a journal of measured times, or torn")
+        times = join_times(metadata, blocks)  # type: ignore[arg-type]
+        write_times(path, times)
+        self.path.unlink(missing_ok=True)
+        return times
+
+    def recorded(self) -> MeasuredTimes | None:
+        """What whole blocks hold so far, for a history that goes on after a resume; None without a journal."""
+        metadata, blocks = self._read()
+        return None if metadata is None else join_times(metadata, blocks)  # type: ignore[arg-type]
+
+    def _parse_metadata(self, text: str) -> TimesMetadata:  # type: ignore[override]
+        return _metadata(self.path, text)
+
+
+def seal_finished_times(folder: Path) -> None:
+    """Seal every journal of times in a prediction folder whose predictions are complete (a kill between the two)."""
+    for journal in sorted(folder.glob(f"*{TIMES_JOURNAL_SUFFIX}")):
+        dataset = journal.name.removesuffix(TIMES_JOURNAL_SUFFIX)
+        if (folder / f"{dataset}.json").exists():
+            TimesJournal(journal).seal(folder / f"{dataset}{TIMES_SUFFIX}")
+
+
+def _metadata(path: Path, text: str) -> TimesMetadata:
+    try:
+        version = json.loads(text).get("format_version")
+    except (ValueError, AttributeError):
+        raise TraceError(f"{path}: its metadata is not readable") from None
+    if version != TIMES_VERSION:
+        raise TraceError(f"{path}: format_version must be {TIMES_VERSION}, got {version}; run the evaluation again")
+    try:
+        return TimesMetadata.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise TraceError(f"{path}: metadata {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

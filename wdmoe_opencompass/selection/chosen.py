@@ -1,0 +1,43 @@
+"""What rules that choose among all experts share: what an expert costs, and how a choice becomes a Selection."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import PolicyError
+from .base import ChannelState, Routing, Selection
+
+Cost = Literal["latency", "energy"]
+COSTS = get_args(Cost)
+
+
+def device_cost(channel: ChannelState, cost: Cost) -> Tensor:
+    """-> [devices] what one token costs on each device: seconds, Eq. (8), or joules."""
+    if cost == "latency":
+        return channel.communication_s + channel.computation_s
+    if channel.token_energy_j is None:
+        raise PolicyError("cost='energy' needs the channel state's token_energy_j, and this state has none")
+    return channel.token_energy_j
+
+
+def expert_cost(channel: ChannelState, of_device: Tensor) -> Tensor:
+    """-> [experts] the cost [devices] of each expert's device; 0 at the base station."""
+    held = channel.device_of_expert >= 0
+    return torch.where(held, of_device[channel.device_of_expert.clamp(min=0)], torch.zeros_like(of_device[:1]))
+
+
+def placed(routing: Routing, chosen: Tensor) -> Selection:
+    """-> the selection that holds the chosen experts [tokens, experts] bool, at most k per token.
+
+    Those of a token's top-k stay in the router's places, the others take free places with the router's weights.
+    """
+    own = chosen.gather(1, routing.top_k_index)  # [tokens, k]
+    k = own.shape[1]
+    others = chosen.scatter(1, routing.top_k_index, False)
+    best, expert = torch.where(others, routing.probabilities, -1.0).topk(k, dim=1)
+    offered = ((~own).cumsum(dim=1) - 1).clamp(min=0)  # a free place takes the expert of this number
+    added = ~own & (best.gather(1, offered) >= 0)
+    index = torch.where(added, expert.gather(1, offered), routing.top_k_index)
+    weights = routing.weights_of(index).to(routing.top_k_weights.dtype)
+    return Selection(index, own | added, torch.where(added, weights, routing.top_k_weights))

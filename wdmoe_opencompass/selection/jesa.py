@@ -1,0 +1,62 @@
+"""JESA: DES and the bandwidth split, in turns."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import ChannelState, Routing, Selection
+from .chosen import device_cost, placed
+from .des import Des
+from .split import optimal_split
+
+ROUNDS = 10
+
+
+@dataclass(frozen=True)
+class Jesa(Des):
+    """JESA, arXiv 2503.13421: alternate DES for a fixed assignment of subcarriers and the assignment for fixed experts.
+
+    That there is such an alternation, until nothing changes, is from the abstract ([abs]). Subcarriers that serve one
+    link each have no counterpart here; ours ([ours]) is the optimal bandwidth split of the layer, `optimal_split`: the
+    first DES sees evenly split bandwidth, each next one the split that is optimal for the loads before it, in at most
+    ROUNDS DES runs, or until loads repeat. Parameters and other choices are those of `des`.
+
+    A device that lost its last visit has no bandwidth; its cost stays what it last was, or it would never be visited
+    again. Under cost='energy' a token's joules grow with its time on the air: exact where the profile tells no joules
+    for computing and the split changes both directions alike. No limit point is promised: loads may go round in
+    circles, and the optimum of the split rewards devices that are crowded already.
+    """
+
+    name: ClassVar[str] = "jesa"
+
+    def select(self, routing: Routing, channel: ChannelState) -> Selection:
+        """Run all rounds; once loads repeat the choice stays as it is, without asking the host."""
+        of_device = even = device_cost(channel, self.cost).double()
+        chosen = self.chosen(routing, channel, of_device)
+        loads = torch.stack(device_loads(chosen, routing.is_load, channel))[None]  # [rounds, 2, devices]
+        repeated = torch.zeros((), dtype=torch.bool, device=chosen.device)
+        for _ in range(ROUNDS - 1):
+            visits, evaluations = loads[-1]
+            sent_s = optimal_split(channel, visits, evaluations).communication_s
+            if self.cost == "latency":
+                now = sent_s + channel.computation_s
+            else:
+                now = even * (sent_s / channel.communication_s)
+            of_device = torch.where(visits > 0, now, of_device)
+            new = self.chosen(routing, channel, of_device)
+            chosen = torch.where(repeated, chosen, new)
+            new_loads = torch.stack(device_loads(chosen, routing.is_load, channel))
+            repeated = repeated | (loads == new_loads).flatten(1).all(dim=1).any()
+            loads = torch.cat([loads, new_loads[None]])
+        return placed(routing, chosen)
+
+
+def device_loads(chosen: Tensor, is_load: Tensor, channel: ChannelState) -> tuple[Tensor, Tensor]:
+    """-> [devices] float64 tokens sent, (token, expert) pairs computed, for chosen experts [tokens, experts] bool."""
+    devices = len(channel.communication_s)
+    column = (channel.device_of_expert % (devices + 1)).expand(chosen.shape)  # the last is the base station
+    counted = (chosen & is_load[:, None]).float()
+    pairs = counted.new_zeros(len(chosen), devices + 1).scatter_add(1, column, counted)[:, :devices]
+    return (pairs > 0).sum(dim=0).double(), pairs.sum(dim=0, dtype=torch.float64)
