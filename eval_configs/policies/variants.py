@@ -1,4 +1,6 @@
-"""Every selection policy as `wdmoe=dict(...)`: at its author's defaults, and matched to shares of kept assignments.
+"""Every selection policy as `wdmoe=dict(...)`: at its defaults, and matched to shares of kept assignments.
+
+Defaults are their authors' where these give any (thresholds on Mixtral's scale among them). lexi moves in whole layers.
 
 Payloads of 8 and 4 bits are really quantised. Policies that add experts (may_add) need a softmax router; those with
 measured constants need a calibration.
@@ -33,7 +35,7 @@ MATCHED_SHARES = (0.8, 0.65)
 MATCHED = {
     name: variant
     for name, variant in OWN_DEFAULTS.items()
-    if name not in ("vanilla", "bottleneck", "top-1", "oea", "expanded-drop", "1t-load-aware")
+    if name not in ("vanilla", "bottleneck", "top-1", "lexi", "oea", "expanded-drop", "1t-load-aware")
 }
 QUANTISED = {
     f"{name}-{bits}-bit": dict(profile=f"paper_8_devices_{bits}_bit", **changed)

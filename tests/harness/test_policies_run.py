@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from tests.conftest import ROOT, opencompass
 from wdmoe_opencompass.cli import app
+from wdmoe_opencompass.harness.eval_task import WdmoeEvalTask
 from wdmoe_opencompass.harness.partitioner import SharedProcessPartitioner
 from wdmoe_opencompass.routing.trace import read_trace
 from wdmoe_opencompass.selection import POLICIES
@@ -35,6 +36,27 @@ def test_models_are_dealt_out_over_the_processes(tmp_path, tasks, models_of_task
     for task in found:
         for model, own in zip(task["models"], task["datasets"], strict=True):
             assert [one["abbr"] for one in own] == (["b"] if model["abbr"] == "m1" else ["a", "b"])
+
+
+def test_a_model_that_cannot_be_scored_leaves_the_others_alone(tmp_path, monkeypatch):
+    scored = []
+
+    def score(task):
+        scored.append((task.model_cfg["abbr"], task.dataset_cfg["abbr"]))
+        if scored[-1] == ("m0", "a"):
+            raise FileNotFoundError("no predictions")
+
+    monkeypatch.setattr(WdmoeEvalTask, "_score", score)
+    dataset = dict(eval_cfg=dict(evaluator=dict(type="AccEvaluator")), reader_cfg=dict(output_column="x"))
+    config = dict(
+        models=[dict(abbr=f"m{number}", type="x", path="x") for number in range(2)],
+        datasets=[[dataset | dict(abbr=name, type="x", path="x") for name in ("a", "b")]] * 2,
+        work_dir=str(tmp_path),
+    )
+    with pytest.raises(RuntimeError, match="not scored: m0/a: FileNotFoundError: no predictions"):
+        WdmoeEvalTask(Config(config)).run()
+    assert scored == [("m0", "a"), ("m0", "b"), ("m1", "a"), ("m1", "b")]
+    assert "wdmoe_opencompass.harness.eval_task x.py" in WdmoeEvalTask(Config(config)).get_command("x.py", "{task_cmd}")
 
 
 @pytest.fixture(scope="module")

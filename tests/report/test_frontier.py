@@ -87,10 +87,11 @@ def test_holm_counts_the_models_of_one_vanilla():
 
 def test_the_front_is_what_nothing_beats():
     points = [(0.9, 80), (0.8, 80), (0.7, 70), (0.75, 65), (0.6, 60), (0.6, 60), (0.5, 90)]
-    records = [dict(latency_ratio=x, accuracy=y, family="one") for x, y in points[:-1]]
-    records.append(dict(latency_ratio=0.5, accuracy=90, family="another"))
+    records = [dict(latency_ratio=x, accuracy=y, family="one", payload_bits=16) for x, y in points[:-1]]
+    records.append(dict(latency_ratio=0.1, accuracy=99, family="one", payload_bits=8))
+    records.append(dict(latency_ratio=0.5, accuracy=90, family="another", payload_bits=16))
     _mark_front(records)
-    assert [one["on_front"] for one in records] == [False, True, True, False, True, True, True]
+    assert [one["on_front"] for one in records] == [False, True, True, False, True, True, True, True]
 
 
 def test_table_figure_and_records_are_written(tmp_path):
@@ -109,6 +110,15 @@ def test_table_figure_and_records_are_written(tmp_path):
 def test_without_two_models_there_is_no_frontier(tmp_path):
     write_report(runs()[:1], BENCHMARKS, tmp_path)
     assert not (tmp_path / "frontier.md").exists()
+
+
+def test_a_ratio_without_an_interval_is_not_shown():
+    few = runs()[:2]
+    for run, seed in zip(few, (1, 7)):
+        run.traces = {name: [trace_of(seed=seed + n, batches=3)] for n, name in enumerate(BENCHMARKS)}
+    table = frontier_table(frontier_records(few, BENCHMARKS, latency_cells(few)))
+    assert (table["latency, optimal split"] == "-").all()
+    assert sorted(table["latency, even split"]) == ["-", "1.000"]  # vanilla's own
 
 
 @pytest.mark.parametrize("lacking", ["vanilla", "b"])

@@ -1,6 +1,7 @@
 """The infer task: opens and closes the routing trace of each dataset."""
 
 import argparse
+import gc
 import os
 import random
 import sys
@@ -51,13 +52,15 @@ class WdmoeInferTask(OpenICLInferTask):
             try:
                 super().run(cur_model, cur_model_abbr)
             except Exception as error:  # the model, or a dataset's own files: nothing of the model after it was run
-                errors.append(error)
+                errors.append(error.with_traceback(None))  # whose frames would hold the model
                 if len(every_model) > 1:
                     self.logger.error(traceback.format_exc())
                 for dataset_cfg in dataset_cfgs:
                     self._note_failure(model_cfg, dataset_cfg, error)
             for dataset_cfg in dataset_cfgs:  # where the stock task leaves the model: two would be in memory at a time
                 dataset_cfg["infer_cfg"]["inferencer"].pop("model", None)
+            self.model = None
+            gc.collect()
         self.model_cfgs, self.dataset_cfgs = map(list, zip(*every_model, strict=True))
         if errors:
             raise errors[0]

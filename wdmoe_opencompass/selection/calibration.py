@@ -32,7 +32,7 @@ class Calibration:
     ratio_median:             [layers] median over tokens of the second router weight over the first (NAEE)
     probabilities:            [layers, tokens, experts] of a sample of tokens, as policies read them
     top_k_index, top_k_weights: [layers, tokens, k] of the same tokens
-    output_difference:        [layers, experts, experts + 1] mean over tokens of ``|E_i(h) - E_j(h)|_2``, raw activation
+    output_difference:        [layers, experts, experts + 1] mean over 64 tokens of ``|E_i(h) - E_j(h)|_2``, activation
                               units; the last column is ``|E_i(h)|_2``, what skipping costs (SiftMoE)
     fewer_experts_difference: [layers, k - 1] mean Frobenius norm of ``Y(k' = 1, 2, ...) - Y(k)`` over batches of
                               Gaussian inputs (LExI)

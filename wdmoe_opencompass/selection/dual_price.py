@@ -19,8 +19,8 @@ OUT_OF_REACH = 1e6  # share of the bandwidth per token that a device cannot serv
 class DualPrice(SelectionPolicy):
     """Per layer, the drops that minimise ``T + worth * T_0 / J * lost``, T the attention waiting latency, Eq. (11).
 
-    lost is the routed weight dropped (each token's top-k weights sum to 1), J the tokens, and T_0 the waiting if the
-    layer's visits were spread so that all devices finish together under evenly split bandwidth.
+    lost is the routed weight dropped (each token's top-k weights sum to 1), J the tokens, and T_0 the waiting if all
+    assignments were spread so that all devices finish together under evenly split bandwidth.
 
     worth:        what a token's whole weight is worth, in waiting per token where nothing waits for a straggler; one
                   rate for all layers, so that every layer gives up weight for waiting at the same terms
@@ -69,7 +69,7 @@ class DualPrice(SelectionPolicy):
         if routing.top_k_index.shape[1] == 1 and not self.may_lose_all:
             return Selection(routing.top_k_index, torch.ones_like(routing.top_k_index, dtype=torch.bool))
         visits = _visits(routing, channel, stay=0 if self.may_lose_all else 1)
-        unit_s = _balanced_s(visits, channel)
+        unit_s = _balanced_s(routing, channel)
         weight_s = self.worth * unit_s / routing.is_load.sum().clamp(min=1)
         low, high = _bracket(visits, channel)
         best = high
@@ -224,10 +224,10 @@ def _bracket(visits: _Visits, channel: ChannelState) -> tuple[Tensor, Tensor]:
     return torch.maximum(low, high * 1e-3).clamp(min=1e-30), high.clamp(min=1e-30)
 
 
-def _balanced_s(visits: _Visits, channel: ChannelState) -> Tensor:
-    """-> T of the layer's visits, evenly split bandwidth, if all devices finished together: visits over their rates."""
-    per_visit = channel.communication_s.double() + channel.computation_s.double() * visits.evaluations.clamp(min=1)
-    return visits.load.sum() / (1 / per_visit).sum()
+def _balanced_s(routing: Routing, channel: ChannelState) -> Tensor:
+    """-> seconds that all the layer's assignments take, evenly split bandwidth, if all devices finish together."""
+    rates = 1 / (channel.communication_s.double() + channel.computation_s.double())
+    return routing.is_load.sum() * routing.top_k_index.shape[1] / rates.sum()
 
 
 def _share_for(channel: ChannelState, communication_s: Tensor, device: Tensor) -> Tensor:

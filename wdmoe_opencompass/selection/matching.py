@@ -72,9 +72,10 @@ def matched_parameters(
         else:
             high = middle
     value = min(tried, key=lambda one: abs(tried[one] - share))
-    if abs(tried[value] - share) > UNREACHABLE and not min(tried.values()) <= share <= max(tried.values()):
+    if abs(tried[value] - share) > UNREACHABLE:
         least, most = min(tried.values()), max(tried.values())
         raise PolicyError(
             f"{kind.__name__}: kept_share must be between {least:.3f} and {most:.3f} on this calibration, got {share}"
+            + (f"; the nearest that its steps allow is {tried[value]:.3f}" if least <= share <= most else "")
         )
     return parameters | {name: value}

@@ -1,0 +1,50 @@
+"""The eval task of several models: one that cannot be scored leaves the others alone."""
+
+import argparse
+import os
+import sys
+import traceback
+
+from mmengine.config import Config
+from opencompass.tasks import OpenICLEvalTask
+
+
+class WdmoeEvalTask(OpenICLEvalTask):
+    """OpenCompass's eval task, model by model and dataset by dataset; it fails at the end if any failed."""
+
+    model_cfgs: list
+    dataset_cfgs: list[list]
+
+    def get_command(self, cfg_path: str, template: str) -> str:
+        """Start this module: the inherited method names the stock task's file."""
+        sys.path.append(os.getcwd())
+        return template.format(task_cmd=f"{sys.executable} -m wdmoe_opencompass.harness.eval_task {cfg_path}")
+
+    def run(self) -> None:
+        """Score everything that can be."""
+        pairs = [
+            (model, dataset)
+            for model, datasets in zip(self.model_cfgs, self.dataset_cfgs, strict=True)
+            for dataset in datasets
+        ]
+        failed = []
+        for model, dataset in pairs:
+            self.model_cfgs, self.dataset_cfgs = [model], [[dataset]]
+            try:
+                super().run()
+            except Exception as error:
+                self.logger.error(traceback.format_exc())
+                failed.append(f"{model['abbr']}/{dataset['abbr']}: {type(error).__name__}: {error}")
+        if failed:
+            raise RuntimeError("not scored: " + "; ".join(failed))
+
+
+def main() -> None:
+    """Run one dumped task config."""
+    parser = argparse.ArgumentParser(description="Run one eval task of a dumped OpenCompass config")
+    parser.add_argument("config")
+    WdmoeEvalTask(Config.fromfile(parser.parse_args().config)).run()
+
+
+if __name__ == "__main__":
+    main()
