@@ -21,6 +21,7 @@ EXAMPLES = {
     "des": lambda layers, experts, top_k: dict(z=1.5 / experts, gamma_0=1.0),
     "des_top_k": lambda layers, experts, top_k: dict(z=0.5 / experts, gamma_0=1.0),
     "jesa": lambda layers, experts, top_k: dict(z=1.5 / experts, gamma_0=1.0),
+    "dual_price": lambda layers, experts, top_k: dict(worth=1.0),
     "caee": lambda layers, experts, top_k: dict(tau=0.3),
     "sift_moe": lambda layers, experts, top_k: dict(
         eta=0.6, relative=True, calibration=calibration_file(layers, experts, top_k)

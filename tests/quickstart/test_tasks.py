@@ -21,6 +21,7 @@ def test_no_training_text_holds_a_held_out_question():
 
 def test_shipped_items_are_those_of_the_generator(tmp_path):
     tasks.write_items(WORLD, tmp_path)
+    tasks.write_calibration_text(WORLD, tmp_path / "calibration.txt")
     written = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("*.*")}
     shipped = ROOT / "quickstart" / "data"
     assert written == {path.relative_to(shipped): path.read_text() for path in shipped.rglob("*.*")}
