@@ -157,7 +157,7 @@ def test_caps_act_in_prefill_only_unless_told_otherwise(case, gamma):
 @examples
 @given(case=cases(k=2), r=st.sampled_from(THRESHOLDS[:-1]))
 def test_with_two_experts_four_rules_are_one(case, r):
-    """peers.md: r < beta, r/(1+r) < T, r/(1+r) < sqrt(T/h), 1/(1+r) > p, with r the second weight over the first."""
+    """r < beta, r/(1+r) < T, r/(1+r) < sqrt(T/h), 1/(1+r) > p, with r the second weight over the first."""
     routing, channel = case
     share = r / (1 + r)
     same = [

@@ -22,7 +22,7 @@ ROUNDING = 1e-6  # of a float32 score, and of costs that count as equal
 class Des(SelectionPolicy):
     """DES, arXiv 2503.13421: minimise ``sum_k x_k c_k`` so that ``sum_k x_k s_k >= Q_l`` and ``sum_k x_k <= D``.
 
-    The problem is from notes on the paper (as peers.md calls it, [note]); its factor ``Q_l = z gamma_0^l``, l = 1 for
+    The problem is from notes on the paper ([note]); its factor ``Q_l = z gamma_0^l``, l = 1 for
     the first MoE layer, is from an earlier reading that was not found again. The authors search a tree with the linear
     relaxation for a bound; we find the same optimum without one ([ours]): experts of a device cost the same, so only
     how many of each device are taken matters, the best of it first. All such counts are tried where they are at most
