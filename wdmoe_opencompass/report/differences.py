@@ -18,11 +18,17 @@ from .tables import ModelRun, difference_cell, vanilla_of
 
 Benchmarks = Mapping[str, Sequence[ItemResults]]  # benchmark -> the results of each dataset that it is made of
 OTHER_ITEMS = "not the same items in both"
-SIGNIFICANT = (
-    "significant: McNemar's exact test (1947) on the items that one model alone got right gives p below "
-    f"{SIGNIFICANCE} after Holm's correction (1979) over the benchmarks of a model; models are not corrected for "
-    "each other"
-)
+
+
+def significant_words(family: str) -> str:
+    """What *significant* means beneath a table; family: what Holm's correction is over."""
+    return (
+        "significant: McNemar's exact test (1947) on the items that one model alone got right gives p below "
+        f"{SIGNIFICANCE} after Holm's correction (1979) {family}"
+    )
+
+
+SIGNIFICANT = significant_words("over the benchmarks of a model; models are not corrected for each other")
 METHOD = (
     "difference: model - vanilla in percentage points; 95 % intervals, uncorrected, by a paired bootstrap over items "
     "(5000 resamples within each dataset, half a pseudo-item of each outcome): one that leaves out 0 need not be "

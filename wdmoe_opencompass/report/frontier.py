@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from .batches import BatchSums
-from .differences import METHOD, SIGNIFICANT, difference_text, p_cells, paired_records
-from .statistics import SIGNIFICANCE, Interval, accuracy_interval, holm, latency_ratio_interval, mcnemar_p
-from .tables import BATCH_METHOD, DENSE, ModelRun, bracketed
+from .differences import METHOD, difference_text, p_cells, paired_records, significant_words
+from .statistics import SIGNIFICANCE, Interval, accuracy_interval, holm, mcnemar_p
+from .tables import BATCH_METHOD, DENSE, ModelRun, bracketed, latency_ratio
 
 FRONTIER = "frontier"
 FULL_PAYLOAD_BITS = 16  # the paper's; taken to leave answers as they are
@@ -29,6 +29,7 @@ FRONT = (
 )
 
 Cells = Sequence[tuple[dict[str, Any], BatchSums]]
+Sums = dict[tuple[str, str, str], tuple[float, BatchSums]]  # model, allocation, benchmark -> mean per batch, its sums
 
 
 def frontier_records(runs: Sequence[ModelRun], benchmarks: Sequence[str], cells: Cells) -> list[dict[str, Any]]:
@@ -45,11 +46,12 @@ def frontier_records(runs: Sequence[ModelRun], benchmarks: Sequence[str], cells:
     records = []
     families = {run.abbr: _family(run) for run in runs if run.policy != DENSE and run.all_traces}
     vanillas = {families[run.abbr]: run for run in reversed(runs) if run.abbr in families and _is_reference(run)}
+    sums = _sums(cells)
     for run in runs:
         vanilla = vanillas.get(families.get(run.abbr, ("", "")))
         if vanilla is None:
             continue
-        record = _record(run, vanilla, benchmarks, cells)
+        record = _record(run, vanilla, benchmarks, sums)
         if record is not None:
             records.append(record)
     _correct(records)
@@ -67,12 +69,12 @@ def _family(run: ModelRun) -> tuple[str, str]:
     return run.base[0], profile.model_copy(update={"payload_bits": FULL_PAYLOAD_BITS}).content_hash
 
 
-def _record(run: ModelRun, vanilla: ModelRun, benchmarks: Sequence[str], cells: Cells) -> dict[str, Any] | None:
+def _record(run: ModelRun, vanilla: ModelRun, benchmarks: Sequence[str], sums: Sums) -> dict[str, Any] | None:
     accuracies = [accuracy for name in benchmarks if (accuracy := run.accuracy_of(name)) is not None]
     if len(accuracies) < len(benchmarks):
         return None
-    baseline = _sums_of(vanilla, "uniform", benchmarks, cells)
-    splits = {method: _sums_of(run, method, benchmarks, cells) for method in ("optimal", "uniform")}
+    baseline = _sums_of(vanilla, "uniform", benchmarks, sums)
+    splits = {method: _sums_of(run, method, benchmarks, sums) for method in ("optimal", "uniform")}
     if any(part is None for part in (baseline, *splits.values())):
         return None
     metadata = run.all_traces[0].metadata
@@ -94,22 +96,23 @@ def _record(run: ModelRun, vanilla: ModelRun, benchmarks: Sequence[str], cells: 
         waiting_latency_s=float(np.mean([mean for mean, _ in splits["optimal"]])),  # type: ignore[union-attr]
     )
     record |= _accuracy_interval(run, benchmarks) | _difference(run, vanilla, benchmarks)
-    for method, sums in splits.items():
-        record |= _ratio(baseline, sums, "" if method == "optimal" else "_even")  # type: ignore[arg-type]
+    for method, own in splits.items():
+        record |= _ratio(baseline, own, "" if method == "optimal" else "_even")  # type: ignore[arg-type]
     return record
 
 
-def _sums_of(
-    run: ModelRun, method: str, benchmarks: Sequence[str], cells: Cells
-) -> list[tuple[float, BatchSums]] | None:
-    """-> per benchmark the mean latency per batch in seconds and its sums; None where a benchmark has none."""
-    found = {
-        record["dataset"]: (record["latency_s"], sums)
+def _sums(cells: Cells) -> Sums:
+    return {
+        (record["model"], record["allocation"], record["dataset"]): (record["latency_s"], sums)
         for record, sums in cells
-        if (record["model"], record["allocation"]) == (run.abbr, method)
-        and (record["scope"], record["per"], record["phase"]) == ("pass", "batch", "all")
+        if (record["scope"], record["per"], record["phase"]) == ("pass", "batch", "all")
     }
-    return [found[name] for name in benchmarks] if all(name in found for name in benchmarks) else None
+
+
+def _sums_of(run: ModelRun, method: str, benchmarks: Sequence[str], sums: Sums) -> list[tuple[float, BatchSums]] | None:
+    """-> per benchmark the mean latency per batch in seconds and its sums; None where a benchmark has none."""
+    found = [sums.get((run.abbr, method, name)) for name in benchmarks]
+    return None if None in found else found  # type: ignore[return-value]
 
 
 def _accuracy_interval(run: ModelRun, benchmarks: Sequence[str]) -> dict[str, float | None]:
@@ -134,12 +137,7 @@ def _ratio(baseline: list[tuple[float, BatchSums]], own: list[tuple[float, Batch
     """Geometric mean of the ratios; its interval by that of each benchmark's logarithm, independent of the others."""
     pairs = list(zip(baseline, own, strict=True))
     ratio = float(np.exp(np.mean([np.log(second / first) for (first, _), (second, _) in pairs])))
-    intervals = [
-        latency_ratio_interval(a.latency_s, a.count("batch"), b.latency_s, b.count("batch"))
-        if a.items == b.items
-        else None
-        for (_, a), (_, b) in pairs
-    ]
+    intervals = [latency_ratio(a, b, "batch")[0] for (_, a), (_, b) in pairs]
     interval = None
     if all(one is not None for one in intervals):
         logs = np.log(np.array(intervals))  # [benchmarks, low and high]
@@ -217,10 +215,7 @@ def frontier_notes() -> list[str]:
     """Lines under the table: the methods, and what the words mean."""
     return [
         METHOD,
-        SIGNIFICANT.replace(
-            "over the benchmarks of a model; models are not corrected for each other", "over the models"
-        )
-        + "; here over all items of all benchmarks",
+        significant_words("over the models; here over all items of all benchmarks"),
         f"latency: {BATCH_METHOD}; over several benchmarks the intervals of the logarithms are added as independent",
         *FRONT,
     ]

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from ..errors import PolicyError
 from .base import ChannelState, Knob, Routing, Selection, SelectionPolicy
-from .split import optimal_split
+from .checks import check_choice, check_number
+from .device_time import device_tokens
+from .split import CURVE_TOLERANCE, optimal_split
 
 CANDIDATES, ROUNDS = 6, 4  # waiting latencies tried at once, and how often the bracket is narrowed around the best
-CURVE_TOLERANCE = 1e-3  # of the total bandwidth: the curve is read from a table
 OUT_OF_REACH = 1e6  # share of the bandwidth per token that a device cannot serve in time
 
 
@@ -59,10 +60,8 @@ class DualPrice(SelectionPolicy):
 
     def __post_init__(self) -> None:
         """Check the parameters' ranges."""
-        if not self.worth >= 0:
-            raise PolicyError(f"selection policy 'dual_price': worth must be >= 0, got {self.worth}")
-        if self.split not in ("optimal", "even"):
-            raise PolicyError(f"selection policy 'dual_price': split must be optimal or even, got {self.split!r}")
+        check_number("dual_price", "worth", self.worth, ">= 0")
+        check_choice("dual_price", "split", self.split, ("optimal", "even"))
 
     def select(self, routing: Routing, channel: ChannelState) -> Selection:
         """Bracket the valley; every candidate's cheapest drops are found at once."""
@@ -72,15 +71,13 @@ class DualPrice(SelectionPolicy):
         unit_s = _balanced_s(routing, channel)
         weight_s = self.worth * unit_s / routing.is_load.sum().clamp(min=1)
         low, high = _bracket(visits, channel)
-        best = high
         for _ in range(ROUNDS):
             steps = torch.linspace(0, 1, CANDIDATES + 1, dtype=torch.float64, device=low.device)
             waiting = low * (high / low) ** steps  # [candidates + 1]
-            place = self._cheapest(visits, channel, waiting).cost(weight_s).argmin()
-            around = torch.stack([place - 1, place, place + 1]).clamp(0, CANDIDATES)
-            low, best, high = waiting.gather(0, around)
-        goes = self._cheapest(visits, channel, best[None]).goes[0]
-        return Selection(routing.top_k_index, ~visits.spread(goes))
+            cheapest = self._cheapest(visits, channel, waiting)
+            best = cheapest.cost(weight_s).argmin()
+            low, high = waiting.gather(0, torch.stack([best - 1, best + 1]).clamp(0, CANDIDATES))
+        return Selection(routing.top_k_index, ~visits.spread(cheapest.goes.index_select(0, best[None])[0]))
 
     def _cheapest(self, visits: "_Visits", channel: ChannelState, waiting: Tensor) -> "_Cheapest":
         """The drops that reach each of the given T with the least loss."""
@@ -186,18 +183,15 @@ def _visits(routing: Routing, channel: ChannelState, stay: int) -> _Visits:
     is_visit = counted & (first == torch.arange(device.shape[1], device=device.device))
     weight = (same * routing.shares.gather(1, places).double()[:, None, :]).sum(dim=2)
 
-    devices = len(channel.communication_s)
-    nothing = torch.zeros(devices, dtype=torch.float64, device=device.device)
-    load = nothing.index_add(0, device.clamp(min=0).flatten(), is_visit.flatten().double())
-    evaluations = nothing.index_add(0, device.clamp(min=0).flatten(), counted.flatten().double()) / load.clamp(min=1)
+    load, pairs = device_tokens(routing, channel)
     weight, at, may_go = (part[:, stay:].flatten() for part in (weight, device.clamp(min=0), is_visit))
     return _Visits(
         weight,
         at,
         may_go,
-        _rank_within(weight, at, may_go, devices),
+        _rank_within(weight, at, may_go, len(load)),
         load,
-        evaluations,
+        pairs / load.clamp(min=1),
         first[:, stay:] - stay,
         places,
     )
