@@ -5,7 +5,6 @@ same rules: one block per finished batch in a journal (`*.times.part`), a torn l
 end by a rename.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,19 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from ..errors import TraceError
-from .trace import Arrays, Journal, RoutingTrace, checked_arrays, read_sealed, write_sealed
+from .trace import (
+    Arrays,
+    Journal,
+    RoutingTrace,
+    checked_arrays,
+    joined_arrays,
+    parsed_metadata,
+    read_sealed,
+    write_sealed,
+)
 
 TIMES_VERSION = 1
 TIMES_SUFFIX = ".times.safetensors"
@@ -165,14 +173,7 @@ class TimesRecorder:
 
 def join_times(metadata: TimesMetadata, blocks: Sequence[dict[str, NDArray]]) -> MeasuredTimes:
     """One file's content from consecutive batches; their `batch` numbers are counted anew."""
-    sizes, tables = metadata.sizes(), PER_PASS | PER_BATCH
-    parts = {n: [np.zeros((0, *(sizes[a] for a in axes)), dtype)] for n, (dtype, axes) in tables.items()}
-    batches = 0
-    for block in blocks:
-        for name in tables:
-            parts[name].append(block[name] + batches if name == "batch" else block[name])
-        batches += len(block["first_item"])
-    return MeasuredTimes(metadata, {n: np.concatenate(found).astype(tables[n][0]) for n, found in parts.items()})
+    return MeasuredTimes(metadata, joined_arrays(metadata.sizes(), PER_PASS | PER_BATCH, blocks))
 
 
 def write_times(path: Path, times: MeasuredTimes) -> None:
@@ -248,14 +249,4 @@ def seal_finished_times(folder: Path) -> None:
 
 
 def _metadata(path: Path, text: str) -> TimesMetadata:
-    try:
-        version = json.loads(text).get("format_version")
-    except (ValueError, AttributeError):
-        raise TraceError(f"{path}: its metadata is not readable") from None
-    if version != TIMES_VERSION:
-        raise TraceError(f"{path}: format_version must be {TIMES_VERSION}, got {version}; run the evaluation again")
-    try:
-        return TimesMetadata.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise TraceError(f"{path}: metadata {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return parsed_metadata(path, text, TimesMetadata, TIMES_VERSION)

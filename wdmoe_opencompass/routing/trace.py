@@ -9,10 +9,10 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ EVENTS_SUFFIX = ".testbed_events.jsonl"  # beside it: what happened to the devic
 PHASES = ("prefill", "decode")
 
 Arrays = dict[str, tuple[str, tuple[str, ...]]]
+Metadata = TypeVar("Metadata", bound=BaseModel)
 
 # name -> (dtype, axes after the first; the first is passes or batches)
 PER_PASS: Arrays = {
@@ -147,25 +148,25 @@ def array_bytes(sizes: dict[str, int], passes: int, batches: int) -> int:
 
 def empty_arrays(metadata: TraceMetadata) -> dict[str, NDArray]:
     """Arrays of a trace without passes."""
-    sizes = metadata.sizes()
-    return {
-        name: np.zeros((0, *(sizes[axis] for axis in axes)), dtype=dtype)
-        for name, (dtype, axes) in (PER_PASS | PER_BATCH).items()
-    }
+    return joined_arrays(metadata.sizes(), PER_PASS | PER_BATCH, [])
 
 
 def join(metadata: TraceMetadata, blocks: list[dict[str, NDArray]]) -> RoutingTrace:
     """One trace from consecutive batches; their `batch` numbers are counted anew."""
-    arrays = {name: [array] for name, array in empty_arrays(metadata).items()}
+    return RoutingTrace(metadata, joined_arrays(metadata.sizes(), PER_PASS | PER_BATCH, blocks))
+
+
+def joined_arrays(sizes: dict[str, int], tables: Arrays, blocks: Iterable[dict[str, NDArray]]) -> dict[str, NDArray]:
+    """The arrays of consecutive blocks of batches, one after the other; `batch` numbers are counted anew."""
+    arrays = {
+        name: [np.zeros((0, *(sizes[axis] for axis in axes)), dtype=dtype)] for name, (dtype, axes) in tables.items()
+    }
     batches = 0
     for block in blocks:
         for name, array in block.items():
             arrays[name].append(array + batches if name == "batch" else array)
         batches += len(block["first_item"])
-    dtypes = PER_PASS | PER_BATCH
-    return RoutingTrace(
-        metadata, {name: np.concatenate(parts).astype(dtypes[name][0]) for name, parts in arrays.items()}
-    )
+    return {name: np.concatenate(parts).astype(tables[name][0]) for name, parts in arrays.items()}
 
 
 def write_trace(path: Path, trace: RoutingTrace) -> None:
@@ -212,14 +213,19 @@ def read_sealed(path: Path, metadata_key: str, what: str) -> tuple[str, dict[str
 
 
 def _metadata(path: Path, text: str) -> TraceMetadata:
+    return parsed_metadata(path, text, TraceMetadata, FORMAT_VERSION)
+
+
+def parsed_metadata(path: Path, text: str, kind: type[Metadata], expected_version: int) -> Metadata:
+    """Read a file's metadata; TraceError where it is not readable, of another version or breaks the schema."""
     try:
         version = json.loads(text).get("format_version")
     except (ValueError, AttributeError):
         raise TraceError(f"{path}: its metadata is not readable") from None
-    if version != FORMAT_VERSION:
-        raise TraceError(f"{path}: format_version must be {FORMAT_VERSION}, got {version}; run the evaluation again")
+    if version != expected_version:
+        raise TraceError(f"{path}: format_version must be {expected_version}, got {version}; run the evaluation again")
     try:
-        return TraceMetadata.model_validate_json(text)
+        return kind.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         raise TraceError(f"{path}: metadata {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
