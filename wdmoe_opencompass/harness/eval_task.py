@@ -1,12 +1,12 @@
 """The eval task of several models: one that cannot be scored leaves the others alone."""
 
 import argparse
-import os
-import sys
 import traceback
 
 from mmengine.config import Config
 from opencompass.tasks import OpenICLEvalTask
+
+from .command import module_command
 
 
 class WdmoeEvalTask(OpenICLEvalTask):
@@ -17,8 +17,7 @@ class WdmoeEvalTask(OpenICLEvalTask):
 
     def get_command(self, cfg_path: str, template: str) -> str:
         """Start this module: the inherited method names the stock task's file."""
-        sys.path.append(os.getcwd())
-        return template.format(task_cmd=f"{sys.executable} -m wdmoe_opencompass.harness.eval_task {cfg_path}")
+        return module_command(self, "wdmoe_opencompass.harness.eval_task", cfg_path, template)
 
     def run(self) -> None:
         """Score everything that can be."""

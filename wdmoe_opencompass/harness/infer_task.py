@@ -3,7 +3,6 @@
 import argparse
 import gc
 import os
-import random
 import sys
 import traceback
 from pathlib import Path
@@ -14,6 +13,7 @@ from opencompass.tasks.openicl_infer import OpenICLInferTask
 from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, model_abbr_from_cfg
 
 from ..errors import WdmoeError
+from .command import module_command
 from .models import supply_batch_encode_plus
 
 FAILURE_SUFFIX = ".failed.txt"
@@ -28,15 +28,7 @@ class WdmoeInferTask(OpenICLInferTask):
 
     def get_command(self, cfg_path: str, template: str) -> str:
         """Start this module: the inherited method names the stock task's file."""
-        sys.path.append(os.getcwd())
-        python, module = sys.executable, "wdmoe_opencompass.harness.infer_task"
-        if self.num_gpus > 1 and self.num_procs > 1:
-            port = random.randint(12000, 32000)
-            launcher = f"-m torch.distributed.run --master_port={port} --nproc_per_node {self.num_procs} "
-            command = f"{python} {launcher}-m {module} {cfg_path}"
-        else:
-            command = f"{python} -m {module} {cfg_path}"
-        return template.format(task_cmd=command)
+        return module_command(self, "wdmoe_opencompass.harness.infer_task", cfg_path, template)
 
     model_cfgs: list[ConfigDict]
     dataset_cfgs: list[list[ConfigDict]]
