@@ -12,7 +12,7 @@ from tests.selection.search_cases import only_real, search_case, search_cases, s
 from wdmoe_opencompass.errors import PolicyError
 from wdmoe_opencompass.selection import ChannelState, Routing, build_policy, des
 from wdmoe_opencompass.selection.base import BandwidthCurve
-from wdmoe_opencompass.selection.chosen import device_cost, expert_cost
+from wdmoe_opencompass.selection.chosen import device_cost
 from wdmoe_opencompass.selection.split import optimal_split
 
 PARAMETERS = st.fixed_dictionaries(
@@ -65,7 +65,7 @@ def test_des_within_the_top_k_is_the_cheapest_subset(case, parameters, may_lose_
 )
 def test_prices_give_a_choice_where_there_is_one_and_bound_the_cheapest(case, least, most, stays):
     routing, channel = case
-    cost = expert_cost(channel, device_cost(channel, "latency"))
+    cost = channel.of_experts(device_cost(channel, "latency"))
     scores = routing.probabilities
     must = scores == scores.amax(dim=1, keepdim=True) if stays else None
     answer = des.by_price(scores, cost.expand(scores.shape), least, most, must)
@@ -85,7 +85,7 @@ def test_prices_give_a_choice_where_there_is_one_and_bound_the_cheapest(case, le
 def test_prices_are_close_to_the_cheapest(monkeypatch):
     """What the heuristic costs beyond the optimum where both can be told: 8 of 40 experts on 8 devices."""
     routing, channel = search_case(1, 200, 40, 8, 8, 0, 1.0)
-    cost = expert_cost(channel, device_cost(channel, "latency"))
+    cost = channel.of_experts(device_cost(channel, "latency"))
     policy = build_policy("des", dict(z=0.4, gamma_0=1.0))
 
     def paid():

@@ -2,13 +2,20 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 Renormalise = Literal["model"] | bool
+
+
+# A policy runs in every MoE layer, where on a GPU each small kernel counts: constants are made once per device.
+@lru_cache(maxsize=64)
+def is_earlier(k: int, device: torch.device) -> Tensor:
+    """-> [k, k] whether the second place comes before the first."""
+    return torch.ones(k, k, dtype=torch.bool, device=device).tril(-1)
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,9 @@ class Routing:
     @cached_property
     def rank(self) -> Tensor:
         """-> [tokens, k] 0 for a token's highest weight, 1 for the next, ...; equal weights keep the router's order."""
-        order = self.top_k_weights.argsort(dim=1, descending=True, stable=True)
-        return order.argsort(dim=1)
+        weights = self.top_k_weights
+        ours, others = weights[:, :, None], weights[:, None, :]
+        return ((others > ours) | ((others == ours) & is_earlier(weights.shape[1], weights.device))).sum(dim=2)
 
 
 @dataclass(frozen=True)
@@ -78,9 +86,12 @@ class ChannelState:
     @cached_property
     def expert_latency_s(self) -> Tensor:
         """-> [experts] t_k of Eq. (8) of each expert's device; 0 at the base station."""
-        latency = self.communication_s + self.computation_s
+        return self.of_experts(self.communication_s + self.computation_s)
+
+    def of_experts(self, of_devices: Tensor) -> Tensor:
+        """-> [experts] a number [devices] of each expert's device; 0 at the base station."""
         held = self.device_of_expert >= 0
-        return torch.where(held, latency[self.device_of_expert.clamp(min=0)], torch.zeros_like(latency[:1]))
+        return torch.where(held, of_devices[self.device_of_expert.clamp(min=0)], torch.zeros_like(of_devices[:1]))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .base import ChannelState, Knob, Renormalise, Routing, Selection, SelectionPolicy
+from .base import ChannelState, Knob, Renormalise, Routing, Selection, SelectionPolicy, is_earlier
 from .checks import check_number
 
 ROUNDS = 16  # with more than two experts per token
@@ -71,7 +71,7 @@ class Caee(SelectionPolicy):
 
 def _device_time_s(device: Tensor, runs: Tensor, channel: ChannelState) -> Tensor:
     """-> [devices] float64 seconds, Eq. (10), of the pairs [tokens, k] that run there; a token is sent once."""
-    visits = runs & ~(_same_device(device, runs) & _earlier(device)).any(dim=2)
+    visits = runs & ~(_same_device(device, runs) & is_earlier(device.shape[1], device.device)).any(dim=2)
     seconds = channel.computation_s.double()[device] + visits * channel.communication_s.double()[device]
     nothing = torch.zeros(len(channel.communication_s), dtype=torch.float64, device=device.device)
     return nothing.index_add(0, device.clamp(min=0).flatten(), torch.where(runs, seconds, 0.0).flatten())
@@ -84,7 +84,7 @@ def _dropped(
     # A pair's drop saves the sending if all of the token's others there go before it: they may, and weigh less.
     same = _same_device(device, runs)
     lighter = (weights[:, None, :] < weights[:, :, None]) | (
-        (weights[:, None, :] == weights[:, :, None]) & _earlier(device)
+        (weights[:, None, :] == weights[:, :, None]) & is_earlier(device.shape[1], device.device)
     )
     stays = same & ~(may_go[:, None, :] & lighter) & ~torch.eye(device.shape[1], dtype=torch.bool, device=device.device)
     saves = channel.computation_s.double()[device] + ~stays.any(dim=2) * channel.communication_s.double()[device]
@@ -110,8 +110,3 @@ def _later_first(time: Tensor) -> Tensor:
 def _same_device(device: Tensor, runs: Tensor) -> Tensor:
     """-> [tokens, k, k] whether both pairs run, on the same device."""
     return (device[:, :, None] == device[:, None, :]) & runs[:, :, None] & runs[:, None, :]
-
-
-def _earlier(device: Tensor) -> Tensor:
-    """-> [k, k] whether the second place comes before the first."""
-    return torch.ones(device.shape[1], device.shape[1], dtype=torch.bool, device=device.device).tril(-1)

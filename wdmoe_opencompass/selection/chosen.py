@@ -21,12 +21,6 @@ def device_cost(channel: ChannelState, cost: Cost) -> Tensor:
     return channel.token_energy_j
 
 
-def expert_cost(channel: ChannelState, of_device: Tensor) -> Tensor:
-    """-> [experts] the cost [devices] of each expert's device; 0 at the base station."""
-    held = channel.device_of_expert >= 0
-    return torch.where(held, of_device[channel.device_of_expert.clamp(min=0)], torch.zeros_like(of_device[:1]))
-
-
 def placed(routing: Routing, chosen: Tensor) -> Selection:
     """-> the selection that holds the chosen experts [tokens, experts] bool, at most k per token.
 

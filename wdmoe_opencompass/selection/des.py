@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .base import ChannelState, Knob, Routing, Selection, SelectionPolicy
 from .checks import check_choice, check_number
-from .chosen import COSTS, Cost, device_cost, expert_cost, placed
+from .chosen import COSTS, Cost, device_cost, placed
 
 MOST_CHOICES = 1 << 15  # that are all tried; beyond, prices find a choice
 MOST_TRIED_AT_ONCE = 1 << 22  # (token, choice) pairs held in memory
@@ -76,7 +76,7 @@ class Des(SelectionPolicy):
         """-> [tokens, experts] bool, for a cost per device [devices]."""
         least, most, devices = self.least_score(routing.layer), self.most(routing), len(of_device)
         if math.comb(devices + 1 + most, most) > MOST_CHOICES:
-            cost = expert_cost(channel, of_device).expand(routing.probabilities.shape)
+            cost = channel.of_experts(of_device).expand(routing.probabilities.shape)
             answer = by_price(routing.probabilities, cost, least, most)
             chosen, found = answer.chosen, answer.found
         else:
@@ -126,7 +126,7 @@ class DesTopK(Des):
     def select(self, routing: Routing, channel: ChannelState) -> Selection:
         """Choose for all tokens at once."""
         scores = routing.probabilities.gather(1, routing.top_k_index)  # [tokens, k]
-        of_expert = expert_cost(channel, device_cost(channel, self.cost)).double()
+        of_expert = channel.of_experts(device_cost(channel, self.cost)).double()
         cost, k = of_expert[routing.top_k_index], scores.shape[1]
         least, most, top = self.least_score(routing.layer), self.most(routing), routing.rank == 0
         stays = top & (not self.may_lose_all)

@@ -66,11 +66,8 @@ class WeightToLatencyRatio(SelectionPolicy):
 
     def _going_round(self, routing: Routing, channel: ChannelState, thetas: Tensor) -> Tensor:
         """-> [tokens, k] the round (from 0) in which a pair is dropped; beyond all rounds for a token's top expert."""
-        weights = routing.top_k_weights
-        k = weights.shape[1]
+        rank, k = routing.rank, routing.top_k_index.shape[1]
         first = (self.similarity(routing, channel)[:, None] >= thetas).sum(dim=1, keepdim=True)  # S < theta from here
-        ours, others = weights[:, :, None], weights[:, None, :]
-        rank = ((others > ours) | ((others == ours) & _is_earlier(k, weights.device))).sum(dim=2)  # 0: highest weight
         return torch.where(rank == 0, len(thetas) + k, first + (k - 1 - rank))
 
     def similarity(self, routing: Routing, channel: ChannelState) -> Tensor:
@@ -83,16 +80,9 @@ class WeightToLatencyRatio(SelectionPolicy):
         return (weights @ channel.expert_latency_s) / norms.clamp(min=torch.finfo(weights.dtype).tiny)
 
 
-# A policy runs in every MoE layer, where on a GPU each small kernel counts: constants are made once per device.
 @lru_cache(maxsize=64)
 def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=device)
-
-
-@lru_cache(maxsize=64)
-def _is_earlier(k: int, device: torch.device) -> Tensor:
-    """-> [k, k] whether the second place comes before the first: equal weights keep the router's order."""
-    return torch.ones(k, k, dtype=torch.bool, device=device).tril(-1)
 
 
 def _wlr_after_rounds(routing: Routing, channel: ChannelState, going_round: Tensor, rounds: int) -> Tensor:
