@@ -1,11 +1,14 @@
 """A run's latency by groups of batches, the units that latency intervals are drawn from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..replay import ReplayedLatency
+from ..routing.times import MeasuredTimes
+from ..routing.trace import RoutingTrace
 from .statistics import LEAST_GROUPS, Array
 
 FEW_GROUPS = f"fewer than {LEAST_GROUPS} batches of different items"
@@ -38,14 +41,21 @@ class BatchSums:
 
 def batch_sums(parts: Sequence[ReplayedLatency], phase: str) -> BatchSums:
     """Sums of several traces read as one, over the passes of a phase; a group without any such pass is left out."""
+    chosen = [part.trace.is_phase(phase) for part in parts]
+    return grouped_sums(
+        (part.trace, part.trace.batch[rows], part.waiting_latency_s[rows]) for part, rows in zip(parts, chosen)
+    )
+
+
+def grouped_sums(parts: Iterable[tuple[RoutingTrace | MeasuredTimes, NDArray, Array]]) -> BatchSums:
+    """Sums of (where they come from, each pass's batch, each pass's seconds), over the batches of the same items."""
     found: dict[tuple[str, int, int], Array] = {}
-    for part in parts:
-        trace, chosen = part.trace, part.trace.is_phase(phase)
-        batches = len(trace.first_item)
-        passes = np.bincount(trace.batch[chosen], minlength=batches)
-        latency_s = np.bincount(trace.batch[chosen], part.waiting_latency_s[chosen], batches)
+    for origin, batch, waiting_s in parts:
+        batches = len(origin.first_item)
+        passes = np.bincount(batch, minlength=batches)
+        latency_s = np.bincount(batch, waiting_s, batches)
         for number in np.flatnonzero(passes):
-            key = (trace.metadata.dataset, int(trace.first_item[number]), int(trace.items[number]))
+            key = (origin.metadata.dataset, int(origin.first_item[number]), int(origin.items[number]))
             own = np.array([latency_s[number], passes[number], 1])
             found[key] = found[key] + own if key in found else own
     latency, passes, batches = np.array(list(found.values())).reshape(-1, 3).T

@@ -14,7 +14,7 @@ from ..errors import TraceError, WdmoeError
 from ..replay import replay
 from ..routing.times import TIMES_SUFFIX, MeasuredTimes, check_belongs, read_times
 from ..routing.trace import RoutingTrace
-from .batches import BatchSums
+from .batches import BatchSums, grouped_sums
 from .figures import panel_grid, save_figure
 from .statistics import Array, Interval, latency_interval
 from .tables import (
@@ -116,19 +116,12 @@ def table_3(measured: Sequence[MeasuredRun], benchmarks: Sequence[str]) -> pd.Da
 
 def measured_sums(parts: Sequence[MeasuredTimes], layer: int | None = None) -> BatchSums:
     """Measured waiting latency of one layer over batches of the same items; layer None: mean over the layers."""
-    found: dict[tuple[str, int, int], Array] = {}
-    for times in parts:
+
+    def waiting_s(times: MeasuredTimes) -> Array:
         waiting = times.waiting_s.astype(np.float64)  # [passes, layers]
-        waiting_s = waiting.mean(axis=1) if layer is None else waiting[:, layer]
-        batches = len(times.first_item)
-        latency_s = np.bincount(times.batch, waiting_s, batches)
-        passes = np.bincount(times.batch, minlength=batches)
-        for number in np.flatnonzero(passes):
-            key = (times.metadata.dataset, int(times.first_item[number]), int(times.items[number]))
-            own = np.array([latency_s[number], passes[number], 1])
-            found[key] = found[key] + own if key in found else own
-    latency, passes, batches = np.array(list(found.values())).reshape(-1, 3).T
-    return BatchSums(list(found), latency, passes, batches)
+        return waiting.mean(axis=1) if layer is None else waiting[:, layer]
+
+    return grouped_sums((times, times.batch, waiting_s(times)) for times in parts)
 
 
 def waiting_records(

@@ -8,7 +8,7 @@ end by a rename.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from .trace import (
     joined_arrays,
     parsed_metadata,
     read_sealed,
+    seal_finished,
     write_sealed,
 )
 
@@ -217,24 +218,22 @@ class TimesJournal(Journal):
     """The growing file of measured times; `resume`, `append` and `seal` as the trace's journal."""
 
     metadata: TimesMetadata | None  # type: ignore[assignment]
+    contents = "measured times"
+    suffix = TIMES_JOURNAL_SUFFIX
+    sealed_suffix = TIMES_SUFFIX
 
     def __init__(self, path: Path, metadata: TimesMetadata | None = None):
         super().__init__(path, metadata)  # type: ignore[arg-type]
-
-    def seal(self, path: Path) -> MeasuredTimes:  # type: ignore[override]
-        """Join all blocks into sealed times at `path` and remove the journal."""
-        metadata, blocks = self._read()
-        if metadata is None:
-            raise TraceError(f"{self.path}: not a journal of measured times, or torn")
-        times = join_times(metadata, blocks)  # type: ignore[arg-type]
-        write_times(path, times)
-        self.path.unlink(missing_ok=True)
-        return times
 
     def recorded(self) -> MeasuredTimes | None:
         """What whole blocks hold so far, for a history that goes on after a resume; None without a journal."""
         metadata, blocks = self._read()
         return None if metadata is None else join_times(metadata, blocks)  # type: ignore[arg-type]
+
+    def _write_joined(self, path: Path, metadata: Any, blocks: list[dict[str, NDArray]]) -> MeasuredTimes:
+        times = join_times(metadata, blocks)
+        write_times(path, times)
+        return times
 
     def _parse_metadata(self, text: str) -> TimesMetadata:  # type: ignore[override]
         return _metadata(self.path, text)
@@ -242,10 +241,7 @@ class TimesJournal(Journal):
 
 def seal_finished_times(folder: Path) -> None:
     """Seal every journal of times in a prediction folder whose predictions are complete (a kill between the two)."""
-    for journal in sorted(folder.glob(f"*{TIMES_JOURNAL_SUFFIX}")):
-        dataset = journal.name.removesuffix(TIMES_JOURNAL_SUFFIX)
-        if (folder / f"{dataset}.json").exists():
-            TimesJournal(journal).seal(folder / f"{dataset}{TIMES_SUFFIX}")
+    seal_finished(folder, TimesJournal)
 
 
 def _metadata(path: Path, text: str) -> TimesMetadata:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -248,7 +248,14 @@ def checked_arrays(path: Path, sizes: dict[str, int], tables: tuple[Arrays, ...]
 
 
 class Journal:
-    """The growing part of a trace: its metadata, then one block per finished batch; safe to continue after a kill."""
+    """The growing part of a trace: its metadata, then one block per finished batch; safe to continue after a kill.
+
+    contents: what it is a journal of, in words; suffix, sealed_suffix: how its name ends, and that of what it becomes
+    """
+
+    contents: ClassVar[str] = "a routing trace"
+    suffix: ClassVar[str] = JOURNAL_SUFFIX
+    sealed_suffix: ClassVar[str] = SEALED_SUFFIX
 
     def __init__(self, path: Path, metadata: TraceMetadata | None = None):
         self.path = path
@@ -283,14 +290,18 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
 
-    def seal(self, path: Path) -> RoutingTrace:
-        """Join all blocks into a sealed trace at `path` and remove the journal."""
+    def seal(self, path: Path) -> Any:
+        """Join all blocks into a sealed file at `path` and remove the journal; -> what it holds."""
         metadata, blocks = self._read()
         if metadata is None:
-            raise TraceError(f"{self.path}: not a journal of a routing trace, or torn")
+            raise TraceError(f"{self.path}: not a journal of {self.contents}, or torn")
+        sealed = self._write_joined(path, metadata, blocks)
+        self.path.unlink(missing_ok=True)
+        return sealed
+
+    def _write_joined(self, path: Path, metadata: TraceMetadata, blocks: list[dict[str, NDArray]]) -> Any:
         trace = join(metadata, blocks)
         write_trace(path, trace)
-        self.path.unlink(missing_ok=True)
         return trace
 
     def _read(self) -> tuple[TraceMetadata | None, list[dict[str, NDArray]]]:
@@ -303,12 +314,12 @@ class Journal:
         return _metadata(self.path, text)
 
 
-def seal_finished(folder: Path) -> None:
+def seal_finished(folder: Path, kind: type[Journal] = Journal) -> None:
     """Seal every journal in a model's prediction folder whose predictions are complete (a kill between the two)."""
-    for journal in sorted(folder.glob(f"*{JOURNAL_SUFFIX}")):
-        dataset = journal.name.removesuffix(JOURNAL_SUFFIX)
+    for journal in sorted(folder.glob(f"*{kind.suffix}")):
+        dataset = journal.name.removesuffix(kind.suffix)
         if (folder / f"{dataset}.json").exists():
-            Journal(journal).seal(folder / f"{dataset}{SEALED_SUFFIX}")
+            kind(journal).seal(folder / f"{dataset}{kind.sealed_suffix}")
 
 
 def _packed(block: dict[str, NDArray]) -> bytes:
