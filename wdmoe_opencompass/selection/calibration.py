@@ -51,14 +51,12 @@ class Calibration:
     model: str = ""
     source: str = ""
 
-    def need(self, name: str, layers: int | None = None) -> Tensor:
-        """-> a part; PolicyError where it was not measured, or is of a model with another number of layers."""
+    def need(self, name: str) -> Tensor:
+        """-> a part; PolicyError where it was not measured."""
         part = getattr(self, name)
-        origin = self.source or "the calibration"
         if part is None:
+            origin = self.source or "the calibration"
             raise PolicyError(f"{origin} holds no {name}; make one with: wdmoe calibrate MODEL --text FILE --out FILE")
-        if layers is not None and len(part) != layers:
-            raise PolicyError(f"{origin} is of a model with {len(part)} MoE layers, this one has {layers}")
         return part
 
     def check_fits(self, layers: int, experts: int, top_k: int) -> None:

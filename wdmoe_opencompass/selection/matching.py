@@ -15,7 +15,6 @@ DIGITS = 6  # of the matched parameter, so that it can be written down
 UNREACHABLE = 0.01  # by how much the nearest reachable share may miss the asked one before it is refused
 
 ChannelOfLayer = Callable[[int, int, torch.device], ChannelState]
-Build = Callable[[dict[str, Any]], SelectionPolicy]
 
 
 def kept_share(policy: SelectionPolicy, calibration: Calibration, channel_of_layer: ChannelOfLayer) -> float:
