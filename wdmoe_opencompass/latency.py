@@ -37,12 +37,14 @@ def expert_flop(shape: ExpertShape) -> int:
 class MeasuredLink:
     """What a testbed has measured of every device, in place of Eq. (2) and (3); [devices] each.
 
-    fixed_s: seconds that a layer's message to the device takes, there and back, whatever its length
+    fixed_s:   seconds that a layer's message to the device takes, there and back, whatever its length
+    message_s: seconds from the start of one of a layer's messages to that of the next
     """
 
     downlink_bit_per_s: Array
     uplink_bit_per_s: Array
     fixed_s: Array
+    message_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ def link_budget(profile: ChannelProfile, channel: Channel, shape: ExpertShape) -
 
 def _measured_link(profile: ChannelProfile) -> MeasuredLink:
     values = [(d.downlink_bit_per_s, d.uplink_bit_per_s, d.fixed_s or 0.0) for d in profile.devices]
-    return MeasuredLink(*np.array(values, dtype=np.float64).T)
+    down, up, fixed_s = np.array(values, dtype=np.float64).T
+    return MeasuredLink(down, up, fixed_s, profile.base_station.message_s or 0.0)
 
 
 def direction_latency_s(budget: LinkBudget, bandwidth_hz: ArrayLike) -> tuple[Array, Array]:
@@ -136,5 +139,22 @@ def device_latency_s(
 def waiting_latency_s(
     budget: LinkBudget, bandwidth_hz: ArrayLike, device_load: ArrayLike, expert_evaluations: ArrayLike | None = None
 ) -> Array:
-    """Attention waiting latency of each layer, ``t^i = max_k t_k^i``, Eq. (11): [...]."""
-    return device_latency_s(budget, bandwidth_hz, device_load, expert_evaluations).max(axis=-1)
+    """Attention waiting latency of each layer, ``t^i = max_k t_k^i``, Eq. (11): [...].
+
+    Measured links: the messages leave one after the other, that of the slowest device first (our choice, as the
+    testbed's base station sends them): with t_k^i in descending order, ``t^i = max_n (t_n^i + (n - 1) message_s)``.
+    """
+    seconds = device_latency_s(budget, bandwidth_hz, device_load, expert_evaluations)
+    if budget.measured is None or not budget.measured.message_s:
+        return seconds.max(axis=-1)
+    return last_answer_s(seconds, budget.measured.message_s)
+
+
+def last_answer_s(device_latency_s: Array, message_s: float) -> Array:
+    """-> [...] when the last of the answers is there, whose messages left one after the other, the slowest first.
+
+    device_latency_s: [..., devices] of each message and its answer, 0 where there is none
+    """
+    slowest_first = -np.sort(-device_latency_s, axis=-1)
+    waited = message_s * np.arange(slowest_first.shape[-1])
+    return np.where(slowest_first > 0, slowest_first + waited, 0.0).max(axis=-1)

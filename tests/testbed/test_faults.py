@@ -3,46 +3,27 @@
 import random
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
-import grpc
-import numpy as np
 import pytest
 import torch
 
-from tests.testbed.labs import GROUPS, NAMES, device_processes, lab_of, servers
-from tests.testbed.test_equality import logits, states_of
-from tests.tiny import example_policy, tiny_mixtral
+from tests.testbed.faults import (
+    FAULT_KINDS,
+    FAULTS,
+    SPOILS,
+    Rubbish,
+    base_station,
+    kinds,
+    run_with_fault,
+    until,
+)
+from tests.testbed.labs import GROUPS, device_processes, lab_of, servers
+from tests.testbed.test_equality import logits
+from tests.tiny import tiny_mixtral
 from wdmoe_opencompass.errors import LabError
-from wdmoe_opencompass.routing.patch import Attachment
 from wdmoe_opencompass.testbed.client import LabClient
 from wdmoe_opencompass.testbed.device import DeviceServer
 from wdmoe_opencompass.testbed.experts import load_experts
-from wdmoe_opencompass.testbed.wire import COMPUTE, SERVICE, Sums, check_of_sums, pack
-
-FAULTS = dict(deadline_s=1.0, health_s=0.2, most_backoff_s=0.5, send_padding=True)
-
-
-@contextmanager
-def base_station(tiny, lab):
-    model, layers = tiny
-    with (
-        LabClient(lab, layers) as client,
-        Attachment(model, example_policy("top_k"), states_of(model, lab), sender=client) as attached,
-    ):
-        yield client, attached
-
-
-def until(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
-
-
-def kinds(client, name):
-    return [event.kind for event in client.events if event.device == name]
 
 
 def test_killed_device_is_replaced_at_once_and_rejoins_when_it_is_back(processes, tiny):
@@ -113,87 +94,6 @@ def test_another_device_with_the_same_experts_takes_over_first(saved, tiny):
         assert {one.device for one in taken} == {2}
         assert len(taken) == 3
         assert client.events[0].by in ("c", "")
-
-
-class Rubbish:
-    """Serves a device's address and spoils what the real device answers."""
-
-    def __init__(self, real, spoil, after=0):
-        self.spoil, self.left, self.spoiled = spoil, after, 0
-        self.channel = grpc.insecure_channel(f"127.0.0.1:{real.port}")
-        self.server = grpc.server(ThreadPoolExecutor(4))
-        methods = {name: self._handler(f"/{SERVICE}/{name}") for name in ("Compute", "Ping", "Hello")}
-        self.server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, methods)])
-        self.port = self.server.add_insecure_port("127.0.0.1:0")
-        self.server.start()
-
-    def _handler(self, method):
-        def answer(request, context):
-            reply = self.channel.unary_unary(method)(request, timeout=context.time_remaining())
-            if method != COMPUTE:
-                return reply
-            self.left -= 1
-            if self.left >= 0:
-                return reply
-            self.spoiled += 1
-            return self.spoil(reply)
-
-        return grpc.unary_unary_rpc_method_handler(answer)
-
-    def stop(self):
-        self.server.stop(0)
-        self.channel.close()
-
-
-def sealed(sums):
-    """With a checksum that fits, as a device would send it that is wrong, not the network."""
-    sums.check = check_of_sums(sums)
-    return sums.SerializeToString()
-
-
-def changed(**fields):
-    def spoil(reply):
-        sums = Sums.FromString(reply)
-        for name, value in fields.items():
-            setattr(sums, name, value)
-        return sealed(sums)
-
-    return spoil
-
-
-def flipped_bit(reply):
-    sums = Sums.FromString(reply)
-    values = bytearray(sums.sums.values)
-    values[len(values) // 2] ^= 64
-    sums.sums.values = bytes(values)
-    return sums.SerializeToString()
-
-
-def not_a_number(reply):
-    sums = Sums.FromString(reply)
-    values = torch.full((sums.sums.rows, 32), float("nan"))
-    sums.sums.CopyFrom(pack(values))
-    return sealed(sums)
-
-
-def fewer_tokens(reply):
-    sums = Sums.FromString(reply)
-    sums.sums.CopyFrom(pack(torch.zeros(sums.sums.rows + 1, 32)))
-    return sealed(sums)
-
-
-SPOILS = {
-    "torn": lambda reply: reply[: len(reply) // 2],
-    "noise": lambda reply: np.random.default_rng(0).bytes(len(reply)),
-    "empty": lambda reply: b"",
-    "flipped bit": flipped_bit,
-    "not a number": not_a_number,
-    "other tokens": fewer_tokens,
-    "answer to another message": changed(number=1 << 40),
-    "answer of another process": changed(session=7),
-    "impossible times": changed(compute_s=1e6),
-    "times that are no numbers": changed(received_at=float("nan")),
-}
 
 
 @pytest.mark.parametrize("spoil", SPOILS)
@@ -284,33 +184,9 @@ def test_twenty_random_faults_cost_no_answer(saved, tiny):
     """Kills, stops, restarts and corrupted replies at random moments of a run: the same logits in every pass."""
     chance = random.Random(0)
     expected = logits(tiny[0])
-    settings = FAULTS | dict(deadline_s=2.0)
     with device_processes(saved) as devices:
         for trial in range(20):
-            victim = chance.randrange(4)
-            fault = ("kill", "stop", "restart", "corrupt")[trial % 4]
-            rubbish = Rubbish(devices[victim], chance.choice(list(SPOILS.values())), after=chance.randrange(40))
-            lab = lab_of([rubbish if n == victim else one for n, one in enumerate(devices)], **settings)
-            if fault != "corrupt":
-                lab = lab_of(devices, **settings)
-            with base_station(tiny, lab) as (client, _):
-                moment = chance.randrange(1, 15)
-                for number in range(20):
-                    if number == moment and fault in ("kill", "restart"):
-                        devices[victim].stop()
-                        if fault == "restart":
-                            devices[victim].start()
-                    if number == moment and fault == "stop":
-                        devices[victim].process.send_signal(signal.SIGSTOP)
-                    assert torch.equal(logits(tiny[0]), expected), (trial, fault, number)
-                if fault == "restart":
-                    devices[victim].ready()
-                    until(lambda client=client, victim=victim: "rejoined" in kinds(client, NAMES[victim]), 60)
-                    assert torch.equal(logits(tiny[0]), expected)
-                assert kinds(client, NAMES[victim]), (trial, fault)
-            rubbish.stop()
-            if fault == "stop":
-                devices[victim].process.send_signal(signal.SIGCONT)
-            if fault == "kill":
-                devices[victim].start()
-                devices[victim].ready()
+            fault = FAULT_KINDS[trial % len(FAULT_KINDS)]
+            answers, events = run_with_fault(tiny, devices, fault, chance, lambda: logits(tiny[0]))
+            assert all(torch.equal(one, expected) for one in answers), (trial, fault)
+            assert events, (trial, fault)

@@ -31,9 +31,14 @@ class _Part(BaseModel):
 
 
 class BaseStation(_Part):
-    """The base station: one transmit power for every downlink."""
+    """The base station: one transmit power for every downlink.
+
+    message_s: where the profile's rates are `measured`, the seconds from the start of one message to that of the next
+    (0 without it): a layer's messages leave one after the other.
+    """
 
     transmit_power_w: Positive
+    message_s: NotNegative | None = None
 
 
 class Device(_Part):
@@ -111,6 +116,8 @@ class ChannelProfile(_Part):
 
     @model_validator(mode="after")
     def _rates_are_of_one_kind(self) -> "ChannelProfile":
+        if self.rates == "physical" and self.base_station.message_s is not None:
+            raise ValueError("base_station.message_s is only read with `rates: measured`")
         for number, device in enumerate(self.devices):
             for key in MEASURED:
                 given = getattr(device, key) is not None
@@ -135,7 +142,7 @@ class ChannelProfile(_Part):
         """
         content = self.model_dump(mode="json", exclude={"name"})
         if self.rates == "physical":
-            del content["rates"]
+            del content["rates"], content["base_station"]["message_s"]
             for device in content["devices"]:
                 for key in MEASURED:
                     del device[key]

@@ -5,12 +5,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ..channel.profile import ChannelProfile, Placement, load_profile
-from ..errors import LabError, ModelError, PolicyError, unknown_name
+from ..channel.profile import ChannelProfile, load_profile
+from ..errors import ModelError, PolicyError, unknown_name
 from ..selection import POLICIES, SelectionPolicy, build_policy
 from ..selection.calibration import Calibration, read_calibration
 from ..selection.matching import ChannelOfLayer, matched_parameters
-from ..testbed.lab import Lab, load_lab
+from ..testbed.lab import Lab, load_lab, profile_of_lab
 
 
 class WdmoeSettings(BaseModel):
@@ -81,21 +81,6 @@ class WdmoeSettings(BaseModel):
         if self.calibration is None:
             raise PolicyError("wdmoe.kept_share needs wdmoe.calibration: a file of `wdmoe calibrate` for this model")
         return read_calibration(self.calibration)
-
-
-def profile_of_lab(profile: ChannelProfile, lab: Lab, source: str) -> ChannelProfile:
-    """The simulated channel of a lab: device by device the profile's, with the lab's placement and payload bits."""
-    if len(profile.devices) != len(lab.devices):
-        raise LabError(
-            f"{source}: devices must be as many as in channel profile {profile.name} ({len(profile.devices)}), "
-            f"got {len(lab.devices)}"
-        )
-    places = lab.device_of_expert(1 + max(expert for device in lab.devices for expert in device.experts))
-    experts = {expert: profile.devices[place].name for expert, place in enumerate(places) if place >= 0}
-    update: dict[str, Any] = dict(placement=Placement(others="base_station", experts=experts))
-    if lab.payload_bits is not None:
-        update["payload_bits"] = lab.payload_bits
-    return profile.model_copy(update=update)
 
 
 def parse_settings(wdmoe: Any) -> WdmoeSettings:

@@ -129,6 +129,57 @@ def up(
         print("ended", flush=True)
 
 
+@app.command("measure")
+def measure(
+    lab: Annotated[Path, typer.Argument(help="Lab file: its devices must be running.")],
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Channel profile to write: the profile below with measured rates.")],
+    profile: Annotated[
+        str, typer.Option(help="Profile of as many devices in the same order, whose names and distances are kept.")
+    ] = "testbed_4_devices",
+    tokens: Annotated[str, typer.Option(help="Tokens per message, at least two sizes.")] = "1,4,16,64,256",
+    rounds: Annotated[int, typer.Option(min=1, help="How often each size goes to all, to some, and to each.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Of the hidden states and of the order.")] = 0,
+    dtype: Dtype = "auto",
+    device: Annotated[str, typer.Option(help="Where the base station's own experts compute: cpu, cuda, ...")] = "cpu",
+) -> None:
+    """Probe the devices of a lab, all at once as a run does, and fit a channel profile of measured rates.
+
+    Examples:
+
+    wdmoe testbed measure lab.yaml --model quickstart/model --dtype float32 --out measured.yaml
+
+    wdmoe predict RUN --profile measured.yaml
+    """
+    from ..channel.profile import load_profile
+    from .experts import layers_without_weights
+    from .lab import load_lab, profile_of_lab
+    from .measure import fit_lab, measured_profile, measured_profile_text
+    from .probe import probe, work_of_own_experts
+
+    _log_to_stderr()
+    sizes = _sizes(tokens)
+    its_lab = load_lab(lab)
+    base = profile_of_lab(load_profile(profile), its_lab, str(lab))
+    layers = layers_without_weights(model, dtype)
+    own_work = work_of_own_experts(model, its_lab, layers[0].num_experts, dtype, device)
+    times, payload_bits = probe(its_lab, layers, sizes, rounds, own_work, seed)
+    names = [one.name for one in base.devices]
+    fit = fit_lab(names, times, layers[0].shape, payload_bits)
+    fitted = measured_profile(base, names, fit, payload_bits, out.stem)
+    out.write_text(measured_profile_text(fitted, fit))
+    for name, one in zip(names, fit.devices):
+        print(
+            f"{name}: {one.downlink_bit_per_s / 1e6:.4g} Mbit/s down, {one.uplink_bit_per_s / 1e6:.4g} up, "
+            f"{one.compute_flops / 1e9:.4g} GFLOP/s, {1e3 * one.fixed_s:.3g} ms per message"
+        )
+    print(
+        f"{1e3 * fit.message_s:.3g} ms from message to message; median relative error of the waiting latency of "
+        f"{fit.layers} exchanges {100 * fit.median_relative_error:.1f} %"
+    )
+    print(f"profile: {out}")
+
+
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
@@ -143,6 +194,16 @@ def _experts(text: str) -> tuple[int, ...]:
     except ValueError:
         raise LabError(f"--experts must be like 0,1 or 0-3, got {text!r}") from None
     return tuple(found)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(one) for one in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise LabError(f"--tokens must be whole numbers >= 1 like 1,16,256, got {text!r}")
+    return sizes
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -5,7 +5,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -119,6 +119,7 @@ class LabClient:
         self.pass_index = 0
         self.sends_padding = lab.send_padding
         self._numbers = itertools.count(1)
+        self._last_s = [0.0] * len(lab.devices)  # round trip of each device's last message
         self._places = [torch.tensor([*lab.device_of_expert(layer.num_experts), DROPPED]) for layer in layers]
         self._links = [
             Link(number, device, lab, self._check_holding, self._changed) for number, device in enumerate(lab.devices)
@@ -167,6 +168,45 @@ class LabClient:
         return _SentExperts(
             self.layers[number].experts, lambda hidden, index, weights: self._layer(number, hidden, index, weights)
         )
+
+    def probe(
+        self,
+        number: int,
+        devices: Sequence[int],
+        tokens: int,
+        generator: torch.Generator,
+        meanwhile: Callable[[Tensor], Any],
+    ) -> list[LayerTimes]:
+        """Send some devices so many random hidden states each for layer `number`, to all at once; -> their times.
+
+        Each token goes to one of the device's experts, in turn. The model's own weights are not needed.
+        meanwhile: called with the hidden states once they are sent: what the base station does while it waits
+        Raises LabError where a device does not answer as it should, or a message would be too long.
+        """
+        most = self._most_tokens(1)
+        if tokens > most:
+            raise LabError(f"a message of {tokens} tokens is longer than message_bytes allows ({most} tokens)")
+        layer = self.layers[number]
+        hidden = torch.randn(tokens, layer.shape.hidden_size, generator=generator).to(layer.experts.down_proj.dtype)
+        groups = [self._probing(self._links[device], tokens) for device in devices]
+        began = self._send_all(number, groups, hidden)
+        meanwhile(hidden)
+        times: list[LayerTimes] = []
+        for group in groups:
+            link = self._links[group.owner]
+            if group.call is None or group.link is not link:
+                raise LabError(f"{link.device.name} is not there")
+            try:
+                self._read(link, group.call, group, number, hidden, times)
+            except CallFailed as failed:
+                raise LabError(f"{link.device.name} does not answer: {failed}") from None
+        self._keep_times(times, max(group.call.done_at for group in groups if group.call) - began)
+        self.pass_index += 1
+        return self.take_times()
+
+    def _probing(self, link: Link, count: int) -> _Group:
+        rows, held = torch.arange(count), torch.tensor(link.device.experts)
+        return _Group(link.number, rows, torch.zeros_like(rows), rows, held[rows % len(held)], torch.ones(count))
 
     # -- devices -------------------------------------------------------------------------------------------------
     def _check_holding(self, link: Link, holding: Any) -> None:
@@ -220,11 +260,7 @@ class LabClient:
         sent_hidden, sent_index, sent_weights = hidden.cpu(), index.cpu(), weights.cpu()
         place = place[sent_index.clamp(max=len(place) - 1)]
         groups = list(self._groups(place, sent_index, sent_weights))
-        for group in groups:
-            self._pack(number, group, sent_hidden)
-        began = time.monotonic()  # all is packed: the messages leave at once
-        for group in groups:
-            self._send(group)
+        began = self._send_all(number, groups, sent_hidden)
         slots = torch.zeros(*index.shape, hidden.shape[1], device=here)  # [tokens, k, hidden]
         token, slot = (one.to(here) for one in (place == -1).nonzero(as_tuple=True))
         if len(token):
@@ -240,16 +276,13 @@ class LabClient:
 
     def _groups(self, place: Tensor, index: Tensor, weights: Tensor) -> Iterator[_Group]:
         """The pairs of each device, cut into messages no longer than the limit."""
-        layer = self.layers[0]
-        row_bytes = bytes_per_row(layer.shape.hidden_size, layer.experts.down_proj.dtype, self.lab.payload_bits)
-        back_bytes = bytes_per_row(layer.shape.hidden_size, torch.float32, self.lab.payload_bits)
-        most = (self.lab.message_bytes - OVERHEAD_BYTES) // (max(row_bytes, back_bytes) + 16 * index.shape[1])
+        most = self._most_tokens(index.shape[1])
         for owner in range(len(self._links)):
             token, slot = (place == owner).nonzero(as_tuple=True)
             if not len(token):
                 continue
             all_rows = torch.unique_consecutive(token)
-            for rows in all_rows.split(max(1, most)):
+            for rows in all_rows.split(most):
                 mine = (token >= rows[0]) & (token <= rows[-1])
                 its_token, its_slot = token[mine], slot[mine]
                 yield _Group(
@@ -260,6 +293,13 @@ class LabClient:
                     index[its_token, its_slot],
                     weights[its_token, its_slot],
                 )
+
+    def _most_tokens(self, pairs_per_token: int) -> int:
+        """Tokens of a message that is no longer than the limit, nor is its answer."""
+        layer, bits = self.layers[0], self.lab.payload_bits
+        types = (layer.experts.down_proj.dtype, torch.float32)
+        row_bytes = max(bytes_per_row(layer.shape.hidden_size, dtype, bits) for dtype in types)
+        return max(1, (self.lab.message_bytes - OVERHEAD_BYTES) // (row_bytes + 16 * pairs_per_token))
 
     def _pack(self, number: int, group: _Group, hidden: Tensor) -> None:
         """Make the message of a group; whoever gets it answers with the same number."""
@@ -276,6 +316,18 @@ class LabClient:
         )
         message.check = check_of_tokens(message)
         group.message = message.SerializeToString()
+
+    def _send_all(self, number: int, groups: list[_Group], hidden: Tensor) -> float:
+        """Pack every group, then send them; -> when the first one left.
+
+        Each takes a moment to leave, so the device that answered last in the layer before comes first.
+        """
+        for group in groups:
+            self._pack(number, group, hidden)
+        began = time.monotonic()
+        for group in sorted(groups, key=lambda one: -self._last_s[one.owner]):
+            self._send(group)
+        return began
 
     def _send(self, group: _Group, but: tuple[int, ...] = ()) -> None:
         """Send a group to its device, or to another that is up and holds its experts; else leave it to be done here."""
@@ -336,7 +388,7 @@ class LabClient:
         except WireError as error:
             raise CallFailed("bad_reply", str(error)) from None
         link.worked()
-        total_s = call.done_at - call.sent_at
+        total_s = self._last_s[link.number] = call.done_at - call.sent_at
         self.history[link.number].append((total_s, len(sums)))
         rows.append(
             LayerTimes(

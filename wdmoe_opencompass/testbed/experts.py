@@ -97,10 +97,7 @@ def load_experts(
     wanted = tuple(sorted(set(experts)))
     if not wanted:
         raise LabError("experts must hold at least one entry, got none")
-    if dtype == "auto":
-        dtype = dtype_name(model.config.dtype or torch.float32)
-    if dtype not in DTYPES:
-        raise LabError(f"dtype must be one of {', '.join(DTYPES)} or auto, got {dtype!r}")
+    own_dtype = _dtype(model, dtype)
     names = {id(module): name for name, module in model.named_modules()}
     targets = {
         f"{names[id(layer.experts)]}.{name}": (layer.experts, name, parameter)
@@ -117,10 +114,24 @@ def load_experts(
             raise LabError(f"{folder}: {key}: the files give {list(weight.shape)}, the model needs {list(shape)}")
         holder, _, leaf = name.rpartition(".")
         module = modules[id(original)].get_submodule(holder)
-        own = weight.to(device=device, dtype=DTYPES[dtype]).clone(memory_format=torch.contiguous_format)
+        own = weight.to(device=device, dtype=own_dtype).clone(memory_format=torch.contiguous_format)
         module._parameters[leaf] = nn.Parameter(own, requires_grad=False)
     held = tuple(modules[id(layer.experts)] for layer in layers)
-    return HeldExperts(wanted, held, layers[0].shape.hidden_size, DTYPES[dtype])
+    return HeldExperts(wanted, held, layers[0].shape.hidden_size, own_dtype)
+
+
+def layers_without_weights(path: str | Path, dtype: str = "auto") -> list[MoeLayer]:
+    """-> the MoE layers of a model, for what needs shapes alone: no weights are read; dtype as in load_experts."""
+    model = _meta_model(Path(path))
+    return find_moe_layers(model.to(_dtype(model, dtype)))
+
+
+def _dtype(model: Any, name: str) -> torch.dtype:
+    if name == "auto":
+        name = dtype_name(model.config.dtype or torch.float32)
+    if name not in DTYPES:
+        raise LabError(f"dtype must be one of {', '.join(DTYPES)} or auto, got {name!r}")
+    return DTYPES[name]
 
 
 def _meta_model(folder: Path) -> Any:

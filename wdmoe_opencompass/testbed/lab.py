@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..channel.profile import BASE_STATION, sentence
+from ..channel.profile import BASE_STATION, ChannelProfile, Placement, sentence
 from ..errors import LabError
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
@@ -129,6 +129,21 @@ def load_lab(path: str | Path) -> Lab:
     if not keys.is_dir():
         raise LabError(f"{path}: keys: no such folder {keys}; make it with `wdmoe testbed keys`")
     return lab.model_copy(update=dict(keys=str(keys)))
+
+
+def profile_of_lab(profile: ChannelProfile, lab: Lab, source: str) -> ChannelProfile:
+    """The simulated channel of a lab: device by device the profile's, with the lab's placement and payload bits."""
+    if len(profile.devices) != len(lab.devices):
+        raise LabError(
+            f"{source}: devices must be as many as in channel profile {profile.name} ({len(profile.devices)}), "
+            f"got {len(lab.devices)}"
+        )
+    places = lab.device_of_expert(1 + max(expert for device in lab.devices for expert in device.experts))
+    experts = {expert: profile.devices[place].name for expert, place in enumerate(places) if place >= 0}
+    update: dict[str, Any] = dict(placement=Placement(others="base_station", experts=experts))
+    if lab.payload_bits is not None:
+        update["payload_bits"] = lab.payload_bits
+    return profile.model_copy(update=update)
 
 
 def write_lab(path: Path, lab: Lab) -> None:

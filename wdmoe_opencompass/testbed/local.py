@@ -27,7 +27,7 @@ PORT = 50051
 START_S = 180.0  # importing torch on several cold devices at once, on few cores
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 QUEUE_BYTES = 64 << 20  # no packet is ever dropped for want of room: the rate alone decides
-BURST_S = 0.001
+BURST_S = 0.0001
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class _Network:
         _ip("-n", name, "link", "set", there, "up")
         _ip("-n", name, "link", "set", "lo", "up")
         if device.rate is not None:
-            burst = max(4096, int(device.rate * 1e6 / 8 * BURST_S))
+            burst = max(1600, int(device.rate * 1e6 / 8 * BURST_S))
             limit = ("root", "tbf", "rate", f"{round(device.rate * 1e6)}bit", "burst", str(burst), "limit")
             _run("tc", "qdisc", "add", "dev", here, *limit, str(QUEUE_BYTES))
             _run("tc", "-n", name, "qdisc", "add", "dev", there, *limit, str(QUEUE_BYTES))
