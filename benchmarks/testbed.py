@@ -70,7 +70,7 @@ def quiet(text):
 
 def run_at(rates, work_dir):
     """-> folder of the run, every layer pass as a row with what was predicted and measured."""
-    lab, profile = work_dir / "lab.yaml", work_dir / "measured.yaml"
+    profile = work_dir / "measured.yaml"
     work_dir.mkdir(parents=True, exist_ok=True)
     wdmoe, opencompass = (Path(sys.executable).with_name(name) for name in ("wdmoe", "opencompass"))
     (ROOT / "lab.yaml").unlink(missing_ok=True)
@@ -95,7 +95,7 @@ def relative_errors(rows):
 
 
 def bottleneck_saving(folder):
-    """-> 1 - Algorithm 2's measured waiting latency / vanilla's over all batches of all tasks, with its 95 % interval."""
+    """-> 1 - Algorithm 2's measured waiting latency / vanilla's over all batches of all tasks, and its 95 % interval."""
     sums = {}
     for name in ("vanilla", "wdmoe"):
         paths = sorted((folder / "predictions" / f"quickstart-{name}-testbed-hf").glob("*.times.safetensors"))

@@ -39,14 +39,14 @@ from wdmoe_opencompass.report.testbed import (
 )
 from wdmoe_opencompass.routing.times import write_times
 from wdmoe_opencompass.routing.trace import write_trace
-from wdmoe_opencompass.testbed.measure import fit_devices, measured_profile, measured_profile_text
+from wdmoe_opencompass.testbed.measure import fit_lab, measured_profile, measured_profile_text
 
 BATCHES = 12
 
 
 def fitted_profile():
     names = [device.name for device in lab_profile().devices]
-    fits = fit_devices(names, probe(), ExpertShape(HIDDEN, FFN), PAYLOAD_BITS)
+    fits = fit_lab(names, probe(message_s=0.0), ExpertShape(HIDDEN, FFN), PAYLOAD_BITS)
     return measured_profile(lab_profile(), names, fits, PAYLOAD_BITS)
 
 
@@ -252,7 +252,7 @@ def run_folder(tmp_path):
         write_trace(tmp_path / "predictions" / run.abbr / "d.trace.safetensors", run.traces["d"][0])
     profile = tmp_path / "lab.yaml"
     names = [device.name for device in lab_profile().devices]
-    fits = fit_devices(names, probe(), ExpertShape(HIDDEN, FFN), PAYLOAD_BITS)
+    fits = fit_lab(names, probe(message_s=0.0), ExpertShape(HIDDEN, FFN), PAYLOAD_BITS)
     profile.write_text(measured_profile_text(fitted_profile(), fits))
     return tmp_path
 

@@ -116,8 +116,6 @@ class ChannelProfile(_Part):
 
     @model_validator(mode="after")
     def _rates_are_of_one_kind(self) -> "ChannelProfile":
-        if self.rates == "physical" and self.base_station.message_s is not None:
-            raise ValueError("base_station.message_s is only read with `rates: measured`")
         for number, device in enumerate(self.devices):
             for key in MEASURED:
                 given = getattr(device, key) is not None
@@ -125,6 +123,8 @@ class ChannelProfile(_Part):
                     raise ValueError(f"devices[{number}].{key} is only read with `rates: measured`")
                 if not given and self.rates == "measured" and key in MEASURED_RATES:
                     raise ValueError(f"devices[{number}].{key} is missing; `rates: measured` needs it of every device")
+        if self.rates == "physical" and self.base_station.message_s is not None:
+            raise ValueError("base_station.message_s is only read with `rates: measured`")
         if self.rates == "measured" and self.fading.model != "none":
             raise ValueError(f"fading.model must be none with `rates: measured`, got {self.fading.model!r}")
         return self

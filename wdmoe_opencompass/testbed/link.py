@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from .wire import (
 
 LOG = logging.getLogger(__name__)
 FIRST_BACKOFF_S = 0.25
+MOST_AT_ONCE = 8  # calls of one device under way; more wait for their turn
 CLOCK_WINDOW_S = 60.0  # how long an estimate of a device's clock is good: crystals drift by some 50 us a second
 RESTARTED = "it was started anew since it said what it holds"
 STAYS_UP = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
@@ -52,30 +54,29 @@ class CallFailed(Exception):
 
 
 class Call:
-    """One message on its way; `answer` waits for the reply."""
+    """One message on its way, sent and waited for by a thread of its link; `answer` waits for the reply."""
 
-    def __init__(self, future: Any, sent_at: float):
-        self.sent_at = sent_at
-        self.done_at = math.nan
-        self._done = threading.Event()
-        self._future = future
-        future.add_done_callback(self._finished)
+    def __init__(self, pool: ThreadPoolExecutor, send: Callable[[], bytes]):
+        self.sent_at = self.done_at = math.nan
+        self._future = pool.submit(self._timed, send)
 
-    def _finished(self, future: Any) -> None:
-        self.done_at = time.monotonic()  # on gRPC's own thread: also right while this one computes
-        self._done.set()
+    def _timed(self, send: Callable[[], bytes]) -> bytes:
+        self.sent_at = time.monotonic()
+        try:
+            return send()
+        finally:
+            self.done_at = time.monotonic()  # on this thread: also right while the one that waits computes
 
     def answer(self) -> bytes:
         """Wait for the reply; CallFailed where none comes (the deadline went with the message)."""
-        self._done.wait()
         try:
             return self._future.result()
         except grpc.RpcError as error:
             status = error.code()  # type: ignore[attr-defined]
             reason = f"{status.name}: {error.details()}"  # type: ignore[attr-defined]
             raise CallFailed(KIND.get(status, "failed"), reason, status in STAYS_UP) from None
-        except grpc.FutureCancelledError:
-            raise CallFailed("failed", "the call was cancelled") from None
+        except (ValueError, CancelledError):
+            raise CallFailed("failed", "the link was closed") from None
 
 
 class Link:
@@ -104,6 +105,7 @@ class Link:
         self._backoff_s = FIRST_BACKOFF_S
         self._used_at = 0.0
         self._in_flight = 0
+        self._pool = ThreadPoolExecutor(MOST_AT_ONCE, thread_name_prefix=f"calls-{device.name}")
         self._clock: deque[tuple[float, float, float]] = deque(maxlen=1000)  # when, uncertainty, offset
         self._thread = threading.Thread(target=self._watch, name=f"health-{device.name}", daemon=True)
 
@@ -126,6 +128,7 @@ class Link:
         with self._lock:
             if self._channel is not None:
                 self._channel.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def down(self) -> None:
         """The device does not answer as it should: send it nothing until it is back.
@@ -222,17 +225,17 @@ class Link:
             if self._closed.is_set():
                 raise CallFailed("unavailable", "the link is closed")
             self._in_flight += 1
-            self._used_at = time.monotonic()
             call = self._channel.unary_unary(method)
-            sent_at = time.monotonic()
-            future = call.future(message, timeout=timeout_s, wait_for_ready=wait)
-        future.add_done_callback(self._landed)
-        return Call(future, sent_at)
 
-    def _landed(self, future: Any) -> None:
-        with self._lock:
-            self._in_flight -= 1
-            self._used_at = time.monotonic()
+        def send() -> bytes:
+            try:
+                return call(message, timeout=timeout_s, wait_for_ready=wait)
+            finally:
+                with self._lock:
+                    self._in_flight -= 1
+                    self._used_at = time.monotonic()
+
+        return Call(self._pool, send)
 
     def _ping(self, timeout_s: float) -> None:
         call = self._send(PING, Nothing().SerializeToString(), timeout_s)

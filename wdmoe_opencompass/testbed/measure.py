@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar, nnls
+from scipy.optimize import nnls
 
 from ..channel.profile import ChannelProfile
 from ..errors import ProfileError
@@ -82,12 +82,21 @@ def fit_lab(names: Sequence[str], times: Sequence[LayerTimes], shape: ExpertShap
     seconds = np.stack([fit.total_s(tokens[:, k], bits, flop) for k, fit in enumerate(fits)], axis=1)
     waiting = np.array([exchange[0].waiting_s for exchange in exchanges])
 
-    def errors(message_s: float) -> Array:
-        return np.abs(last_answer_s(seconds, message_s) / waiting - 1)
+    message_s = _message_s(seconds, waiting)
+    error = np.abs(last_answer_s(seconds, message_s) / waiting - 1)
+    return LabFit(tuple(fits), message_s, len(exchanges), float(np.median(error)))
 
-    best = minimize_scalar(lambda s: errors(s).mean(), bounds=(0.0, float(waiting.max())), method="bounded")
-    message_s = 0.0 if errors(0.0).mean() <= best.fun else _rounded(float(best.x))
-    return LabFit(tuple(fits), message_s, len(exchanges), float(np.median(errors(message_s))))
+
+def _message_s(seconds: Array, waiting: Array) -> float:
+    """-> what predicts the waiting latencies [exchanges] best, in the mean of the relative errors.
+
+    seconds: [exchanges, devices] fitted. Each exchange is predicted exactly by one number of seconds: the best of them.
+    """
+    later = -np.sort(-seconds, axis=1)[:, 1:]
+    exact = np.where(later > 0, (waiting[:, None] - later) / np.arange(1, 1 + later.shape[1]), np.inf)
+    exact = exact.min(axis=1, initial=np.inf)
+    candidates = [0.0, *map(_rounded, exact[(exact > 0) & np.isfinite(exact)])]
+    return min(candidates, key=lambda one: float(np.abs(last_answer_s(seconds, one) / waiting - 1).mean()))
 
 
 def _exchanges(times: Sequence[LayerTimes]) -> list[list[LayerTimes]]:
