@@ -95,7 +95,7 @@ def relative_errors(rows):
 
 
 def bottleneck_saving(folder):
-    """-> 1 - Algorithm 2's measured waiting latency / vanilla's over all batches of all tasks, and its 95 % interval."""
+    """-> 1 - Algorithm 2's measured waiting latency / vanilla's over all batches, and its 95 % interval."""
     sums = {}
     for name in ("vanilla", "wdmoe"):
         paths = sorted((folder / "predictions" / f"quickstart-{name}-testbed-hf").glob("*.times.safetensors"))
@@ -111,7 +111,6 @@ def faults():
     """-> how many runs with a random fault gave the answers of a run without."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     lines = (ROOT / "quickstart/data/choice.jsonl").read_text().splitlines()[:8]
@@ -138,6 +137,7 @@ def main():
     parser.add_argument("--work-dir", type=Path, default=ROOT / "outputs" / "testbed")
     work_dir = parser.parse_args().work_dir.absolute()
     work_dir.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)  # as the devices: five processes share the cores
     overhead = overhead_s()
     runs = [run_at(rates, work_dir / rates.replace(",", "_")) for rates in RATES]
     errors = [error for _, rows in runs for error in relative_errors(rows)]

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.testbed.faults import base_station, until
 from tests.testbed.labs import GROUPS, lab_of, servers
-from tests.testbed.test_faults import base_station, until
 from wdmoe_opencompass.errors import LabError
 from wdmoe_opencompass.testbed.lab import load_lab
 from wdmoe_opencompass.testbed.local import namespaces_problem, spread
 
 PROBLEM = namespaces_problem()
 SLOW, FAST = 2.0, 200.0  # Mbit/s
-# Of the seconds that the bits of hidden states take at the given rate: 4 kB of 16 kB may go at once (tbf's burst);
+# Of the seconds that the bits of hidden states take at the given rate: 1.6 kB of 16 kB may go at once (tbf's burst);
 # pairs, headers, TLS and acknowledgements go too, and other processes hold the cores now and then.
 LEAST, MOST = 0.7, 2.0
 

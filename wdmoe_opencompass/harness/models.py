@@ -96,6 +96,8 @@ class WdmoeMixin:
         self.attachment = Attachment(
             model, policy, self._channel, self.settings.renormalise, payload_bits, self.testbed
         )
+        if self.testbed is not None:
+            self.testbed.keep_own_experts(path)
 
     def _connect(self, layers: list[MoeLayer]) -> "LabClient | None":
         """The base station of the live testbed, if there is one; its connections end with the process."""

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +19,10 @@ from ..errors import LabError
 from ..routing.layers import MoeLayer
 from ..routing.payload import Payload
 from ..routing.times import LayerTimes
-from .experts import check_can_be_sent, fingerprint, pair_answers, sums_per_token
+from .experts import check_can_be_sent, sums_per_token
 from .lab import Lab
 from .link import Call, CallFailed, Link, read_sums
+from .own import OwnExperts
 from .wire import OVERHEAD_BYTES, Tokens, WireError, bytes_per_row, check_of_tokens, dtype_name, pack, raw, unpack
 
 LOG = logging.getLogger(__name__)
@@ -118,6 +120,7 @@ class LabClient:
         self.on_layer: Callable[[list[LayerTimes]], None] | None = None
         self.pass_index = 0
         self.sends_padding = lab.send_padding
+        self._own = OwnExperts(layers)
         self._numbers = itertools.count(1)
         self._last_s = [0.0] * len(lab.devices)  # round trip of each device's last message
         self._places = [torch.tensor([*lab.device_of_expert(layer.num_experts), DROPPED]) for layer in layers]
@@ -157,6 +160,14 @@ class LabClient:
 
     def __exit__(self, *exception: Any) -> None:
         self.close()
+
+    def keep_own_experts(self, path: str | Path) -> None:
+        """Free what the lab's `experts_in_memory: own` says; the model is no longer whole then.
+
+        path: the model's folder. Raises LabError where its files cannot be read expert by expert.
+        """
+        if self.lab.experts_in_memory == "own":
+            self._own.free((expert for expert, place in enumerate(self.device_of_expert) if place >= 0), path)
 
     def take_times(self) -> list[LayerTimes]:
         """-> the times since the last call."""
@@ -227,17 +238,14 @@ class LabClient:
                 f"{name} takes messages of {holding.message_bytes} bytes, the lab file says {self.lab.message_bytes}: "
                 f"start it with --message-bytes {self.lab.message_bytes}"
             )
-        expected = [
-            fingerprint(layer.experts, expert)
-            for layer in self.layers
-            for expert in holding.experts
-            if not layer.experts.down_proj.is_meta
-        ]
-        if expected and list(holding.fingerprints) != expected:
+        known = self._own.fingerprints
+        if known and list(holding.fingerprints) != [of[expert] for of in known for expert in holding.experts]:
             raise LabError(f"{name} holds other weights than the model's: it was started with another model")
 
     def _changed(self, link: Link, kind: str, reason: str) -> None:
         self._note(Event(time.time(), link.device.name, kind, reason))
+        if kind == "rejoined":
+            self._own.forget(link.device.experts)
 
     def _note(self, event: Event) -> None:
         self.events.append(event)
@@ -255,7 +263,7 @@ class LabClient:
     @torch.no_grad()
     def _layer(self, number: int, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
         """-> [tokens, hidden] what the layer's experts answer, wherever they are; index `experts` is nobody's pair."""
-        experts, here = self.layers[number].experts, hidden.device
+        here = hidden.device
         place = self._places[number]
         sent_hidden, sent_index, sent_weights = hidden.cpu(), index.cpu(), weights.cpu()
         place = place[sent_index.clamp(max=len(place) - 1)]
@@ -264,7 +272,7 @@ class LabClient:
         slots = torch.zeros(*index.shape, hidden.shape[1], device=here)  # [tokens, k, hidden]
         token, slot = (one.to(here) for one in (place == -1).nonzero(as_tuple=True))
         if len(token):
-            slots[token, slot] = pair_answers(experts, hidden[token], index[token, slot], weights[token, slot])
+            slots[token, slot] = self._own.answers(number, hidden[token], index[token, slot], weights[token, slot])
         rows: list[LayerTimes] = []
         answered_at = began
         for group in groups:
@@ -409,14 +417,13 @@ class LabClient:
 
     def _here(self, number: int, group: _Group, hidden: Tensor) -> Tensor:
         """The group's sums by the base station's own weights, rounded as if they had travelled."""
-        experts = self.layers[number].experts
-        here = experts.down_proj.device
+        here = self.layers[number].experts.down_proj.device
         bits = self.lab.payload_bits
         sent = hidden[group.rows]
         if bits is not None:
             sent = Payload(bits, torch.empty(0)).rounded(sent)
         pair_hidden = sent[group.pair_token].to(here)
-        answers = pair_answers(experts, pair_hidden, group.expert.to(here), group.weight.to(here))
+        answers = self._own.answers(number, pair_hidden, group.expert.to(here), group.weight.to(here))
         sums = sums_per_token(answers, group.pair_token.to(here), len(group.rows)).cpu()
         return sums.to(hidden.dtype) if bits is None else Payload(bits, torch.empty(0)).rounded(sums)
 

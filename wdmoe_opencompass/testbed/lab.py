@@ -38,6 +38,8 @@ class Lab(_Part):
     health_s:      how often an idle device is asked whether it is there
     most_backoff_s: longest wait between two attempts to reach a device that is gone
     message_bytes: longest message; more tokens go in several
+    experts_in_memory: `all`, the base station keeps the whole model; `own`, once it is loaded only the experts that no
+                   device holds: to take over it reads the lacking ones from the model's files
     send_padding:  send tokens that are no load too (padding, finished rows): then even batches with padding answer bit
                    for bit as the local model, whose matrix products have those rows; else they are not computed at all
     """
@@ -50,6 +52,7 @@ class Lab(_Part):
     health_s: Seconds = 1.0
     most_backoff_s: Seconds = 30.0
     message_bytes: Annotated[int, Field(ge=1 << 16, le=1 << 30, strict=True)] = 1 << 26
+    experts_in_memory: Literal["all", "own"] = "all"
     send_padding: Annotated[bool, Field(strict=True)] = False
 
     @model_validator(mode="after")
