@@ -4,17 +4,17 @@ Partition and quality of service are the cluster's defaults; set them in a confi
 `infer["runner"]["partition"] = "gpu"`.
 """
 
-from opencompass.partitioners import NaivePartitioner
 from opencompass.runners import SlurmRunner
 from opencompass.tasks import OpenICLEvalTask
 
 from wdmoe_opencompass.harness.infer_task import WdmoeInferTask
+from wdmoe_opencompass.harness.partitioner import WdmoeNaivePartitioner
 
 infer = dict(
-    partitioner=dict(type=NaivePartitioner, n=8),
+    partitioner=dict(type=WdmoeNaivePartitioner, n=8),
     runner=dict(type=SlurmRunner, max_num_workers=16, retry=2, task=dict(type=WdmoeInferTask)),
 )
 eval = dict(
-    partitioner=dict(type=NaivePartitioner, n=8),
+    partitioner=dict(type=WdmoeNaivePartitioner, n=8),
     runner=dict(type=SlurmRunner, max_num_workers=16, retry=2, task=dict(type=OpenICLEvalTask)),
 )

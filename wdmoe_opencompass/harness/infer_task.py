@@ -3,7 +3,10 @@
 import argparse
 import gc
 import os
+import signal
 import sys
+import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,12 @@ from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, mode
 
 from ..errors import WdmoeError
 from .command import module_command
+from .lock import exclusive
 from .models import supply_batch_encode_plus
+from .unfinished import beside, keep_answers, redo_unfinished, whole_answers
 
 FAILURE_SUFFIX = ".failed.txt"
+LOOK_AFTER_RUNNER_S = 1.0
 
 
 class WdmoeInferTask(OpenICLInferTask):
@@ -41,6 +47,8 @@ class WdmoeInferTask(OpenICLInferTask):
         for model_cfg, dataset_cfgs in every_model:
             self.model_cfgs, self.dataset_cfgs = [model_cfg], [dataset_cfgs]
             self.model: Any = None
+            for dataset_cfg in dataset_cfgs:  # a scheduler may start a task again that it killed
+                self._redo_unfinished(model_cfg, dataset_cfg)
             try:
                 super().run(cur_model, cur_model_abbr)
             except Exception as error:  # the model, or a dataset's own files: nothing of the model after it was run
@@ -62,55 +70,82 @@ class WdmoeInferTask(OpenICLInferTask):
     def _inference(self) -> None:
         predictions = self._predictions(self.model_cfg, self.dataset_cfg)
         predictions.parent.mkdir(parents=True, exist_ok=True)
-        failure = _beside(predictions, FAILURE_SUFFIX)
+        failure = beside(predictions, FAILURE_SUFFIX)
         dataset = dataset_abbr_from_cfg(self.dataset_cfg)
         traced = hasattr(self.model, "open_trace")
         if not traced and getattr(self.model, "tokenizer", None) is not None:
             supply_batch_encode_plus(self.model.tokenizer)
         try:
-            if traced:
-                answered = _answered_items(predictions)
-                model_abbr = model_abbr_from_cfg(self.model_cfg)
-                self.model.open_trace(predictions, model_abbr, dataset, len(self.dataset.test), answered)
-            super()._inference()
-            if traced:
-                self.model.close_trace(seal=True)
+            with exclusive(predictions):
+                if not predictions.exists():  # else somebody else has finished it meanwhile
+                    self._traced_inference(predictions, dataset, traced)
             failure.unlink(missing_ok=True)
         except Exception as error:
-            if traced:
-                self.model.close_trace(seal=False)
             self.logger.error(traceback.format_exc())
             self._note_failure(self.model_cfg, self.dataset_cfg, error)
             self._failed.append(dataset)
+
+    def _traced_inference(self, predictions: Path, dataset: str, traced: bool) -> None:
+        if not traced:
+            super()._inference()
+            return
+        try:
+            answers = whole_answers(predictions)
+            model_abbr = model_abbr_from_cfg(self.model_cfg)
+            first = self.model.open_trace(predictions, model_abbr, dataset, len(self.dataset.test), len(answers))
+            keep_answers(predictions, answers[:first])
+            super()._inference()
+        except Exception:
+            self.model.close_trace(seal=False)
+            raise
+        self.model.close_trace(seal=True)
 
     def _note_failure(self, model_cfg: ConfigDict, dataset_cfg: ConfigDict, error: Exception) -> None:
         predictions = self._predictions(model_cfg, dataset_cfg)
         if predictions.exists():
             return
-        predictions.parent.mkdir(parents=True, exist_ok=True)
         reason = str(error) if isinstance(error, WdmoeError) else f"{type(error).__name__}: {error}"
-        _beside(predictions, FAILURE_SUFFIX).write_text(" ".join(reason.split()) + "\n")
+        try:
+            predictions.parent.mkdir(parents=True, exist_ok=True)
+            beside(predictions, FAILURE_SUFFIX).write_text(" ".join(reason.split()) + "\n")
+        except OSError as disk:  # full, or read-only: the log says it
+            self.logger.error(f"{predictions}: {reason} (and no note of it: {disk.strerror})")
+
+    def _redo_unfinished(self, model_cfg: ConfigDict, dataset_cfg: ConfigDict) -> None:
+        results = get_infer_output_path(model_cfg, dataset_cfg, os.path.join(self.work_dir, "results"))
+        redo_unfinished(self._predictions(model_cfg, dataset_cfg), Path(results), "wdmoe" in model_cfg)
 
     def _predictions(self, model_cfg: ConfigDict, dataset_cfg: ConfigDict) -> Path:
         return Path(get_infer_output_path(model_cfg, dataset_cfg, os.path.join(self.work_dir, "predictions")))
 
 
-def _beside(predictions: Path, suffix: str) -> Path:
-    return predictions.with_name(predictions.name.removesuffix(".json") + suffix)
+def _end_with_the_runner() -> None:
+    """On Linux: a runner that is killed takes its tasks with it, else they would go on beside those of the next run."""
+    shell = os.getppid()
+    runner = _parent_of(shell)
+    if runner is not None:
+        threading.Thread(target=_end_without, args=(shell, runner), daemon=True).start()
 
 
-def _answered_items(predictions: Path) -> int:
-    """Items of an interrupted generation whose answers are kept, as OpenCompass's inferencer will read them."""
-    from opencompass.openicl.icl_inferencer.icl_base_inferencer import GenInferencerOutputHandler
+def _end_without(shell: int, runner: int) -> None:
+    while os.getppid() == shell and _parent_of(shell) == runner:
+        time.sleep(LOOK_AFTER_RUNNER_S)
+    os.kill(os.getpid(), signal.SIGTERM)
 
-    partial = "tmp_" + predictions.stem + ".jsonl"
-    return len(GenInferencerOutputHandler().restore_from_jsonl(str(predictions.parent), partial))
+
+def _parent_of(process: int) -> int | None:
+    """None where the system does not tell."""
+    try:
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def main() -> None:
     """Run one dumped task config; a WdmoeError becomes one sentence and exit code 2."""
     parser = argparse.ArgumentParser(description="Run one infer task of a dumped OpenCompass config")
     parser.add_argument("config")
+    _end_with_the_runner()
     try:
         WdmoeInferTask(Config.fromfile(parser.parse_args().config)).run()
     except WdmoeError as error:

@@ -108,20 +108,32 @@ class WdmoeMixin:
         return LabClient(self.settings.load_lab(), layers)
 
     # -- the trace -----------------------------------------------------------------------------------------------
-    def open_trace(self, predictions: Path, model_abbr: str, dataset: str, items_total: int, first_item: int) -> None:
-        """Begin, or continue at `first_item`, the trace beside a dataset's predictions file."""
+    def open_trace(self, predictions: Path, model_abbr: str, dataset: str, items_total: int, answered: int) -> int:
+        """Begin, or continue, the trace beside a dataset's predictions file; -> the item to go on at.
+
+        answered: how many items have whole answers; where the last of them are no whole batch whose counts are known,
+        the trace goes on at the batch before.
+        """
         journal = Journal(predictions.with_name(dataset + JOURNAL_SUFFIX), self._metadata(model_abbr, dataset))
-        journal.resume(first_item)
-        self._trace = _OpenTrace(journal, predictions.with_name(dataset + SEALED_SUFFIX), items_total, first_item)
+        journals: list[Journal] = [journal]
+        times = None
         if self.testbed is not None:
             times = TimesJournal(
                 predictions.with_name(dataset + TIMES_JOURNAL_SUFFIX), self._times_metadata(model_abbr, dataset)
             )
-            times.resume(first_item)
+            journals.append(times)
+        first_item = answered
+        for one in (*journals, journal):  # the first again: a journal may lack what the other one has
+            first_item = one.resumable(first_item)
+        for one in journals:
+            one.resume(first_item)
+        self._trace = _OpenTrace(journal, predictions.with_name(dataset + SEALED_SUFFIX), items_total, first_item)
+        if times is not None:
             self._trace.times = times
             recorded = times.recorded()
             if self._history is not None and recorded is not None and first_item:  # a run that goes on
                 self._history.add(recorded.layer_times())
+        return first_item
 
     def close_trace(self, seal: bool) -> None:
         """End the trace of the dataset; `seal` only when the predictions are complete."""

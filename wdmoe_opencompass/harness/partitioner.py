@@ -1,12 +1,75 @@
-"""Tasks that hold several models: a process imports OpenCompass and transformers once, not once per model."""
+"""OpenCompass's partitioners, made sure that what they take for finished is finished."""
 
+import math
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import ConfigDict
-from opencompass.partitioners import NaivePartitioner
+from opencompass.partitioners import NaivePartitioner, NumWorkerPartitioner, SizePartitioner
+from opencompass.utils import get_infer_output_path
+
+from .unfinished import redo_stale_results, redo_unfinished
+
+PREDICTIONS, RESULTS = "predictions", "results"
 
 
-class SharedProcessPartitioner(NaivePartitioner):
+class _Checked:
+    """Before OpenCompass skips what has a file, files that are torn, or lack their trace, are taken away."""
+
+    def partition(self, model_dataset_combinations: list[dict], work_dir: str, out_dir: str, **others: Any) -> list:
+        """As OpenCompass's own."""
+        for combination in model_dataset_combinations:
+            for model in combination["models"]:
+                for dataset in combination["datasets"]:
+                    _check(model, dataset, work_dir, Path(out_dir).name)
+        return super().partition(  # type: ignore[misc]
+            model_dataset_combinations=model_dataset_combinations, work_dir=work_dir, out_dir=out_dir, **others
+        )
+
+
+def _check(model: Any, dataset: Any, work_dir: str, stage: str) -> None:
+    whole = Path(get_infer_output_path(model, dataset, str(Path(work_dir) / PREDICTIONS)))
+    results = Path(get_infer_output_path(model, dataset, str(Path(work_dir) / RESULTS)))
+    parts = [path for path in whole.parent.glob(f"{whole.stem}_*.json") if path.stem[len(whole.stem) + 1 :].isdigit()]
+    for predictions in (whole, *parts):
+        if stage == PREDICTIONS:
+            redo_unfinished(predictions, results, "wdmoe" in model)
+        else:
+            redo_stale_results(predictions, results)
+
+
+class WdmoeNaivePartitioner(_Checked, NaivePartitioner):
+    """`NaivePartitioner`: one task per `n` datasets of a model."""
+
+
+class WdmoeSizePartitioner(_Checked, SizePartitioner):
+    """`SizePartitioner`: tasks of about `max_task_size`; long datasets are split."""
+
+
+class WdmoeNumWorkerPartitioner(_Checked, NumWorkerPartitioner):
+    """`NumWorkerPartitioner`: every dataset is split over the workers, at multiples of `batch_size`.
+
+    batch_size: that of the models. A policy like Algorithm 1 couples the tokens of a forward pass, so that only equal
+    batches give equal answers, split or not.
+    """
+
+    def __init__(self, *arguments: Any, batch_size: int = 1, **others: Any):
+        super().__init__(*arguments, **others)
+        self.batch_size = batch_size
+        self.min_task_size: int
+
+    def split_dataset(self, dataset_cfg: ConfigDict) -> list[ConfigDict]:
+        """Parts of equal size, a multiple of `batch_size`, the last one shorter."""
+        least = self.min_task_size
+        size = max(math.ceil(self.get_size(dataset_cfg) / self.num_split), least)
+        self.min_task_size = math.ceil(size / self.batch_size) * self.batch_size
+        try:
+            return super().split_dataset(dataset_cfg)
+        finally:
+            self.min_task_size = least
+
+
+class SharedProcessPartitioner(WdmoeNaivePartitioner):
     """NaivePartitioner's tasks, dealt out over `tasks` processes that run their models one after the other.
 
     Worth it for many small models (the policies of one model, say): each process costs about ten seconds of imports.
@@ -16,9 +79,9 @@ class SharedProcessPartitioner(NaivePartitioner):
         super().__init__(out_dir=out_dir, n=n, keep_keys=keep_keys)
         self.tasks = tasks
 
-    def partition(self, model_dataset_combinations: list[dict], **others: Any) -> list[ConfigDict]:
-        """Join every `tasks`-th of the tasks that NaivePartitioner makes; it is told by this argument what to pass."""
-        single = super().partition(model_dataset_combinations, **others)
+    def partition(self, model_dataset_combinations: list[dict], work_dir: str, out_dir: str, **others: Any) -> list:
+        """Join every `tasks`-th of the tasks that NaivePartitioner makes."""
+        single = super().partition(model_dataset_combinations, work_dir, out_dir, **others)
         joined = []
         for first in range(min(self.tasks, len(single))):
             task = single[first]

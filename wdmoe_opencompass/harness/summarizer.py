@@ -35,7 +35,20 @@ class WdmoeSummarizer(DefaultSummarizer):
     """
 
     def summarize(self, output_path: str | None = None, time_str: str | None = None) -> None:
-        """Write all tables; a cell that a failed task left empty is named with its reason."""
+        """Write all tables; a cell that a failed task left empty is named with its reason.
+
+        Raises SystemExit in one sentence where the disk is full or the folder read-only: each file is written whole or
+        not at all.
+        """
+        try:
+            self._summarize(output_path, time_str)
+        except OSError as error:
+            raise SystemExit(
+                f"error: {error.filename or self.work_dir}: {error.strerror}; predictions, traces and earlier tables "
+                "are as they were; when there is room, start again with --mode viz -r"
+            ) from None
+
+    def _summarize(self, output_path: str | None, time_str: str | None) -> None:
         super().summarize(output_path, time_str or datetime.now().strftime("%Y%m%d_%H%M%S"))
         runs = [self._model_run(cfg) for cfg in self.model_cfgs]
         benchmarks = benchmarks_of(self._datasets(), self._groups())

@@ -1,5 +1,6 @@
 """Figures 5 to 8 of the paper from routing traces alone, as PNG and PDF."""
 
+import io
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..channel.profile import ChannelProfile, changed_profile
+from ..files import write_whole
 from ..replay import Advance, ignore, pooled_mean, replay
 from ..routing.trace import RoutingTrace
 from .tables import OPTIMISED, ROWS, ModelRun, profile_line, row_runs
@@ -199,6 +201,9 @@ def save_figure(figure: Any, path: Path, note: str, method: str = ALLOCATIONS) -
     text = f"{note}; {method}"
     figure.supxlabel(textwrap.fill(text, int(NOTE_LETTERS_PER_INCH * figure.get_figwidth())), fontsize=6)
     files = [path.with_suffix(".png"), path.with_suffix(".pdf")]
-    figure.savefig(files[0], dpi=150)
-    figure.savefig(files[1], metadata={"CreationDate": None})
+    for file in files:
+        picture = io.BytesIO()
+        form = file.suffix[1:]
+        figure.savefig(picture, format=form, dpi=150, metadata={"CreationDate": None} if form == "pdf" else None)
+        write_whole(file, picture.getvalue())
     return files

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..files import write_whole
 from ..routing.trace import PHASES
 from .compare import BATCHES_FILE, ITEMS_FILE, batch_records, item_records
 from .differences import difference_notes, difference_records, difference_table
@@ -105,5 +106,5 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
     printed += write_testbed(runs, benchmarks, folder.parent / "predictions", folder)
     printed += write_events(folder.parent / "predictions", folder)
     write_json(folder / MISSING_FILE, missing_cells(runs))
-    (folder / MAIN_TABLES_FILE).write_text("\n".join(printed))
+    write_whole(folder / MAIN_TABLES_FILE, "\n".join(printed))
     return printed

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..allocation.base import Scope
 from ..errors import TraceError
+from ..files import write_whole
 from ..replay import pooled_mean, replay
 from ..routing.trace import PHASES, SEALED_SUFFIX, RoutingTrace, TraceMetadata, read_trace
 from .batches import BatchSums, batch_sums, why_no_interval
@@ -453,7 +454,7 @@ FORMATS = ("md", "csv", "tex", "json")
 def write_table(path: Path, table: pd.DataFrame, notes: list[str]) -> str:
     """Write a table with its notes beside `path` in all FORMATS; -> the Markdown."""
     for form in FORMATS:
-        path.with_name(f"{path.name}.{form}").write_text(formatted(table, notes, form))
+        write_whole(path.with_name(f"{path.name}.{form}"), formatted(table, notes, form))
     return formatted(table, notes, "md")
 
 
@@ -493,4 +494,4 @@ def _latex(cells: list[list[str]], notes: list[str]) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON."""
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_whole(path, json.dumps(content, indent=1) + "\n")

@@ -227,13 +227,13 @@ class TimesJournal(Journal):
 
     def recorded(self) -> MeasuredTimes | None:
         """What whole blocks hold so far, for a history that goes on after a resume; None without a journal."""
-        metadata, blocks = self._read()
-        return None if metadata is None else join_times(metadata, blocks)  # type: ignore[arg-type]
+        return self.joined() if self._read()[0] is not None else None
 
-    def _write_joined(self, path: Path, metadata: Any, blocks: list[dict[str, NDArray]]) -> MeasuredTimes:
-        times = join_times(metadata, blocks)
-        write_times(path, times)
-        return times
+    def _join(self, metadata: Any, blocks: list[dict[str, NDArray]]) -> MeasuredTimes:
+        return join_times(metadata, blocks)
+
+    def _write(self, path: Path, joined: Any) -> None:
+        write_times(path, joined)
 
     def _parse_metadata(self, text: str) -> TimesMetadata:  # type: ignore[override]
         return _metadata(self.path, text)

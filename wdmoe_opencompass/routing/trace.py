@@ -23,6 +23,7 @@ from safetensors.numpy import save as save_arrays
 
 from ..channel.profile import ChannelProfile
 from ..errors import TraceError
+from ..files import write_whole
 
 FORMAT_VERSION = 3
 RATIO_BINS = 50
@@ -177,12 +178,7 @@ def write_trace(path: Path, trace: RoutingTrace) -> None:
 def write_sealed(path: Path, arrays: dict[str, NDArray], metadata: dict[str, str]) -> None:
     """Write a safetensors file whole or not at all."""
     blob = save_arrays(arrays, metadata=metadata)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(blob)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_whole(path, blob)
 
 
 def read_trace(path: Path | str) -> RoutingTrace:
@@ -261,6 +257,17 @@ class Journal:
         self.path = path
         self.metadata = metadata
 
+    def resumable(self, first_item: int) -> int:
+        """-> the last item, not after `first_item`, at which `resume` can go on: the end of a batch of this run."""
+        written, blocks = self._read()
+        end = 0
+        for block in blocks if written == self.metadata else []:
+            first, items = int(block["first_item"].min()), int(block["items"].sum())
+            if first != end or end + items > first_item:
+                break
+            end += items
+        return end
+
     def resume(self, first_item: int) -> None:
         """Keep only whole blocks of items before `first_item` and of this very run; forget all others.
 
@@ -279,9 +286,7 @@ class Journal:
             )
         assert self.metadata is not None
         frames = [_frame(self.metadata.model_dump_json().encode()), *(_frame(_packed(block)) for block in kept)]
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_bytes(b"".join(frames))
-        temporary.replace(self.path)
+        write_whole(self.path, b"".join(frames))
 
     def append(self, block: dict[str, NDArray]) -> None:
         """Add one finished batch; `resume` must have been called."""
@@ -292,17 +297,23 @@ class Journal:
 
     def seal(self, path: Path) -> Any:
         """Join all blocks into a sealed file at `path` and remove the journal; -> what it holds."""
+        joined = self.joined()
+        self._write(path, joined)
+        self.path.unlink(missing_ok=True)
+        return joined
+
+    def joined(self) -> Any:
+        """-> what all whole blocks hold; TraceError where there is no readable journal."""
         metadata, blocks = self._read()
         if metadata is None:
             raise TraceError(f"{self.path}: not a journal of {self.contents}, or torn")
-        sealed = self._write_joined(path, metadata, blocks)
-        self.path.unlink(missing_ok=True)
-        return sealed
+        return self._join(metadata, blocks)
 
-    def _write_joined(self, path: Path, metadata: TraceMetadata, blocks: list[dict[str, NDArray]]) -> Any:
-        trace = join(metadata, blocks)
-        write_trace(path, trace)
-        return trace
+    def _join(self, metadata: TraceMetadata, blocks: list[dict[str, NDArray]]) -> Any:
+        return join(metadata, blocks)
+
+    def _write(self, path: Path, joined: Any) -> None:
+        write_trace(path, joined)
 
     def _read(self) -> tuple[TraceMetadata | None, list[dict[str, NDArray]]]:
         frames = list(_frames(self.path.read_bytes() if self.path.exists() else b""))

@@ -1,0 +1,267 @@
+"""What an interruption leaves behind is taken away, sealed or gone on with; never counted twice, never guessed."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mmengine.config import ConfigDict
+
+from tests.routing.test_trace import block, journal, metadata
+from wdmoe_opencompass.errors import WdmoeError
+from wdmoe_opencompass.harness.lock import exclusive
+from wdmoe_opencompass.harness.partitioner import WdmoeNaivePartitioner, WdmoeNumWorkerPartitioner
+from wdmoe_opencompass.harness.unfinished import (
+    keep_answers,
+    redo_stale_results,
+    redo_unfinished,
+    whole_answers,
+)
+from wdmoe_opencompass.routing.trace import Journal, join, read_trace, write_trace
+
+GENERATED = {str(n): dict(origin_prompt="p", prediction="a") for n in range(8)}
+RANKED = {str(n): {"label: A": {}, "label: B": {}, "prediction": "A"} for n in range(4)}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """-> predictions, results, sealed trace, journal: paths of one dataset."""
+    predictions = tmp_path / "predictions" / "d.json"
+    predictions.parent.mkdir()
+    results = tmp_path / "results.json"
+    results.write_text("{}")
+    sealed, growing = (predictions.with_name(f"d.trace.{suffix}") for suffix in ("safetensors", "part"))
+    return predictions, results, sealed, growing
+
+
+def seal(path, *blocks):
+    write_trace(path, join(metadata(), list(blocks)))
+
+
+def grow(path, *blocks):
+    one = Journal(path, metadata())
+    one.resume(0)
+    for of_batch in blocks:
+        one.append(of_batch)
+
+
+def test_what_is_whole_stays(files):
+    predictions, results, sealed, _ = files
+    for answers in (GENERATED, RANKED):  # 8 items once, 4 items with two possible answers
+        predictions.write_text(json.dumps(answers))
+        seal(sealed, block(0), block(4))
+        assert redo_unfinished(predictions, results, True) is None
+        assert predictions.exists()
+        assert sealed.exists()
+        assert results.exists()
+
+
+def test_what_is_not_there_is_nobodys_business(files):
+    predictions, results, _, growing = files
+    grow(growing, block(0))
+    assert redo_unfinished(predictions, results, True) is None
+    assert growing.exists()
+
+
+@pytest.mark.parametrize("content", ["", '{"0": {"prediction": "a"', "[]", '{"0"\udc80'])
+def test_torn_predictions_are_run_again(files, content):
+    predictions, results, _, growing = files
+    predictions.write_bytes(content.encode(errors="surrogateescape"))
+    grow(growing, block(0), block(4))
+    assert "torn" in redo_unfinished(predictions, results, True)
+    assert not predictions.exists()
+    assert not results.exists()
+    assert growing.exists()  # the answers beside it may go on from there
+
+
+def test_a_journal_that_has_all_items_is_sealed(files):
+    predictions, results, sealed, growing = files
+    predictions.write_text(json.dumps(GENERATED))
+    grow(growing, block(0), block(4))
+    assert redo_unfinished(predictions, results, True) is None
+    assert read_trace(sealed).items.tolist() == [4, 4]
+    assert not growing.exists()
+    assert predictions.exists()
+
+
+@pytest.mark.parametrize("lacks", ["everything", "a batch", "the end of the file", "another dataset's"])
+def test_predictions_without_all_their_counts_are_run_again(files, lacks):
+    predictions, results, sealed, growing = files
+    predictions.write_text(json.dumps(GENERATED))
+    if lacks == "a batch":
+        grow(growing, block(0))
+    elif lacks == "the end of the file":
+        seal(sealed, block(0), block(4))
+        sealed.write_bytes(sealed.read_bytes()[:-4])
+    elif lacks == "another dataset's":
+        seal(sealed, block(0))
+    assert redo_unfinished(predictions, results, True)
+    assert not predictions.exists()
+    assert not sealed.exists()
+    assert not results.exists()
+
+
+def test_a_model_without_experts_needs_no_trace(files):
+    predictions, results, *_ = files
+    predictions.write_text(json.dumps(GENERATED))
+    assert redo_unfinished(predictions, results, False) is None
+
+
+def test_results_that_are_torn_or_older_than_the_predictions_are_evaluated_again(files):
+    predictions, results, *_ = files
+    predictions.write_text("{}")
+    later = predictions.stat().st_mtime_ns + 10**9
+    os.utime(results, ns=(later, later))
+    redo_stale_results(predictions, results)
+    assert results.exists()
+    os.utime(predictions, ns=(later + 1, later + 1))
+    redo_stale_results(predictions, results)
+    assert not results.exists()
+    results.write_text('{"accuracy": 5')
+    redo_stale_results(predictions, results)
+    assert not results.exists()
+
+
+def answers_file(predictions, count, tail=""):
+    lines = [json.dumps({"idx": n, "prediction": "x\u2028y"}, ensure_ascii=False) + "\n" for n in range(count)]
+    partial = predictions.with_name("tmp_d.jsonl")
+    partial.write_text("".join(lines) + tail)
+    return partial
+
+
+def test_answers_up_to_a_torn_line_are_kept_at_whole_batches(files):
+    """OpenCompass itself throws all of them away: here one line is torn, and all hold a Unicode line end."""
+    from opencompass.openicl.icl_inferencer.icl_base_inferencer import GenInferencerOutputHandler
+
+    predictions, *_, growing = files
+    partial = answers_file(predictions, 6, '{"idx": 6, "pred')
+    grow(growing, block(0), block(4), block(8))
+    answers = whole_answers(predictions)
+    assert len(answers) == 6
+    first = Journal(growing, metadata()).resumable(len(answers))
+    assert first == 4
+    keep_answers(predictions, answers[:first])
+    restored = GenInferencerOutputHandler().restore_from_jsonl(str(predictions.parent), partial.name)
+    assert [restored[n]["prediction"] for n in range(4)] == ["x\u2028y"] * 4
+
+
+@pytest.mark.parametrize("blocks", [[], [block(4)], [block(0), block(8)]])
+def test_only_batches_that_follow_each_other_can_be_gone_on_with(files, blocks):
+    *_, growing = files
+    grow(growing, *blocks)
+    assert Journal(growing, metadata()).resumable(100) == (4 if blocks and blocks[0]["first_item"][0] == 0 else 0)
+
+
+def test_a_journal_of_other_settings_is_not_gone_on_with(tmp_path):
+    grow(tmp_path / "d.trace.part", block(0))
+    assert journal(tmp_path, policy="top_k").resumable(4) == 0
+
+
+def test_no_answers_leave_no_file(files):
+    predictions, *_ = files
+    partial = answers_file(predictions, 3)
+    keep_answers(predictions, [])
+    assert not partial.exists()
+    assert whole_answers(predictions) == []
+
+
+# -- one process at a time -------------------------------------------------------------------------------------------
+HOLD = """
+import sys, time
+from pathlib import Path
+from wdmoe_opencompass.harness.lock import exclusive
+with exclusive(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_dataset_is_run_by_one_process_and_free_when_that_is_killed(files):
+    predictions, *_ = files
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(predictions)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        with (
+            pytest.raises(WdmoeError, match=f"process {other.pid} on .* is running this dataset"),
+            exclusive(predictions),
+        ):
+            pass
+    finally:
+        other.kill()
+        other.wait()
+    with exclusive(predictions):
+        assert predictions.with_name(".d.json.lock").exists()
+    assert not predictions.with_name(".d.json.lock").exists()
+
+
+TASK = """
+import os, time
+from wdmoe_opencompass.harness.infer_task import _end_with_the_runner
+_end_with_the_runner()
+open("pid", "w").write(str(os.getpid()))
+time.sleep(60)
+"""
+RUNNER = """
+import subprocess, sys
+subprocess.run(f"{sys.argv[1]} task.py", shell=True, text=True)  # as OpenCompass's LocalRunner starts a task
+"""
+
+
+def test_runner_that_is_killed_takes_its_task_with_it(tmp_path):
+    (tmp_path / "task.py").write_text(TASK)
+    (tmp_path / "runner.py").write_text(RUNNER)
+    process = subprocess.Popen([sys.executable, str(tmp_path / "runner.py"), sys.executable], cwd=tmp_path)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    pid = int((tmp_path / "pid").read_text())
+    time.sleep(0.2)
+    process.kill()
+    process.wait()
+    while is_running(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
+
+
+# -- partitioners ----------------------------------------------------------------------------------------------------
+def combination():
+    models = [ConfigDict(abbr="m", wdmoe=dict())]
+    return [dict(models=models, datasets=[ConfigDict(abbr=name, reader_cfg=dict()) for name in ("d", "e")])]
+
+
+def test_torn_datasets_are_partitioned_anew(tmp_path):
+    folder = tmp_path / "predictions" / "m"
+    folder.mkdir(parents=True)
+    for name in ("d", "e"):
+        (folder / f"{name}.json").write_text(json.dumps(GENERATED) if name == "d" else '{"0": ')
+    seal(folder / "d.trace.safetensors", block(0), block(4))
+    tasks = WdmoeNaivePartitioner(out_dir=str(tmp_path / "predictions"), n=10).partition(
+        model_dataset_combinations=combination(),
+        work_dir=str(tmp_path),
+        out_dir=str(tmp_path / "predictions"),
+        add_cfg={},
+    )
+    assert [[d["abbr"] for d in task["datasets"][0]] for task in tasks] == [["e"]]
+
+
+@pytest.mark.parametrize(("size", "parts", "steps"), [(100, 3, [40, 40, 20]), (12, 3, [8, 4]), (8, 2, [8])])
+def test_splits_fall_on_multiples_of_the_batch_size(tmp_path, monkeypatch, size, parts, steps):
+    partitioner = WdmoeNumWorkerPartitioner(
+        out_dir=str(tmp_path), num_worker=parts, min_task_size=1, dataset_size_path="", batch_size=8
+    )
+    monkeypatch.setattr(partitioner, "get_size", lambda dataset: size)
+    ranges = [part["reader_cfg"]["test_range"] for part in partitioner.split_dataset(combination()[0]["datasets"][0])]
+    firsts = [int(one[1:-1].split(":")[0]) for one in ranges]
+    assert [b - a for a, b in zip(firsts, [*firsts[1:], size])] == steps
+    assert partitioner.min_task_size == 1

@@ -1,0 +1,34 @@
+"""Files that are written whole or not at all, also where the process is killed or the disk is full."""
+
+import os
+import socket
+from pathlib import Path
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file under a temporary name, force it onto the disk, and rename it; OSError leaves what was there."""
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _force_folder(path.parent)
+
+
+def _force_folder(folder: Path) -> None:
+    """Force the renamed entry onto the disk too; some shared file systems do not let folders be opened."""
+    try:
+        entry = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(entry)
+    except OSError:
+        pass
+    finally:
+        os.close(entry)

@@ -1,0 +1,63 @@
+"""One process at a time writes a dataset: a runner that was killed may leave its task running."""
+
+import fcntl
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import WdmoeError
+
+LOG = logging.getLogger(__name__)
+
+
+@contextmanager
+def exclusive(predictions: Path) -> Iterator[None]:
+    """Hold a dataset's lock, a file beside its predictions; WdmoeError, naming the other, where somebody holds it.
+
+    Where the file system knows no locks, a warning says so and there is none. The processes of one task on several GPUs
+    write as one: the first of them holds the lock.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    path = predictions.with_name(f".{predictions.name}.lock")
+    entry = _locked(path)
+    try:
+        yield
+    finally:
+        if entry is not None:
+            path.unlink(missing_ok=True)
+            os.close(entry)
+
+
+def _locked(path: Path) -> int | None:
+    while True:
+        entry = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(entry, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(entry, 200, 0).decode(errors="replace")
+            os.close(entry)
+            raise WdmoeError(
+                f"{path}: {owner or 'another process'} is running this dataset; wait for it or end it, then start "
+                "again with -r"
+            ) from None
+        except OSError as error:
+            LOG.warning("%s: no lock: %s; do not run this dataset twice at once", path, error.strerror)
+            os.close(entry)
+            return None
+        if _is_still_there(path, entry):
+            os.ftruncate(entry, 0)
+            os.pwrite(entry, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            return entry
+        os.close(entry)  # its last owner took it away meanwhile
+
+
+def _is_still_there(path: Path, entry: int) -> bool:
+    try:
+        return os.stat(path).st_ino == os.fstat(entry).st_ino
+    except FileNotFoundError:
+        return False
