@@ -141,8 +141,8 @@ def waiting_latency_s(
 ) -> Array:
     """Attention waiting latency of each layer, ``t^i = max_k t_k^i``, Eq. (11): [...].
 
-    Measured links: the messages leave one after the other, that of the slowest device first (our choice, as the
-    testbed's base station sends them): with t_k^i in descending order, ``t^i = max_n (t_n^i + (n - 1) message_s)``.
+    Measured links (our choice): several messages cost the base station as if they left one after the other, that of the
+    slowest device first: with t_k^i in descending order, ``t^i = max_n (t_n^i + (n - 1) message_s)``.
     """
     seconds = device_latency_s(budget, bandwidth_hz, device_load, expert_evaluations)
     if budget.measured is None or not budget.measured.message_s:

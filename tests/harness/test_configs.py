@@ -11,6 +11,7 @@ from opencompass.utils.run import get_config_from_arg
 
 from tests.conftest import ROOT
 from wdmoe_opencompass.harness.settings import parse_settings
+from wdmoe_opencompass.testbed.lab import Lab, write_lab
 
 CONFIGS = ROOT / "eval_configs"
 ALL = sorted(CONFIGS.rglob("*.py"))
@@ -55,7 +56,7 @@ def test_every_runnable_config_loads_and_all_its_classes_resolve(path):
 
 
 @pytest.mark.parametrize("path", MODEL_PARTS, ids=name)
-def test_classes_arguments_profiles_and_policies_of_every_model_are_real(path):
+def test_classes_arguments_profiles_and_policies_of_every_model_are_real(path, tmp_path):
     for model in Config.fromfile(path, format_python_code=False).models:
         given = model.to_dict()
         cls = MODELS.get(given.pop("type"))
@@ -65,6 +66,10 @@ def test_classes_arguments_profiles_and_policies_of_every_model_are_real(path):
             settings = given["wdmoe"]
             if not Path(settings.get("calibration") or "setup.cfg").exists():  # the user makes it: `wdmoe calibrate`
                 settings["calibration"] = "quickstart/quickstart.calibration.safetensors"
+            if settings.get("testbed"):  # the user starts it: `wdmoe testbed up`
+                settings["testbed"] = str(tmp_path / "lab.yaml")
+                devices = [dict(name=f"d{k}", address=f"127.0.0.1:{k + 1}", experts=[k]) for k in range(4)]
+                write_lab(tmp_path / "lab.yaml", Lab(devices=devices))
             parse_settings(settings)
 
 

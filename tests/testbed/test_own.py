@@ -13,6 +13,7 @@ from wdmoe_opencompass.routing.patch import Attachment
 from wdmoe_opencompass.testbed.client import LabClient
 from wdmoe_opencompass.testbed.device import DeviceServer
 from wdmoe_opencompass.testbed.experts import load_experts
+from wdmoe_opencompass.testbed.lab import Lab
 
 
 def test_lacking_experts_are_read_when_a_device_fails_and_forgotten_when_it_is_back(saved, tiny):
@@ -39,13 +40,38 @@ def test_lacking_experts_are_read_when_a_device_fails_and_forgotten_when_it_is_b
             devices[1] = DeviceServer(load_experts(saved, (2,), "float32"), f"127.0.0.1:{port}")
             devices[1].start()
             until(lambda: "rejoined" in kinds(client, "b"))
-            assert not client._own._copies
             assert torch.equal(logits(model), expected)
+            assert not client._own._copies
+
+
+@pytest.mark.parametrize("policy", ["expanded_drop", "wlr"])
+def test_dropped_pairs_go_nowhere_with_few_experts_in_memory(saved, policy):
+    model = tiny_mixtral().float()
+    with servers(saved) as devices:
+        lab = lab_of(devices, experts_in_memory="own", send_padding=True)
+        with Attachment(model, example_policy(policy), states_of(model, lab)):
+            expected = logits(model)
+        with (
+            LabClient(lab, find_moe_layers(model)) as client,
+            Attachment(model, example_policy(policy), states_of(model, lab), sender=client) as attached,
+        ):
+            client.keep_own_experts(saved)
+            assert torch.equal(logits(model), expected)
+            assert not client.events
+            loads = attached.recorder.finish_batch(0, 4)["device_load"]
+            sent = sum(one.tokens for one in client.take_times())
+            assert loads.sum() <= sent < loads.sum() * 2  # the padding too
+
+
+def test_a_base_station_without_the_experts_cannot_compute_padding():
+    devices = [dict(name="a", address="127.0.0.1:1", experts=[0])]
+    with pytest.raises(ValueError, match="own needs send_padding: true"):
+        Lab(devices=devices, experts_in_memory="own")
 
 
 def test_files_that_cannot_be_read_expert_by_expert_are_an_error_at_the_start(saved, tmp_path):
     layers = find_moe_layers(tiny_mixtral().float())
     with servers(saved, GROUPS[:1]) as devices:
-        lab = lab_of(devices, GROUPS[:1], experts_in_memory="own")
+        lab = lab_of(devices, GROUPS[:1], experts_in_memory="own", send_padding=True)
         with LabClient(lab, layers) as client, pytest.raises(LabError, match="no such folder with a config"):
             client.keep_own_experts(tmp_path)

@@ -2,13 +2,15 @@
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.testbed.faults import SPOILS, Rubbish
 from tests.testbed.labs import lab_of, servers
 from wdmoe_opencompass import load_profile
 from wdmoe_opencompass.testbed.cli import main
 from wdmoe_opencompass.testbed.lab import write_lab
 
-LIMIT = 20e6  # bit/s of each direction: of messages this small little more than half gets through
+QUICKSTART = ROOT / "quickstart" / "model"  # large enough that computing grows with the tokens
+LIMIT = 20e6  # bit/s of each direction, slow enough that other processes on the cores matter little
 
 
 @pytest.fixture
@@ -28,14 +30,17 @@ def measure(lab_file, saved, *options):
     return 0
 
 
-def test_probe_of_live_devices_is_a_profile_of_their_rates(lab_file, saved, capsys):
-    assert measure(lab_file, saved, "--tokens", "8,64,512", "--rounds", "3") == 0
+def test_probe_of_live_devices_is_a_profile_of_their_rates(tmp_path, capsys):
+    lab_file = tmp_path / "lab.yaml"
+    with servers(QUICKSTART, rate_bit_per_s=LIMIT) as devices:
+        write_lab(lab_file, lab_of(devices))
+        assert measure(lab_file, QUICKSTART, "--tokens", "8,64,512", "--rounds", "3") == 0
     profile = load_profile(lab_file.with_name("measured.yaml"))
     assert (profile.rates, profile.payload_bits) == ("measured", 32)
     assert profile.device_of_expert(8) == [0, 0, 1, 2, 2, 3, -1, -1]  # as in the lab file; 6 and 7 at the base station
     for device in profile.devices:
-        assert 0.3 * LIMIT < device.downlink_bit_per_s < 1.2 * LIMIT
-        assert 0.3 * LIMIT < device.uplink_bit_per_s < 1.2 * LIMIT
+        assert 0.5 * LIMIT < device.downlink_bit_per_s < 1.5 * LIMIT
+        assert 0.5 * LIMIT < device.uplink_bit_per_s < 1.5 * LIMIT
         assert device.compute_flops > 0
     assert "from message to message" in capsys.readouterr().out
 

@@ -165,7 +165,8 @@ class WdmoeMixin:
         """Add what happened to the devices since the last dataset to a file beside the trace, one JSON object each."""
         if self.testbed is None:
             return
-        events, self._events_written = self.testbed.events[self._events_written :], len(self.testbed.events)
+        events = self.testbed.events[self._events_written :]
+        self._events_written += len(events)
         if events:
             path = sealed.with_name(sealed.name.removesuffix(SEALED_SUFFIX) + EVENTS_SUFFIX)
             with path.open("a") as file:
@@ -206,6 +207,7 @@ class WdmoeMixin:
         trace = self._trace
         if self.testbed is not None:
             self.testbed.take_times()
+            self.testbed.take_waiting()
         if trace is None:
             yield
             recorder.reset()
@@ -226,9 +228,14 @@ class WdmoeMixin:
         of_pass = defaultdict(list)
         for one in self.testbed.take_times():
             of_pass[one.pass_index].append(one)
+        waiting = defaultdict(list)
+        for number, layer, seconds in self.testbed.take_waiting():
+            waiting[number].append((layer, seconds))
         for number, count in enumerate(tokens):
             recorder.begin_pass(count)
             recorder.add(of_pass[number])
+            for layer, seconds in waiting[number]:
+                recorder.add_waiting(layer, seconds)
         return recorder.finish_batch(first_item, items)
 
     def generate(

@@ -45,7 +45,7 @@ LATENCY_TEXT = (
 )
 INTERVALS = BATCH_METHOD.replace(
     "under the run's own channel draws (paired", "as measured, vanilla and policy one after the other (paired"
-).replace("not of other fading", "not of another day's radio")
+).replace("not of other fading", "not of a radio or a machine that became slower between the two runs")
 FIGURE_TEXT = "line: mean over layers and passes with so many tokens; band: least and most; as measured"
 PREDICTION_TEXT = (
     "waiting latency of each MoE layer of each forward pass that had a token on a device: predicted from the recorded "
@@ -388,7 +388,7 @@ def _write_predictions(measured: Sequence[MeasuredRun], folder: Path, profile: C
     rows.to_csv(folder / LAYER_PASSES, index=False)
     write_json(folder / f"{PREDICTION}_records.json", records)
     table = write_table(folder / PREDICTION, prediction_table(records), prediction_notes(measured, profile))
-    return [table, f"every layer pass: {folder / LAYER_PASSES}\n"]
+    return [*assumed(measured, profile), table, f"every layer pass: {folder / LAYER_PASSES}\n"]
 
 
 def prediction_notes(measured: Sequence[MeasuredRun], profile: ChannelProfile | None) -> list[str]:
@@ -396,10 +396,16 @@ def prediction_notes(measured: Sequence[MeasuredRun], profile: ChannelProfile | 
     traces = [trace for one in measured for pairs in one.measured.values() for trace, _ in pairs]
     every = {one.content_hash: one for one in ([profile] if profile else [t.metadata.profile for t in traces])}
     named = ", ".join(f"{one.name} (hash {key[:12]}, {one.rates} rates)" for key, one in every.items())
-    notes = [PREDICTION_TEXT, f"predicted from profile {named}; payload as on the wire"]
-    if any(one.rates == "physical" for one in every.values()):
-        notes.append(
-            "a profile of physical rates is an assumption about the testbed, not a measurement of it: "
-            "`wdmoe testbed measure` makes one of measured rates"
-        )
-    return notes
+    return [*assumed(measured, profile), PREDICTION_TEXT, f"predicted from profile {named}; payload as on the wire"]
+
+
+def assumed(measured: Sequence[MeasuredRun], profile: ChannelProfile | None) -> list[str]:
+    """A warning where a prediction is made from physical rates."""
+    traces = [trace for one in measured for pairs in one.measured.values() for trace, _ in pairs]
+    used = [profile] if profile else [trace.metadata.profile for trace in traces]
+    if all(one.rates == "measured" for one in used):
+        return []
+    return [
+        "PREDICTED FROM AN ASSUMED PROFILE: a profile of physical rates is an assumption about the testbed, no "
+        "measurement of it; make one by `wdmoe testbed measure`, then `wdmoe predict RUN --profile measured.yaml`"
+    ]

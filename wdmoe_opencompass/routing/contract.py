@@ -93,6 +93,8 @@ class Contract:
         """Let `select` choose among what the router gives the experts; None leaves everything untouched."""
         scores: list[Tensor] = []
 
+        num_experts = self.sizes(experts)[0]  # now: a base station may keep fewer of them later
+
         def answered(module: nn.Module, args: tuple, answer: Any) -> None:
             scores[:] = [answer[0] if isinstance(answer, tuple) else answer]
 
@@ -101,7 +103,7 @@ class Contract:
             kept = select(Choice(scores.pop().reshape(len(index), -1), weights, index))
             if kept is None:
                 return None
-            new = {id(index): self._index(experts, kept), id(weights): kept.weights}
+            new = {id(index): self._index(num_experts, kept), id(weights): kept.weights}
             args = tuple(new.get(id(value), value) for value in args)
             return args, {name: new.get(id(value), value) for name, value in kwargs.items()}
 
@@ -121,9 +123,9 @@ class Contract:
             raise ModelError(f"{type(experts).__name__} does not let what its experts get and answer be quantised")
         return []
 
-    def _index(self, experts: Any, kept: Kept) -> Tensor:
+    def _index(self, num_experts: int, kept: Kept) -> Tensor:
         """-> [tokens, k] index for the experts; a dropped one is marked, or keeps its place with weight 0."""
-        dropped = experts.num_experts if self.skips_dropped else kept.expert_index
+        dropped = num_experts if self.skips_dropped else kept.expert_index
         return torch.where(kept.keep, kept.expert_index, dropped)
 
 

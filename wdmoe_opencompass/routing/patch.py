@@ -21,10 +21,13 @@ __all__ = ["Attachment", "MoeLayer", "find_moe_layers"]
 
 
 class Sender(Protocol):
-    """Computes experts somewhere else, as testbed.client.LabClient does."""
+    """Computes experts somewhere else, as testbed.client.LabClient does.
+
+    is_load: [tokens] which tokens of the next layer are load; padding and finished rows need not travel
+    """
 
     pass_index: int
-    sends_padding: bool
+    is_load: Tensor
 
     def send_layer(self, number: int) -> Handle:
         """Let MoE layer `number` compute its experts there from now on; -> what undoes it."""
@@ -203,8 +206,8 @@ class Attachment:
         self.recorder.record(routing, channel, selection.expert_index, selection.keep)
         if self.sender is not None:
             weights = self._kept_weights(layer, choice.top_k_weights, selection) if self.changes_experts else None
-            sent = selection.keep if self.sender.sends_padding else selection.keep & routing.is_load[:, None]
-            return Kept(selection.expert_index, sent, choice.top_k_weights if weights is None else weights)
+            self.sender.is_load = routing.is_load
+            return Kept(selection.expert_index, selection.keep, choice.top_k_weights if weights is None else weights)
         if not self.changes_experts:
             return None  # the model's own tensors go on untouched: bit for bit the unpatched model
         return Kept(selection.expert_index, selection.keep, self._kept_weights(layer, choice.top_k_weights, selection))

@@ -110,7 +110,7 @@ class MeasuredTimes:
             raise AttributeError(name) from None
 
     def layer_times(self) -> list[LayerTimes]:
-        """Every message, pass by pass: what a history, or a fit, takes."""
+        """Every message, pass by pass: what a history takes."""
         places = np.argwhere(self.arrays["tokens"] > 0)
         columns = [self.arrays[name][tuple(places.T)].tolist() for name in ("tokens", *PARTS)]
         waiting = self.arrays["waiting_s"][places[:, 0], places[:, 1]].tolist()
@@ -131,11 +131,6 @@ class TimesRecorder:
         """Forget an unfinished batch."""
         self._passes: list[dict[str, NDArray]] = []
 
-    @property
-    def passes(self) -> int:
-        """Forward passes since the batch began."""
-        return len(self._passes)
-
     def begin_pass(self, tokens: int) -> None:
         """Open a forward pass of so many real tokens."""
         layers, devices = self._shape
@@ -144,10 +139,6 @@ class TimesRecorder:
         row["pass_index"] += len(self._passes)
         row["pass_tokens"] += tokens
         self._passes.append(row)
-
-    def drop_pass(self) -> None:
-        """Forget the open pass, which an exception has cut short."""
-        self._passes.pop()
 
     def add(self, times: Iterable[LayerTimes]) -> None:
         """Add what was measured in the open pass; several messages of a device in a layer add up."""
@@ -159,7 +150,7 @@ class TimesRecorder:
             row["waiting_s"][one.layer] = max(row["waiting_s"][one.layer], one.waiting_s)
 
     def add_waiting(self, layer: int, waiting_s: float) -> None:
-        """The waiting time of a layer in which no device had a token."""
+        """The waiting time of a layer, also of one in which no device answered."""
         self._passes[-1]["waiting_s"][layer] = waiting_s
 
     def finish_batch(self, first_item: int, items: int) -> dict[str, NDArray]:

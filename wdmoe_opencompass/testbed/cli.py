@@ -43,9 +43,10 @@ def device(
     """Serve some experts of every MoE layer until a signal comes."""
     import torch
 
-    from .device import DeviceServer, loaded
+    from .device import DeviceServer, check_address, loaded
 
     _log_to_stderr()
+    check_address(listen, keys is not None)
     if threads:
         torch.set_num_threads(threads)
     held = loaded(model, _experts(experts), dtype, device, lambda text: print(text, flush=True))
@@ -158,6 +159,8 @@ def measure(
     from .probe import probe, work_of_own_experts
 
     _log_to_stderr()
+    if out.suffix not in (".yaml", ".yml") or not out.absolute().parent.is_dir():
+        raise LabError(f"--out must be a .yaml file in a folder that exists, got {out}")
     sizes = _sizes(tokens)
     its_lab = load_lab(lab)
     base = profile_of_lab(load_profile(profile), its_lab, str(lab))
@@ -168,11 +171,10 @@ def measure(
     fit = fit_lab(names, times, layers[0].shape, payload_bits)
     fitted = measured_profile(base, names, fit, payload_bits, out.stem)
     out.write_text(measured_profile_text(fitted, fit))
-    for name, one in zip(names, fit.devices):
-        print(
-            f"{name}: {one.downlink_bit_per_s / 1e6:.4g} Mbit/s down, {one.uplink_bit_per_s / 1e6:.4g} up, "
-            f"{one.compute_flops / 1e9:.4g} GFLOP/s, {1e3 * one.fixed_s:.3g} ms per message"
-        )
+    for name, device_of_lab, one in zip(names, its_lab.devices, fit.devices):
+        rates = f"{one.downlink_bit_per_s / 1e6:.4g} Mbit/s down, {one.uplink_bit_per_s / 1e6:.4g} up"
+        computing = f"{one.compute_flops / 1e9:.4g} GFLOP/s, {1e3 * one.fixed_s:.3g} ms per message"
+        print(f"{device_of_lab.name} ({name}): {rates}, {computing}")
     print(
         f"{1e3 * fit.message_s:.3g} ms from message to message; median relative error of the waiting latency of "
         f"{fit.layers} exchanges {100 * fit.median_relative_error:.1f} %"

@@ -29,7 +29,6 @@ LOG = logging.getLogger(__name__)
 TESTBED_EXPERTS = "wdmoe_testbed"
 SEND = "_wdmoe_testbed"
 DROPPED = -2  # place of a pair that nobody computes; -1 is the base station
-MOST_HISTORY = 100_000
 MOST_TIMES = 1_000_000
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -104,8 +103,8 @@ class LabClient:
     fit, or no device answers; a device that is not there yet is waited for in the background.
 
     times:   LayerTimes since `take_times` was called last
+    waiting: (pass, layer, seconds) of every layer that had a token for a device, answered or not, since `take_waiting`
     events:  every Event since the start
-    history: per device the (seconds, tokens) of its messages, the oldest first; grows as layers are computed
     on_layer: called with the LayerTimes of each layer when it is done, before the next layer's experts are chosen
     """
 
@@ -116,10 +115,10 @@ class LabClient:
         self.device_of_expert = lab.device_of_expert(layers[0].num_experts)
         self.times: deque[LayerTimes] = deque(maxlen=MOST_TIMES)
         self.events: list[Event] = []
-        self.history: list[deque[tuple[float, int]]] = [deque(maxlen=MOST_HISTORY) for _ in lab.devices]
+        self.waiting: deque[tuple[int, int, float]] = deque(maxlen=MOST_TIMES)
         self.on_layer: Callable[[list[LayerTimes]], None] | None = None
         self.pass_index = 0
-        self.sends_padding = lab.send_padding
+        self.is_load = torch.empty(0, dtype=torch.bool)
         self._own = OwnExperts(layers)
         self._numbers = itertools.count(1)
         self._last_s = [0.0] * len(lab.devices)  # round trip of each device's last message
@@ -144,7 +143,11 @@ class LabClient:
         with ThreadPoolExecutor(len(self._links)) as pool:
             missing = list(pool.map(connect, self._links))
         if all(missing):
-            raise LabError(f"no device of the lab answers within {self.lab.connect_s:g} s: {missing[0]}")
+            first = self.lab.devices[0]
+            raise LabError(
+                f"no device of the lab answers within {self.lab.connect_s:g} s; {first.name} at {first.address}: "
+                f"{missing[0]}"
+            )
         for link, reason in zip(self._links, missing):
             if reason:
                 self._changed(link, "unavailable", f"not there at the start: {reason}")
@@ -172,6 +175,11 @@ class LabClient:
     def take_times(self) -> list[LayerTimes]:
         """-> the times since the last call."""
         taken, self.times = list(self.times), deque(maxlen=MOST_TIMES)
+        return taken
+
+    def take_waiting(self) -> list[tuple[int, int, float]]:
+        """-> the waiting times since the last call."""
+        taken, self.waiting = list(self.waiting), deque(maxlen=MOST_TIMES)
         return taken
 
     def send_layer(self, number: int) -> _SentExperts:
@@ -216,7 +224,8 @@ class LabClient:
         return self.take_times()
 
     def _probing(self, link: Link, count: int) -> _Group:
-        rows, held = torch.arange(count), torch.tensor(link.device.experts)
+        own = [e for e in link.device.experts if self.device_of_expert[e] == link.number]  # the others are to take over
+        rows, held = torch.arange(count), torch.tensor(own or link.device.experts)
         return _Group(link.number, rows, torch.zeros_like(rows), rows, held[rows % len(held)], torch.ones(count))
 
     # -- devices -------------------------------------------------------------------------------------------------
@@ -244,8 +253,6 @@ class LabClient:
 
     def _changed(self, link: Link, kind: str, reason: str) -> None:
         self._note(Event(time.time(), link.device.name, kind, reason))
-        if kind == "rejoined":
-            self._own.forget(link.device.experts)
 
     def _note(self, event: Event) -> None:
         self.events.append(event)
@@ -262,11 +269,19 @@ class LabClient:
     # -- one layer -----------------------------------------------------------------------------------------------
     @torch.no_grad()
     def _layer(self, number: int, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        """-> [tokens, hidden] what the layer's experts answer, wherever they are; index `experts` is nobody's pair."""
+        """-> [tokens, hidden] what the layer's experts answer, wherever they are; index `experts` is nobody's pair.
+
+        Tokens that are no load are computed here, not left out: a perplexity of left-padded prompts reads the logits of
+        the last padding.
+        """
         here = hidden.device
+        self._own.forget(expert for link in self._links if link.is_up for expert in link.device.experts)
         place = self._places[number]
         sent_hidden, sent_index, sent_weights = hidden.cpu(), index.cpu(), weights.cpu()
         place = place[sent_index.clamp(max=len(place) - 1)]
+        if not self.lab.send_padding:
+            stays = ~self.is_load.cpu()[:, None] & (place != DROPPED)
+            place = place.masked_fill(stays, -1)
         groups = list(self._groups(place, sent_index, sent_weights))
         began = self._send_all(number, groups, sent_hidden)
         slots = torch.zeros(*index.shape, hidden.shape[1], device=here)  # [tokens, k, hidden]
@@ -279,6 +294,8 @@ class LabClient:
             sums = self._answer(number, group, sent_hidden, rows)
             slots[group.rows.to(here), group.slot.to(here)] = sums.float().to(here)
             answered_at = max(answered_at, group.call.done_at if group.call is not None else time.monotonic())
+        if groups:
+            self.waiting.append((self.pass_index, number, answered_at - began))
         self._keep_times(rows, answered_at - began)
         return slots.sum(dim=1).to(hidden.dtype)
 
@@ -328,7 +345,8 @@ class LabClient:
     def _send_all(self, number: int, groups: list[_Group], hidden: Tensor) -> float:
         """Pack every group, then send them; -> when the first one left.
 
-        Each takes a moment to leave, so the device that answered last in the layer before comes first.
+        Each takes a moment to leave, nearly at once with the others but in no sure order; the device whose last round
+        trip was the longest is asked to begin.
         """
         for group in groups:
             self._pack(number, group, hidden)
@@ -346,30 +364,30 @@ class LabClient:
                 try:
                     group.link, group.call = link, link.compute(group.message)
                     return
-                except (CallFailed, ValueError):  # closed at this moment by its own thread
+                except CallFailed:  # closed at this moment by its own thread
                     continue
         group.link = group.call = None
 
     def _answer(self, number: int, group: _Group, hidden: Tensor, rows: list[LayerTimes]) -> Tensor:
         """-> [tokens, hidden] the group's sums: from its device, from another that holds its experts, or from here."""
-        failed: list[tuple[Link, CallFailed]] = []
+        failed: list[tuple[Link, CallFailed, float]] = []
         while group.link is not None and group.call is not None:
             link, call = group.link, group.call
             try:
                 sums = self._read(link, call, group, number, hidden, rows)
             except CallFailed as error:
-                failed.append((link, error))
+                failed.append((link, error, time.time()))
                 if not error.stays_up:
                     link.down()
-                self._send(group, tuple(one.number for one, _ in failed))
+                self._send(group, tuple(one.number for one, *_ in failed))
                 continue
             break
         else:
             sums = self._here(number, group, hidden)
         by = group.link.device.name if group.link is not None else "base_station"
-        for link, problem in failed:
+        for link, problem, at in failed:
             event = Event(
-                time.time(),
+                at,
                 link.device.name,
                 problem.kind,
                 str(problem),
@@ -397,7 +415,6 @@ class LabClient:
             raise CallFailed("bad_reply", str(error)) from None
         link.worked()
         total_s = self._last_s[link.number] = call.done_at - call.sent_at
-        self.history[link.number].append((total_s, len(sums)))
         rows.append(
             LayerTimes(
                 number,

@@ -74,6 +74,16 @@ class Bucket:
         time.sleep(max(0.0, free_at - time.monotonic()))
 
 
+def check_address(listen: str, has_keys: bool) -> None:
+    """Raise LabError unless a device may listen there: without keys on loopback only."""
+    try:
+        host, _ = split_address(listen, "--listen")
+    except ValueError as error:
+        raise LabError(str(error)) from None
+    if not has_keys and not is_loopback(host):
+        raise LabError(f"--listen {listen}: {LOOPBACK_ONLY}")
+
+
 class DeviceServer:
     """Serves experts; `start`, then `stop`.
 
@@ -95,12 +105,7 @@ class DeviceServer:
         waiting: int = 8,
     ):
         self.held, self.message_bytes = held, message_bytes
-        try:
-            host, _ = split_address(listen, "--listen")
-        except ValueError as error:
-            raise LabError(str(error)) from None
-        if keys is None and not is_loopback(host):
-            raise LabError(f"--listen {listen}: {LOOPBACK_ONLY}")
+        check_address(listen, keys is not None)
         self._row_of = {expert: row for row, expert in enumerate(held.experts)}
         self._computing = threading.BoundedSemaphore(workers)
         self._links = None if rate_bit_per_s is None else (Bucket(rate_bit_per_s), Bucket(rate_bit_per_s))

@@ -41,7 +41,7 @@ class Lab(_Part):
     experts_in_memory: `all`, the base station keeps the whole model; `own`, once it is loaded only the experts that no
                    device holds: to take over it reads the lacking ones from the model's files
     send_padding:  send tokens that are no load too (padding, finished rows): then even batches with padding answer bit
-                   for bit as the local model, whose matrix products have those rows; else they are not computed at all
+                   for bit as the local model, whose matrix products have those rows; else they are computed here
     """
 
     devices: Annotated[tuple[LabDevice, ...], Field(min_length=1)]
@@ -57,6 +57,10 @@ class Lab(_Part):
 
     @model_validator(mode="after")
     def _belongs_together(self) -> "Lab":
+        if self.experts_in_memory == "own" and not self.send_padding:
+            raise ValueError(
+                "experts_in_memory: own needs send_padding: true, for the base station cannot compute padding then"
+            )
         names = [device.name for device in self.devices]
         for number, device in enumerate(self.devices):
             if names.count(device.name) > 1:
@@ -73,8 +77,9 @@ class Lab(_Part):
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 over what decides the times: devices and their experts, payload, padding; not the folder of keys."""
-        content = self.model_dump(mode="json", exclude={"keys"})
+        """SHA-256 over what decides the times: devices, their hosts and experts, payload, padding."""
+        devices = [(one.name, split_address(one.address)[0], one.experts) for one in self.devices]
+        content = dict(devices=devices, payload_bits=self.payload_bits, send_padding=self.send_padding)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def device_of_expert(self, num_experts: int) -> list[int]:

@@ -173,6 +173,8 @@ class Link:
         except DecodeError:
             raise CallFailed("bad_reply", "what it holds cannot be read") from None
         self._check(self, holding)
+        if holding.session != self.session:
+            self._clock.clear()  # a board that was started anew counts from another moment
         self.session = holding.session
         self._ping(timeout_s)
         with self._lock:

@@ -139,6 +139,8 @@ def local_lab(
     namespaces: each device in its own, with its rate set by `tc tbf`; else on loopback, the rate limited in the device.
     settings: of the lab file.
     """
+    if lab_file.exists():
+        raise LabError(f"{lab_file}: is there already; take it away, or name another file with --lab")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{PREFIX}-keys-")))
         keys = folder / "keys"

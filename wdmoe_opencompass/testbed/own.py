@@ -18,7 +18,7 @@ class OwnExperts:
 
     Without `free` it uses the model's weights, all of them. `free` gives the memory of some experts back; what is asked
     of them later is computed by a copy that is read from the model's files then, one expert of all layers at a time,
-    and kept until `forget`.
+    and kept until `forget`. To be used by one thread.
     """
 
     def __init__(self, layers: list[MoeLayer]):
@@ -51,7 +51,7 @@ class OwnExperts:
             _keep_rows(layer.experts, kept)
 
     def forget(self, experts: Iterable[int]) -> None:
-        """Give the memory of copies back: a device that holds these experts is there again."""
+        """Give the memory of copies back: a device that holds these experts is there."""
         for expert in experts:
             self._copies.pop(expert, None)
 
@@ -75,8 +75,10 @@ class OwnExperts:
     def _copy(self, expert: int) -> HeldExperts:
         assert self._folder is not None
         if expert not in self._copies:
-            place = self.layers[0].experts.down_proj.device
-            self._copies[expert] = load_experts(self._folder, (expert,), self._dtype, place)
+            held = load_experts(self._folder, (expert,), self._dtype)
+            for layer, own in zip(self.layers, held.layers, strict=True):
+                own.to(layer.experts.down_proj.device)
+            self._copies[expert] = held
         return self._copies[expert]
 
     @property
@@ -88,5 +90,5 @@ def _keep_rows(experts: Any, kept: list[int]) -> None:
     count = experts.num_experts
     for parameter in experts.parameters():
         if parameter.ndim > 1 and len(parameter) == count:
-            parameter.data = parameter.data[kept].clone()
+            parameter.data = parameter.data[kept]
     experts.num_experts = len(kept)
