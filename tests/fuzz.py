@@ -1,8 +1,9 @@
 """Files as a stranger might send them: valid ones, mutated, and what reading them comes to.
 
-    python -m tests.fuzz 2000
+    python -m tests.fuzz 2000 [SEED]
 
-mutates so many profiles and so many recordings (sealed traces, sealed times, journals) and prints what was found.
+mutates so many profiles, labs, recordings (sealed traces, sealed times, journals) and calibrations, and prints what was
+found.
 """
 
 import copy
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from safetensors.numpy import load, save
 
@@ -29,6 +31,8 @@ from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.routing.times import METADATA_KEY as TIMES_KEY
 from wdmoe_opencompass.routing.times import TimesJournal, read_times, write_times
 from wdmoe_opencompass.routing.trace import METADATA_KEY, Journal, join, read_trace, write_trace
+from wdmoe_opencompass.selection.calibration import Calibration, read_calibration
+from wdmoe_opencompass.testbed.lab import Lab, load_lab
 
 LONGEST_SENTENCE = 4000
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the two differ on tabs
@@ -268,6 +272,41 @@ def fuzz_profiles(count: int, seed: int) -> dict[str, Any]:
     return found.counts()
 
 
+def fuzz_labs(count: int, seed: int) -> dict[str, Any]:
+    """Load so many mutated lab files; -> what was found. Wrong is what PyYAML reads otherwise, or an address abroad."""
+    rng, found = np.random.default_rng(seed), Found()
+    devices = [dict(name=f"d{k}", address=f"127.0.0.1:{5000 + k}", experts=[k, k + 4]) for k in range(4)]
+    source = yaml.safe_dump(dict(devices=devices, payload_bits=8, deadline_s=5.0, send_padding=True)).encode()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "fuzzed.yaml"
+        for _ in range(count):
+            mutation = PROFILE_MUTATIONS[int(rng.integers(len(PROFILE_MUTATIONS)))]
+            content = mutation(rng, source)
+            path.write_bytes(content)
+            found.read(mutation.__name__, functools.partial(load_lab, path), functools.partial(_wrong_lab, content))
+    return found.counts()
+
+
+def _wrong_lab(content: bytes, lab: Lab) -> str | None:
+    try:
+        text = content.decode("utf-8-sig")
+        _check_plain(text)
+        read = {key: value for key, value in lab.model_dump(exclude_unset=True).items() if key != "keys"}
+        given = yaml.load(text, LOADER)
+        given.pop("keys", None)
+        _check_same(given, read)
+    except (yaml.YAMLError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    names = [device.name for device in lab.devices]
+    hosts = {device.address.rpartition(":")[0] for device in lab.devices}
+    if len(set(names)) < len(names) or (
+        lab.keys is None
+        and not all(host == "localhost" or host == "[::1]" or host.startswith("127.") for host in hosts)
+    ):
+        return f"accepted {names} at {hosts}"
+    return None
+
+
 def broken_rule(content: bytes, profile: ChannelProfile) -> str | None:
     """Why a profile should not have been accepted, judged by PyYAML's own reading and by rules written again here."""
     try:
@@ -307,11 +346,13 @@ def _check_same(given: Any, read: Any) -> None:
         by_name = {str(key): value for key, value in read.items()}
         for key, value in given.items():
             _check_same(value, by_name[str(key)])
-    elif isinstance(given, list):
+    elif isinstance(given, list) and isinstance(read, list | tuple):
         if len(given) != len(read):
             raise ValueError(f"{len(given)} entries read as {len(read)}")
         for one, other in zip(given, read, strict=True):
             _check_same(one, other)
+    elif given is read:
+        pass
     elif isinstance(given, bool) or (given != read and float(given) != read):
         raise ValueError(f"{given!r} read as {read!r}")
 
@@ -605,7 +646,39 @@ def bad_block(rng: Rng, arrays: dict[str, Any]) -> None:
         bad_array(rng, arrays)
 
 
+def fuzz_calibrations(count: int, seed: int) -> dict[str, Any]:
+    """Read so many mutated calibrations; -> what was found. Wrong is a part that is not what was written."""
+    rng, found = np.random.default_rng(seed), Found()
+    sample = torch.rand(2, 5, 4, generator=torch.Generator().manual_seed(seed))
+    weights, index = sample.topk(2, dim=-1)
+    written = Calibration(probabilities=sample, top_k_index=index, top_k_weights=weights, model="tiny")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "fuzzed.calibration.safetensors"
+        written.write(path)
+        content = path.read_bytes()
+
+        def wrong(read: Calibration) -> str | None:
+            same = read.parts().keys() == written.parts().keys() and all(
+                torch.equal(part, written.parts()[name]) for name, part in read.parts().items()
+            )
+            return None if same else "a part is not what was written"
+
+        for number in range(count):
+            header, data = header_and_data(content)
+            if number % 3 == 0:
+                changed = sealed(bad_header(rng, header | {"__metadata__": {"sha256": "0" * 64}}), data)
+            else:
+                changed = (bytes_of, bytes_of, nonsense)[int(rng.integers(3))](rng, content, "")
+            path.write_bytes(changed)
+            read_calibration.cache_clear()
+            found.read("calibration", functools.partial(read_calibration, str(path)), wrong)
+    return found.counts()
+
+
+ALL = (fuzz_profiles, fuzz_labs, fuzz_traces, fuzz_calibrations)
+
 if __name__ == "__main__":
     wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
-    for fuzz in (fuzz_profiles, fuzz_traces):
-        print(fuzz.__name__, json.dumps(fuzz(wanted, 0), indent=1))
+    its_seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    for fuzz in ALL:
+        print(fuzz.__name__, json.dumps(fuzz(wanted, its_seed), indent=1))

@@ -50,7 +50,7 @@ def refused(path, content, read=load_profile, kind=ProfileError):
 # What YAML can do and we do not take
 
 NO_YAML = {
-    "must be a mapping of keys to values, got NoneType": ["", "\n\n# nothing\n", "---\n", "~"],
+    "must be a mapping of keys to values, got nothing": ["", "\n\n# nothing\n", "---\n", "~"],
     "must be a mapping of keys to values, got list": ["- 1\n- 2\n"],
     "must be a mapping of keys to values, got str": ["just words"],
     "line 1: anchors and aliases (& and *) are not read, got 'a'; write the value again": ["x: &a 1\ny: *a\n", "x: *a"],
@@ -561,7 +561,7 @@ def test_any_value_is_read_as_it_stands_or_gets_a_sentence(tmp_path, changes, de
     assert not found.tracebacks + found.wrongly_accepted
 
 
-@pytest.mark.parametrize("fuzzing", [fuzz.fuzz_profiles, fuzz.fuzz_traces])
+@pytest.mark.parametrize("fuzzing", fuzz.ALL)
 def test_mutated_files_get_a_sentence_and_none_is_taken_for_what_it_is_not(fuzzing):
     found = fuzzing(150, seed=1)
     assert found["files_fuzzed"] == 150
@@ -571,7 +571,7 @@ def test_mutated_files_get_a_sentence_and_none_is_taken_for_what_it_is_not(fuzzi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fuzzing", [fuzz.fuzz_profiles, fuzz.fuzz_traces])
+@pytest.mark.parametrize("fuzzing", fuzz.ALL)
 def test_thousands_of_mutated_files_get_a_sentence(fuzzing):
     found = fuzzing(2000, seed=0)
     assert (found["tracebacks"], found["wrongly_accepted"]) == (0, 0), found["examples"]

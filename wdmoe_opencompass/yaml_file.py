@@ -36,7 +36,8 @@ def parsed_mapping(source: str, content: bytes, error: type[WdmoeError]) -> dict
     except (ValueError, OverflowError, RecursionError, MemoryError) as reason:
         raise error(f"{source}: not a readable YAML file: {shown(str(reason))}") from None
     if not isinstance(data, dict):
-        raise error(f"{source}: must be a mapping of keys to values, got {type(data).__name__}")
+        found = "nothing" if data is None else type(data).__name__
+        raise error(f"{source}: must be a mapping of keys to values, got {found}")
     return data
 
 
@@ -59,7 +60,7 @@ class _Part:
         if not self.wants_key:
             self.filled[self.key] = value
         elif isinstance(value, list | dict):
-            _refuse(line, f"a key must be one value, got a {type(value).__name__}")
+            _refuse(line, f"a key must be one value, got a {'list' if isinstance(value, list) else 'mapping'}")
         elif value in self.filled:
             _refuse(line, f"the key {shown(value)} stands twice")
         else:
