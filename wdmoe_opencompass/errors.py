@@ -11,6 +11,11 @@ WdmoeError
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from itertools import islice
+
+LONGEST_SHOWN = 80
+MOST_NAMED = 20
+MOST_COMPARED = 1000  # near names among more would take seconds
 
 
 class WdmoeError(Exception):
@@ -41,9 +46,20 @@ class LabError(WdmoeError):
     """A lab file, key or device of the testbed breaks a rule."""
 
 
+def shown(value: object) -> str:
+    """A value as a sentence shows it: as Python writes it, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 20]}... ({len(text)} characters)"
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """One sentence about an unknown name: the nearest known one and the list."""
     known = sorted(known)
-    near = get_close_matches(name, known, n=1)
+    near = get_close_matches(name[:LONGEST_SHOWN], islice(known, MOST_COMPARED), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
-    return f"{kind} {name!r} is unknown{hint} known: {', '.join(known)}"
+    more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED + 10 else ""
+    listed = known[:MOST_NAMED] if more else known
+    return f"{kind} {shown(name)} is unknown{hint} known: {', '.join(listed)}{more}"

@@ -5,12 +5,13 @@ import socket
 from pathlib import Path
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file under a temporary name, force it onto the disk, and rename it; OSError leaves what was there."""
+def write_whole(path: Path, *parts: bytes | memoryview | str) -> None:
+    """Write a file, of one part or several, under a temporary name, force it onto the disk, and rename it; OSError leaves what was there."""
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            for part in parts:
+                file.write(part.encode() if isinstance(part, str) else part)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -28,6 +28,7 @@ from wdmoe_opencompass.routing.times import (
     seal_finished_times,
     write_times,
 )
+from wdmoe_opencompass.sealed_file import write_sealed
 
 
 def block(number):
@@ -132,12 +133,12 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path):
         TimesJournal(path).seal(tmp_path / "x")
 
 
-def changed(change):
+def write_changed(path, change):
     times = measured_times(batches=1)
     arrays = dict(times.arrays)
     metadata = json.loads(times.metadata.model_dump_json())
     change(arrays, metadata)
-    return save(arrays, metadata={METADATA_KEY: json.dumps(metadata)})
+    write_sealed(path, arrays, {METADATA_KEY: json.dumps(metadata)})
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,7 @@ def changed(change):
 )
 def test_bad_files_get_one_sentence(tmp_path, change, sentence):
     path = tmp_path / "d.times.safetensors"
-    path.write_bytes(changed(change))
+    write_changed(path, change)
     with pytest.raises(TraceError, match=sentence) as caught:
         read_times(path)
     assert str(path) in str(caught.value)

@@ -17,6 +17,7 @@ from wdmoe_opencompass.routing.trace import (
     seal_finished,
     write_trace,
 )
+from wdmoe_opencompass.sealed_file import write_sealed
 
 PROFILE = load_profile("paper_8_devices")
 
@@ -131,11 +132,14 @@ def test_bad_traces_get_one_sentence(tmp_path):
         read_trace(path)
     text = json.loads(metadata().model_dump_json()) | dict(format_version=99)
     path.write_bytes(save(block(0), metadata={"wdmoe_trace": json.dumps(text)}))
-    with pytest.raises(TraceError, match="format_version must be 3, got 99"):
+    with pytest.raises(TraceError, match="format_version must be 4, got 99"):
         read_trace(path)
     arrays = block(0)
     arrays["device_load"] = arrays["device_load"][:, :2]
     path.write_bytes(save(arrays, metadata={"wdmoe_trace": metadata().model_dump_json()}))
+    with pytest.raises(TraceError, match="or torn: it does not state its SHA-256"):
+        read_trace(path)
+    write_sealed(path, arrays, {"wdmoe_trace": metadata().model_dump_json()})
     with pytest.raises(TraceError, match="array device_load must be int32"):
         read_trace(path)
 

@@ -5,23 +5,54 @@ dB and dBm are converted here and nowhere else; everything after knows W, Hz, s,
 
 import hashlib
 import json
+import os.path
 import re
+from collections import Counter
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from ..errors import ProfileError, unknown_name
+from ..errors import ProfileError, shown, unknown_name
+from ..yaml_file import parsed_mapping, read_mapping
 from .duplex import Duplex
 from .path_loss import PATH_LOSS_MODELS
 
 BASE_STATION = "base_station"
+MOST_EXPERTS = 1_000_000  # of a layer: far beyond any model, and a list of so many places is small
+LONGEST_NAME = 200
+MOST_SEED = 10**18
+
+
+def printable(name: str) -> str:
+    """The name itself; ValueError where it holds control characters, line ends or other invisible ones."""
+    if not name.isprintable():
+        raise ValueError(f"must hold only printable characters, got {shown(name)}")
+    return name
+
+
+def _file_name(name: str) -> str:
+    if "/" in name:
+        raise ValueError(f"must hold no /, got {shown(name)}")
+    return name
+
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True), AfterValidator(abs)]  # -0.0 is 0.0
+Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME), AfterValidator(printable)]
+Expert = Annotated[int, Field(ge=0, lt=MOST_EXPERTS)]
 MEASURED_RATES = ("downlink_bit_per_s", "uplink_bit_per_s")
 MEASURED = (*MEASURED_RATES, "fixed_s")
 
@@ -48,7 +79,7 @@ class Device(_Part):
     Eq. (2) and (3), and the seconds that each message takes whatever its length (0 without it).
     """
 
-    name: Annotated[str, Field(min_length=1)]
+    name: Name
     distance_m: Positive
     transmit_power_w: Positive
     compute_flops: Positive
@@ -63,7 +94,7 @@ class Fading(_Part):
 
     model: Literal["none", "rayleigh"]
     coherence: Literal["run", "pass", "layer"] = "run"
-    seed: Annotated[int, Field(ge=0, strict=True)] = 0
+    seed: Annotated[int, Field(ge=0, le=MOST_SEED, strict=True)] = 0
 
 
 class Placement(_Part):
@@ -74,7 +105,15 @@ class Placement(_Part):
     """
 
     others: Literal["modulo", "base_station"] = "modulo"
-    experts: dict[Annotated[int, Field(ge=0)], str] = Field(default_factory=dict)
+    experts: dict[Expert, str] = Field(default_factory=dict)
+
+    @field_validator("experts", mode="wrap")
+    @classmethod
+    def _each_expert_stands_once(cls, given: Any, validated: Callable[[Any], dict[int, str]]) -> dict[int, str]:
+        experts = validated(given)
+        if len(experts) < len(given):  # 1 and "1" are two keys of a file
+            raise ValueError("names an expert twice")
+        return experts
 
 
 class ChannelProfile(_Part):
@@ -84,29 +123,29 @@ class ChannelProfile(_Part):
     not ours to split, gains and distances say nothing, and there is no fading.
     """
 
-    name: str
+    name: Annotated[Name, AfterValidator(_file_name)]
     carrier_frequency_hz: Positive
     total_bandwidth_hz: Positive
-    noise_psd_dbm_per_hz: Annotated[float, Field(allow_inf_nan=False, strict=True)]
+    noise_psd_dbm_per_hz: Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False, strict=True)]
     payload_bits: Annotated[int, Field(ge=1, le=64, strict=True)] = 16
     path_loss: str = "free_space"
     duplex: Duplex = "shared"
     rates: Literal["physical", "measured"] = "physical"
     base_station: BaseStation
-    devices: Annotated[tuple[Device, ...], Field(min_length=1)]
+    devices: Annotated[tuple[Device, ...], Field(min_length=1), FailFast()]
     fading: Fading
     placement: Placement = Placement()
 
     @model_validator(mode="after")
     def _names_belong_together(self) -> "ChannelProfile":
-        names = [device.name for device in self.devices]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"devices: the name {name!r} stands twice, each device needs its own")
+        names = Counter(device.name for device in self.devices)
+        name, times = names.most_common(1)[0]
+        if times > 1:
+            raise ValueError(f"devices: the name {name!r} stands twice, each device needs its own")
         if BASE_STATION in names:
             raise ValueError(f"devices: the name {BASE_STATION!r} is kept for the base station")
         for expert, place in self.placement.experts.items():
-            if place not in (*names, BASE_STATION):
+            if place not in names and place != BASE_STATION:
                 raise ValueError(
                     f"placement.experts[{expert}]: {unknown_name('device', place, (*names, BASE_STATION))}"
                 )
@@ -201,23 +240,16 @@ def load_profile(name_or_path: str | Path) -> ChannelProfile:
     """
     text = str(name_or_path)
     if text.endswith((".yaml", ".yml")):
-        path = Path(text)
-        if not path.is_file():
+        if not os.path.lexists(text):
             raise ProfileError(f"{text}: no such channel profile file")
-        return _parse(text, path.stem, path.read_bytes())
+        return _named(text, Path(text).stem, read_mapping(text, ProfileError))
     if text not in list_profiles():
         raise ProfileError(unknown_name("channel profile", text, list_profiles()) + "; or give a path ending in .yaml")
     entry = files("wdmoe_opencompass") / "channel_profiles" / f"{text}.yaml"
-    return _parse(f"{text}.yaml", text, entry.read_bytes())
+    return _named(f"{text}.yaml", text, parsed_mapping(f"{text}.yaml", entry.read_bytes(), ProfileError))
 
 
-def _parse(source: str, name: str, content: bytes) -> ChannelProfile:
-    try:
-        data = yaml.safe_load(content)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ProfileError(f"{source}: not a readable YAML file: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise ProfileError(f"{source}: must be a mapping of keys to values, got {type(data).__name__}")
+def _named(source: str, name: str, data: dict) -> ChannelProfile:
     if "name" in data:
         raise ProfileError(f"{source}: unknown key name; a profile is named by its file")
     return _validated(source, name, data)
@@ -227,36 +259,51 @@ def _validated(source: str, name: str, data: dict) -> ChannelProfile:
     try:
         return ChannelProfile.model_validate({"name": name, **data})
     except ValidationError as error:
-        raise ProfileError(f"{source}: {sentence(error.errors()[0], _known_keys)}") from None
+        raise ProfileError(f"{source}: {sentence(first_error(error), _known_keys)}") from None
+
+
+def first_error(error: ValidationError) -> Any:
+    """The first of pydantic's errors; with what was given, without links."""
+    return error.errors(include_url=False)[0]
 
 
 def sentence(error: Any, known_keys: Callable[[tuple], list[str]]) -> str:
     """One pydantic error as a sentence: key, rule, value; known_keys: a location -> the keys that may stand there."""
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
-    kind, context = error["type"], error.get("ctx", {})
-    rules = {"greater_than": "gt", "greater_than_equal": "ge", "less_than_equal": "le"}
-    signs = {"gt": ">", "ge": ">=", "le": "<="}
+    key = "".join(map(_step, error["loc"])).lstrip(".")
+    kind, context, got = error["type"], error.get("ctx", {}), shown(error["input"])
+    rules = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     if kind == "extra_forbidden":
         near = get_close_matches(str(error["loc"][-1]), known_keys(error["loc"][:-1]), n=1)
         parent = key.rpartition(".")[0]
         hint = f"; did you mean {parent + '.' if parent else ''}{near[0]}?" if near else ""
         return f"unknown key {key}{hint}"
+    if kind == "invalid_key":
+        return f"unknown key {shown(error['input'])}"
     if kind == "missing":
         return f"key {key} is missing"
     if kind == "value_error":
-        return error["msg"].removeprefix("Value error, ")
+        return f"{key} {error['msg'].removeprefix('Value error, ')}".lstrip()
     if kind in rules:
         rule = rules[kind]
-        return f"{key} must be {signs[rule]} {context[rule]:g}, got {error['input']}"
+        return f"{key} must be {signs[rule]} {context[rule]:g}, got {got}"
     if kind in ("too_short", "string_too_short"):
         return f"{key} must hold at least one entry, got none"
+    if kind == "string_too_long":
+        return f"{key} must have at most {context['max_length']} characters, got {len(error['input'])}"
     if kind == "literal_error":
-        return f"{key} must be one of {context['expected']}, got {error['input']!r}"
-    if kind.endswith(("_type", "_parsing")) or kind == "finite_number":
-        expected = {"float": "a number", "int": "a whole number", "finite": "a finite number"}
+        return f"{key} must be one of {context['expected']}, got {got}"
+    if kind.endswith(("_type", "_parsing", "_parsing_size")) or kind == "finite_number":
+        expected = {"float": "a number", "int": "a whole number", "finite": "a finite number", "model": "a mapping"}
         wanted = expected.get(kind.split("_")[0], error["msg"].lower().removeprefix("input should be "))
-        return f"{key} must be {wanted}, got {error['input']!r}"
-    return f"{key}: {error['msg']}, got {error['input']!r}"
+        return f"{key} must be {wanted}, got {got}"
+    return f"{key}: {error['msg']}, got {got}"
+
+
+def _step(part: Any) -> str:
+    if isinstance(part, int):
+        return f"[{part}]"
+    return f".{part}" if part.isprintable() and len(part) <= LONGEST_NAME else f".{shown(part)}"
 
 
 def _known_keys(location: tuple) -> list[str]:

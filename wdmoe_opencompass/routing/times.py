@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from ..errors import TraceError
+from ..sealed_file import read_sealed, write_sealed
 from .trace import (
     Arrays,
+    Count,
     Journal,
     RoutingTrace,
     checked_arrays,
     joined_arrays,
     parsed_metadata,
-    read_sealed,
     seal_finished,
-    write_sealed,
 )
 
-TIMES_VERSION = 1
+TIMES_VERSION = 2
 TIMES_SUFFIX = ".times.safetensors"
 TIMES_JOURNAL_SUFFIX = ".times.part"
 METADATA_KEY = "wdmoe_times"
@@ -79,11 +79,11 @@ class TimesMetadata(BaseModel):
     model: str
     dataset: str
     policy: str
-    layers: int
+    layers: Count
     devices: tuple[str, ...]
-    hidden_size: int
-    ffn_size: int
-    payload_bits: int
+    hidden_size: Count
+    ffn_size: Count
+    payload_bits: Count
     lab_hash: str = ""
 
     def sizes(self) -> dict[str, int]:
@@ -174,17 +174,11 @@ def write_times(path: Path, times: MeasuredTimes) -> None:
 
 
 def read_times(path: Path | str) -> MeasuredTimes:
-    """Read sealed times; TraceError where they are missing, torn, of another version or inconsistent."""
+    """Read sealed times; TraceError where they are missing, changed, torn, of another version or inconsistent."""
     path = Path(path)
-    text, arrays = read_sealed(path, METADATA_KEY, "file of measured times")
+    text, arrays = read_sealed(path, METADATA_KEY, "file of measured times", TIMES_VERSION)
     metadata = _metadata(path, text)
     checked_arrays(path, metadata.sizes(), (PER_PASS, PER_BATCH), arrays)
-    batch = arrays["batch"]
-    if len(batch) and not (batch.min() >= 0 and batch.max() < len(arrays["first_item"])):
-        raise TraceError(f"{path}: batch numbers are out of range")
-    for name in ("waiting_s", *PARTS):
-        if not (np.isfinite(arrays[name]) & (arrays[name] >= 0)).all():
-            raise TraceError(f"{path}: array {name} must be finite and >= 0 throughout")
     return MeasuredTimes(metadata, arrays)
 
 
@@ -212,6 +206,7 @@ class TimesJournal(Journal):
     contents = "measured times"
     suffix = TIMES_JOURNAL_SUFFIX
     sealed_suffix = TIMES_SUFFIX
+    tables = (PER_PASS, PER_BATCH)
 
     def __init__(self, path: Path, metadata: TimesMetadata | None = None):
         super().__init__(path, metadata)  # type: ignore[arg-type]

@@ -2,30 +2,31 @@
 
 While a dataset runs, each finished batch is appended to a journal (`*.trace.part`): length, SHA-256, then one
 safetensors block. A torn last block is recognised by its checksum and forgotten. When the dataset is done the journal
-is sealed: joined into one safetensors file (`*.trace.safetensors`) written under a temporary name and renamed.
+is sealed: joined into one safetensors file (`*.trace.safetensors`) that states its own SHA-256, written under a
+temporary name and renamed. Neither is trusted when it is read: what breaks a rule is a TraceError.
 """
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from ..channel.profile import ChannelProfile
-from ..errors import TraceError
+from ..channel.profile import MOST_SEED, ChannelProfile, first_error
+from ..errors import TraceError, shown
 from ..files import write_whole
+from ..regular_file import read_regular
+from ..sealed_file import BROKEN, MOST_BYTES, check_version, read_sealed, write_sealed
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 RATIO_BINS = 50
 SEALED_SUFFIX = ".trace.safetensors"
 JOURNAL_SUFFIX = ".trace.part"
@@ -34,6 +35,7 @@ EVENTS_SUFFIX = ".testbed_events.jsonl"  # beside it: what happened to the devic
 PHASES = ("prefill", "decode")
 
 Arrays = dict[str, tuple[str, tuple[str, ...]]]
+Count = Annotated[int, Field(ge=0, lt=1 << 31, strict=True)]
 Metadata = TypeVar("Metadata", bound=BaseModel)
 
 # name -> (dtype, axes after the first; the first is passes or batches)
@@ -81,17 +83,17 @@ class TraceMetadata(BaseModel):
     policy: str
     policy_parameters: dict[str, Any]
     renormalise: bool | str
-    kept_share: float | None = None
+    kept_share: Annotated[float, Field(ge=0, le=1)] | None = None
     calibration_hash: str | None = None
     quantise_payload: bool = False
     profile: ChannelProfile
     profile_hash: str
-    seed: int
-    layers: int
-    experts: int
-    top_k: int
-    hidden_size: int
-    ffn_size: int
+    seed: Annotated[int, Field(ge=0, le=MOST_SEED, strict=True)]
+    layers: Count
+    experts: Count
+    top_k: Count
+    hidden_size: Count
+    ffn_size: Count
     dtype: str
     versions: dict[str, str]
 
@@ -175,72 +177,72 @@ def write_trace(path: Path, trace: RoutingTrace) -> None:
     write_sealed(path, trace.arrays, {METADATA_KEY: trace.metadata.model_dump_json()})
 
 
-def write_sealed(path: Path, arrays: dict[str, NDArray], metadata: dict[str, str]) -> None:
-    """Write a safetensors file whole or not at all."""
-    blob = save_arrays(arrays, metadata=metadata)
-    write_whole(path, blob)
-
-
 def read_trace(path: Path | str) -> RoutingTrace:
-    """Read a sealed trace; TraceError where it is missing, torn, of another version or inconsistent."""
+    """Read a sealed trace; TraceError where it is missing, changed, torn, of another version or inconsistent."""
     path = Path(path)
-    text, arrays = read_sealed(path, METADATA_KEY, "routing trace")
+    text, arrays = read_sealed(path, METADATA_KEY, "routing trace", FORMAT_VERSION)
     metadata = _metadata(path, text)
     checked_arrays(path, metadata.sizes(), (PER_PASS, PER_BATCH), arrays)
-    if len(arrays["batch"]) and not (
-        arrays["batch"].min() >= 0 and arrays["batch"].max() < len(arrays["first_item"]) and arrays["phase"].max() < 2
-    ):
-        raise TraceError(f"{path}: batch or phase numbers are out of range")
     return RoutingTrace(metadata, arrays)
 
 
-def read_sealed(path: Path, metadata_key: str, what: str) -> tuple[str, dict[str, NDArray]]:
-    """-> a sealed file's metadata as text, and its arrays; TraceError where it is missing, torn or something else."""
-    try:
-        blob = path.read_bytes()
-    except OSError as error:
-        raise TraceError(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        header_length = int.from_bytes(blob[:8], "little")
-        header = json.loads(blob[8 : 8 + header_length])
-        return header["__metadata__"][metadata_key], load_arrays(blob)
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError):
-        raise TraceError(f"{path}: not a {what}, or torn") from None
-
-
 def _metadata(path: Path, text: str) -> TraceMetadata:
-    return parsed_metadata(path, text, TraceMetadata, FORMAT_VERSION)
+    metadata = parsed_metadata(path, text, TraceMetadata, FORMAT_VERSION)
+    expected = metadata.profile.content_hash
+    if metadata.profile_hash != expected:
+        raise TraceError(
+            f"{path}: metadata profile_hash must be {expected}, that of its profile, got {shown(metadata.profile_hash)}"
+        )
+    return metadata
 
 
 def parsed_metadata(path: Path, text: str, kind: type[Metadata], expected_version: int) -> Metadata:
     """Read a file's metadata; TraceError where it is not readable, of another version or breaks the schema."""
-    try:
-        version = json.loads(text).get("format_version")
-    except (ValueError, AttributeError):
-        raise TraceError(f"{path}: its metadata is not readable") from None
-    if version != expected_version:
-        raise TraceError(f"{path}: format_version must be {expected_version}, got {version}; run the evaluation again")
+    check_version(path, text, expected_version)
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise TraceError(f"{path}: metadata {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        first = first_error(error)
+        key = ".".join(map(str, first["loc"]))
+        raise TraceError(f"{path}: metadata {key[:200]}: {first['msg'][:1000]}") from None
 
 
-def checked_arrays(path: Path, sizes: dict[str, int], tables: tuple[Arrays, ...], arrays: dict[str, NDArray]) -> None:
-    """Raise TraceError unless every array of the tables is there, of its type and shape; a table's have equal rows."""
+def checked_arrays(
+    source: Path | str, sizes: dict[str, int], tables: tuple[Arrays, ...], arrays: dict[str, NDArray]
+) -> None:
+    """Raise TraceError unless the arrays are those of the tables, of their types, shapes and ranges.
+
+    A table's arrays have equally many rows. Nothing is negative, infinite or not a number; `batch` ascends.
+    """
     for table in tables:
         rows = None
         for name, (dtype, axes) in table.items():
             if name not in arrays:
-                raise TraceError(f"{path}: array {name} is missing")
+                raise TraceError(f"{source}: array {name} is missing")
             expected = tuple(sizes[axis] for axis in axes)
             array = arrays[name]
             rows = len(array) if rows is None and array.ndim else rows
             if array.dtype != dtype or array.shape != (rows, *expected):
                 raise TraceError(
-                    f"{path}: array {name} must be {dtype} [{rows}, {expected}], got {array.dtype} {array.shape}"
+                    f"{source}: array {name} must be {dtype} [{rows}, {expected}], got {array.dtype} {array.shape}"
                 )
+            _check_range(source, name, array)
+    for name in arrays:
+        if not any(name in table for table in tables):
+            raise TraceError(f"{source}: array {shown(name)} does not belong there")
+    batch = arrays["batch"]
+    if len(batch) and (batch[-1] >= len(arrays["first_item"]) or (batch[1:] < batch[:-1]).any()):
+        raise TraceError(f"{source}: batch numbers are out of range, or do not ascend")
+
+
+def _check_range(source: Path | str, name: str, array: NDArray) -> None:
+    if array.dtype.kind == "f":
+        if not (np.isfinite(array) & (array >= 0)).all():
+            raise TraceError(f"{source}: array {name} must be finite and >= 0 throughout")
+    elif array.size and array.min() < 0:
+        raise TraceError(f"{source}: array {name} must be >= 0 throughout, got {array.min()}")
+    elif name == "phase" and array.size and array.max() >= len(PHASES):
+        raise TraceError(f"{source}: array phase must be < {len(PHASES)} throughout, got {array.max()}")
 
 
 class Journal:
@@ -252,6 +254,7 @@ class Journal:
     contents: ClassVar[str] = "a routing trace"
     suffix: ClassVar[str] = JOURNAL_SUFFIX
     sealed_suffix: ClassVar[str] = SEALED_SUFFIX
+    tables: ClassVar[tuple[Arrays, ...]] = (PER_PASS, PER_BATCH)
 
     def __init__(self, path: Path, metadata: TraceMetadata | None = None):
         self.path = path
@@ -275,7 +278,7 @@ class Journal:
         must not stand twice. Raises TraceError where answers are kept whose counts are not.
         """
         written, blocks = self._read()
-        kept = [block for block in blocks if int((block["first_item"] + block["items"]).max()) <= first_item]
+        kept = [block for block in blocks if _end(block) <= first_item]
         if written != self.metadata:
             kept = []
         done = sum(int(block["items"].sum()) for block in kept)
@@ -316,10 +319,27 @@ class Journal:
         write_trace(path, joined)
 
     def _read(self) -> tuple[TraceMetadata | None, list[dict[str, NDArray]]]:
-        frames = list(_frames(self.path.read_bytes() if self.path.exists() else b""))
+        if not os.path.lexists(self.path):
+            return None, []
+        frames = list(_frames(read_regular(self.path, MOST_BYTES, TraceError)))
         if not frames:
             return None, []
-        return self._parse_metadata(frames[0].decode()), [load_arrays(frame) for frame in frames[1:]]
+        try:
+            metadata = self._parse_metadata(frames[0].decode())
+        except UnicodeDecodeError:
+            raise TraceError(f"{self.path}: its metadata is not readable") from None
+        return metadata, [self._block(number, frame, metadata) for number, frame in enumerate(frames[1:])]
+
+    def _block(self, number: int, frame: bytes, metadata: TraceMetadata) -> dict[str, NDArray]:
+        source = f"{self.path}, block {number}"
+        try:
+            block = load_arrays(frame)
+        except BROKEN:
+            raise TraceError(f"{source}: its arrays are not readable") from None
+        checked_arrays(source, metadata.sizes(), self.tables, block)
+        if not len(block["first_item"]):
+            raise TraceError(f"{source}: must hold a batch, got none")
+        return block
 
     def _parse_metadata(self, text: str) -> TraceMetadata:
         return _metadata(self.path, text)
@@ -331,6 +351,11 @@ def seal_finished(folder: Path, kind: type[Journal] = Journal) -> None:
         dataset = journal.name.removesuffix(kind.suffix)
         if (folder / f"{dataset}.json").exists():
             kind(journal).seal(folder / f"{dataset}{kind.sealed_suffix}")
+
+
+def _end(block: dict[str, NDArray]) -> int:
+    """-> the number of the first item after a block's."""
+    return int((block["first_item"].astype(np.int64) + block["items"]).max())
 
 
 def _packed(block: dict[str, NDArray]) -> bytes:

@@ -2,18 +2,23 @@
 
 import hashlib
 import json
+import os.path
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import PolicyError
+from ..errors import PolicyError, shown
+from ..regular_file import read_regular
+from ..sealed_file import BROKEN, header_of
 
 CALIBRATION_SUFFIX = ".calibration.safetensors"
+METADATA_KEY = "wdmoe_calibration"
+MOST_BYTES = 1 << 30
 AXES = {
     "ratio_median": ("layers",),
     "probabilities": ("layers", "tokens", "experts"),
@@ -72,7 +77,7 @@ class Calibration:
         """SHA-256 over what was measured: equal constants, equal hash."""
         digest = hashlib.sha256()
         for name, part in self.parts().items():
-            digest.update(name.encode() + part.contiguous().numpy().tobytes())
+            digest.update(name.encode() + part.contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def parts(self) -> dict[str, Tensor]:
@@ -83,26 +88,53 @@ class Calibration:
     def write(self, path: Path) -> None:
         """Write a `*.calibration.safetensors` file."""
         parts = {name: part.contiguous() for name, part in self.parts().items()}
-        save_file(parts, path, {"wdmoe_calibration": json.dumps(dict(model=self.model))})
+        save_file(parts, path, {METADATA_KEY: json.dumps(dict(model=self.model, sha256=self.content_hash))})
 
 
 @lru_cache(maxsize=8)
 def read_calibration(path: str) -> Calibration:
-    """Read a file that `wdmoe calibrate` wrote; PolicyError naming the file where it is none."""
+    """Read a file that `wdmoe calibrate` wrote; PolicyError naming the file where it is none, or was changed."""
+    if not os.path.lexists(path):
+        raise PolicyError(f"calibration {path}: no such file")
+    blob = read_regular(path, MOST_BYTES, PolicyError)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})["wdmoe_calibration"])
-            parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
-    except FileNotFoundError:
-        raise PolicyError(f"calibration {path}: no such file") from None
-    except (SafetensorError, KeyError, ValueError, OSError):
+        metadata = json.loads(header_of(blob)["__metadata__"][METADATA_KEY])
+        parts = load_tensors(blob)
+        if not isinstance(metadata["model"], str) or metadata.keys() - {"model", "sha256"}:
+            raise KeyError
+    except BROKEN:
         raise PolicyError(f"calibration {path}: not a file that `wdmoe calibrate` wrote") from None
     for name, part in parts.items():
-        if name not in AXES or part.ndim != len(AXES[name]):
-            raise PolicyError(f"calibration {path}: {name} does not belong there or is not {AXES.get(name, 'known')}")
-        if not (part >= 0).all() or (part.is_floating_point() and not torch.isfinite(part).all()):
-            raise PolicyError(f"calibration {path}: {name} must be finite and >= 0")
-    return Calibration(**parts, model=str(metadata["model"]), source=path)
+        _check_part(path, name, part)
+    _check_sizes(path, parts)
+    calibration = Calibration(**parts, model=metadata["model"], source=path)
+    if metadata.get("sha256", calibration.content_hash) != calibration.content_hash:  # older files do not state it
+        raise PolicyError(f"calibration {path}: changed since it was written: its parts do not have the stated SHA-256")
+    return calibration
+
+
+def _check_part(path: str, name: str, part: Tensor) -> None:
+    if name not in AXES or part.ndim != len(AXES[name]):
+        raise PolicyError(
+            f"calibration {path}: {shown(name)} does not belong there or is not {AXES.get(name, 'known')}"
+        )
+    kinds = (torch.int64,) if name == "top_k_index" else (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    if part.dtype not in kinds:
+        raise PolicyError(f"calibration {path}: {name} must be {kinds[-1]}, got {part.dtype}")
+    if not (torch.isfinite(part) & (part >= 0)).all():
+        raise PolicyError(f"calibration {path}: {name} must be finite and >= 0")
+
+
+def _check_sizes(path: str, parts: dict[str, Tensor]) -> None:
+    sizes: dict[str, int] = {}
+    for name, part in parts.items():
+        for axis, length in zip(AXES[name], part.shape):
+            base, _, offset = axis.partition(" ")  # `experts + 1`
+            size = length - int(offset.replace(" ", "") or 0)
+            if size < 1 or sizes.setdefault(base, size) != size:
+                raise PolicyError(f"calibration {path}: {name} has {length} {axis}, which does not fit its other parts")
+    if "top_k_index" in parts and "experts" in sizes and (parts["top_k_index"] >= sizes["experts"]).any():
+        raise PolicyError(f"calibration {path}: top_k_index must be < {sizes['experts']}, the number of experts")
 
 
 def second_to_first(top_k_weights: Tensor) -> Tensor:

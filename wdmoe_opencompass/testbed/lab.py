@@ -3,16 +3,30 @@
 import hashlib
 import ipaddress
 import json
+import os.path
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
-from ..channel.profile import BASE_STATION, ChannelProfile, Placement, sentence
-from ..errors import LabError
+from ..channel.profile import (
+    BASE_STATION,
+    LONGEST_NAME,
+    MOST_EXPERTS,
+    ChannelProfile,
+    Name,
+    Placement,
+    first_error,
+    printable,
+    sentence,
+)
+from ..errors import LabError, shown
+from ..yaml_file import read_mapping
 
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Seconds = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False, strict=True)]
 LOOPBACK_ONLY = "without keys only loopback addresses are allowed; make keys with `wdmoe testbed keys`"
 
 
@@ -23,9 +37,11 @@ class _Part(BaseModel):
 class LabDevice(_Part):
     """One device: its name (that of its certificate), its address and the experts it holds in every MoE layer."""
 
-    name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    address: str
-    experts: Annotated[tuple[Annotated[int, Field(ge=0, strict=True)], ...], Field(min_length=1)]
+    name: Annotated[Name, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    address: Annotated[str, Field(max_length=LONGEST_NAME + 100), AfterValidator(printable)]
+    experts: Annotated[
+        tuple[Annotated[int, Field(ge=0, lt=MOST_EXPERTS, strict=True)], ...], Field(min_length=1), FailFast()
+    ]
 
 
 class Lab(_Part):
@@ -44,8 +60,8 @@ class Lab(_Part):
                    for bit as the local model, whose matrix products have those rows; else they are computed here
     """
 
-    devices: Annotated[tuple[LabDevice, ...], Field(min_length=1)]
-    keys: str | None = None
+    devices: Annotated[tuple[LabDevice, ...], Field(min_length=1), FailFast()]
+    keys: Annotated[str, AfterValidator(printable)] | None = None
     payload_bits: Literal[4, 8, 16] | None = None
     deadline_s: Seconds = 10.0
     connect_s: Seconds = 30.0
@@ -61,15 +77,15 @@ class Lab(_Part):
             raise ValueError(
                 "experts_in_memory: own needs send_padding: true, for the base station cannot compute padding then"
             )
-        names = [device.name for device in self.devices]
+        name, times = Counter(device.name for device in self.devices).most_common(1)[0]
+        if times > 1:
+            raise ValueError(f"devices: the name {name!r} stands twice, each device needs its own")
         for number, device in enumerate(self.devices):
-            if names.count(device.name) > 1:
-                raise ValueError(f"devices: the name {device.name!r} stands twice, each device needs its own")
             if device.name == BASE_STATION:
                 raise ValueError(f"devices: the name {BASE_STATION!r} is kept for the base station")
-            for expert in device.experts:
-                if device.experts.count(expert) > 1:
-                    raise ValueError(f"devices[{number}].experts: expert {expert} stands twice")
+            expert, times = Counter(device.experts).most_common(1)[0]
+            if times > 1:
+                raise ValueError(f"devices[{number}].experts: expert {expert} stands twice")
             host, _ = split_address(device.address, f"devices[{number}].address")
             if self.keys is None and not is_loopback(host):
                 raise ValueError(f"devices[{number}].address: {device.address}: {LOOPBACK_ONLY}")
@@ -103,8 +119,8 @@ class Lab(_Part):
 def split_address(address: str, key: str = "address") -> tuple[str, int]:
     """`HOST:PORT` (an IPv6 host in brackets) -> host, port; ValueError in one sentence."""
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit() or not int(port) < 1 << 16:
-        raise ValueError(f"{key} must be HOST:PORT, got {address!r}")
+    if not colon or not host or re.fullmatch("[0-9]{1,5}", port) is None or int(port) >= 1 << 16:
+        raise ValueError(f"{key} must be HOST:PORT, got {shown(address)}")
     return host.strip("[]"), int(port)
 
 
@@ -119,22 +135,15 @@ def is_loopback(host: str) -> bool:
 def load_lab(path: str | Path) -> Lab:
     """Read a lab file; its folder of keys becomes an absolute path. Raises LabError naming file, key, rule, value."""
     path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_bytes())
-    except OSError as error:
-        raise LabError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise LabError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict):
-        raise LabError(f"{path}: must be a mapping of keys to values, got {type(data).__name__}")
+    data = read_mapping(path, LabError)
     try:
         lab = Lab.model_validate(data)
     except ValidationError as error:
-        raise LabError(f"{path}: {sentence(error.errors()[0], _known_keys)}") from None
+        raise LabError(f"{path}: {sentence(first_error(error), _known_keys)}") from None
     if lab.keys is None:
         return lab
     keys = path.parent.absolute() / lab.keys
-    if not keys.is_dir():
+    if not os.path.isdir(keys):
         raise LabError(f"{path}: keys: no such folder {keys}; make it with `wdmoe testbed keys`")
     return lab.model_copy(update=dict(keys=str(keys)))
 

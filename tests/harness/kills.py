@@ -1,0 +1,217 @@
+"""Runs that are killed at random moments, started again, and compared with one that was not."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from mmengine.config import Config
+
+from tests.conftest import ROOT, command, environment
+from wdmoe_opencompass.routing.trace import read_trace
+
+CONFIG = ROOT / "tests" / "harness" / "eval_kills.py"
+TABLES = (".json", ".csv", ".md", ".tex")
+NO_TABLES = ("origin.json",)
+DEADLINE_S = 300.0
+WAYS = ("kill", "kill and tear the last write", "terminate")
+
+
+@dataclass
+class Outcome:
+    """How a run that was killed ended: moment of the kill, tasks complete, items lost or counted twice, all equal."""
+
+    how: str
+    is_complete: bool = False
+    items_lost: int = 0
+    items_twice: int = 0
+    is_equal: bool = False
+
+
+# -- the inference task, as its runner starts it ---------------------------------------------------------------------
+def dumped_task(folder):
+    """A task with Algorithm 1 on every dataset; -> (its config file, its folder of predictions)."""
+    config = Config.fromfile(str(CONFIG), format_python_code=False)
+    model = next(one for one in config.models if one.wdmoe.policy == "wlr")
+    folder.mkdir(parents=True)
+    task = Config(dict(models=[model], datasets=[config.datasets], work_dir=str(folder / "run")))
+    task.dump(folder / "task.py")
+    return folder / "task.py", folder / "run" / "predictions" / model.abbr
+
+
+def start_task(task):
+    return subprocess.Popen(
+        [sys.executable, "-m", "wdmoe_opencompass.harness.infer_task", str(task)],
+        cwd=ROOT,
+        env=environment(task.parent / "hf"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def undisturbed_task(folder):
+    """-> (its folder of predictions, seconds from the first batch to the end)."""
+    task, predictions = dumped_task(folder)
+    process = start_task(task)
+    wait_until(lambda: traces_begun(predictions) or process.poll() is not None)
+    began = time.monotonic()
+    assert process.wait() == 0
+    return predictions, time.monotonic() - began
+
+
+def killed_task(folder, reference, active_s, chance):
+    """A task that is killed once at a random moment after its first batch, then started again; -> Outcome."""
+    task, predictions = dumped_task(folder)
+    how = chance.choice(WAYS)
+    moment_s = chance.uniform(0, active_s)
+    process = start_task(task)
+    wait_until(lambda: traces_begun(predictions) or process.poll() is not None)
+    time.sleep(moment_s)
+    was_running = process.poll() is None
+    process.send_signal(signal.SIGTERM if how == "terminate" else signal.SIGKILL)
+    process.wait()
+    if "tear" in how:
+        tear_last_write(predictions, chance)
+    complete = start_task(task).wait() == 0
+    return outcome(
+        f"{how} after {moment_s:.2f} s{'' if was_running else ' (it had ended)'}", complete, predictions, reference
+    )
+
+
+def traces_begun(predictions):
+    return predictions.exists() and any(predictions.glob("*.trace.*"))
+
+
+def tear_last_write(predictions, chance):
+    """What a machine that fails leaves: the file that was written last lacks its end."""
+    files = [path for path in predictions.iterdir() if path.is_file() and path.stat().st_size]
+    if files:
+        last = max(files, key=lambda path: path.stat().st_mtime_ns)
+        os.truncate(last, chance.randrange(last.stat().st_size))
+
+
+def outcome(how, complete, predictions, reference):
+    """Compare a folder of predictions with that of an undisturbed run, file by file."""
+    found = Outcome(how, complete, is_equal=True)
+    for expected in sorted(reference.glob("*.json")):
+        path = predictions / expected.name
+        if not path.exists():
+            found.items_lost += len(json.loads(expected.read_text()))
+            found.is_equal = False
+            continue
+        ours, theirs = (json.loads(one.read_text()) for one in (path, expected))
+        found.items_lost += len(theirs.keys() - ours.keys())
+        traces = [read_trace(one.with_suffix(".trace.safetensors")) for one in (path, expected)]
+        runs = [times_run(trace) for trace in traces]
+        found.items_lost += int(np.maximum(runs[1] - runs[0], 0).sum())
+        found.items_twice += int(np.maximum(runs[0] - runs[1], 0).sum())
+        same = all(np.array_equal(traces[0].arrays[name], traces[1].arrays[name]) for name in traces[1].arrays)
+        found.is_equal &= ours == theirs and same and traces[0].metadata == traces[1].metadata
+    leftovers = [*predictions.glob("*.part"), *predictions.glob("tmp_*"), *predictions.glob(".*.lock")]
+    found.is_complete &= not leftovers
+    return found
+
+
+def times_run(trace):
+    """-> [items] how often each item of a dataset is in its trace."""
+    last = int((trace.first_item + trace.items).max(initial=0))
+    run = np.zeros(max(last, 1), dtype=int)
+    for first, items in zip(trace.first_item, trace.items):
+        run[first : first + items] += 1
+    return run
+
+
+# -- the opencompass command ------------------------------------------------------------------------------------------
+def undisturbed_command(work_dir):
+    """-> (time-stamped folder, seconds that it took)."""
+    began = time.monotonic()
+    assert start_command(work_dir).wait() == 0
+    return run_folder(work_dir), time.monotonic() - began
+
+
+def start_command(work_dir, *options):
+    work_dir.parent.mkdir(parents=True, exist_ok=True)
+    return subprocess.Popen(
+        command(CONFIG, work_dir, *options),
+        cwd=ROOT,
+        env=environment(work_dir.parent / "hf"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def killed_command(work_dir, reference, took_s, chance):
+    """A run whose runner, task, or both are killed once at a random moment, started again with -r; -> Outcome."""
+    how = chance.choice(("the runner", "a task", "all"))
+    process = start_command(work_dir)
+    wait_until(lambda: run_folder(work_dir) is not None or process.poll() is not None)
+    moment_s = chance.uniform(0.1, 0.95) * took_s
+    time.sleep(moment_s)
+    tasks = tasks_of(process.pid)
+    if how == "all":
+        os.killpg(process.pid, signal.SIGKILL)
+    elif how == "a task" and tasks:
+        os.kill(chance.choice(tasks), signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
+    complete = start_command(work_dir, "-r").wait() == 0
+    folder = run_folder(work_dir)
+    found = [
+        outcome(f"{how} killed after {moment_s:.0f} s", complete, folder / "predictions" / one.name, one)
+        for one in sorted((reference / "predictions").iterdir())
+    ]
+    every = Outcome(found[0].how, all(one.is_complete for one in found))
+    every.items_lost, every.items_twice = (sum(getattr(one, n) for one in found) for n in ("items_lost", "items_twice"))
+    every.is_equal = all(one.is_equal for one in found) and not different_tables(folder, reference)
+    return every
+
+
+def tasks_of(session):
+    """Processes of a session that are a task of ours."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                is_ours = os.getsid(int(entry.name)) == session
+            except OSError:
+                continue
+            if is_ours and b"-m" in words and b"sh" not in words[0].split(b"/"):
+                found.append(int(entry.name))
+    return found
+
+
+def different_tables(folder, reference):
+    """-> names of tables that are not byte for byte the reference's, but for the runs' folders."""
+    names = {path.name for run in (folder, reference) for path in (run / "summary").iterdir() if path.suffix in TABLES}
+    return sorted(name for name in names - set(NO_TABLES) if table(folder, name) != table(reference, name))
+
+
+def table(folder, name):
+    path = folder / "summary" / name
+    return path.read_text().replace(str(folder), "RUN").replace(folder.name, "RUN") if path.exists() else None
+
+
+def run_folder(work_dir):
+    folders = sorted(path for path in work_dir.glob("*") if path.is_dir()) if work_dir.exists() else []
+    return folders[-1] if folders else None
+
+
+def wait_until(condition):
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def chances(count, seed):
+    """One source of random moments per trial, so that trials may run beside each other."""
+    return [random.Random(f"{seed}-{number}") for number in range(count)]

@@ -1,0 +1,21 @@
+"""Killed at random moments, started again: the same answers, counts and tables as a run that was not."""
+
+import pytest
+
+from tests.harness.kills import chances, killed_command, killed_task, undisturbed_command, undisturbed_task
+
+
+@pytest.mark.slow
+def test_tasks_that_are_killed_lose_nothing_and_count_nothing_twice(tmp_path):
+    reference, active_s = undisturbed_task(tmp_path / "reference")
+    for number, chance in enumerate(chances(5, 0)):
+        found = killed_task(tmp_path / str(number), reference, active_s, chance)
+        assert (found.is_complete, found.items_lost, found.items_twice) == (True, 0, 0), found
+        assert found.is_equal, found
+
+
+@pytest.mark.slow
+def test_run_that_is_killed_gives_the_same_tables(tmp_path):
+    reference, took_s = undisturbed_command(tmp_path / "reference" / "outputs")
+    found = killed_command(tmp_path / "killed" / "outputs", reference, took_s, chances(1, 1)[0])
+    assert (found.is_complete, found.items_lost, found.items_twice, found.is_equal) == (True, 0, 0, True), found

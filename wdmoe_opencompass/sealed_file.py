@@ -1,0 +1,96 @@
+"""A safetensors file that states the SHA-256 of all its bytes, so that not one of them changes unnoticed.
+
+The digest stands in the file's own metadata; it is taken with 64 zeros in its place.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from .errors import TraceError, shown
+from .files import write_whole
+from .regular_file import read_regular
+
+MOST_BYTES = 4 << 30  # reading a file takes twice its size in memory
+MOST_HEADER_BYTES = 16 << 20
+DIGEST_KEY = "sha256"
+NO_DIGEST = b"0" * 64
+DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')  # of no other text: in a string the quotes are escaped
+BROKEN = (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, MemoryError)
+
+
+def write_sealed(path: Path, arrays: dict[str, NDArray], metadata: dict[str, str]) -> None:
+    """Write a sealed file whole or not at all; TraceError where it would be too large to be read again."""
+    blob = memoryview(save_arrays(arrays, metadata=metadata | {DIGEST_KEY: NO_DIGEST.decode()}))
+    place = _digest_place(blob)
+    if len(blob) > MOST_BYTES or place is None:
+        raise TraceError(
+            f"{path}: must hold at most {MOST_BYTES} bytes, {MOST_HEADER_BYTES} of them metadata, got {len(blob)}; "
+            "split the dataset"
+        )
+    write_whole(path, blob[: place.start], digest_of(blob, place), blob[place.stop :])
+
+
+def read_sealed(path: Path, metadata_key: str, what: str, version: int) -> tuple[str, dict[str, NDArray]]:
+    """-> a sealed file's metadata as text, and its arrays.
+
+    Raises TraceError where it is missing, too large, something else, of another version, torn or changed.
+    """
+    blob = read_regular(path, MOST_BYTES, TraceError)
+    try:
+        text = header_of(blob)["__metadata__"][metadata_key]
+        if not isinstance(text, str):
+            raise TypeError
+    except BROKEN:
+        raise TraceError(f"{path}: not a {what}, or torn") from None
+    check_version(path, text, version)
+    place = _digest_place(blob)
+    if place is None:
+        raise TraceError(f"{path}: not a {what}, or torn: it does not state its SHA-256")
+    if digest_of(blob, place) != blob[place.start : place.stop]:
+        raise TraceError(f"{path}: not a {what}, or torn: its bytes do not have the SHA-256 that it states")
+    try:
+        return text, load_arrays(blob)
+    except BROKEN:
+        raise TraceError(f"{path}: not a {what}: its arrays are not readable") from None
+
+
+def check_version(path: Path, text: str, version: int) -> None:
+    """Raise TraceError where metadata is not readable, or says another format_version."""
+    try:
+        found = json.loads(text).get("format_version")
+    except BROKEN:
+        raise TraceError(f"{path}: its metadata is not readable") from None
+    if found != version:
+        raise TraceError(f"{path}: format_version must be {version}, got {shown(found)}; run the evaluation again")
+
+
+def digest_of(blob: bytes | memoryview, place: slice) -> bytes:
+    """-> the hexadecimal SHA-256 of a file's bytes with zeros in the digest's place."""
+    view = memoryview(blob)
+    digest = hashlib.sha256(view[: place.start])
+    digest.update(NO_DIGEST)
+    digest.update(view[place.stop :])
+    return digest.hexdigest().encode()
+
+
+def _header_bytes(blob: bytes | memoryview) -> bytes:
+    length = int.from_bytes(blob[:8], "little")
+    return bytes(blob[8 : 8 + length]) if length <= MOST_HEADER_BYTES else b""
+
+
+def header_of(blob: bytes) -> Any:
+    """-> the header of a safetensors file as JSON says it; one of BROKEN where there is none."""
+    return json.loads(_header_bytes(blob).decode())
+
+
+def _digest_place(blob: bytes | memoryview) -> slice | None:
+    found = list(DIGEST.finditer(_header_bytes(blob)))
+    return slice(8 + found[0].start(1), 8 + found[0].end(1)) if len(found) == 1 else None
