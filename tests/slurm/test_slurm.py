@@ -28,7 +28,7 @@ def run(config, work_dir, variables):
         line = command(ROOT / "tests" / "slurm" / config, work_dir / "outputs")
         process = subprocess.Popen(line, cwd=ROOT, env=env, stdout=out, stderr=out, start_new_session=True)
     try:
-        process.wait(300)
+        process.wait(420)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
