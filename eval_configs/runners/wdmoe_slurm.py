@@ -1,7 +1,7 @@
 """Inference and evaluation through Slurm's `srun`, by OpenCompass's own runner: at most eight datasets per task.
 
-Partition and quality of service are the cluster's defaults; set them in a config of your own:
-`infer["runner"]["partition"] = "gpu"`.
+Partition, quality of service and time limit are the cluster's defaults; set them in a config of your own:
+`infer["runner"]["partition"] = "gpu"`, `infer["runner"]["extra_command"] = ["-t 04:00:00"]`.
 """
 
 from opencompass.runners import SlurmRunner
