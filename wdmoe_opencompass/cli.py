@@ -488,6 +488,35 @@ def compare_command(
     print(formatted(compared(*records), notes_of(*records), form.value), end="")
 
 
+@app.command("verify")
+def verify_command(
+    run_folder: Annotated[Path, typer.Argument(help="Time-stamped folder of a finished run.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compute every result and table again from predictions and traces; exit code 1 if one does not match.
+
+    Runs the run's own config and evaluators, as OpenCompass did; call it from the folder where the run was started, so
+    that relative data paths hold. The run itself is only read.
+    """
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # OpenCompass talks a lot on import
+        from .harness.verify import verify
+
+        verdict = verify(run_folder)
+    matches = not verdict.mismatches
+    if as_json:
+        _print(asdict(verdict) | dict(matches=matches))
+    else:
+        for sentence in [*map(str, verdict.mismatches), *(f"note: {note}" for note in verdict.notes)]:
+            print(sentence)
+        print(
+            f"{run_folder}: all {verdict.compared} files of results and tables match"
+            if matches
+            else f"{run_folder}: {len(verdict.mismatches)} mismatches"
+        )
+    if not matches:
+        raise typer.Exit(1)
+
+
 @app.command("frontier")
 def frontier_command(
     run_folder: Annotated[Path, typer.Argument(help="OpenCompass's time-stamped folder.")],

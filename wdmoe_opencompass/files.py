@@ -6,7 +6,10 @@ from pathlib import Path
 
 
 def write_whole(path: Path, *parts: bytes | memoryview | str) -> None:
-    """Write a file, of one part or several, under a temporary name, force it onto the disk, and rename it; OSError leaves what was there."""
+    """Write a file under a temporary name, force it onto the disk, and rename it; OSError leaves what was there.
+
+    parts: of its content, one after the other
+    """
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

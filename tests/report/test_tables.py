@@ -9,6 +9,7 @@ from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.report.compare import batch_records, compared, item_records, notes_of
 from wdmoe_opencompass.report.items import ItemResults
 from wdmoe_opencompass.report.paper import BENCHMARKS, NO_COMPARISON, TABLE_1, TABLE_2, paper_comparison
+from wdmoe_opencompass.report.provenance import origin_records
 from wdmoe_opencompass.report.statistics import wilson_interval
 from wdmoe_opencompass.report.summary import write_report
 from wdmoe_opencompass.report.tables import (
@@ -18,7 +19,6 @@ from wdmoe_opencompass.report.tables import (
     formatted,
     latency_cells,
     latency_records,
-    origin_records,
     table_1,
 )
 

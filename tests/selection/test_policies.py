@@ -101,6 +101,45 @@ def test_padding_does_not_change_what_real_tokens_keep(name, case):
     assert torch.equal(padded.expert_index[real][unpadded.keep], unpadded.expert_index[unpadded.keep])
 
 
+def kept(selection):
+    return [set(index[keep].tolist()) for index, keep in zip(selection.expert_index, selection.keep)]
+
+
+def chosen_together_and_alone(name, routing, channel):
+    """What each token keeps in one pass of all, and in a pass of its own."""
+    policy = example(name, routing)
+    alone = []
+    for token in range(len(routing.is_load)):
+        one = slice(token, token + 1)
+        parts = [part[one] for part in (routing.probabilities, routing.top_k_index, routing.top_k_weights)]
+        alone += kept(policy.select(Routing(*parts, routing.is_load[one], routing.layer, routing.phase), channel))
+    return kept(policy.select(routing, channel)), alone
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("name", ALL_POLICIES)
+@settings(deadline=None, max_examples=10)
+@given(case=cases)
+def test_only_policies_that_say_so_couple_the_tokens_of_a_pass(name, phase, case):
+    routing, channel = case
+    if not example(name, routing).couples_tokens:
+        together, alone = chosen_together_and_alone(name, replace(routing, phase=phase), channel)
+        assert together == alone
+
+
+@pytest.mark.parametrize("name", ALL_POLICIES)
+def test_policies_that_say_so_do_couple_the_tokens_of_a_pass(name):
+    for seed in range(60):
+        routing, channel = random_case(seed, tokens=12, experts=8, k=2, devices=3)
+        if not example(name, routing).couples_tokens:
+            return
+        for phase in ("prefill", "decode"):
+            together, alone = chosen_together_and_alone(name, replace(routing, phase=phase), channel)
+            if together != alone:
+                return
+    raise AssertionError(f"{name} claims to couple tokens, and did in no case")
+
+
 @pytest.mark.parametrize("name", ALL_POLICIES)
 @settings(deadline=None, max_examples=30)
 @given(case=cases)

@@ -28,7 +28,7 @@ from ..routing.trace import (
 )
 from ..testbed.history import MeasuredHistory
 from .precision import check_precision, precision_name
-from .settings import parse_settings
+from .settings import parse_settings, policy_parameters
 
 if TYPE_CHECKING:
     from ..testbed.client import LabClient
@@ -180,7 +180,7 @@ class WdmoeMixin:
             weights=self.path,  # type: ignore[attr-defined]
             dataset=dataset,
             policy=self.settings.policy,
-            policy_parameters=_parameters(self.attachment.policy),
+            policy_parameters=policy_parameters(self.attachment.policy),
             renormalise=self.attachment.renormalise,
             kept_share=self.settings.kept_share,
             calibration_hash=self._calibration_hash(),
@@ -270,10 +270,6 @@ def supply_batch_encode_plus(tokenizer: Any) -> None:
     """Give a tokenizer the method that transformers 5 took away and OpenCompass 0.5.4 still calls."""
     if not hasattr(tokenizer, "batch_encode_plus"):
         tokenizer.batch_encode_plus = tokenizer.__call__
-
-
-def _parameters(policy: Any) -> dict[str, Any]:
-    return {name: getattr(policy, name) for name in inspect.signature(type(policy)).parameters}
 
 
 def _longest_input(path: str, trust_remote_code: bool) -> int:

@@ -83,18 +83,23 @@ class WdmoeSettings(BaseModel):
         return read_calibration(self.calibration)
 
 
-def parse_settings(wdmoe: Any) -> WdmoeSettings:
-    """Check the whole `wdmoe` argument, profile and policy included."""
+def validated_settings(wdmoe: Any) -> WdmoeSettings:
+    """Check the keys and values of a `wdmoe` argument, without reading a file; ModelError where one is wrong."""
     if not isinstance(wdmoe, dict):
         raise ModelError("the model config needs wdmoe=dict(profile='paper_8_devices', policy='wlr')")
     try:
-        settings = WdmoeSettings.model_validate(dict(wdmoe))
+        return WdmoeSettings.model_validate(dict(wdmoe))
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0])
         if first["type"] == "extra_forbidden":
             raise ModelError(unknown_name("key of wdmoe=dict(...)", key, WdmoeSettings.model_fields)) from None
         raise ModelError(f"wdmoe.{key}: {first['msg'].lower()}, got {first['input']!r}") from None
+
+
+def parse_settings(wdmoe: Any) -> WdmoeSettings:
+    """Check the whole `wdmoe` argument, the files that it names and the policy included."""
+    settings = validated_settings(wdmoe)
     settings.load_profile()
     if settings.testbed is not None and settings.quantise_payload:
         raise ModelError("wdmoe.quantise_payload simulates; with wdmoe.testbed the lab file's payload_bits decides")
@@ -104,3 +109,8 @@ def parse_settings(wdmoe: Any) -> WdmoeSettings:
         if policy.knob is None:
             raise PolicyError(f"selection policy {settings.policy!r} has no parameter to match wdmoe.kept_share by")
     return settings
+
+
+def policy_parameters(policy: SelectionPolicy) -> dict[str, Any]:
+    """Every parameter of a policy, those left at their defaults included."""
+    return {name: getattr(policy, name) for name in inspect.signature(type(policy)).parameters}

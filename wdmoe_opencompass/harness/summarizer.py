@@ -1,6 +1,7 @@
 """The summarizer: OpenCompass's own table, then accuracy and waiting latency side by side."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from ..report.figures import write_figures
 from ..report.items import item_results
 from ..report.publication import write_publication
 from ..report.summary import write_report
-from ..report.tables import DENSE, ModelRun, benchmarks_of, dataset_of
-from ..routing.times import seal_finished_times
-from ..routing.trace import SEALED_SUFFIX, RoutingTrace, read_trace, routing_name, seal_finished
+from ..report.tables import DENSE, ModelRun, benchmarks_of
+from ..routing.times import TIMES_SUFFIX, seal_finished_times
+from ..routing.trace import EVENTS_SUFFIX, SEALED_SUFFIX, RoutingTrace, seal_finished
+from .belongs import Expected, couples_tokens, parts_of, read_traces, why_refused
 from .infer_task import FAILURE_SUFFIX
-from .settings import parse_settings
 
 NO_TRACE = (
     "no routing trace: the stock infer task ran (--models, --datasets, --slurm and --dlc on the command line put it "
@@ -35,7 +36,7 @@ class WdmoeSummarizer(DefaultSummarizer):
     """
 
     def summarize(self, output_path: str | None = None, time_str: str | None = None) -> None:
-        """Write all tables; a cell that a failed task left empty is named with its reason.
+        """Write all tables; a cell that a failed task left empty, or whose trace is of another run, has its reason.
 
         Raises SystemExit in one sentence where the disk is full or the folder read-only: each file is written whole or
         not at all.
@@ -50,7 +51,9 @@ class WdmoeSummarizer(DefaultSummarizer):
 
     def _summarize(self, output_path: str | None, time_str: str | None) -> None:
         super().summarize(output_path, time_str or datetime.now().strftime("%Y%m%d_%H%M%S"))
+        self._expected: dict[str, Expected] = {}
         runs = [self._model_run(cfg) for cfg in self.model_cfgs]
+        leave_out_mixed(runs, self._expected)
         benchmarks = benchmarks_of(self._datasets(), self._groups())
         folder = Path(self.work_dir) / "summary"
         for table in write_report(runs, benchmarks, folder):
@@ -72,11 +75,17 @@ class WdmoeSummarizer(DefaultSummarizer):
     def _model_run(self, model_cfg: Any) -> ModelRun:
         abbr = model_abbr_from_cfg(model_cfg)
         predictions = Path(self.work_dir) / "predictions" / abbr
+        sealed: dict[str, RoutingTrace] = {}
+        unreadable: dict[str, str] = {}
         if "wdmoe" in model_cfg:
             seal_finished(predictions)
             seal_finished_times(predictions)
-            policy, profile_hash = _policy_and_profile_hash(model_cfg["wdmoe"], predictions)
-            run = ModelRun(abbr, policy, (model_cfg["path"], profile_hash))
+            sealed, unreadable = read_traces(predictions)
+            expected = Expected.of(model_cfg, [trace.metadata for trace in sealed.values()])
+            self._expected[abbr] = expected
+            run = ModelRun(abbr, expected.routing, (expected.weights, expected.profile_hash))
+            run.couples_tokens = any(couples_tokens(trace.metadata) for trace in sealed.values())
+            run.batch_size = model_cfg.get("batch_size")
         else:
             run = ModelRun(abbr, DENSE, (str(model_cfg.get("path", "")), ""))
         run.groups = self._groups()
@@ -96,9 +105,13 @@ class WdmoeSummarizer(DefaultSummarizer):
                     run.no_items[dataset] = str(error)
             if run.policy != DENSE:
                 try:
-                    run.traces[dataset] = self._traces_of(predictions, dataset, run)
+                    names = self._trace_names(predictions, dataset, run, unreadable)
+                    run.traces[dataset] = [sealed[name] for name in names]
+                    run.sources[dataset] = _digests(predictions, names)
                 except TraceError as error:
                     reasons.append(str(error))
+                    if str(error) in unreadable.values():  # nothing says whose answers these are
+                        forget(run, dataset)
             if reasons:
                 failures = [
                     (predictions / (name + FAILURE_SUFFIX)).read_text().strip()
@@ -108,46 +121,71 @@ class WdmoeSummarizer(DefaultSummarizer):
                 run.missing[dataset] = "; ".join(dict.fromkeys(failures or reasons))
         return run
 
-    def _traces_of(self, predictions: Path, dataset: str, run: ModelRun) -> list[RoutingTrace]:
-        """The trace of a dataset, or those of the parts that a partitioner made of it.
+    def _trace_names(
+        self, predictions: Path, dataset: str, run: ModelRun, unreadable: Mapping[str, str]
+    ) -> Sequence[str]:
+        """Name of a dataset's trace, or those of the parts that a partitioner made of it.
 
         OpenCompass scores parts only if together they are the dataset: without accuracy nothing says that none lacks.
         """
         whole = predictions / (dataset + SEALED_SUFFIX)
         names = [dataset] if whole.exists() else self._parts_of(predictions, dataset, ".json") or [dataset]
-        paths = [predictions / (name + SEALED_SUFFIX) for name in names]
-        if not all(path.exists() for path in paths):
+        if not all((predictions / (name + SEALED_SUFFIX)).exists() for name in names):
             raise TraceError(NO_TRACE)
         numbered = [f"{dataset}_{number}" for number in range(len(names))]
         if names != [dataset] and (names != numbered or dataset not in run.accuracies):
             raise TraceError(f"its parts ({', '.join(names)}) were not scored together: one may be missing")
-        traces = [read_trace(path) for path in paths]
-        if any(trace.metadata.profile_hash != run.base[1] for trace in traces):
-            raise TraceError("its trace was recorded with another content of the channel profile")
-        return traces
+        for name in names:
+            if name in unreadable:
+                raise TraceError(unreadable[name])
+        return names
 
     def _parts_of(self, predictions: Path, dataset: str, suffix: str) -> list[str]:
-        """Names `<dataset>_0`, `<dataset>_1`, ... of the files with this suffix, in order."""
-        datasets = self._datasets()
-        names = [path.name.removesuffix(suffix) for path in predictions.glob(f"{dataset}_*{suffix}")]
-        parts = [name for name in names if dataset_of(name, datasets) == dataset]
-        return sorted(parts, key=lambda name: int(name.rpartition("_")[2]))
+        return parts_of(predictions, dataset, self._datasets(), suffix)
 
     def _result_path(self, model_cfg: Any, dataset_cfg: Any) -> Path:
         return Path(get_infer_output_path(model_cfg, dataset_cfg, str(Path(self.work_dir) / "results")))
 
 
-def _policy_and_profile_hash(wdmoe: Any, predictions: Path) -> tuple[str, str]:
-    """What the config names; where its profile or lab file is not on this machine, what the traces carry."""
-    files = [str(wdmoe.get(key) or "") for key in ("profile", "testbed")]
-    traces = sorted(predictions.glob(f"*{SEALED_SUFFIX}"))
-    if any(name.endswith((".yaml", ".yml")) and not Path(name).is_file() for name in files) and traces:
-        metadata = read_trace(traces[0]).metadata
-        return metadata.routing, metadata.profile_hash
-    settings = parse_settings(wdmoe)
-    loaded = settings.load_profile()
-    bits = loaded.payload_bits if settings.payload_is_rounded else None
-    return routing_name(settings.policy, bits), loaded.content_hash
+def leave_out_mixed(runs: Sequence[ModelRun], expected: Mapping[str, Expected]) -> None:
+    """Empty the cells whose traces do not belong in the run's tables, and note the reason of each.
+
+    The accuracy goes too: the answers were given by the same run as the trace.
+    """
+    owners = {
+        (run.abbr, name): (run, dataset, trace)
+        for run in runs
+        for dataset, traces in run.traces.items()
+        for name, trace in zip(_names_of(run, dataset), traces, strict=True)
+    }
+    for place, why in why_refused({place: trace for place, (*_, trace) in owners.items()}, expected).items():
+        run, dataset, _ = owners[place]
+        forget(run, dataset)
+        run.missing[dataset] = "; ".join(dict.fromkeys(filter(None, (run.missing.get(dataset), why))))
+
+
+def forget(run: ModelRun, dataset: str) -> None:
+    """Leave a model's cells of a dataset empty."""
+    held: Sequence[dict[str, Any]] = (run.accuracies, run.items, run.no_items, run.traces, run.sources)
+    for facts in held:
+        facts.pop(dataset, None)
+
+
+def _names_of(run: ModelRun, dataset: str) -> list[str]:
+    files = [Path(name).name for name in run.sources[dataset]]
+    return [name.removesuffix(SEALED_SUFFIX) for name in files if name.endswith(SEALED_SUFFIX)]
+
+
+def _digests(predictions: Path, names: Sequence[str]) -> dict[str, str]:
+    """-> SHA-256 of the traces of these names and of what a testbed left beside them."""
+    beside = [
+        predictions / (name + suffix) for name in names for suffix in (SEALED_SUFFIX, TIMES_SUFFIX, EVENTS_SUFFIX)
+    ]
+    return {
+        f"predictions/{predictions.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in beside
+        if path.exists()
+    }
 
 
 def _result(path: Path) -> dict[str, Any]:

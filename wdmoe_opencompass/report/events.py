@@ -2,13 +2,15 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ..routing.trace import EVENTS_SUFFIX
-from .tables import write_json, write_table
+from .provenance import footnote, provenance
+from .tables import ModelRun, write_json, write_table
 
 EVENTS = "testbed_events"
 COLUMNS = ["model", "dataset", "device", "event", "times", "tokens taken over", "by", "first reason"]
@@ -44,13 +46,13 @@ def event_table(records: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def write_events(predictions: Path, folder: Path) -> list[str]:
+def write_events(predictions: Path, folder: Path, runs: Sequence[ModelRun] = ()) -> list[str]:
     """Write the table into `folder` if anything happened; -> a sentence for the screen, or nothing."""
     records = event_records(predictions)
     if not records:
         return []
     write_json(folder / f"{EVENTS}_all.json", records)
-    write_table(folder / EVENTS, event_table(records), [TEXT])
+    write_table(folder / EVENTS, event_table(records), footnote(runs, TEXT), provenance(runs))
     faults = sum(one["kind"] != "rejoined" for one in records)
     tokens = sum(one["tokens"] for one in records)
     return [f"devices failed {faults} times, {tokens} tokens were taken over: {folder / EVENTS}.md\n"]

@@ -12,7 +12,8 @@ from ..channel.profile import ChannelProfile, changed_profile
 from ..files import write_whole
 from ..replay import Advance, ignore, pooled_mean, replay
 from ..routing.trace import RoutingTrace
-from .tables import OPTIMISED, ROWS, ModelRun, profile_line, row_runs
+from .provenance import profile_line
+from .tables import OPTIMISED, ROWS, ModelRun, row_runs
 
 BANDWIDTHS_HZ = np.linspace(20e6, 120e6, 11)  # Figure 5 of the paper
 ROW_STYLE = {  # colour-blind safe (Okabe-Ito), one marker each

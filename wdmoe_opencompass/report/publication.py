@@ -118,6 +118,7 @@ def _commands(run_folder: Path, profiles: Sequence[str]) -> str:
         "    pip install -r summary/requirements.txt   # wdmoe_opencompass from its repository where it is on no index",
         f"    opencompass {config} -w NEW_RUN            # the whole evaluation again; data paths as in that config",
         "    wdmoe compare . NEW_RUN/*                  # differences between that run and this one",
+        "    wdmoe verify .                             # are results and tables what predictions and traces give",
         "    wdmoe report .                             # the tables",
         "    wdmoe figures .                            # the figures, from the traces alone",
     ]

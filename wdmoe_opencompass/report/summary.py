@@ -1,7 +1,9 @@
 """All tables of a run, written into its `summary/` folder."""
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 from ..files import write_whole
 from ..routing.trace import PHASES
@@ -12,6 +14,7 @@ from .figures import save_figure
 from .frontier import FRONTIER, draw_frontier, frontier_notes, frontier_records, frontier_table, frontier_text
 from .paper import NO_COMPARISON, paper_comparison
 from .paper import TEXT as COMPARISON_TEXT
+from .provenance import PROVENANCE_FILE, footnote, origin_records, profile_line, provenance
 from .tables import (
     DATASETS_FILE,
     GROUPS_FILE,
@@ -23,11 +26,8 @@ from .tables import (
     accuracy_notes,
     accuracy_records,
     datasets_of,
-    footnote,
     latency_cells,
     missing_cells,
-    origin_records,
-    profile_line,
     saving_notes,
     table_1,
     table_2,
@@ -38,6 +38,7 @@ from .testbed import write_testbed
 
 MAIN = ("table_1_accuracy", "table_2_latency_pass_per_batch_all")  # the two that are printed
 COMPARISON, DIFFERENCES = "paper_comparison", "differences"
+SHOWN = dict(scope="pass", per="batch", phase="all")  # of the latencies that other tables take up
 FRONTIER_RECORDS_FILE = "frontier_records.json"
 LATENCY_TEXT = (
     "attention waiting latency in ms, Eq. (11) summed over the MoE layers of a forward pass, mean per {per}, "
@@ -58,11 +59,14 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
     """Write all tables into `folder` (a run's `summary/`); -> the two main tables as text for the screen.
 
     benchmarks: the tables' columns, each a dataset or a group of the runs.
-    missing.json lists the cells that a failed task left empty, each with its reason; main_tables.md holds the answer;
+    missing.json lists the cells that stay empty, each with its reason; main_tables.md holds the answer; provenance.json
+    where the numbers of all of them come from, which also stands in the JSON of each table;
     items.json and batches.json what `wdmoe compare` pairs with another run. Where a testbed's measured times lie beside
     the traces in `predictions/`, its tables and Figure 10 are written too.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    origin = provenance(runs)
+    write_json(folder / PROVENANCE_FILE, origin)
     write_json(folder / "origin.json", origin_records(runs))
     write_json(folder / GROUPS_FILE, next((run.groups for run in runs), {}))
     write_json(folder / DATASETS_FILE, datasets_of(runs))
@@ -74,37 +78,44 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
     write_json(folder / "latency.json", public)
     write_json(folder / BATCHES_FILE, batch_records(cells))
     notes = footnote(runs, ACCURACY_TEXT) + accuracy_notes(runs)
-    printed = [write_table(folder / "table_1_accuracy", table_1(runs, benchmarks), notes)]
-    for scope in SCOPES:
-        for per in ("pass", "batch"):
-            for phase in ("all", *PHASES):
-                table = table_2(records, benchmarks, scope, per, phase)
-                text = LATENCY_TEXT.format(per=per, phase=phase, scope=scope, method=OPTIMISED)
-                name = f"table_2_latency_{scope}_per_{per}_{phase}"
-                chosen = [r for r in records if (r["scope"], r["per"], r["phase"]) == (scope, per, phase)]
-                shown = write_table(folder / name, table, footnote(runs, text) + saving_notes(chosen))
-                if (scope, per, phase) == ("pass", "batch", "all"):
-                    printed.append(shown)
+    printed = [write_table(folder / "table_1_accuracy", table_1(runs, benchmarks), notes, origin)]
+    printed.append(_write_latency_tables(runs, benchmarks, records, folder))
     differences = difference_records(runs, benchmarks)
     write_json(folder / "accuracy_differences.json", differences)
     if differences:
         notes = footnote(runs, DIFFERENCE_TEXT) + difference_notes(runs, benchmarks)
-        write_table(folder / DIFFERENCES, difference_table(differences), notes)
+        write_table(folder / DIFFERENCES, difference_table(differences), notes, origin)
         printed.append(f"which differences from vanilla are more than chance: {folder / DIFFERENCES}.md\n")
     frontier = frontier_records(runs, benchmarks, cells)
     write_json(folder / FRONTIER_RECORDS_FILE, frontier)
     if len(frontier) > 1:
         text = frontier_text(benchmarks)
-        write_table(folder / FRONTIER, frontier_table(frontier), footnote(runs, text) + frontier_notes())
+        notes = footnote(runs, text) + frontier_notes()
+        write_table(folder / FRONTIER, frontier_table(frontier), notes, provenance(runs, **SHOWN))
         save_figure(draw_frontier(frontier, benchmarks), folder / FRONTIER, profile_line(runs))
         printed.append(f"accuracy against latency, every model: {folder / FRONTIER}.md and .png\n")
     comparison = paper_comparison(runs, records)
     if not comparison.empty:
         notes = footnote(runs, COMPARISON_TEXT[0]) + COMPARISON_TEXT[1:] + accuracy_notes(runs)
-        write_table(folder / COMPARISON, comparison, notes)
+        write_table(folder / COMPARISON, comparison, notes, provenance(runs, **SHOWN))
     printed.append(f"{NO_COMPARISON if comparison.empty else f'ours beside the paper: {folder / COMPARISON}.md'}\n")
     printed += write_testbed(runs, benchmarks, folder.parent / "predictions", folder)
-    printed += write_events(folder.parent / "predictions", folder)
+    printed += write_events(folder.parent / "predictions", folder, runs)
     write_json(folder / MISSING_FILE, missing_cells(runs))
     write_whole(folder / MAIN_TABLES_FILE, "\n".join(printed))
+    return printed
+
+
+def _write_latency_tables(
+    runs: Sequence[ModelRun], benchmarks: Sequence[str], records: Sequence[dict[str, Any]], folder: Path
+) -> str:
+    """Write Table II in every scope, per pass and per batch, of every phase; -> the one that is printed."""
+    printed = ""
+    for scope, per, phase in product(SCOPES, ("pass", "batch"), ("all", *PHASES)):
+        where = dict(scope=scope, per=per, phase=phase)
+        chosen = [record for record in records if where.items() <= record.items()]
+        notes = footnote(runs, LATENCY_TEXT.format(**where, method=OPTIMISED)) + saving_notes(chosen)
+        table, name = table_2(records, benchmarks, scope, per, phase), f"table_2_latency_{scope}_per_{per}_{phase}"
+        text = write_table(folder / name, table, notes, provenance(runs, **where))
+        printed = text if where == SHOWN else printed
     return printed

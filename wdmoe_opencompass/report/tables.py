@@ -13,7 +13,7 @@ from ..allocation.base import Scope
 from ..errors import TraceError
 from ..files import write_whole
 from ..replay import pooled_mean, replay
-from ..routing.trace import PHASES, SEALED_SUFFIX, RoutingTrace, TraceMetadata, read_trace
+from ..routing.trace import PHASES, SEALED_SUFFIX, RoutingTrace, read_trace
 from .batches import BatchSums, batch_sums, why_no_interval
 from .items import ItemResults
 from .statistics import (
@@ -50,6 +50,8 @@ class ModelRun:
     group_size: benchmark -> datasets that a whole one has
     items:      dataset -> which of its items were answered right
     no_items:   dataset with an accuracy -> why that is not known: its accuracy has no interval then
+    sources:    dataset -> files its traces and times were read from, by path in the run folder -> SHA-256 of each
+    batch_size: as the config names it; couples_tokens: whether what a token keeps depends on the others of its pass
     """
 
     abbr: str
@@ -62,6 +64,9 @@ class ModelRun:
     group_size: dict[str, int] = field(default_factory=dict)
     items: dict[str, ItemResults] = field(default_factory=dict)
     no_items: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, dict[str, str]] = field(default_factory=dict)
+    batch_size: int | None = None
+    couples_tokens: bool = False
 
     @property
     def is_vanilla(self) -> bool:
@@ -383,59 +388,6 @@ def saving_notes(records: Sequence[dict[str, Any]]) -> list[str]:
     return [f"a saving's square brackets: {BATCH_METHOD}", *lines]
 
 
-def footnote(runs: Sequence[ModelRun], text: str) -> list[str]:
-    """Lines under a table: what it shows, then profile, seed, policies, versions and what is empty and why."""
-    lines = [text]
-    metadata = {trace.metadata.profile_hash: trace.metadata for run in runs for trace in run.all_traces}
-    for one in metadata.values():
-        lines.append(f"{_described(one)}; values marked `assumption` in the profile file are ours, not the paper's")
-    for run in runs:
-        trace = next(iter(run.all_traces), None)
-        if trace is not None:
-            parameters = ", ".join(f"{k}={v}" for k, v in trace.metadata.policy_parameters.items()) or "no parameters"
-            lines.append(
-                f"{run.abbr}: policy {trace.metadata.policy} ({parameters}), renormalise {trace.metadata.renormalise}, "
-                f"{trace.metadata.dtype}"
-            )
-    for name, members in next((run.groups for run in runs), {}).items():
-        whole = f" of its {runs[0].group_size[name]}" if name in runs[0].group_size else ""
-        lines.append(
-            f"{name}: plain mean of the accuracies of {len(members)}{whole} datasets; latency over all their batches "
-            "or passes"
-        )
-    recorded = [trace.metadata.versions for run in runs for trace in run.all_traces]
-    versions = {f"{name} {number}" for one in recorded for name, number in one.items()}
-    if versions:
-        lines.append("versions: " + ", ".join(sorted(versions)))
-    return lines + [f"empty: {cell}" for cell in missing_cells(runs)]
-
-
-def origin_records(runs: Sequence[ModelRun]) -> list[dict[str, str]]:
-    """The profiles that the runs' traces were recorded under: hash, and what a footnote says of it."""
-    metadata = {trace.metadata.profile_hash: trace.metadata for run in runs for trace in run.all_traces}
-    return [
-        dict(profile_hash=one.profile_hash, text=f"{_described(one)}; {_versions(one)}") for one in metadata.values()
-    ]
-
-
-def _versions(one: TraceMetadata) -> str:
-    return ", ".join(f"{name} {number}" for name, number in sorted(one.versions.items()))
-
-
-def profile_line(runs: Sequence[ModelRun]) -> str:
-    """Profiles and seeds of the runs' traces, in one line."""
-    metadata = {trace.metadata.profile_hash: trace.metadata for run in runs for trace in run.all_traces}
-    return "; ".join(_described(one) for one in metadata.values())
-
-
-def _described(one: TraceMetadata) -> str:
-    fading = one.profile.fading
-    return (
-        f"profile {one.profile.name} (hash {one.profile_hash[:12]}), "
-        f"fading {fading.model} per {fading.coherence}, seed {one.seed}"
-    )
-
-
 def missing_cells(runs: Sequence[ModelRun]) -> list[str]:
     """One line for every model and dataset, or group of them, without accuracy or trace, with the reason."""
     lines = []
@@ -451,18 +403,22 @@ def missing_cells(runs: Sequence[ModelRun]) -> list[str]:
 FORMATS = ("md", "csv", "tex", "json")
 
 
-def write_table(path: Path, table: pd.DataFrame, notes: list[str]) -> str:
-    """Write a table with its notes beside `path` in all FORMATS; -> the Markdown."""
+def write_table(path: Path, table: pd.DataFrame, notes: list[str], origin: dict[str, Any]) -> str:
+    """Write a table with its notes beside `path` in all FORMATS; -> the Markdown.
+
+    origin: what `provenance.provenance` gives, for the JSON; the notes tell it in the other formats.
+    """
     for form in FORMATS:
-        write_whole(path.with_name(f"{path.name}.{form}"), formatted(table, notes, form))
+        write_whole(path.with_name(f"{path.name}.{form}"), formatted(table, notes, form, origin))
     return formatted(table, notes, "md")
 
 
-def formatted(table: pd.DataFrame, notes: list[str], form: str) -> str:
+def formatted(table: pd.DataFrame, notes: list[str], form: str, origin: dict[str, Any] | None = None) -> str:
     """A table and its notes as text of one of FORMATS."""
     cells = [list(table.columns), *table.astype(str).values.tolist()]
     if form == "json":
-        return json.dumps(dict(rows=table.to_dict("records"), notes=notes), indent=1) + "\n"
+        content = dict(rows=table.to_dict("records"), notes=notes) | (dict(provenance=origin) if origin else {})
+        return json.dumps(content, indent=1) + "\n"
     if form == "csv":
         return "".join(f"# {note}\n" for note in notes) + table.to_csv(index=False)
     if form == "tex":

@@ -16,15 +16,14 @@ from ..routing.times import TIMES_SUFFIX, MeasuredTimes, check_belongs, read_tim
 from ..routing.trace import RoutingTrace
 from .batches import BatchSums, grouped_sums
 from .figures import panel_grid, save_figure
+from .provenance import footnote, origin_notes, profile_line, provenance
 from .statistics import Array, Interval, latency_interval
 from .tables import (
     BATCH_METHOD,
     ModelRun,
     accuracy_notes,
     bracketed,
-    footnote,
     latency_ratio,
-    profile_line,
     table_1,
     vanilla_of,
     write_json,
@@ -359,11 +358,12 @@ def write_testbed(
     lacking = [f"empty: {one.run.abbr}, {d}: {why}" for one in measured for d, why in one.missing.items()]
     own_runs = [one.run for one in measured]
     notes = footnote(own_runs, ACCURACY_TEXT) + accuracy_notes(own_runs)
-    write_table(folder / TABLE_3, table_3(measured, benchmarks), notes)
+    origin = provenance(own_runs)
+    write_table(folder / TABLE_3, table_3(measured, benchmarks), notes, origin)
     records = waiting_records(measured, benchmarks)
     write_json(folder / f"{TABLE_4}_records.json", records)
     notes = [*footnote(own_runs, LATENCY_TEXT), f"square brackets: {INTERVALS}", *_gain_notes(records), *lacking]
-    printed = [write_table(folder / TABLE_4, table_4(records, benchmarks), notes)]
+    printed = [write_table(folder / TABLE_4, table_4(records, benchmarks), notes, origin)]
     present = [b for b in benchmarks if any(one.pairs_of(b) for one in measured)]
     if present:
         save_figure(figure_10(measured, present), folder / FIGURE_10, profile_line(own_runs), FIGURE_TEXT)
@@ -387,7 +387,9 @@ def _write_predictions(measured: Sequence[MeasuredRun], folder: Path, profile: C
         return []
     rows.to_csv(folder / LAYER_PASSES, index=False)
     write_json(folder / f"{PREDICTION}_records.json", records)
-    table = write_table(folder / PREDICTION, prediction_table(records), prediction_notes(measured, profile))
+    own_runs = [one.run for one in measured]
+    notes = prediction_notes(measured, profile) + origin_notes(own_runs)
+    table = write_table(folder / PREDICTION, prediction_table(records), notes, provenance(own_runs))
     return [*assumed(measured, profile), table, f"every layer pass: {folder / LAYER_PASSES}\n"]
 
 

@@ -160,6 +160,8 @@ class SelectionPolicy(ABC):
     may_lose_all: whether a token may lose all its experts; a field where the author lets it be chosen
     knob:         what is turned to match a share of kept assignments; None where there is nothing to turn
     neutral:      parameters at which it keeps the router's own top-k
+    couples_tokens: whether what a token keeps depends on the other tokens of its forward pass, and so on how a dataset
+                  is cut into batches; True, as may be, where its author does not say otherwise
     """
 
     may_add: ClassVar[bool] = False
@@ -167,6 +169,7 @@ class SelectionPolicy(ABC):
     may_lose_all: bool = False
     knob: ClassVar[Knob | None] = None
     neutral: ClassVar[dict[str, Any]] = {}
+    couples_tokens: bool = True
 
     @abstractmethod
     def select(self, routing: Routing, channel: ChannelState) -> Selection:

@@ -45,6 +45,7 @@ class Des(SelectionPolicy):
     name: ClassVar[str] = "des"
     knob = Knob("z", 0.0, 100.0)
     neutral: ClassVar[dict[str, Any]] = dict(z=100.0, gamma_0=1.0, most_experts=None)  # Q_l is out of reach
+    couples_tokens = False
 
     z: float = 0.5
     gamma_0: float = 0.95

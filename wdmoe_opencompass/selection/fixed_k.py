@@ -15,6 +15,7 @@ class FixedK(SelectionPolicy):
     """
 
     neutral: ClassVar[dict[str, Any]] = dict(k=1024)
+    couples_tokens = False
 
     k: int = 1
 

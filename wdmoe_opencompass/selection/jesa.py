@@ -30,6 +30,7 @@ class Jesa(Des):
     """
 
     name: ClassVar[str] = "jesa"
+    couples_tokens = True  # through the bandwidth split
 
     def select(self, routing: Routing, channel: ChannelState) -> Selection:
         """Run all rounds; once loads repeat the choice stays as it is, without asking the host."""

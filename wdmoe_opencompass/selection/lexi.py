@@ -32,6 +32,7 @@ class Lexi(SelectionPolicy):
 
     knob = Knob("budget", 1.0, 16.0)
     neutral: ClassVar[dict[str, Any]] = dict(budget=math.inf)
+    couples_tokens = False
 
     budget: float = 1.5
     calibration: str | None = None

@@ -28,6 +28,7 @@ class RandomDrop(SelectionPolicy):
 
     knob = Knob("rate", 0.0, 1.0)
     neutral: ClassVar[dict[str, Any]] = dict(rate=0.0)
+    couples_tokens = False
 
     rate: float = 0.5
     seed: int = 0

@@ -51,6 +51,7 @@ class Naee(SelectionPolicy):
     renormalise: ClassVar[Renormalise] = True
     knob = Knob("scale", 0.0, 1e3)
     neutral: ClassVar[dict[str, Any]] = dict(beta=0.0)
+    couples_tokens = False
 
     beta: float | Sequence[float] | None = None
     calibration: str | None = None
@@ -110,6 +111,11 @@ class OneThreshold(SelectionPolicy):
             check_number("one_t", "max_threshold", self.max_threshold, ">= 0 and <= 1")
         check_choice("one_t", "may_lose_all", self.may_lose_all, (True, False))
 
+    @property
+    def couples_tokens(self) -> bool:  # type: ignore[override]
+        """Through the devices' loads."""
+        return self.load_aware != "no"
+
     def select(self, routing: Routing, channel: ChannelState) -> Selection:
         """Compare each share with the threshold of its expert's device."""
         threshold: Tensor | float = self.threshold
@@ -143,6 +149,7 @@ class AdapMoe(SelectionPolicy):
     renormalise: ClassVar[Renormalise] = True
     knob = Knob("threshold", 0.0, 1e3)
     neutral: ClassVar[dict[str, Any]] = dict(threshold=0.0, h=1.0)
+    couples_tokens = False
 
     threshold: float = 0.005
     h: float | Sequence[float] | Literal["mixtral_8x7b"] | None = None
@@ -185,6 +192,7 @@ class TopP(SelectionPolicy):
     renormalise: ClassVar[Renormalise] = False
     knob = Knob("p", 0.0, 1.0)
     neutral: ClassVar[dict[str, Any]] = dict(p=1.0)
+    couples_tokens = False
 
     p: float = 0.7
 

@@ -53,6 +53,7 @@ class SiftMoe(SelectionPolicy):
     renormalise: ClassVar[Renormalise] = False
     knob = Knob("eta", 0.0, 1e3)
     neutral: ClassVar[dict[str, Any]] = dict(eta=0.0)
+    couples_tokens = False
 
     eta: float = 1.5
     relative: bool = False

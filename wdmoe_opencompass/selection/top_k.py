@@ -11,6 +11,8 @@ from .base import ChannelState, Routing, Selection, SelectionPolicy
 class TopK(SelectionPolicy):
     """Drops nothing, reads no latency, has no parameters."""
 
+    couples_tokens = False
+
     def select(self, routing: Routing, channel: ChannelState) -> Selection:
         """Return the router's choice unchanged."""
         return Selection(routing.top_k_index, torch.ones_like(routing.top_k_index, dtype=torch.bool))

@@ -1,0 +1,69 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.report.test_tables import run_of
+from tests.test_replay import trace_of
+from wdmoe_opencompass.report.provenance import batches_are_uneven, provenance
+from wdmoe_opencompass.report.summary import write_report
+
+
+def part(first_items, items):
+    trace = trace_of(batches=len(first_items))
+    arrays = dict(first_item=np.array(first_items, np.int32), items=np.array(items, np.int32))
+    return replace(trace, arrays=trace.arrays | arrays)
+
+
+@pytest.mark.parametrize(
+    ("parts", "batch_size", "uneven"),
+    [
+        ([([0, 4, 8], [4, 4, 2])], 4, False),
+        ([([0, 4, 8, 0, 4, 8], [4, 4, 2] * 2)], 4, False),  # a perplexity's second label
+        ([([0, 4, 7], [4, 3, 3])], 4, True),  # resumed with another batch size
+        ([([0, 3, 7], [3, 4, 4])], None, True),
+        ([([0], [10])], 25, False),  # fewer items than a batch holds
+        ([([0, 4], [4, 4]), ([0, 4], [4, 1])], 4, False),
+        ([([0, 4], [4, 2]), ([0, 4], [4, 1])], 4, True),
+        ([([0], [10]), ([0], [10])], 25, True),
+        ([([], [])], 4, False),
+    ],
+)
+def test_batches_off_the_multiples_of_their_size_are_seen(parts, batch_size, uneven):
+    assert batches_are_uneven([part(*one) for one in parts], batch_size) == uneven
+
+
+def test_only_a_policy_that_couples_tokens_gets_a_note(tmp_path):
+    run = run_of("wdmoe", "wlr")
+    run.batch_size = 5  # its traces have batches of 4
+    assert provenance([run])["notes"] == []
+    run.couples_tokens = True
+    (note,) = provenance([run])["notes"]
+    assert "wdmoe: its policy weighs the tokens of a forward pass together, and m_1, m_2, piqa was split" in note
+    write_report([run], ["mmlu", "piqa"], tmp_path)
+    for form in ("md", "csv", "tex"):
+        assert note in (tmp_path / f"table_1_accuracy.{form}").read_text()
+    assert note in json.loads((tmp_path / "table_1_accuracy.json").read_text())["provenance"]["notes"]
+
+
+def test_tables_of_equal_runs_are_equal_byte_for_byte(tmp_path):
+    for name in ("a", "b"):
+        write_report([run_of()], ["mmlu", "piqa"], tmp_path / name)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir() if path.name != "main_tables.md"}
+    assert len(files) > 50
+    assert files == {name: (tmp_path / "b" / name).read_bytes() for name in files}
+
+
+def test_infinite_parameters_and_several_versions_stand_in_plain_json():
+    run = run_of("lexi", "lexi")
+    trace = run.traces["piqa"][0]
+    odd = dict(policy_parameters=dict(budget=float("inf"), h=(1.0, 2.0)), versions={"numpy": "1.0"})
+    run.traces = {
+        "piqa": [replace(trace, metadata=trace.metadata.model_copy(update=odd | dict(versions={"numpy": number})))
+                 for number in ("1.0", "2.0")],
+    }  # fmt: skip
+    block = json.loads(json.dumps(provenance([run], scope="pass"), allow_nan=False))
+    assert block["models"][0]["parameters"] == {"budget": "inf", "h": [1.0, 2.0]}
+    assert block["packages"] == {"numpy": ["1.0", "2.0"]}
+    assert block["scope"] == "pass"

@@ -1,0 +1,180 @@
+"""Whether routing traces belong in the tables of a run: every check of what must not be mixed stands here."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opencompass.utils import model_abbr_from_cfg
+
+from ..errors import PolicyError, TraceError, WdmoeError, unknown_name
+from ..report.tables import dataset_of
+from ..routing.trace import SEALED_SUFFIX, RoutingTrace, TraceMetadata, read_trace, routing_name
+from ..selection import POLICIES, build_policy
+from .settings import WdmoeSettings, parse_settings, policy_parameters, validated_settings
+
+Place = tuple[str, str]  # model, and what a trace's file is called: a dataset, or a part of one
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a run's config says of a model.
+
+    routing:          its policy, and the bits that its payload is really rounded to
+    parameters:       of the policy, as JSON; without the one that was turned to match kept_share
+    calibration_hash: None without one; "" where its file is not on this machine
+    """
+
+    model: str
+    weights: str
+    routing: str
+    parameters: dict[str, Any]
+    renormalise: bool | str
+    kept_share: float | None
+    calibration_hash: str | None
+    profile_hash: str
+
+    @classmethod
+    def of(cls, model_cfg: Any, recorded: Sequence[TraceMetadata]) -> "Expected":
+        """Read a model's config; ModelError, PolicyError, ProfileError or LabError where it breaks a rule.
+
+        Where its profile, lab or calibration file is not on this machine, what the first of the traces carries stands
+        for it: the other traces must then agree with that.
+        """
+        settings = validated_settings(model_cfg["wdmoe"])
+        if settings.policy not in POLICIES:
+            raise PolicyError(unknown_name("selection policy", settings.policy, POLICIES))
+        if recorded and _files_are_elsewhere(settings):
+            routing, profile_hash = recorded[0].routing, recorded[0].profile_hash
+            parameters, calibration_hash = settings.policy_parameters, None if settings.calibration is None else ""
+        else:
+            settings = parse_settings(model_cfg["wdmoe"])
+            profile = settings.load_profile()
+            bits = profile.payload_bits if settings.payload_is_rounded else None
+            routing, profile_hash = routing_name(settings.policy, bits), profile.content_hash
+            parameters = policy_parameters(settings.build_policy())
+            calibration_hash = None if settings.calibration is None else settings.read_calibration().content_hash
+        kind = POLICIES[settings.policy]
+        matched = kind.knob.parameter if settings.kept_share is not None and kind.knob is not None else None
+        return cls(
+            model=model_abbr_from_cfg(model_cfg),
+            weights=str(model_cfg["path"]),
+            routing=routing,
+            parameters=_as_json({name: value for name, value in parameters.items() if name != matched}),
+            renormalise=kind.renormalise if settings.renormalise is None else settings.renormalise,
+            kept_share=settings.kept_share,
+            calibration_hash=calibration_hash,
+            profile_hash=profile_hash,
+        )
+
+
+def _as_json(parameters: Any) -> Any:
+    return json.loads(json.dumps(parameters, default=str))
+
+
+def _files_are_elsewhere(settings: WdmoeSettings) -> bool:
+    named = [str(name or "") for name in (settings.profile, settings.testbed)]
+    files = [name for name in named if name.endswith((".yaml", ".yml"))]
+    return any(not Path(name).is_file() for name in [*files, *filter(None, [settings.calibration])])
+
+
+# What all traces of a group must have in common: in words, the group, the fact.
+ALIKE: tuple[tuple[str, Callable[[TraceMetadata], Any], Callable[[TraceMetadata], Any]], ...] = (
+    ("top-k", lambda one: one.weights, lambda one: one.top_k),
+    ("MoE layers", lambda one: one.weights, lambda one: one.layers),
+    ("experts", lambda one: one.weights, lambda one: one.experts),
+    ("hidden and FFN size", lambda one: one.weights, lambda one: (one.hidden_size, one.ffn_size)),
+    ("precision", lambda one: one.model, lambda one: one.dtype),
+    ("wdmoe_opencompass version", lambda one: "", lambda one: one.versions.get("wdmoe_opencompass")),
+)
+
+
+def why_refused(traces: Mapping[Place, RoutingTrace], expected: Mapping[str, Expected]) -> dict[Place, str]:
+    """-> why a trace must not stand in the run's tables, for those that must not.
+
+    Each is held against its model's config, its own counts, and the other traces: of what must be alike, the value
+    that most of them have holds, of equally common ones the first. (Another format version is refused on reading.)
+    """
+    refused: dict[Place, str] = {}
+    for place, trace in traces.items():
+        why = _unlike_config(trace.metadata, place[1], expected[place[0]]) or _impossible_count(trace)
+        if why:
+            refused[place] = why
+    for what, group, fact in ALIKE:
+        left = {place: trace.metadata for place, trace in traces.items() if place not in refused}
+        for key in dict.fromkeys(group(one) for one in left.values()):
+            counts = Counter(fact(one) for one in left.values() if group(one) == key)
+            usual = counts.most_common(1)[0][0]
+            refused |= {
+                place: f"its trace was recorded with {what} {fact(one)}, most of the run's with {usual}"
+                for place, one in left.items()
+                if group(one) == key and fact(one) != usual
+            }
+    return refused
+
+
+def _unlike_config(one: TraceMetadata, name: str, expected: Expected) -> str | None:
+    known = {key: one.policy_parameters.get(key) for key in expected.parameters}
+    calibration = one.calibration_hash if expected.calibration_hash != "" else ""
+    for what, found, wanted in (
+        ("model", one.model, expected.model),
+        ("weights", one.weights, expected.weights),
+        ("dataset", one.dataset, name),
+        ("policy", one.routing, expected.routing),
+        ("policy parameters", _as_json(known), expected.parameters),
+        ("renormalise", one.renormalise, expected.renormalise),
+        ("kept_share", one.kept_share, expected.kept_share),
+        ("calibration", calibration, expected.calibration_hash),
+        ("channel profile of hash", one.profile_hash, expected.profile_hash),
+        ("channel profile of content", one.profile.content_hash, one.profile_hash),
+    ):
+        if found != wanted:
+            return f"its trace was recorded with {what} {found}, not {wanted}"
+    return None
+
+
+def _impossible_count(trace: RoutingTrace) -> str | None:
+    """What cannot be counted in any run: more visits than evaluations, these than assignments, these than k allows."""
+    for ending in ("_before", ""):
+        load, evaluations, assignments = (
+            trace.arrays[name + ending] for name in ("device_load", "expert_evaluations", "assignments")
+        )
+        most = trace.metadata.top_k * trace.tokens[:, None]
+        if (
+            (load > evaluations).any()
+            or (evaluations.sum(axis=2) > assignments).any()
+            or (assignments > most).any()
+            or load.min(initial=0) < 0
+        ):
+            return "the counts in its trace contradict each other"
+    return None
+
+
+def parts_of(predictions: Path, dataset: str, datasets: Collection[str], suffix: str) -> list[str]:
+    """Names `<dataset>_0`, `<dataset>_1`, ... of files with this suffix, in order: what a partitioner made of it."""
+    names = [path.name.removesuffix(suffix) for path in predictions.glob(f"{dataset}_*{suffix}")]
+    parts = [name for name in names if dataset_of(name, datasets) == dataset]
+    return sorted(parts, key=lambda name: int(name.rpartition("_")[2]))
+
+
+def read_traces(predictions: Path) -> tuple[dict[str, RoutingTrace], dict[str, str]]:
+    """-> the sealed traces in a model's prediction folder by name, and why others cannot be read."""
+    traces: dict[str, RoutingTrace] = {}
+    unreadable: dict[str, str] = {}
+    for path in sorted(predictions.glob(f"*{SEALED_SUFFIX}")):
+        name = path.name.removesuffix(SEALED_SUFFIX)
+        try:
+            traces[name] = read_trace(path)
+        except TraceError as error:
+            unreadable[name] = str(error)
+    return traces, unreadable
+
+
+def couples_tokens(one: TraceMetadata) -> bool:
+    """Whether the run's policy, with its parameters, weighs the tokens of a forward pass together."""
+    try:
+        return build_policy(one.policy, one.policy_parameters).couples_tokens
+    except WdmoeError:  # its calibration is not on this machine
+        return bool(POLICIES[one.policy].couples_tokens) if one.policy in POLICIES else True

@@ -1,0 +1,181 @@
+"""Where a table's numbers come from: one block of facts, as an object in its JSON and as notes under the others.
+
+No time stamps: the tables of two equal runs are equal byte for byte.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ..routing.trace import RoutingTrace, TraceMetadata
+from .tables import DENSE, ModelRun, datasets_of, missing_cells
+
+PROVENANCE_FILE = "provenance.json"
+ASSUMPTIONS = "values marked `assumption` in the profile file are ours, not the paper's"
+
+
+def provenance(runs: Sequence[ModelRun], **where: str) -> dict[str, Any]:
+    """The facts of a table of these runs, for its JSON.
+
+    where: scope, per and phase, of a table that is of one of them
+    """
+    every = [trace.metadata for run in runs for trace in run.all_traces]
+    return dict(
+        packages=_packages(every),
+        profiles=[_profile(one) for one in _by_profile(runs).values()],
+        datasets=datasets_of(runs),
+        **where,
+        models=[_model(run) for run in runs],
+        notes=coupling_notes(runs),
+    )
+
+
+def footnote(runs: Sequence[ModelRun], text: str) -> list[str]:
+    """Lines under a table: what it shows, then where its numbers come from."""
+    return [text, *origin_notes(runs)]
+
+
+def origin_notes(runs: Sequence[ModelRun]) -> list[str]:
+    """Lines of the facts of `provenance`: profile, seed, policies, weights, versions; and what is empty and why."""
+    lines = [f"{_described(one)}; {ASSUMPTIONS}" for one in _by_profile(runs).values()]
+    lines += [line for run in runs for line in _model_notes(run)]
+    for name, members in next((run.groups for run in runs), {}).items():
+        whole = f" of its {runs[0].group_size[name]}" if name in runs[0].group_size else ""
+        lines.append(
+            f"{name}: plain mean of the accuracies of {len(members)}{whole} datasets; latency over all their batches "
+            "or passes"
+        )
+    versions = _packages([trace.metadata for run in runs for trace in run.all_traces])
+    if versions:
+        lines.append("versions: " + ", ".join(f"{name} {' and '.join(them)}" for name, them in versions.items()))
+    return lines + coupling_notes(runs) + [f"empty: {cell}" for cell in missing_cells(runs)]
+
+
+def coupling_notes(runs: Sequence[ModelRun]) -> list[str]:
+    """One line per model whose choices depend on how a dataset was cut into batches, and that was cut unevenly."""
+    lines = []
+    for run in runs:
+        uneven = [name for name, traces in run.traces.items() if batches_are_uneven(traces, run.batch_size)]
+        if run.couples_tokens and uneven:
+            lines.append(
+                f"{run.abbr}: its policy weighs the tokens of a forward pass together, and {', '.join(uneven)} was "
+                "split or resumed off multiples of the batch size: run in one piece, the numbers could differ"
+            )
+    return lines
+
+
+def batches_are_uneven(traces: Sequence[RoutingTrace], batch_size: int | None) -> bool:
+    """Whether a batch of a dataset begins off the multiples of its batch size.
+
+    traces: one, or those of the parts that the dataset was split into, in order; batch_size: as the config names it
+    """
+    size = max([batch_size or 1, *(int(trace.items.max(initial=0)) for trace in traces)])
+    start = 0
+    for trace in traces:
+        if ((start + trace.first_item) % size).any():
+            return True
+        start += int((trace.first_item + trace.items).max(initial=0))
+    return False
+
+
+def files_digest(run: ModelRun) -> str:
+    """One SHA-256 for all the files that a model's numbers were read from."""
+    return hashlib.sha256(json.dumps(run.sources, sort_keys=True).encode()).hexdigest()
+
+
+def origin_records(runs: Sequence[ModelRun]) -> list[dict[str, str]]:
+    """The profiles that the runs' traces were recorded under: hash, and what a footnote says of it."""
+    return [
+        dict(profile_hash=one.profile_hash, text=f"{_described(one)}; {_versions(one)}")
+        for one in _by_profile(runs).values()
+    ]
+
+
+def profile_line(runs: Sequence[ModelRun]) -> str:
+    """Profiles and seeds of the runs' traces, in one line."""
+    return "; ".join(_described(one) for one in _by_profile(runs).values())
+
+
+def _by_profile(runs: Sequence[ModelRun]) -> dict[str, TraceMetadata]:
+    return {trace.metadata.profile_hash: trace.metadata for run in runs for trace in run.all_traces}
+
+
+def _packages(every: Sequence[TraceMetadata]) -> dict[str, list[str]]:
+    """Package -> its versions, of which there should be but one."""
+    pairs = sorted({pair for one in every for pair in one.versions.items()})
+    return {name: [number for other, number in pairs if other == name] for name, _ in pairs}
+
+
+def _profile(one: TraceMetadata) -> dict[str, Any]:
+    fading = one.profile.fading
+    return dict(
+        name=one.profile.name,
+        profile_hash=one.profile_hash,
+        seed=one.seed,
+        fading=fading.model,
+        coherence=fading.coherence,
+        assumptions=ASSUMPTIONS,
+    )
+
+
+def _model(run: ModelRun) -> dict[str, Any]:
+    facts: dict[str, Any] = dict(model=run.abbr, policy=run.policy, weights=run.base[0])
+    first = next(iter(run.all_traces), None)
+    if first is not None:
+        one = first.metadata
+        facts |= dict(
+            parameters=_plain(one.policy_parameters),
+            renormalise=one.renormalise,
+            kept_share=one.kept_share,
+            calibration_hash=one.calibration_hash,
+            quantise_payload=one.quantise_payload,
+            couples_tokens=run.couples_tokens,
+            dtype=one.dtype,
+            top_k=one.top_k,
+            experts=one.experts,
+            layers=one.layers,
+            batch_size=run.batch_size,
+            profile_hash=one.profile_hash,
+            seed=one.seed,
+            trace_format=one.format_version,
+        )
+    return facts | dict(datasets=list(run.traces), files=run.sources, files_sha256=files_digest(run))
+
+
+def _plain(value: Any) -> Any:
+    """The same in JSON, which has no infinite numbers."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _model_notes(run: ModelRun) -> list[str]:
+    traces = run.all_traces
+    if run.policy == DENSE:
+        return [f"{run.abbr}: no experts, weights {run.base[0]}"]
+    if not traces:
+        return []
+    one = traces[0].metadata
+    parameters = ", ".join(f"{k}={v}" for k, v in one.policy_parameters.items()) or "no parameters"
+    digest = f", SHA-256 of all files {files_digest(run)[:12]} (of each: {PROVENANCE_FILE})" if run.sources else ""
+    return [
+        f"{run.abbr}: policy {one.policy} ({parameters}), renormalise {one.renormalise}, {one.dtype}; weights "
+        f"{one.weights}, top-{one.top_k} of {one.experts} experts; {len(traces)} traces of format "
+        f"{one.format_version}{digest}"
+    ]
+
+
+def _versions(one: TraceMetadata) -> str:
+    return ", ".join(f"{name} {number}" for name, number in sorted(one.versions.items()))
+
+
+def _described(one: TraceMetadata) -> str:
+    fading = one.profile.fading
+    return (
+        f"profile {one.profile.name} (hash {one.profile_hash[:12]}), "
+        f"fading {fading.model} per {fading.coherence}, seed {one.seed}"
+    )
