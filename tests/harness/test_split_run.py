@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pytest import approx
 
-from tests.conftest import ROOT, SMALL, opencompass
+from tests.conftest import ROOT, SMALL, environment, opencompass
 from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.routing.trace import RoutingTrace, read_trace, write_trace
 
@@ -196,3 +196,24 @@ def test_parts_that_do_not_cover_the_dataset_are_an_empty_cell_with_the_reason(s
     assert any(f"{MODELS[1]}, split_yesno: " in cell and "one may be missing" in cell for cell in missing)
     assert {f"{model}, group: no mean without split_yesno" for model in MODELS} <= set(missing)
     assert {r["dataset"] for r in records(copy, "latency")} == {"split_choice"}
+
+
+def test_the_tables_say_where_parts_cut_the_batches_of_a_policy_that_couples_tokens(setup):
+    """Parts of 5 items, batches of 4: Algorithm 1 sees other tokens together than in one piece, top-k does not care."""
+    _, run = setup
+    (note,) = json.loads((run / "summary" / "provenance.json").read_text())["notes"]
+    assert note.startswith(f"{MODELS[1]}: its policy weighs the tokens of a forward pass together, and split_choice, ")
+    assert note in (run / "summary" / "table_2_latency_pass_per_batch_all.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_split_run_with_a_dense_model_matches_when_computed_again(setup):
+    folder, run = setup
+    done = subprocess.run(
+        [Path(sys.executable).with_name("wdmoe"), "verify", run],
+        cwd=ROOT,
+        env=environment(folder / "hf"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
