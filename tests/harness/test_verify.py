@@ -194,6 +194,7 @@ def test_a_file_that_the_manifest_does_not_list_or_that_is_gone_is_named(run):
 
 
 # -- caught by computing again ---------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_run_computed_again_matches(small_run, again):
     opened = Run.open(small_run)
     assert not [*unfinished_files(opened), *unfit_inputs(opened), *changed_files(opened)]
@@ -202,6 +203,7 @@ def test_a_run_computed_again_matches(small_run, again):
     assert compared > 70
 
 
+@pytest.mark.slow
 def test_changed_results_and_tables_are_named_with_both_values(run, again):
     for falsify in (other_cell, other_accuracy, other_result):
         falsify(run)

@@ -88,10 +88,10 @@ def test_every_figure_states_profile_seed_and_caveat_within_its_width(tmp_path, 
     seen = {}
     save = Figure.savefig
 
-    def saved(figure, path, **options):
-        save(figure, path, **options)
+    def saved(figure, file, **options):
+        save(figure, file, **options)
         note, renderer = figure._supxlabel, FigureCanvasAgg(figure).get_renderer()
-        seen[path.name] = (note.get_text(), note.get_window_extent(renderer), figure.bbox)
+        seen[len(seen)] = (note.get_text(), note.get_window_extent(renderer), figure.bbox)
 
     monkeypatch.setattr(Figure, "savefig", saved)
     write_figures(runs(), ["d"], tmp_path)
