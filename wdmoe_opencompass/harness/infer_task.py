@@ -16,6 +16,7 @@ from opencompass.tasks.openicl_infer import OpenICLInferTask
 from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, model_abbr_from_cfg
 
 from ..errors import WdmoeError
+from ..files import write_whole
 from .command import module_command
 from .lock import exclusive
 from .models import supply_batch_encode_plus
@@ -23,6 +24,10 @@ from .unfinished import beside, keep_answers, redo_unfinished, whole_answers
 
 FAILURE_SUFFIX = ".failed.txt"
 LOOK_AFTER_RUNNER_S = 1.0
+
+
+class TaskFailed(WdmoeError, RuntimeError):
+    """Some datasets of a task failed, each for a reason that was told before."""
 
 
 class WdmoeInferTask(OpenICLInferTask):
@@ -65,7 +70,7 @@ class WdmoeInferTask(OpenICLInferTask):
         if errors:
             raise errors[0]
         if self._failed:
-            raise RuntimeError(f"failed: {', '.join(self._failed)}; the reasons stand beside the predictions")
+            raise TaskFailed(f"failed: {', '.join(self._failed)}; the reasons stand beside the predictions")
 
     def _inference(self) -> None:
         predictions = self._predictions(self.model_cfg, self.dataset_cfg)
@@ -81,7 +86,9 @@ class WdmoeInferTask(OpenICLInferTask):
                     self._traced_inference(predictions, dataset, traced)
             failure.unlink(missing_ok=True)
         except Exception as error:
-            self.logger.error(traceback.format_exc())
+            is_told = isinstance(error, WdmoeError | OSError)  # in one sentence; of a defect the lines of code matter
+            self.logger.error(f"{dataset}: {_sentence(error)}" if is_told else traceback.format_exc())
+            self._redo_unfinished(self.model_cfg, self.dataset_cfg)  # half written, say, on a disk that is full
             self._note_failure(self.model_cfg, self.dataset_cfg, error)
             self._failed.append(dataset)
 
@@ -104,12 +111,11 @@ class WdmoeInferTask(OpenICLInferTask):
         predictions = self._predictions(model_cfg, dataset_cfg)
         if predictions.exists():
             return
-        reason = str(error) if isinstance(error, WdmoeError) else f"{type(error).__name__}: {error}"
         try:
             predictions.parent.mkdir(parents=True, exist_ok=True)
-            beside(predictions, FAILURE_SUFFIX).write_text(" ".join(reason.split()) + "\n")
-        except OSError as disk:  # full, or read-only: the log says it
-            self.logger.error(f"{predictions}: {reason} (and no note of it: {disk.strerror})")
+            write_whole(beside(predictions, FAILURE_SUFFIX), _sentence(error) + "\n")
+        except OSError as disk:  # full, or read-only
+            self.logger.error(f"{predictions}: {_sentence(error)}; no note of it could be left: {disk.strerror}")
 
     def _redo_unfinished(self, model_cfg: ConfigDict, dataset_cfg: ConfigDict) -> None:
         results = get_infer_output_path(model_cfg, dataset_cfg, os.path.join(self.work_dir, "results"))
@@ -117,6 +123,13 @@ class WdmoeInferTask(OpenICLInferTask):
 
     def _predictions(self, model_cfg: ConfigDict, dataset_cfg: ConfigDict) -> Path:
         return Path(get_infer_output_path(model_cfg, dataset_cfg, os.path.join(self.work_dir, "predictions")))
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        reason = f"{error.filename + ': ' if isinstance(error.filename, str) else ''}{error.strerror}"
+        return f"{reason}; what was finished is kept: mend that, then start again with -r"
+    return " ".join((str(error) if isinstance(error, WdmoeError) else f"{type(error).__name__}: {error}").split())
 
 
 def _end_with_the_runner() -> None:
