@@ -490,14 +490,14 @@ def calibration(**changes):
     [
         (dict(ratio_median=torch.tensor([0.5, float("nan")])), "ratio_median must be finite and >= 0"),
         (dict(ratio_median=torch.tensor([0.5, -1.0])), "ratio_median must be finite and >= 0"),
-        (dict(ratio_median=torch.tensor([1, 2])), "ratio_median must be torch.float64, got torch.int64"),
+        (dict(ratio_median=torch.tensor([1, 2])), "ratio_median must hold floats of 16 bits or more, got torch.int64"),
         (
             dict(ratio_median=torch.rand(2).to(torch.float8_e4m3fn)),
-            "ratio_median must be torch.float64, got torch.float8",
+            "ratio_median must hold floats of 16 bits or more, got torch.float8",
         ),
         (dict(ratio_median=torch.rand(3)), "does not fit its other parts"),
         (dict(ratio_median=torch.rand(2, 2)), "'ratio_median' does not belong there or is not ('layers',)"),
-        (dict(top_k_index=torch.rand(2, 5, 2)), "top_k_index must be torch.int64, got torch.float32"),
+        (dict(top_k_index=torch.rand(2, 5, 2)), "top_k_index must hold int64, got torch.float32"),
         (dict(top_k_index=torch.full((2, 5, 2), 4)), "top_k_index must be < 4, the number of experts"),
         (dict(sensitivity=torch.rand(0)), "does not fit its other parts"),
         (dict(more=torch.rand(2)), "'more' does not belong there"),

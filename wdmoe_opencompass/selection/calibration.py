@@ -19,6 +19,7 @@ from ..sealed_file import BROKEN, header_of
 CALIBRATION_SUFFIX = ".calibration.safetensors"
 METADATA_KEY = "wdmoe_calibration"
 MOST_BYTES = 1 << 30
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 AXES = {
     "ratio_median": ("layers",),
     "probabilities": ("layers", "tokens", "experts"),
@@ -118,9 +119,9 @@ def _check_part(path: str, name: str, part: Tensor) -> None:
         raise PolicyError(
             f"calibration {path}: {shown(name)} does not belong there or is not {AXES.get(name, 'known')}"
         )
-    kinds = (torch.int64,) if name == "top_k_index" else (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    kinds, words = ((torch.int64,), "int64") if name == "top_k_index" else (FLOATS, "floats of 16 bits or more")
     if part.dtype not in kinds:
-        raise PolicyError(f"calibration {path}: {name} must be {kinds[-1]}, got {part.dtype}")
+        raise PolicyError(f"calibration {path}: {name} must hold {words}, got {part.dtype}")
     if not (torch.isfinite(part) & (part >= 0)).all():
         raise PolicyError(f"calibration {path}: {name} must be finite and >= 0")
 
