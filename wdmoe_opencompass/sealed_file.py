@@ -28,7 +28,7 @@ BROKEN = (SafetensorError, ValueError, KeyError, TypeError, AttributeError, Over
 
 def write_sealed(path: Path, arrays: dict[str, NDArray], metadata: dict[str, str]) -> None:
     """Write a sealed file whole or not at all; TraceError where it would be too large to be read again."""
-    blob = memoryview(save_arrays(arrays, metadata=metadata | {DIGEST_KEY: NO_DIGEST.decode()}))
+    blob = memoryview(_in_order(save_arrays(arrays, metadata=metadata | {DIGEST_KEY: NO_DIGEST.decode()})))
     place = _digest_place(blob)
     if len(blob) > MOST_BYTES or place is None:
         raise TraceError(
@@ -36,6 +36,16 @@ def write_sealed(path: Path, arrays: dict[str, NDArray], metadata: dict[str, str
             "split the dataset"
         )
     write_whole(path, blob[: place.start], digest_of(blob, place), blob[place.stop :])
+
+
+def _in_order(blob: bytes) -> bytes:
+    """The same file with its metadata sorted: safetensors writes them in any order, equal content as other bytes."""
+    data = 8 + int.from_bytes(blob[:8], "little")
+    header = json.loads(blob[8:data])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + blob[data:]
 
 
 def read_sealed(path: Path, metadata_key: str, what: str, version: int) -> tuple[str, dict[str, NDArray]]:

@@ -163,3 +163,13 @@ def test_a_run_whose_policy_has_an_infinite_parameter_is_continued(tmp_path):
     again.resume(4)
     again.seal(tmp_path / "d.trace.safetensors")
     assert read_trace(tmp_path / "d.trace.safetensors").metadata == metadata(**infinite)
+
+
+def test_equal_traces_are_equal_bytes(tmp_path):
+    contents = set()
+    for number in range(8):
+        path = tmp_path / f"{number}.trace.safetensors"
+        write_trace(path, join(metadata(), [block(0), block(4)]))
+        contents.add(path.read_bytes())
+        assert read_trace(path).metadata == metadata()
+    assert len(contents) == 1
