@@ -11,6 +11,7 @@ import pytest
 from opencompass.registry import build_from_cfg
 
 from tests.conftest import ROOT, environment
+from wdmoe_opencompass import load_profile
 from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.harness.verify import Run, changed_files, compare, recompute, unfinished_files, unfit_inputs
 from wdmoe_opencompass.report.publication import manifest
@@ -157,7 +158,7 @@ def impossible_count(run):
         (swapped_traces, f"{VANILLA}/qs_twoway_small.trace.safetensors", "with dataset qs_yesno_small, not qs_twoway"),
         (swapped_traces, f"{VANILLA}/qs_yesno_small.trace.safetensors", "with dataset qs_twoway_small, not qs_yesno"),
         (other_profile_in_config, f"{WDMOE}/qs_choice_small.trace.safetensors", "with channel profile of hash"),
-        (other_profile_in_trace, f"{VANILLA}/qs_choice_small.trace.safetensors", "with channel profile of content"),
+        (other_profile_in_trace, f"{VANILLA}/qs_choice_small.trace.safetensors", "that of its profile, got"),
         (deleted_trace, f"{WDMOE}/qs_program_small.trace.safetensors", "no such file"),
         (trace_of_the_other_model, f"{WDMOE}/qs_program_small.trace.safetensors", f"with model {VANILLA}, not {WDMOE}"),
         (its_name_changed_too, f"{WDMOE}/qs_program_small.trace.safetensors", "with policy top_k, not wlr"),
@@ -293,6 +294,7 @@ def test_mixed_traces_leave_their_cells_empty_and_say_why(run, monkeypatch):
     """One kind of mixture per dataset and model."""
     versions = read_trace(trace_path(run, VANILLA, "qs_choice")).metadata.versions
     parameters = read_trace(trace_path(run, WDMOE, "qs_twoway")).metadata.policy_parameters
+    other = load_profile("near_far_8_devices")
     faults = {
         (VANILLA, "qs_choice"): (dict(weights="other/model"), "with weights other/model, not quickstart/model"),
         (VANILLA, "qs_twoway"): (dict(dataset="qs_yesno_small"), "with dataset qs_yesno_small, not qs_twoway_small"),
@@ -300,7 +302,7 @@ def test_mixed_traces_leave_their_cells_empty_and_say_why(run, monkeypatch):
         (WDMOE, "qs_choice"): (dict(policy="bottleneck"), "with policy bottleneck, not wlr"),
         (WDMOE, "qs_twoway"): (dict(policy_parameters=parameters | dict(theta=0.7)), "with policy parameters"),
         (WDMOE, "qs_yesno"): (dict(top_k=3), "with top-k 3, most of the run's with 2"),
-        (WDMOE, "qs_arith"): (dict(profile_hash="0" * 64), "with channel profile of hash 0000"),
+        (WDMOE, "qs_arith"): (dict(profile=other, profile_hash=other.content_hash), "with channel profile of hash"),
         (WDMOE, "qs_program"): (dict(format_version=2), "format_version must be"),
     }  # fmt: skip
     for (model, task), (change, _) in faults.items():
