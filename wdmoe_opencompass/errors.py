@@ -38,6 +38,10 @@ class TraceError(WdmoeError):
     """A routing trace is torn, of another version, or does not belong here."""
 
 
+class OtherVersion(TraceError):
+    """A file is whole, but of another format version than this package writes."""
+
+
 class ModelError(WdmoeError):
     """A model, or an argument of it, does not work with the plugin."""
 

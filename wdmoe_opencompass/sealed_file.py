@@ -14,11 +14,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from .errors import TraceError, shown
+from .errors import OtherVersion, TraceError, shown
 from .files import write_whole
 from .regular_file import read_regular
 
-MOST_BYTES = 4 << 30  # reading a file takes twice its size in memory
+MOST_BYTES = 16 << 30  # reading a file takes twice its size in memory
 MOST_HEADER_BYTES = 16 << 20
 DIGEST_KEY = "sha256"
 NO_DIGEST = b"0" * 64
@@ -79,7 +79,7 @@ def check_version(path: Path, text: str, version: int) -> None:
     except BROKEN:
         raise TraceError(f"{path}: its metadata is not readable") from None
     if found != version:
-        raise TraceError(f"{path}: format_version must be {version}, got {shown(found)}; run the evaluation again")
+        raise OtherVersion(f"{path}: format_version must be {version}, got {shown(found)}; run the evaluation again")
 
 
 def digest_of(blob: bytes | memoryview, place: slice) -> bytes:

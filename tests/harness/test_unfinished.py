@@ -22,6 +22,7 @@ from wdmoe_opencompass.harness.unfinished import (
 )
 from wdmoe_opencompass.routing.trace import Journal, join, read_trace, write_trace
 
+GEN, PPL = dict(type="GenInferencer"), dict(type="opencompass.openicl.icl_inferencer.PPLInferencer")
 GENERATED = {str(n): dict(origin_prompt="p", prediction="a") for n in range(8)}
 RANKED = {str(n): {"label: A": {}, "label: B": {}, "prediction": "A"} for n in range(4)}
 
@@ -50,10 +51,10 @@ def grow(path, *blocks):
 
 def test_what_is_whole_stays(files):
     predictions, results, sealed, _ = files
-    for answers in (GENERATED, RANKED):  # 8 items once, 4 items with two possible answers
+    for answers, inferencer, second in ((GENERATED, GEN, 4), (RANKED, PPL, 0)):  # once, or once per possible answer
         predictions.write_text(json.dumps(answers))
-        seal(sealed, block(0), block(4))
-        assert redo_unfinished(predictions, results, True) is None
+        seal(sealed, block(0), block(second))
+        assert redo_unfinished(predictions, results, True, inferencer) is None
         assert predictions.exists()
         assert sealed.exists()
         assert results.exists()
@@ -62,7 +63,7 @@ def test_what_is_whole_stays(files):
 def test_what_is_not_there_is_nobodys_business(files):
     predictions, results, _, growing = files
     grow(growing, block(0))
-    assert redo_unfinished(predictions, results, True) is None
+    assert redo_unfinished(predictions, results, True, GEN) is None
     assert growing.exists()
 
 
@@ -71,7 +72,8 @@ def test_torn_predictions_are_run_again(files, content):
     predictions, results, _, growing = files
     predictions.write_bytes(content.encode(errors="surrogateescape"))
     grow(growing, block(0), block(4))
-    assert "torn" in redo_unfinished(predictions, results, True)
+    assert "torn" in redo_unfinished(predictions, results, True, GEN)
+    assert predictions.with_name("d.json.unfinished").exists()
     assert not predictions.exists()
     assert not results.exists()
     assert growing.exists()  # the answers beside it may go on from there
@@ -81,13 +83,13 @@ def test_a_journal_that_has_all_items_is_sealed(files):
     predictions, results, sealed, growing = files
     predictions.write_text(json.dumps(GENERATED))
     grow(growing, block(0), block(4))
-    assert redo_unfinished(predictions, results, True) is None
+    assert redo_unfinished(predictions, results, True, GEN) is None
     assert read_trace(sealed).items.tolist() == [4, 4]
     assert not growing.exists()
     assert predictions.exists()
 
 
-@pytest.mark.parametrize("lacks", ["everything", "a batch", "the end of the file", "another dataset's"])
+@pytest.mark.parametrize("lacks", ["everything", "a batch", "the end of the file", "another dataset's", "twice"])
 def test_predictions_without_all_their_counts_are_run_again(files, lacks):
     predictions, results, sealed, growing = files
     predictions.write_text(json.dumps(GENERATED))
@@ -98,10 +100,48 @@ def test_predictions_without_all_their_counts_are_run_again(files, lacks):
         sealed.write_bytes(sealed.read_bytes()[:-4])
     elif lacks == "another dataset's":
         seal(sealed, block(0))
-    assert redo_unfinished(predictions, results, True)
+    elif lacks == "twice":
+        seal(sealed, block(0), block(0))
+    assert redo_unfinished(predictions, results, True, GEN)
     assert not predictions.exists()
     assert not sealed.exists()
     assert not results.exists()
+
+
+def test_the_journal_of_these_predictions_counts_more_than_an_older_trace(files):
+    predictions, results, sealed, growing = files
+    predictions.write_text(json.dumps(GENERATED))
+    seal(sealed, block(0), block(4))
+    older = sealed.read_bytes()
+    changed = block(0)
+    changed["device_load"] = changed["device_load"] * 0
+    grow(growing, changed, block(4))
+    assert redo_unfinished(predictions, results, True, GEN) is None
+    assert sealed.read_bytes() != older
+    assert not growing.exists()
+
+
+def test_whole_files_of_another_version_are_left_alone(files):
+    predictions, results, sealed, _ = files
+    predictions.write_text(json.dumps(GENERATED))
+    write_trace(sealed, join(metadata(format_version=3), [block(0), block(4)]))
+    assert redo_unfinished(predictions, results, True, GEN) is None
+    assert predictions.exists()
+
+
+def test_inferencers_that_run_items_as_they_like_keep_their_predictions(files):
+    predictions, results, sealed, _ = files
+    predictions.write_text(json.dumps(GENERATED))
+    seal(sealed, block(0))
+    assert redo_unfinished(predictions, results, True, dict(type="ChatInferencer")) is None
+
+
+def test_answers_that_other_inferencers_would_go_on_from_are_taken_away(files):
+    predictions, *_ = files
+    other = predictions.with_name("tmp_d.json")
+    other.write_text("{}")
+    keep_answers(predictions, [])
+    assert not other.exists()
 
 
 def test_a_model_without_experts_needs_no_trace(files):
@@ -235,9 +275,13 @@ def is_running(pid):
 
 
 # -- partitioners ----------------------------------------------------------------------------------------------------
+def dataset(name):
+    return ConfigDict(abbr=name, reader_cfg=dict(), infer_cfg=dict(inferencer=GEN))
+
+
 def combination():
     models = [ConfigDict(abbr="m", wdmoe=dict())]
-    return [dict(models=models, datasets=[ConfigDict(abbr=name, reader_cfg=dict()) for name in ("d", "e")])]
+    return [dict(models=models, datasets=[dataset(name) for name in ("d", "e")])]
 
 
 def test_torn_datasets_are_partitioned_anew(tmp_path):

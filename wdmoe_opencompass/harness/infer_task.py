@@ -17,13 +17,17 @@ from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, mode
 
 from ..errors import WdmoeError
 from ..files import write_whole
+from ..routing.times import TIMES_SUFFIX
+from ..routing.trace import SEALED_SUFFIX
 from .command import module_command
-from .lock import exclusive
+from .lock import DatasetIsRunning, exclusive
 from .models import supply_batch_encode_plus
 from .unfinished import beside, keep_answers, redo_unfinished, whole_answers
 
 FAILURE_SUFFIX = ".failed.txt"
 LOOK_AFTER_RUNNER_S = 1.0
+LOCK_WAIT_S = 60.0
+SHELLS = ("sh", "dash", "bash", "zsh", "ksh")
 
 
 class TaskFailed(WdmoeError, RuntimeError):
@@ -52,10 +56,10 @@ class WdmoeInferTask(OpenICLInferTask):
         for model_cfg, dataset_cfgs in every_model:
             self.model_cfgs, self.dataset_cfgs = [model_cfg], [dataset_cfgs]
             self.model: Any = None
-            for dataset_cfg in dataset_cfgs:  # a scheduler may start a task again that it killed
-                self._redo_unfinished(model_cfg, dataset_cfg)
             try:
+                self._redo_unfinished(model_cfg, dataset_cfgs)  # a scheduler may start a task again that it killed
                 super().run(cur_model, cur_model_abbr)
+                self._failed += self._redo_unfinished(model_cfg, dataset_cfgs)  # of a task that died meanwhile
             except Exception as error:  # the model, or a dataset's own files: nothing of the model after it was run
                 errors.append(error.with_traceback(None))  # whose frames would hold the model
                 if len(every_model) > 1:
@@ -81,14 +85,14 @@ class WdmoeInferTask(OpenICLInferTask):
         if not traced and getattr(self.model, "tokenizer", None) is not None:
             supply_batch_encode_plus(self.model.tokenizer)
         try:
-            with exclusive(predictions):
+            with exclusive(predictions, LOCK_WAIT_S):
+                self._redo_one(self.model_cfg, self.dataset_cfg)
                 if not predictions.exists():  # else somebody else has finished it meanwhile
                     self._traced_inference(predictions, dataset, traced)
             failure.unlink(missing_ok=True)
         except Exception as error:
             is_told = isinstance(error, WdmoeError | OSError)  # in one sentence; of a defect the lines of code matter
             self.logger.error(f"{dataset}: {_sentence(error)}" if is_told else traceback.format_exc())
-            self._redo_unfinished(self.model_cfg, self.dataset_cfg)  # half written, say, on a disk that is full
             self._note_failure(self.model_cfg, self.dataset_cfg, error)
             self._failed.append(dataset)
 
@@ -99,13 +103,19 @@ class WdmoeInferTask(OpenICLInferTask):
         try:
             answers = whole_answers(predictions)
             model_abbr = model_abbr_from_cfg(self.model_cfg)
+            for suffix in (SEALED_SUFFIX, TIMES_SUFFIX):  # of earlier predictions, if there are any
+                beside(predictions, suffix).unlink(missing_ok=True)
             first = self.model.open_trace(predictions, model_abbr, dataset, len(self.dataset.test), len(answers))
             keep_answers(predictions, answers[:first])
             super()._inference()
         except Exception:
             self.model.close_trace(seal=False)
+            predictions.unlink(missing_ok=True)  # half written, say, on a disk that is full
             raise
         self.model.close_trace(seal=True)
+        why = self._redo_one(self.model_cfg, self.dataset_cfg)
+        if why is not None:
+            raise WdmoeError(f"{predictions}: {why}")
 
     def _note_failure(self, model_cfg: ConfigDict, dataset_cfg: ConfigDict, error: Exception) -> None:
         predictions = self._predictions(model_cfg, dataset_cfg)
@@ -117,9 +127,27 @@ class WdmoeInferTask(OpenICLInferTask):
         except OSError as disk:  # full, or read-only
             self.logger.error(f"{predictions}: {_sentence(error)}; no note of it could be left: {disk.strerror}")
 
-    def _redo_unfinished(self, model_cfg: ConfigDict, dataset_cfg: ConfigDict) -> None:
+    def _redo_unfinished(self, model_cfg: ConfigDict, dataset_cfgs: list[ConfigDict]) -> list[str]:
+        """-> the datasets that have to be run again; those that somebody is running are left alone."""
+        redone = []
+        for dataset_cfg in dataset_cfgs:
+            predictions = self._predictions(model_cfg, dataset_cfg)
+            if not predictions.exists():
+                continue
+            try:
+                with exclusive(predictions):
+                    if self._redo_one(model_cfg, dataset_cfg) is not None:
+                        redone.append(dataset_abbr_from_cfg(dataset_cfg))
+            except DatasetIsRunning as running:
+                self.logger.warning(str(running))
+        return redone
+
+    def _redo_one(self, model_cfg: ConfigDict, dataset_cfg: ConfigDict) -> str | None:
         results = get_infer_output_path(model_cfg, dataset_cfg, os.path.join(self.work_dir, "results"))
-        redo_unfinished(self._predictions(model_cfg, dataset_cfg), Path(results), "wdmoe" in model_cfg)
+        inferencer = dataset_cfg["infer_cfg"]["inferencer"]
+        return redo_unfinished(
+            self._predictions(model_cfg, dataset_cfg), Path(results), "wdmoe" in model_cfg, inferencer
+        )
 
     def _predictions(self, model_cfg: ConfigDict, dataset_cfg: ConfigDict) -> Path:
         return Path(get_infer_output_path(model_cfg, dataset_cfg, os.path.join(self.work_dir, "predictions")))
@@ -134,16 +162,23 @@ def _sentence(error: Exception) -> str:
 
 def _end_with_the_runner() -> None:
     """On Linux: a runner that is killed takes its tasks with it, else they would go on beside those of the next run."""
-    shell = os.getppid()
-    runner = _parent_of(shell)
-    if runner is not None:
-        threading.Thread(target=_end_without, args=(shell, runner), daemon=True).start()
+    parent = os.getppid()
+    runner = _parent_of(parent) if _name_of(parent) in SHELLS else None  # some shells put the task in their own place
+    if _name_of(parent) is not None:
+        threading.Thread(target=_end_without, args=(parent, runner), daemon=True).start()
 
 
-def _end_without(shell: int, runner: int) -> None:
-    while os.getppid() == shell and _parent_of(shell) == runner:
+def _end_without(parent: int, runner: int | None) -> None:
+    while os.getppid() == parent and (runner is None or _parent_of(parent) == runner):
         time.sleep(LOOK_AFTER_RUNNER_S)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _name_of(process: int) -> str | None:
+    try:
+        return Path(f"/proc/{process}/comm").read_text().strip()
+    except OSError:
+        return None
 
 
 def _parent_of(process: int) -> int | None:
@@ -161,8 +196,8 @@ def main() -> None:
     _end_with_the_runner()
     try:
         WdmoeInferTask(Config.fromfile(parser.parse_args().config)).run()
-    except WdmoeError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (WdmoeError, OSError) as error:
+        print(f"error: {_sentence(error)}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +12,18 @@ from pathlib import Path
 from ..errors import WdmoeError
 
 LOG = logging.getLogger(__name__)
+POLL_S = 0.5
+
+
+class DatasetIsRunning(WdmoeError):
+    """Another process writes a dataset."""
 
 
 @contextmanager
-def exclusive(predictions: Path) -> Iterator[None]:
-    """Hold a dataset's lock, a file beside its predictions; WdmoeError, naming the other, where somebody holds it.
+def exclusive(predictions: Path, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold a dataset's lock, a file beside its predictions; DatasetIsRunning, naming the other, where somebody does.
+
+    wait_s: how long to wait for it: a task that was killed may still be dying.
 
     Where the file system knows no locks, a warning says so and there is none. The processes of one task on several GPUs
     write as one: the first of them holds the lock.
@@ -24,7 +32,7 @@ def exclusive(predictions: Path) -> Iterator[None]:
         yield
         return
     path = predictions.with_name(f".{predictions.name}.lock")
-    entry = _locked(path)
+    entry = _locked(path, time.monotonic() + wait_s)
     try:
         yield
     finally:
@@ -33,7 +41,7 @@ def exclusive(predictions: Path) -> Iterator[None]:
             os.close(entry)
 
 
-def _locked(path: Path) -> int | None:
+def _locked(path: Path, until: float) -> int | None:
     while True:
         entry = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -41,7 +49,10 @@ def _locked(path: Path) -> int | None:
         except BlockingIOError:
             owner = os.pread(entry, 200, 0).decode(errors="replace")
             os.close(entry)
-            raise WdmoeError(
+            if time.monotonic() < until:
+                time.sleep(POLL_S)
+                continue
+            raise DatasetIsRunning(
                 f"{path}: {owner or 'another process'} is running this dataset; wait for it or end it, then start "
                 "again with -r"
             ) from None

@@ -1,15 +1,19 @@
 """OpenCompass's partitioners, made sure that what they take for finished is finished."""
 
+import logging
 import math
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import ConfigDict
 from opencompass.partitioners import NaivePartitioner, NumWorkerPartitioner, SizePartitioner
-from opencompass.utils import get_infer_output_path
+from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path
 
+from .lock import DatasetIsRunning, exclusive
 from .unfinished import redo_stale_results, redo_unfinished
 
+LOG = logging.getLogger(__name__)
 PREDICTIONS, RESULTS = "predictions", "results"
 
 
@@ -20,22 +24,31 @@ class _Checked:
         """As OpenCompass's own."""
         for combination in model_dataset_combinations:
             for model in combination["models"]:
+                names = {dataset_abbr_from_cfg(one) for one in combination["datasets"]}
                 for dataset in combination["datasets"]:
-                    _check(model, dataset, work_dir, Path(out_dir).name)
+                    _check(model, dataset, names, work_dir, Path(out_dir).name)
         return super().partition(  # type: ignore[misc]
             model_dataset_combinations=model_dataset_combinations, work_dir=work_dir, out_dir=out_dir, **others
         )
 
 
-def _check(model: Any, dataset: Any, work_dir: str, stage: str) -> None:
+def _check(model: Any, dataset: Any, names: set[str], work_dir: str, stage: str) -> None:
     whole = Path(get_infer_output_path(model, dataset, str(Path(work_dir) / PREDICTIONS)))
     results = Path(get_infer_output_path(model, dataset, str(Path(work_dir) / RESULTS)))
-    parts = [path for path in whole.parent.glob(f"{whole.stem}_*.json") if path.stem[len(whole.stem) + 1 :].isdigit()]
-    for predictions in (whole, *parts):
-        if stage == PREDICTIONS:
-            redo_unfinished(predictions, results, "wdmoe" in model)
-        else:
-            redo_stale_results(predictions, results)
+    parts = [
+        path
+        for path in whole.parent.glob(f"{escape(whole.stem)}_*.json")
+        if path.stem[len(whole.stem) + 1 :].isdigit() and path.stem not in names
+    ]
+    for predictions in (path for path in (whole, *parts) if path.exists()):
+        try:
+            with exclusive(predictions):
+                if stage == PREDICTIONS:
+                    redo_unfinished(predictions, results, "wdmoe" in model, dataset["infer_cfg"]["inferencer"])
+                else:
+                    redo_stale_results(predictions, results)
+        except DatasetIsRunning as running:
+            LOG.warning("%s", running)
 
 
 class WdmoeNaivePartitioner(_Checked, NaivePartitioner):

@@ -5,9 +5,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ..errors import TraceError
+import numpy as np
+
+from ..errors import OtherVersion, TraceError
 from ..files import write_whole
-from ..routing.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX
+from ..routing.times import TIMES_SUFFIX
 from ..routing.trace import JOURNAL_SUFFIX, SEALED_SUFFIX, Journal, RoutingTrace, read_trace
 
 LOG = logging.getLogger(__name__)
@@ -19,25 +21,28 @@ def beside(predictions: Path, suffix: str) -> Path:
     return predictions.with_name(predictions.name.removesuffix(".json") + suffix)
 
 
-def redo_unfinished(predictions: Path, results: Path, is_traced: bool) -> str | None:
+def redo_unfinished(predictions: Path, results: Path, is_traced: bool, inferencer: Any = None) -> str | None:
     """Take away what OpenCompass would take for finished though it is not; -> why, None where nothing was wrong.
 
     predictions, results: a dataset's files, whether they are there or not. A predictions file is finished if it is
-    whole and, where is_traced, its sealed trace is whole and counts the same items; a journal that does is sealed.
-    Results are finished if they are whole and not older than the predictions.
+    whole and, where is_traced, its sealed trace is whole and counts the same items; a journal that does is sealed. What
+    is not finished is kept under another name, `DATASET.json.unfinished`. To be called by who holds the dataset's lock.
+    inferencer: its config, which tells how often an item is run. Raises OSError where a file cannot be read now.
     """
     if not predictions.exists():
         return None
-    why = _why_unfinished(predictions, is_traced)
+    why = _why_unfinished(predictions, is_traced, inferencer)
     if why is None:
+        _partial(predictions).unlink(missing_ok=True)  # a kill between the last write and this
         return None
-    for path in (predictions, beside(predictions, SEALED_SUFFIX), beside(predictions, TIMES_SUFFIX), results):
+    for path in (results, beside(predictions, SEALED_SUFFIX), beside(predictions, TIMES_SUFFIX)):
         path.unlink(missing_ok=True)
+    predictions.replace(predictions.with_name(f"{predictions.name}.unfinished"))
     LOG.warning("%s: %s: it is run again", predictions, why)
     return why
 
 
-def _why_unfinished(predictions: Path, is_traced: bool) -> str | None:
+def _why_unfinished(predictions: Path, is_traced: bool, inferencer: Any) -> str | None:
     answers = read_whole(predictions)
     if answers is None:
         return "the predictions are torn"
@@ -45,21 +50,24 @@ def _why_unfinished(predictions: Path, is_traced: bool) -> str | None:
         return None
     sealed, journal = beside(predictions, SEALED_SUFFIX), beside(predictions, JOURNAL_SUFFIX)
     why = "there is no routing trace of these predictions"
-    if sealed.exists():
+    if journal.exists():  # first: a sealed one beside it may be older
         try:
-            if counts(read_trace(sealed), answers):
-                journal.unlink(missing_ok=True)  # a kill between sealing and taking it away
-                return None
-            why = "the routing trace is not of the items of the predictions"
-        except TraceError as error:
-            why = str(error)
-    if journal.exists():
-        try:
-            whole = Journal(journal).joined()
-            if counts(whole, answers):
+            if counts(Journal(journal).joined(), answers, inferencer):
                 Journal(journal).seal(sealed)
                 return None
             why = "the routing trace lacks items of the predictions"
+        except OtherVersion:
+            return None  # whole, but of an earlier version: the tables say so
+        except TraceError as error:
+            why = str(error)
+    if sealed.exists():
+        try:
+            if counts(read_trace(sealed), answers, inferencer):
+                journal.unlink(missing_ok=True)  # a kill between sealing and taking it away
+                return None
+            why = "the routing trace is not of the items of the predictions"
+        except OtherVersion:
+            return None
         except TraceError as error:
             why = str(error)
     return why
@@ -69,22 +77,38 @@ def read_whole(path: Path) -> dict[str, Any] | None:
     """-> a predictions or results file of OpenCompass; None where it is torn, or not one."""
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 
 
-def counts(trace: RoutingTrace, answers: dict[str, Any]) -> bool:
-    """Whether a trace has every item of a predictions file as often as it was run: once, or once per possible answer.
+def counts(trace: RoutingTrace, answers: dict[str, Any], inferencer: Any = None) -> bool:
+    """Whether a trace has every item of a predictions file, each as often as its inferencer runs it.
 
-    An inferencer that asks several times per item (self-consistency) is known by nothing but a whole multiple.
+    Generation runs an item once, perplexity once per possible answer (twice with a normalising text). Of other
+    inferencers nothing is known: any trace will do.
     """
-    if not answers:
-        return False
-    first = next(iter(answers.values()))
+    times = _times_run(answers, inferencer)
+    if times is None:
+        return True
+    items = np.zeros(len(answers), dtype=int)
+    for first, count in zip(trace.first_item.tolist(), trace.items.tolist(), strict=True):
+        if first + count > len(items):
+            return False
+        items[first : first + count] += 1
+    return bool((items == times).all())
+
+
+def _times_run(answers: dict[str, Any], inferencer: Any) -> int | None:
+    kind = str(getattr(inferencer.get("type"), "__name__", inferencer.get("type"))) if inferencer else ""
+    kind = kind.rpartition(".")[2]
+    first = next(iter(answers.values()), None)
     labels = sum(key.startswith(LABEL) for key in first) if isinstance(first, dict) else 0
-    run = int(trace.items.sum())
-    return run == labels * len(answers) if labels else run > 0 and run % len(answers) == 0
+    if kind == "GenInferencer" and answers:
+        return 1
+    if kind == "PPLInferencer" and labels:
+        return labels * (2 if inferencer.get("normalizing_str") else 1)
+    return None
 
 
 def redo_stale_results(predictions: Path, results: Path) -> None:
@@ -123,6 +147,8 @@ def keep_answers(predictions: Path, answers: list[dict[str, Any]]) -> None:
     line end: here they are escaped.
     """
     partial = _partial(predictions)
+    if not answers:  # some inferencers go on from this one, whose counts are not known
+        predictions.with_name(f"tmp_{predictions.name}").unlink(missing_ok=True)
     if answers:
         write_whole(partial, "".join(json.dumps(answer) + "\n" for answer in answers))
     else:
@@ -131,9 +157,3 @@ def keep_answers(predictions: Path, answers: list[dict[str, Any]]) -> None:
 
 def _partial(predictions: Path) -> Path:
     return predictions.with_name(Path(f"tmp_{predictions.name}").with_suffix(".jsonl").name)
-
-
-def forget_journals(predictions: Path) -> None:
-    """Take away the journals of a dataset that is run anew."""
-    for suffix in (JOURNAL_SUFFIX, TIMES_JOURNAL_SUFFIX):
-        beside(predictions, suffix).unlink(missing_ok=True)

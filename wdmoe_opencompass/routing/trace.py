@@ -7,6 +7,7 @@ temporary name and renamed. Neither is trusted when it is read: what breaks a ru
 """
 
 import hashlib
+import json
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -262,7 +263,7 @@ class Journal:
 
     def resumable(self, first_item: int) -> int:
         """-> the last item, not after `first_item`, at which `resume` can go on: the end of a batch of this run."""
-        written, blocks = self._read()
+        written, blocks = self._read_or_nothing()
         end = 0
         for block in blocks if written == self.metadata else []:
             first, items = int(block["first_item"].min()), int(block["items"].sum())
@@ -277,7 +278,7 @@ class Journal:
         `first_item` is where the inference goes on: a batch whose answers were not kept is redone, and its counts
         must not stand twice. Raises TraceError where answers are kept whose counts are not.
         """
-        written, blocks = self._read()
+        written, blocks = self._read_or_nothing()
         kept = [block for block in blocks if _end(block) <= first_item]
         if written != self.metadata:
             kept = []
@@ -318,6 +319,13 @@ class Journal:
     def _write(self, path: Path, joined: Any) -> None:
         write_trace(path, joined)
 
+    def _read_or_nothing(self) -> tuple[TraceMetadata | None, list[dict[str, NDArray]]]:
+        """What cannot be read, or was written by another version, is no start to go on from."""
+        try:
+            return self._read()
+        except TraceError:
+            return None, []
+
     def _read(self) -> tuple[TraceMetadata | None, list[dict[str, NDArray]]]:
         if not os.path.lexists(self.path):
             return None, []
@@ -346,11 +354,17 @@ class Journal:
 
 
 def seal_finished(folder: Path, kind: type[Journal] = Journal) -> None:
-    """Seal every journal in a model's prediction folder whose predictions are complete (a kill between the two)."""
+    """Seal every journal in a model's prediction folder whose predictions are complete (a kill between the two).
+
+    One that cannot be read, or whose predictions are torn, stays as it is: its tables have an empty cell.
+    """
     for journal in sorted(folder.glob(f"*{kind.suffix}")):
         dataset = journal.name.removesuffix(kind.suffix)
-        if (folder / f"{dataset}.json").exists():
+        try:
+            json.loads((folder / f"{dataset}.json").read_bytes())
             kind(journal).seal(folder / f"{dataset}{kind.sealed_suffix}")
+        except (FileNotFoundError, ValueError, RecursionError, TraceError):
+            continue
 
 
 def _end(block: dict[str, NDArray]) -> int:
