@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import WdmoeError
@@ -61,8 +61,9 @@ def _locked(path: Path, until: float) -> int | None:
             os.close(entry)
             return None
         if _is_still_there(path, entry):
-            os.ftruncate(entry, 0)
-            os.pwrite(entry, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            with suppress(OSError):  # a full disk: nobody will learn whose lock it is
+                os.ftruncate(entry, 0)
+                os.pwrite(entry, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
             return entry
         os.close(entry)  # its last owner took it away meanwhile
 
@@ -70,5 +71,5 @@ def _locked(path: Path, until: float) -> int | None:
 def _is_still_there(path: Path, entry: int) -> bool:
     try:
         return os.stat(path).st_ino == os.fstat(entry).st_ino
-    except FileNotFoundError:
+    except OSError:
         return False
