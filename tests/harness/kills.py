@@ -18,7 +18,7 @@ from wdmoe_opencompass.routing.trace import read_trace
 
 CONFIG = ROOT / "tests" / "harness" / "eval_kills.py"
 TABLES = (".json", ".csv", ".md", ".tex")
-NO_TABLES = ("origin.json", "manifest.json")  # and OpenCompass's own summary_TIME.*: they carry the time
+NO_TABLES = ("origin.json", "manifest.json", "reproduce.md")  # these and summary_TIME.* carry time or command
 DEADLINE_S = 300.0
 WAYS = ("kill", "kill and tear the last write", "terminate")
 
