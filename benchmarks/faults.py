@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 from tests.fuzz import fuzz_profiles, fuzz_traces  # noqa: E402
 from tests.harness.kills import (  # noqa: E402
     chances,
+    dumped_task,
     killed_command,
     killed_task,
     undisturbed_command,
@@ -34,8 +35,10 @@ def kills(tasks, commands, folder):
     reference, active_s = undisturbed_task(folder / "task")
     print(f"a task works {active_s:.1f} s after its first batch", flush=True)
 
+    dumped = [dumped_task(folder / f"task_{number}") for number in range(tasks)]
+
     def kill_task(number, chance):
-        return shown(number, killed_task(folder / f"task_{number}", reference, active_s, chance))
+        return shown(number, killed_task(dumped[number], reference, active_s, chance))
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         outcomes = list(pool.map(kill_task, range(tasks), chances(tasks, "task")))

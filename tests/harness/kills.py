@@ -65,9 +65,12 @@ def undisturbed_task(folder):
     return predictions, time.monotonic() - began
 
 
-def killed_task(folder, reference, active_s, chance):
-    """A task that is killed once at a random moment after its first batch, then started again; -> Outcome."""
-    task, predictions = dumped_task(folder)
+def killed_task(dumped, reference, active_s, chance):
+    """A task that is killed once at a random moment after its first batch, then started again; -> Outcome.
+
+    dumped: what `dumped_task` gave; configs are read by the main thread alone.
+    """
+    task, predictions = dumped
     how = chance.choice(WAYS)
     moment_s = chance.uniform(0, active_s)
     process = start_task(task)

@@ -2,14 +2,14 @@
 
 import pytest
 
-from tests.harness.kills import chances, killed_command, killed_task, undisturbed_command, undisturbed_task
+from tests.harness.kills import chances, dumped_task, killed_command, killed_task, undisturbed_command, undisturbed_task
 
 
 @pytest.mark.slow
 def test_tasks_that_are_killed_lose_nothing_and_count_nothing_twice(tmp_path):
     reference, active_s = undisturbed_task(tmp_path / "reference")
     for number, chance in enumerate(chances(5, 0)):
-        found = killed_task(tmp_path / str(number), reference, active_s, chance)
+        found = killed_task(dumped_task(tmp_path / str(number)), reference, active_s, chance)
         assert (found.is_complete, found.items_lost, found.items_twice) == (True, 0, 0), found
         assert found.is_equal, found
 
