@@ -56,10 +56,12 @@ class WdmoeInferTask(OpenICLInferTask):
         for model_cfg, dataset_cfgs in every_model:
             self.model_cfgs, self.dataset_cfgs = [model_cfg], [dataset_cfgs]
             self.model: Any = None
+            self._checked: set[str] = set()  # datasets whose finished files were read once already
             try:
                 self._redo_unfinished(model_cfg, dataset_cfgs)  # a scheduler may start a task again that it killed
                 super().run(cur_model, cur_model_abbr)
-                self._failed += self._redo_unfinished(model_cfg, dataset_cfgs)  # of a task that died meanwhile
+                others = [one for one in dataset_cfgs if dataset_abbr_from_cfg(one) not in self._checked]
+                self._failed += self._redo_unfinished(model_cfg, others)  # skipped, but of a task that died meanwhile
             except Exception as error:  # the model, or a dataset's own files: nothing of the model after it was run
                 errors.append(error.with_traceback(None))  # whose frames would hold the model
                 if len(every_model) > 1:
@@ -116,6 +118,7 @@ class WdmoeInferTask(OpenICLInferTask):
         why = self._redo_one(self.model_cfg, self.dataset_cfg)
         if why is not None:
             raise WdmoeError(f"{predictions}: {why}")
+        self._checked.add(dataset)
 
     def _note_failure(self, model_cfg: ConfigDict, dataset_cfg: ConfigDict, error: Exception) -> None:
         predictions = self._predictions(model_cfg, dataset_cfg)
