@@ -2,6 +2,7 @@
 
 import os
 import socket
+from glob import escape
 from pathlib import Path
 
 
@@ -22,6 +23,12 @@ def write_whole(path: Path, *parts: bytes | memoryview | str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     _force_folder(path.parent)
+
+
+def remove_torn_writes(path: Path) -> None:
+    """Remove what processes left that died while they wrote this file; none may be writing it now."""
+    for temporary in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+        temporary.unlink(missing_ok=True)
 
 
 def _force_folder(folder: Path) -> None:

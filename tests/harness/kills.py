@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from wdmoe_opencompass.routing.trace import read_trace
 CONFIG = ROOT / "tests" / "harness" / "eval_kills.py"
 TABLES = (".json", ".csv", ".md", ".tex")
 NO_TABLES = ("origin.json", "manifest.json", "reproduce.md")  # these and summary_TIME.* carry time or command
+LEFTOVERS = ("*.part", "tmp_*", ".*.lock", ".*.tmp")
 DEADLINE_S = 300.0
 WAYS = ("kill", "kill and tear the last write", "terminate")
 
@@ -35,12 +37,13 @@ class Outcome:
 
 
 # -- the inference task, as its runner starts it ---------------------------------------------------------------------
-def dumped_task(folder):
-    """A task with Algorithm 1 on every dataset; -> (its config file, its folder of predictions)."""
+def dumped_task(folder, datasets=None):
+    """A task with Algorithm 1 on every dataset, or on these; -> (its config file, its folder of predictions)."""
     config = Config.fromfile(str(CONFIG), format_python_code=False)
     model = next(one for one in config.models if one.wdmoe.policy == "wlr")
     folder.mkdir(parents=True)
-    task = Config(dict(models=[model], datasets=[config.datasets], work_dir=str(folder / "run")))
+    chosen = [one for one in config.datasets if datasets is None or one.abbr in datasets]
+    task = Config(dict(models=[model], datasets=[chosen], work_dir=str(folder / "run")))
     task.dump(folder / "task.py")
     return folder / "task.py", folder / "run" / "predictions" / model.abbr
 
@@ -72,19 +75,24 @@ def killed_task(dumped, reference, active_s, chance):
     """
     task, predictions = dumped
     how = chance.choice(WAYS)
-    moment_s = chance.uniform(0, active_s)
-    process = start_task(task)
-    wait_until(lambda: traces_begun(predictions) or process.poll() is not None)
-    time.sleep(moment_s)
-    was_running = process.poll() is None
-    process.send_signal(signal.SIGTERM if how == "terminate" else signal.SIGKILL)
-    process.wait()
+    moment_s = killed_at(task, predictions, active_s, how, chance)
     if "tear" in how:
         tear_last_write(predictions, chance)
     complete = start_task(task).wait() == 0
-    return outcome(
-        f"{how} after {moment_s:.2f} s{'' if was_running else ' (it had ended)'}", complete, predictions, reference
-    )
+    return outcome(f"{how} after {moment_s:.2f} s", complete, predictions, reference)
+
+
+def killed_at(task, predictions, active_s, how, chance):
+    """Start a task and kill it; -> after how many seconds. One that had ended before is no kill: it is run anew."""
+    while True:
+        moment_s = chance.uniform(0, active_s)
+        process = start_task(task)
+        wait_until(lambda: traces_begun(predictions) or process.poll() is not None)
+        time.sleep(moment_s)
+        process.send_signal(signal.SIGTERM if how == "terminate" else signal.SIGKILL)
+        if process.wait() < 0:  # ended by a signal
+            return moment_s
+        shutil.rmtree(predictions.parent.parent)
 
 
 def traces_begun(predictions):
@@ -116,7 +124,7 @@ def outcome(how, complete, predictions, reference):
         found.items_twice += int(np.maximum(runs[0] - runs[1], 0).sum())
         same = all(np.array_equal(traces[0].arrays[name], traces[1].arrays[name]) for name in traces[1].arrays)
         found.is_equal &= ours == theirs and same and traces[0].metadata == traces[1].metadata
-    leftovers = [*predictions.glob("*.part"), *predictions.glob("tmp_*"), *predictions.glob(".*.lock")]
+    leftovers = [path for pattern in LEFTOVERS for path in predictions.glob(pattern)]
     found.is_complete &= not leftovers
     return found
 
@@ -158,9 +166,13 @@ def killed_command(work_dir, reference, took_s, chance):
     moment_s = chance.uniform(0.1, 0.95) * took_s
     time.sleep(moment_s)
     tasks = tasks_of(process.pid)
-    if how == "all":
+    if how == "a task" and not tasks:  # between two tasks
+        how = "the runner"
+    if process.poll() is not None:
+        how = f"nothing: it had ended; {how}"
+    elif how == "all":
         os.killpg(process.pid, signal.SIGKILL)
-    elif how == "a task" and tasks:
+    elif how == "a task":
         os.kill(chance.choice(tasks), signal.SIGKILL)
     else:
         process.kill()
@@ -187,7 +199,7 @@ def tasks_of(session):
                 is_ours = os.getsid(int(entry.name)) == session
             except OSError:
                 continue
-            if is_ours and b"-m" in words and b"sh" not in words[0].split(b"/"):
+            if is_ours and words[1:2] == [b"-m"]:
                 found.append(int(entry.name))
     return found
 

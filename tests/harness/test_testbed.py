@@ -8,7 +8,7 @@ import torch
 from tests.harness.test_models import MODEL, PROMPTS, VANILLA
 from tests.testbed.labs import servers
 from wdmoe_opencompass.errors import LabError, ModelError
-from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel
+from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel, forget_events
 from wdmoe_opencompass.harness.settings import parse_settings
 from wdmoe_opencompass.routing.times import check_belongs, read_times
 from wdmoe_opencompass.routing.trace import read_trace
@@ -84,9 +84,20 @@ def test_what_happened_to_devices_lies_beside_the_trace(tmp_path):
         live.close_trace(seal=True)
         live.testbed.close()
     first = json.loads((tmp_path / "x.testbed_events.jsonl").read_text().splitlines()[0])
-    assert (first["device"], first["kind"]) == ("d2", "unavailable")
+    assert (first["device"], first["kind"], first["items_answered_before"]) == ("d2", "unavailable", 0)
     metadata = read_trace(tmp_path / "x.trace.safetensors").metadata
     assert metadata.routing == "top_k, 8-bit payload"
+
+
+def test_what_happened_in_batches_that_are_redone_is_forgotten(tmp_path):
+    path = tmp_path / "x.testbed_events.jsonl"
+    lines = [json.dumps(dict(device="a", items_answered_before=number)) for number in (0, 4, 8)]
+    path.write_text("\n".join([*lines, '{"device": "a", "items_answe']))
+    forget_events(path, 8)
+    assert path.read_text().splitlines() == lines[:2]
+    forget_events(path, 0)
+    forget_events(path, 0)
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(

@@ -7,24 +7,33 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mmengine.config import ConfigDict
 
 from tests.routing.test_trace import block, journal, metadata
+from tests.testbed.synthetic import random_loads, times_block, times_metadata, trace_beside
 from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.harness.lock import exclusive
 from wdmoe_opencompass.harness.partitioner import WdmoeNaivePartitioner, WdmoeNumWorkerPartitioner
 from wdmoe_opencompass.harness.unfinished import (
+    beside,
     keep_answers,
     redo_stale_results,
     redo_unfinished,
     whole_answers,
 )
+from wdmoe_opencompass.routing.times import TimesJournal, join_times, read_times
 from wdmoe_opencompass.routing.trace import Journal, join, read_trace, write_trace
 
 GEN, PPL = dict(type="GenInferencer"), dict(type="opencompass.openicl.icl_inferencer.PPLInferencer")
+MOE, ON_A_TESTBED = dict(wdmoe=dict()), dict(wdmoe=dict(testbed="lab.yaml"))
 GENERATED = {str(n): dict(origin_prompt="p", prediction="a") for n in range(8)}
 RANKED = {str(n): {"label: A": {}, "label: B": {}, "prediction": "A"} for n in range(4)}
+
+
+def dataset(name, inferencer=GEN):
+    return ConfigDict(abbr=name, reader_cfg=dict(), infer_cfg=dict(inferencer=inferencer))
 
 
 @pytest.fixture
@@ -54,7 +63,7 @@ def test_what_is_whole_stays(files):
     for answers, inferencer, second in ((GENERATED, GEN, 4), (RANKED, PPL, 0)):  # once, or once per possible answer
         predictions.write_text(json.dumps(answers))
         seal(sealed, block(0), block(second))
-        assert redo_unfinished(predictions, results, True, inferencer) is None
+        assert redo_unfinished(predictions, results, MOE, dataset("d", inferencer)) is None
         assert predictions.exists()
         assert sealed.exists()
         assert results.exists()
@@ -63,7 +72,7 @@ def test_what_is_whole_stays(files):
 def test_what_is_not_there_is_nobodys_business(files):
     predictions, results, _, growing = files
     grow(growing, block(0))
-    assert redo_unfinished(predictions, results, True, GEN) is None
+    assert redo_unfinished(predictions, results, MOE, dataset("d")) is None
     assert growing.exists()
 
 
@@ -72,7 +81,7 @@ def test_torn_predictions_are_run_again(files, content):
     predictions, results, _, growing = files
     predictions.write_bytes(content.encode(errors="surrogateescape"))
     grow(growing, block(0), block(4))
-    assert "torn" in redo_unfinished(predictions, results, True, GEN)
+    assert "torn" in redo_unfinished(predictions, results, MOE, dataset("d"))
     assert predictions.with_name("d.json.unfinished").exists()
     assert not predictions.exists()
     assert not results.exists()
@@ -83,7 +92,7 @@ def test_a_journal_that_has_all_items_is_sealed(files):
     predictions, results, sealed, growing = files
     predictions.write_text(json.dumps(GENERATED))
     grow(growing, block(0), block(4))
-    assert redo_unfinished(predictions, results, True, GEN) is None
+    assert redo_unfinished(predictions, results, MOE, dataset("d")) is None
     assert read_trace(sealed).items.tolist() == [4, 4]
     assert not growing.exists()
     assert predictions.exists()
@@ -102,7 +111,7 @@ def test_predictions_without_all_their_counts_are_run_again(files, lacks):
         seal(sealed, block(0))
     elif lacks == "twice":
         seal(sealed, block(0), block(0))
-    assert redo_unfinished(predictions, results, True, GEN)
+    assert redo_unfinished(predictions, results, MOE, dataset("d"))
     assert not predictions.exists()
     assert not sealed.exists()
     assert not results.exists()
@@ -116,7 +125,7 @@ def test_the_journal_of_these_predictions_counts_more_than_an_older_trace(files)
     changed = block(0)
     changed["device_load"] = changed["device_load"] * 0
     grow(growing, changed, block(4))
-    assert redo_unfinished(predictions, results, True, GEN) is None
+    assert redo_unfinished(predictions, results, MOE, dataset("d")) is None
     assert sealed.read_bytes() != older
     assert not growing.exists()
 
@@ -125,7 +134,7 @@ def test_whole_files_of_another_version_are_left_alone(files):
     predictions, results, sealed, _ = files
     predictions.write_text(json.dumps(GENERATED))
     write_trace(sealed, join(metadata(format_version=3), [block(0), block(4)]))
-    assert redo_unfinished(predictions, results, True, GEN) is None
+    assert redo_unfinished(predictions, results, MOE, dataset("d")) is None
     assert predictions.exists()
 
 
@@ -133,7 +142,7 @@ def test_inferencers_that_run_items_as_they_like_keep_their_predictions(files):
     predictions, results, sealed, _ = files
     predictions.write_text(json.dumps(GENERATED))
     seal(sealed, block(0))
-    assert redo_unfinished(predictions, results, True, dict(type="ChatInferencer")) is None
+    assert redo_unfinished(predictions, results, MOE, dataset("d", dict(type="ChatInferencer"))) is None
 
 
 def test_answers_that_other_inferencers_would_go_on_from_are_taken_away(files):
@@ -147,7 +156,52 @@ def test_answers_that_other_inferencers_would_go_on_from_are_taken_away(files):
 def test_a_model_without_experts_needs_no_trace(files):
     predictions, results, *_ = files
     predictions.write_text(json.dumps(GENERATED))
-    assert redo_unfinished(predictions, results, False) is None
+    assert redo_unfinished(predictions, results, dict(), dataset("d")) is None
+
+
+@pytest.mark.parametrize("left", ["sealed", "journal", "torn", "nothing", "of other passes"])
+def test_measured_times_are_sealed_or_measured_again(files, left):
+    predictions, results, sealed, _ = files
+    loads = [random_loads(number) for number in range(2)]
+    times = join_times(times_metadata(), [times_block(4 * n, one) for n, one in enumerate(loads)])
+    write_trace(sealed, trace_beside(times))
+    predictions.write_text(json.dumps(GENERATED))
+    growing = TimesJournal(beside(predictions, ".times.part"), times.metadata)
+    growing.resume(0)
+    for number in range(1 if left == "of other passes" else 2):
+        growing.append(times_block(4 * number, loads[number]))
+    if left == "sealed":
+        growing.seal(beside(predictions, ".times.safetensors"))
+    elif left == "torn":
+        growing.path.write_bytes(growing.path.read_bytes()[:-3])
+    elif left == "nothing":
+        growing.path.unlink()
+    why = redo_unfinished(predictions, results, ON_A_TESTBED, dataset("d"))
+    assert predictions.exists() == (left in ("sealed", "journal")) == (why is None), why
+    if why is None:
+        assert np.array_equal(read_times(beside(predictions, ".times.safetensors")).tokens, times.tokens)
+    assert growing.path.exists() == (left in ("torn", "of other passes"))
+
+
+def test_what_dying_processes_were_writing_is_removed_and_nothing_else(files):
+    predictions, results, *_ = files
+    torn = [predictions.with_name(f".{name}.host.7.tmp") for name in ("d.trace.part", "d.trace.safetensors")]
+    others = [predictions.with_name(f".{name}.host.7.tmp") for name in ("d.x.trace.part", "e.trace.part")]
+    for path in (*torn, *others):
+        path.write_text("x")
+    redo_unfinished(predictions, results, MOE, dataset("d"))
+    assert [path.exists() for path in (*torn, *others)] == [False, False, True, True]
+
+
+def test_several_processes_per_task_are_refused(tmp_path):
+    models = [ConfigDict(abbr="m", wdmoe=dict(), run_cfg=dict(num_procs=2))]
+    with pytest.raises(SystemExit, match="m: run_cfg num_procs must be 1, got 2"):
+        WdmoeNaivePartitioner(out_dir=str(tmp_path)).partition(
+            model_dataset_combinations=[dict(models=models, datasets=[dataset("d")])],
+            work_dir=str(tmp_path),
+            out_dir=str(tmp_path / "predictions"),
+            add_cfg={},
+        )
 
 
 def test_results_that_are_torn_or_older_than_the_predictions_are_evaluated_again(files):
@@ -275,10 +329,6 @@ def is_running(pid):
 
 
 # -- partitioners ----------------------------------------------------------------------------------------------------
-def dataset(name):
-    return ConfigDict(abbr=name, reader_cfg=dict(), infer_cfg=dict(inferencer=GEN))
-
-
 def combination():
     models = [ConfigDict(abbr="m", wdmoe=dict())]
     return [dict(models=models, datasets=[dataset(name) for name in ("d", "e")])]

@@ -25,7 +25,6 @@ from wdmoe_opencompass.routing.times import (
     check_belongs,
     join_times,
     read_times,
-    seal_finished_times,
     write_times,
 )
 from wdmoe_opencompass.sealed_file import write_sealed
@@ -113,16 +112,6 @@ def test_answers_without_times_are_refused(tmp_path):
         journal(tmp_path).resume(8)
     with pytest.raises(TraceError, match="knows 0 of the 4 items"):
         journal(tmp_path, policy="bottleneck").resume(4)  # of another run
-
-
-def test_a_journal_of_complete_predictions_is_sealed_later(tmp_path):
-    begun(tmp_path, 2)
-    seal_finished_times(tmp_path)
-    assert not (tmp_path / "d.times.safetensors").exists()
-    (tmp_path / "d.json").write_text("{}")
-    for _ in range(2):
-        seal_finished_times(tmp_path)
-        assert len(read_times(tmp_path / "d.times.safetensors").items) == 2
 
 
 def test_a_file_that_is_no_journal_is_refused(tmp_path):

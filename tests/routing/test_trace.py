@@ -14,7 +14,6 @@ from wdmoe_opencompass.routing.trace import (
     TraceMetadata,
     join,
     read_trace,
-    seal_finished,
     write_trace,
 )
 from wdmoe_opencompass.sealed_file import write_sealed
@@ -142,16 +141,6 @@ def test_bad_traces_get_one_sentence(tmp_path):
     write_sealed(path, arrays, {"wdmoe_trace": metadata().model_dump_json()})
     with pytest.raises(TraceError, match="array device_load must be int32"):
         read_trace(path)
-
-
-def test_a_kill_between_the_predictions_and_the_seal_is_mended(tmp_path):
-    begun(tmp_path).append(block(0))
-    seal_finished(tmp_path)
-    assert (tmp_path / "d.trace.part").exists()  # no predictions yet: still running
-    (tmp_path / "d.json").write_text("{}")
-    seal_finished(tmp_path)
-    assert read_trace(tmp_path / "d.trace.safetensors").items.tolist() == [4]
-    assert not (tmp_path / "d.trace.part").exists()
 
 
 def test_a_run_whose_policy_has_an_infinite_parameter_is_continued(tmp_path):

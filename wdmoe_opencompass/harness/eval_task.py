@@ -17,7 +17,7 @@ class WdmoeEvalTask(OpenICLEvalTask):
 
     def get_command(self, cfg_path: str, template: str) -> str:
         """Start this module: the inherited method names the stock task's file."""
-        return module_command(self, "wdmoe_opencompass.harness.eval_task", cfg_path, template)
+        return module_command("wdmoe_opencompass.harness.eval_task", cfg_path, template)
 
     def run(self) -> None:
         """Score everything that can be."""

@@ -43,7 +43,7 @@ class WdmoeInferTask(OpenICLInferTask):
 
     def get_command(self, cfg_path: str, template: str) -> str:
         """Start this module: the inherited method names the stock task's file."""
-        return module_command(self, "wdmoe_opencompass.harness.infer_task", cfg_path, template)
+        return module_command("wdmoe_opencompass.harness.infer_task", cfg_path, template)
 
     model_cfgs: list[ConfigDict]
     dataset_cfgs: list[list[ConfigDict]]
@@ -147,10 +147,7 @@ class WdmoeInferTask(OpenICLInferTask):
 
     def _redo_one(self, model_cfg: ConfigDict, dataset_cfg: ConfigDict) -> str | None:
         results = get_infer_output_path(model_cfg, dataset_cfg, os.path.join(self.work_dir, "results"))
-        inferencer = dataset_cfg["infer_cfg"]["inferencer"]
-        return redo_unfinished(
-            self._predictions(model_cfg, dataset_cfg), Path(results), "wdmoe" in model_cfg, inferencer
-        )
+        return redo_unfinished(self._predictions(model_cfg, dataset_cfg), Path(results), model_cfg, dataset_cfg)
 
     def _predictions(self, model_cfg: ConfigDict, dataset_cfg: ConfigDict) -> Path:
         return Path(get_infer_output_path(model_cfg, dataset_cfg, os.path.join(self.work_dir, "predictions")))

@@ -25,12 +25,8 @@ def exclusive(predictions: Path, wait_s: float = 0.0) -> Iterator[None]:
 
     wait_s: how long to wait for it: a task that was killed may still be dying.
 
-    Where the file system knows no locks, a warning says so and there is none. The processes of one task on several GPUs
-    write as one: the first of them holds the lock.
+    Where the file system knows no locks, a warning says so and there is none.
     """
-    if os.environ.get("RANK", "0") != "0":
-        yield
-        return
     path = predictions.with_name(f".{predictions.name}.lock")
     entry = _locked(path, time.monotonic() + wait_s)
     try:

@@ -14,6 +14,7 @@ import torch
 from opencompass.models import HuggingFaceBaseModel, HuggingFacewithChatTemplate
 
 from ..errors import ModelError, unknown_name
+from ..files import write_whole
 from ..routing.channel_state import ChannelStates
 from ..routing.layers import MoeLayer
 from ..routing.patch import Attachment, find_moe_layers
@@ -33,6 +34,7 @@ from .settings import parse_settings, policy_parameters
 if TYPE_CHECKING:
     from ..testbed.client import LabClient
 
+ANSWERED = "items_answered_before"  # of an event: how many items had whole answers when its batch began
 TRACED_PACKAGES = ("wdmoe_opencompass", "opencompass", "torch", "transformers", "numpy")
 
 
@@ -45,6 +47,7 @@ class _OpenTrace:
         self.items_total = items_total
         self.next_item = first_item
         self.times: TimesJournal | None = None
+        self.events = sealed.with_name(sealed.name.removesuffix(SEALED_SUFFIX) + EVENTS_SUFFIX)
 
     def first_item(self) -> int:
         """Perplexity goes through all items once per label: the count starts over with each."""
@@ -128,6 +131,7 @@ class WdmoeMixin:
         for one in journals:
             one.resume(first_item)
         self._trace = _OpenTrace(journal, predictions.with_name(dataset + SEALED_SUFFIX), items_total, first_item)
+        forget_events(self._trace.events, first_item)
         if times is not None:
             self._trace.times = times
             recorded = times.recorded()
@@ -138,7 +142,7 @@ class WdmoeMixin:
     def close_trace(self, seal: bool) -> None:
         """End the trace of the dataset; `seal` only when the predictions are complete."""
         if self._trace is not None:
-            self._write_events(self._trace.sealed)
+            self._write_events(self._trace)
         if self._trace is not None and seal:
             self._trace.journal.seal(self._trace.sealed)
             if self._trace.times is not None:
@@ -161,16 +165,16 @@ class WdmoeMixin:
             lab_hash=lab.content_hash,
         )
 
-    def _write_events(self, sealed: Path) -> None:
-        """Add what happened to the devices since the last dataset to a file beside the trace, one JSON object each."""
+    def _write_events(self, trace: _OpenTrace) -> None:
+        """Add what happened to the devices since the last batch to a file beside the trace, one JSON object each."""
         if self.testbed is None:
             return
         events = self.testbed.events[self._events_written :]
         self._events_written += len(events)
         if events:
-            path = sealed.with_name(sealed.name.removesuffix(SEALED_SUFFIX) + EVENTS_SUFFIX)
-            with path.open("a") as file:
-                file.writelines(json.dumps(asdict(event)) + "\n" for event in events)
+            with trace.events.open("a") as file:
+                for event in events:
+                    file.write(json.dumps(asdict(event) | {ANSWERED: trace.next_item}) + "\n")
 
     def _metadata(self, model_abbr: str, dataset: str) -> TraceMetadata:
         layer = self.attachment.layers[0]
@@ -219,6 +223,7 @@ class WdmoeMixin:
         if trace.times is not None:  # first: what is there twice after a kill is dropped, what lacks cannot be made up
             trace.times.append(self._measured(block["tokens"].tolist(), trace.first_item(), items))
         trace.journal.append(block)
+        self._write_events(trace)
         trace.next_item += items
 
     def _measured(self, tokens: list[int], first_item: int, items: int) -> dict[str, Any]:
@@ -264,6 +269,24 @@ class WdmoeHuggingFaceBaseModel(WdmoeMixin, HuggingFaceBaseModel):
 
 class WdmoeHuggingFacewithChatTemplate(WdmoeMixin, HuggingFacewithChatTemplate):
     """`HuggingFacewithChatTemplate` with a selection policy."""
+
+
+def forget_events(path: Path, first_item: int) -> None:
+    """Of a run that goes on at an item, forget what happened to a testbed's devices in the batches that are redone."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            event = json.loads(line)
+            is_kept = event[ANSWERED] < first_item
+        except (ValueError, TypeError, KeyError):  # torn
+            continue
+        kept += [json.dumps(event) + "\n"] if is_kept else []
+    if kept:
+        write_whole(path, *kept)
+    else:
+        path.unlink()
 
 
 def supply_batch_encode_plus(tokenizer: Any) -> None:

@@ -2,14 +2,14 @@
 
 import logging
 import math
-from glob import escape
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import ConfigDict
 from opencompass.partitioners import NaivePartitioner, NumWorkerPartitioner, SizePartitioner
-from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path
+from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, model_abbr_from_cfg
 
+from .belongs import parts_of
 from .lock import DatasetIsRunning, exclusive
 from .unfinished import redo_stale_results, redo_unfinished
 
@@ -24,6 +24,7 @@ class _Checked:
         """As OpenCompass's own."""
         for combination in model_dataset_combinations:
             for model in combination["models"]:
+                _check_processes(model)
                 names = {dataset_abbr_from_cfg(one) for one in combination["datasets"]}
                 for dataset in combination["datasets"]:
                     _check(model, dataset, names, work_dir, Path(out_dir).name)
@@ -32,19 +33,24 @@ class _Checked:
         )
 
 
+def _check_processes(model: Any) -> None:
+    run_cfg = model.get("run_cfg", {})
+    if run_cfg.get("num_procs", 1) > 1:  # each would write the same files
+        raise SystemExit(
+            f"error: {model_abbr_from_cfg(model)}: run_cfg num_procs must be 1, got {run_cfg['num_procs']}: a task is "
+            "one process; model_kwargs=dict(device_map='auto') spreads a model over the num_gpus of its task"
+        )
+
+
 def _check(model: Any, dataset: Any, names: set[str], work_dir: str, stage: str) -> None:
     whole = Path(get_infer_output_path(model, dataset, str(Path(work_dir) / PREDICTIONS)))
     results = Path(get_infer_output_path(model, dataset, str(Path(work_dir) / RESULTS)))
-    parts = [
-        path
-        for path in whole.parent.glob(f"{escape(whole.stem)}_*.json")
-        if path.stem[len(whole.stem) + 1 :].isdigit() and path.stem not in names
-    ]
+    parts = [whole.with_name(name + whole.suffix) for name in parts_of(whole.parent, whole.stem, names, whole.suffix)]
     for predictions in (path for path in (whole, *parts) if path.exists()):
         try:
             with exclusive(predictions):
                 if stage == PREDICTIONS:
-                    redo_unfinished(predictions, results, "wdmoe" in model, dataset["infer_cfg"]["inferencer"])
+                    redo_unfinished(predictions, results, model, dataset)
                 else:
                     redo_stale_results(predictions, results)
         except DatasetIsRunning as running:

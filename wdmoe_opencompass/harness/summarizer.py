@@ -17,8 +17,8 @@ from ..report.items import item_results
 from ..report.publication import write_publication
 from ..report.summary import write_report
 from ..report.tables import DENSE, ModelRun, benchmarks_of
-from ..routing.times import TIMES_SUFFIX, seal_finished_times
-from ..routing.trace import EVENTS_SUFFIX, SEALED_SUFFIX, RoutingTrace, seal_finished
+from ..routing.times import TIMES_SUFFIX
+from ..routing.trace import EVENTS_SUFFIX, SEALED_SUFFIX, RoutingTrace
 from .belongs import Expected, couples_tokens, parts_of, read_traces, why_refused
 from .infer_task import FAILURE_SUFFIX
 
@@ -78,8 +78,6 @@ class WdmoeSummarizer(DefaultSummarizer):
         sealed: dict[str, RoutingTrace] = {}
         unreadable: dict[str, str] = {}
         if "wdmoe" in model_cfg:
-            seal_finished(predictions)
-            seal_finished_times(predictions)
             sealed, unreadable = read_traces(predictions)
             expected = Expected.of(model_cfg, [trace.metadata for trace in sealed.values()])
             self._expected[abbr] = expected

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import OtherVersion, TraceError
-from ..files import write_whole
-from ..routing.times import TIMES_SUFFIX
-from ..routing.trace import JOURNAL_SUFFIX, SEALED_SUFFIX, Journal, RoutingTrace, read_trace
+from ..files import remove_torn_writes, write_whole
+from ..routing.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, TimesJournal, check_belongs, read_times
+from ..routing.trace import EVENTS_SUFFIX, JOURNAL_SUFFIX, SEALED_SUFFIX, Journal, RoutingTrace, read_trace
 
 LOG = logging.getLogger(__name__)
+WRITTEN_WHOLE = (SEALED_SUFFIX, JOURNAL_SUFFIX, TIMES_SUFFIX, TIMES_JOURNAL_SUFFIX, EVENTS_SUFFIX)
 LABEL = "label: "  # how OpenCompass's perplexity inferencer calls each possible answer of an item
 
 
@@ -21,17 +22,20 @@ def beside(predictions: Path, suffix: str) -> Path:
     return predictions.with_name(predictions.name.removesuffix(".json") + suffix)
 
 
-def redo_unfinished(predictions: Path, results: Path, is_traced: bool, inferencer: Any = None) -> str | None:
+def redo_unfinished(predictions: Path, results: Path, model_cfg: Any, dataset_cfg: Any) -> str | None:
     """Take away what OpenCompass would take for finished though it is not; -> why, None where nothing was wrong.
 
     predictions, results: a dataset's files, whether they are there or not. A predictions file is finished if it is
-    whole and, where is_traced, its sealed trace is whole and counts the same items; a journal that does is sealed. What
-    is not finished is kept under another name, `DATASET.json.unfinished`. To be called by who holds the dataset's lock.
-    inferencer: its config, which tells how often an item is run. Raises OSError where a file cannot be read now.
+    whole and, of a model with a `wdmoe` section, its sealed trace is whole and counts the same items, and so are the
+    measured times of a testbed; journals that do are sealed. What is not finished is kept under another name,
+    `DATASET.json.unfinished`. To be called by who holds the dataset's lock. Raises OSError where a file cannot be read
+    now.
     """
+    for path in (_partial(predictions), *(beside(predictions, suffix) for suffix in WRITTEN_WHOLE)):
+        remove_torn_writes(path)
     if not predictions.exists():
         return None
-    why = _why_unfinished(predictions, is_traced, inferencer)
+    why = _why_unfinished(predictions, model_cfg.get("wdmoe"), dataset_cfg["infer_cfg"]["inferencer"])
     if why is None:
         _partial(predictions).unlink(missing_ok=True)  # a kill between the last write and this
         return None
@@ -42,12 +46,17 @@ def redo_unfinished(predictions: Path, results: Path, is_traced: bool, inference
     return why
 
 
-def _why_unfinished(predictions: Path, is_traced: bool, inferencer: Any) -> str | None:
+def _why_unfinished(predictions: Path, wdmoe: Any, inferencer: Any) -> str | None:
     answers = read_whole(predictions)
     if answers is None:
         return "the predictions are torn"
-    if not is_traced:
+    if wdmoe is None:
         return None
+    why = _why_untraced(predictions, answers, inferencer)
+    return _why_without_times(predictions) if why is None and wdmoe.get("testbed") else why
+
+
+def _why_untraced(predictions: Path, answers: dict[str, Any], inferencer: Any) -> str | None:
     sealed, journal = beside(predictions, SEALED_SUFFIX), beside(predictions, JOURNAL_SUFFIX)
     why = "there is no routing trace of these predictions"
     if journal.exists():  # first: a sealed one beside it may be older
@@ -73,6 +82,22 @@ def _why_unfinished(predictions: Path, is_traced: bool, inferencer: Any) -> str 
     return why
 
 
+def _why_without_times(predictions: Path) -> str | None:
+    """Measured times cannot be made up: a dataset whose times are torn is run again."""
+    sealed, journal = beside(predictions, TIMES_SUFFIX), beside(predictions, TIMES_JOURNAL_SUFFIX)
+    try:
+        trace = read_trace(beside(predictions, SEALED_SUFFIX))
+        if journal.exists():
+            check_belongs(TimesJournal(journal).joined(), trace)
+            TimesJournal(journal).seal(sealed)
+        check_belongs(read_times(sealed), trace)
+    except OtherVersion:
+        return None
+    except TraceError as error:
+        return str(error)
+    return None
+
+
 def read_whole(path: Path) -> dict[str, Any] | None:
     """-> a predictions or results file of OpenCompass; None where it is torn, or not one."""
     try:
@@ -85,10 +110,9 @@ def read_whole(path: Path) -> dict[str, Any] | None:
 def counts(trace: RoutingTrace, answers: dict[str, Any], inferencer: Any = None) -> bool:
     """Whether a trace has every item of a predictions file, each as often as its inferencer runs it.
 
-    Generation runs an item once, perplexity once per possible answer (twice with a normalising text). Of other
-    inferencers nothing is known: any trace will do.
+    Of an inferencer that runs items as often as it likes, any trace will do.
     """
-    times = _times_run(answers, inferencer)
+    times = times_run(answers, inferencer)
     if times is None:
         return True
     items = np.zeros(len(answers), dtype=int)
@@ -99,7 +123,11 @@ def counts(trace: RoutingTrace, answers: dict[str, Any], inferencer: Any = None)
     return bool((items == times).all())
 
 
-def _times_run(answers: dict[str, Any], inferencer: Any) -> int | None:
+def times_run(answers: dict[str, Any], inferencer: Any) -> int | None:
+    """-> how often each item of a predictions file enters the model; None where its inferencer does not tell.
+
+    Generation runs an item once, perplexity once per possible answer. inferencer: its config
+    """
     kind = str(getattr(inferencer.get("type"), "__name__", inferencer.get("type"))) if inferencer else ""
     kind = kind.rpartition(".")[2]
     first = next(iter(answers.values()), None)
@@ -107,7 +135,7 @@ def _times_run(answers: dict[str, Any], inferencer: Any) -> int | None:
     if kind == "GenInferencer" and answers:
         return 1
     if kind == "PPLInferencer" and labels:
-        return labels * (2 if inferencer.get("normalizing_str") else 1)
+        return labels
     return None
 
 

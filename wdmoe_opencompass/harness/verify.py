@@ -23,6 +23,7 @@ from ..routing.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, check_belongs, r
 from ..routing.trace import JOURNAL_SUFFIX, SEALED_SUFFIX, RoutingTrace
 from .belongs import Expected, Place, parts_of, read_traces, why_refused
 from .infer_task import FAILURE_SUFFIX
+from .unfinished import read_whole, times_run
 
 NOTHING = "no such file"
 RECOMPUTED = "recomputed"  # how the run is called in the folder where it is computed again
@@ -190,17 +191,10 @@ def _pair(
 
 
 def _items_computed(path: Path, dataset_cfg: Any) -> int | None:
-    """How often an item entered the model: once per label of a perplexity, else once per answer; None where torn."""
-    try:
-        predictions = json.loads(path.read_bytes())
-        per_item = [max(1, sum(key.startswith("label: ") for key in one)) for one in predictions.values()]
-    except (ValueError, AttributeError, TypeError):
-        return None
-    inferencer = dataset_cfg.get("infer_cfg", {}).get("inferencer", {})
-    answers = [one.get("prediction") for one in predictions.values()]
-    several = [len(answer) if isinstance(answer, list) else 1 for answer in answers]
-    passes = 2 if inferencer.get("normalizing_str") is not None else 1  # with and without the question
-    return passes * sum(labels * times for labels, times in zip(per_item, several, strict=True))
+    """How many items entered the model, each as often as it did; None where torn, or where nobody can tell."""
+    answers = read_whole(path)
+    times = None if answers is None else times_run(answers, dataset_cfg.get("infer_cfg", {}).get("inferencer"))
+    return None if answers is None or times is None else len(answers) * times
 
 
 def _times(run: Run, path: Path, trace: RoutingTrace) -> Iterator[Mismatch]:

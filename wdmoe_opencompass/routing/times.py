@@ -24,7 +24,6 @@ from .trace import (
     checked_arrays,
     joined_arrays,
     parsed_metadata,
-    seal_finished,
 )
 
 TIMES_VERSION = 2
@@ -223,11 +222,6 @@ class TimesJournal(Journal):
 
     def _parse_metadata(self, text: str) -> TimesMetadata:  # type: ignore[override]
         return _metadata(self.path, text)
-
-
-def seal_finished_times(folder: Path) -> None:
-    """Seal every journal of times in a prediction folder whose predictions are complete (a kill between the two)."""
-    seal_finished(folder, TimesJournal)
 
 
 def _metadata(path: Path, text: str) -> TimesMetadata:

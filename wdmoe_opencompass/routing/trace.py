@@ -7,7 +7,6 @@ temporary name and renamed. Neither is trusted when it is read: what breaks a ru
 """
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -351,20 +350,6 @@ class Journal:
 
     def _parse_metadata(self, text: str) -> TraceMetadata:
         return _metadata(self.path, text)
-
-
-def seal_finished(folder: Path, kind: type[Journal] = Journal) -> None:
-    """Seal every journal in a model's prediction folder whose predictions are complete (a kill between the two).
-
-    One that cannot be read, or whose predictions are torn, stays as it is: its tables have an empty cell.
-    """
-    for journal in sorted(folder.glob(f"*{kind.suffix}")):
-        dataset = journal.name.removesuffix(kind.suffix)
-        try:
-            json.loads((folder / f"{dataset}.json").read_bytes())
-            kind(journal).seal(folder / f"{dataset}{kind.sealed_suffix}")
-        except (FileNotFoundError, ValueError, RecursionError, TraceError):
-            continue
 
 
 def _end(block: dict[str, NDArray]) -> int:
