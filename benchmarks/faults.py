@@ -3,11 +3,13 @@
     python benchmarks/faults.py                 50 kills, 2,000 profiles and 2,000 traces; half an hour on two cores
 
 40 kills are of the inference task as its runner starts it, 10 of the `opencompass` command (its runner, a task, or all
-of it), each at a random moment, and each started again. The last line is JSON.
+of it), each at a random moment, and each started again. Beside them a task dies before each of the things it does to a
+file. The last line is JSON; exit code 1 if anything was lost, counted twice, wrongly accepted or beyond the limits.
 """
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,8 +19,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tests.conftest import environment  # noqa: E402
 from tests.fuzz import fuzz_profiles, fuzz_traces  # noqa: E402
 from tests.harness.kills import (  # noqa: E402
+    Outcome,
     chances,
     dumped_task,
     killed_command,
@@ -28,6 +32,7 @@ from tests.harness.kills import (  # noqa: E402
 )
 
 AT_ONCE = 2  # cores
+MOST_S, MOST_GROWN_MIB = 1.0, 100.0  # of reading one mutated file, and of memory over all of them
 
 
 def kills(tasks, commands, folder):
@@ -42,11 +47,25 @@ def kills(tasks, commands, folder):
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         outcomes = list(pool.map(kill_task, range(tasks), chances(tasks, "task")))
+    if commands == 0:
+        return outcomes
     whole, took_s = undisturbed_command(folder / "command" / "outputs")
     print(f"a run of the command takes {took_s:.0f} s", flush=True)
     for number, chance in enumerate(chances(commands, "command")):
         work_dir = folder / f"command_{number}" / "outputs"
         outcomes.append(shown(tasks + number, killed_command(work_dir, whole, took_s, chance)))
+    return outcomes
+
+
+def deaths(folder):
+    """-> an Outcome per operation of a task on a file, before which it died."""
+    process = [sys.executable, "-m", "tests.harness.every_write", str(folder)]
+    done = subprocess.run(process, cwd=ROOT, env=environment(folder / "hf"), stdout=subprocess.PIPE, text=True)
+    outcomes = [Outcome(**json.loads(line)) for line in done.stdout.splitlines()]
+    for number, outcome in enumerate(outcomes):
+        shown(f"file operation {number}", outcome)
+    if done.returncode:
+        raise SystemExit("error: a task could not be watched to its end")
     return outcomes
 
 
@@ -68,17 +87,27 @@ def main():
         print(counts, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         outcomes = kills(arguments.tasks, arguments.commands, Path(folder))
-    print(
-        f"{time.monotonic() - began:.0f} s; tables or traces that differ: {sum(not one.is_equal for one in outcomes)}"
-    )
+        died = deaths(Path(folder) / "deaths")
+    every = [*outcomes, *died]
+    print(f"{time.monotonic() - began:.0f} s; tables or traces that differ: {sum(not one.is_equal for one in every)}")
     figures = dict(
         kills=len(outcomes),
         completed=sum(one.is_complete and one.is_equal for one in outcomes),
         items_lost=sum(one.items_lost for one in outcomes),
         items_twice=sum(one.items_twice for one in outcomes),
     )
-    names = ("files_fuzzed", "tracebacks", "wrongly_accepted")
-    print(json.dumps(figures | {name: sum(one[name] for one in fuzzed) for name in names}))
+    figures |= {name: sum(one[name] for one in fuzzed) for name in ("files_fuzzed", "tracebacks", "wrongly_accepted")}
+    figures |= dict(
+        file_operations=len(died),
+        file_operations_survived=sum(one.is_complete and one.is_equal for one in died),
+        slowest_s=max(one["slowest_s"] for one in fuzzed),
+        grown_mib=max(one["grown_mib"] for one in fuzzed),
+    )
+    print(json.dumps(figures))
+    is_well = all(one.is_complete and one.is_equal and not one.items_lost + one.items_twice for one in every)
+    is_safe = not figures["tracebacks"] + figures["wrongly_accepted"]
+    is_within = figures["slowest_s"] <= MOST_S and figures["grown_mib"] <= MOST_GROWN_MIB
+    raise SystemExit(0 if is_well and is_safe and is_within else 1)
 
 
 if __name__ == "__main__":

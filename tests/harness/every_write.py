@@ -2,8 +2,8 @@
 
     python -m tests.harness.every_write FOLDER [EVERY]
 
-prints one JSON object per line: a death each (of every EVERY-th operation alone), at last two tasks at once. One process
-imports everything; the tasks are its children.
+prints one JSON object per line: a death each (before every EVERY-th operation alone), at last two tasks at once. One
+process imports everything; the tasks are its children.
 """
 
 import json
@@ -93,10 +93,9 @@ def at_once(folder):
     """-> the Outcome of two processes that run one task at the same time."""
     config, predictions = task(folder / "at_once")
     children = [started(config, predictions, folder / f"operations_{number}") for number in range(2)]
-    complete = all([ended_well(child) for child in children])
-    return outcome(
-        "two at once", complete, predictions, folder / "reference" / "run" / "predictions" / predictions.name
-    )
+    ended = [ended_well(child) for child in children]
+    reference = folder / "reference" / "run" / "predictions" / predictions.name
+    return outcome("two at once", all(ended), predictions, reference)
 
 
 def task(folder):

@@ -84,15 +84,15 @@ def killed_task(dumped, reference, active_s, chance):
 
 def killed_at(task, predictions, active_s, how, chance):
     """Start a task and kill it; -> after how many seconds. One that had ended before is no kill: it is run anew."""
-    while True:
-        moment_s = chance.uniform(0, active_s)
-        process = start_task(task)
-        wait_until(lambda: traces_begun(predictions) or process.poll() is not None)
-        time.sleep(moment_s)
-        process.send_signal(signal.SIGTERM if how == "terminate" else signal.SIGKILL)
-        if process.wait() < 0:  # ended by a signal
-            return moment_s
-        shutil.rmtree(predictions.parent.parent)
+    moment_s = chance.uniform(0, active_s)
+    process = start_task(task)
+    wait_until(lambda: traces_begun(predictions) or process.poll() is not None)
+    time.sleep(moment_s)
+    process.send_signal(signal.SIGTERM if how == "terminate" else signal.SIGKILL)
+    if process.wait() < 0:  # ended by a signal
+        return moment_s
+    shutil.rmtree(predictions.parent.parent)
+    return killed_at(task, predictions, active_s, how, chance)
 
 
 def traces_begun(predictions):

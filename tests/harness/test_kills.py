@@ -30,7 +30,7 @@ def test_tasks_that_are_killed_lose_nothing_and_count_nothing_twice(tmp_path):
 @pytest.mark.slow
 def test_a_task_may_die_before_anything_it_does_to_a_file_and_may_run_twice_at_once(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.harness.every_write", str(tmp_path / "runs"), "3"],
+        [sys.executable, "-m", "tests.harness.every_write", str(tmp_path / "runs")],
         cwd=ROOT,
         env=environment(tmp_path / "hf"),
         stdout=subprocess.PIPE,
@@ -39,7 +39,7 @@ def test_a_task_may_die_before_anything_it_does_to_a_file_and_may_run_twice_at_o
     outcomes = [Outcome(**json.loads(line)) for line in done.stdout.splitlines()]
     assert done.returncode == 0, outcomes[-1:]
     assert outcomes[-1].how == "two at once"
-    assert len(outcomes) > 10
+    assert len(outcomes) > 40
     for found in outcomes:
         assert found == Outcome(found.how, is_complete=True, is_equal=True)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.report.test_tables import run_of
-from tests.test_replay import trace_of
+from tests.test_replay import trace_of, with_fading
 from wdmoe_opencompass.report.provenance import batches_are_uneven, provenance
 from wdmoe_opencompass.report.summary import write_report
 
@@ -45,6 +45,15 @@ def test_only_a_policy_that_couples_tokens_gets_a_note(tmp_path):
     for form in ("md", "csv", "tex"):
         assert note in (tmp_path / f"table_1_accuracy.{form}").read_text()
     assert note in json.loads((tmp_path / "table_1_accuracy.json").read_text())["provenance"]["notes"]
+
+
+def test_parts_of_a_dataset_that_met_other_draws_than_the_whole_get_a_note():
+    run = run_of()
+    profile = with_fading(coherence="pass")
+    for traces in run.traces.values():
+        traces[:] = [replace(one, metadata=one.metadata.model_copy(update=dict(profile=profile))) for one in traces]
+    (note,) = provenance([run])["notes"]
+    assert "its fading changes within a run, and m_2 was split: each part met draws of its own" in note
 
 
 def test_tables_of_equal_runs_are_equal_byte_for_byte(tmp_path):

@@ -54,7 +54,7 @@ def origin_notes(runs: Sequence[ModelRun]) -> list[str]:
 
 
 def coupling_notes(runs: Sequence[ModelRun]) -> list[str]:
-    """One line per model whose choices depend on how a dataset was cut into batches, and that was cut unevenly."""
+    """Lines on what depends on how a dataset was cut: choices that couple tokens, and fading that changes."""
     lines = []
     for run in runs:
         uneven = [name for name, traces in run.traces.items() if batches_are_uneven(traces, run.batch_size)]
@@ -63,7 +63,18 @@ def coupling_notes(runs: Sequence[ModelRun]) -> list[str]:
                 f"{run.abbr}: its policy weighs the tokens of a forward pass together, and {', '.join(uneven)} was "
                 "split or resumed off multiples of the batch size: run in one piece, the numbers could differ"
             )
+        split = [name for name, traces in run.traces.items() if len(traces) > 1 and _fading_changes(traces[0])]
+        if split:
+            lines.append(
+                f"{run.abbr}: its fading changes within a run, and {', '.join(split)} was split: each part met draws "
+                "of its own, other ones than in one piece"
+            )
     return lines
+
+
+def _fading_changes(trace: RoutingTrace) -> bool:
+    fading = trace.metadata.profile.fading
+    return fading.model != "none" and fading.coherence != "run"
 
 
 def batches_are_uneven(traces: Sequence[RoutingTrace], batch_size: int | None) -> bool:
