@@ -126,6 +126,13 @@ def test_generation_is_bounded_and_its_prompt_tokens_are_exact(small_run, small_
             assert trace.tokens.sum() <= estimate.tokens
 
 
+def test_traces_too_large_to_be_sealed_are_named_beforehand(changed, monkeypatch):
+    monkeypatch.setattr("wdmoe_opencompass.harness.plan.MOST_BYTES", 10_000)
+    plan = changed(lambda cfg: None)
+    assert "bytes, and a file must hold at most 10000: split the dataset" in plan.problems[0]
+    assert any("its trace takes at most" in note for note in plan.notes)
+
+
 def test_trace_bytes_are_the_files_size(small_run, small_runs):
     header = HEADER_BYTES + len(json.dumps(load_profile("paper_8_devices").model_dump_json()))
     for (model, task), estimate in small_runs.items():

@@ -41,6 +41,7 @@ from opencompass.utils.run import get_config_from_arg
 from ..channel.profile import ChannelProfile
 from ..errors import WdmoeError
 from ..routing.trace import array_bytes, axis_sizes
+from ..sealed_file import MOST_BYTES
 from .infer_task import WdmoeInferTask
 from .models import WdmoeMixin
 from .offline import NotOnThisMachine, no_network
@@ -98,6 +99,7 @@ def make_plan(config: Path | str) -> Plan:
         plan.models, plan.datasets = [m.facts for m in models.values()], [d.facts for d in found.values()]
         _report_failures(plan)
         _estimate_runs(cfg, models, found, plan)
+        _look_at_trace_sizes(plan)
     plan.problems, plan.notes = list(dict.fromkeys(plan.problems)), list(dict.fromkeys(plan.notes))
     if plan.runs:
         counts = " and ".join(dict.fromkeys(model.token_count for model in plan.models if model.token_count))
@@ -405,6 +407,16 @@ def _rows_per_prompt(model_cfg: ConfigDict) -> int:
     """Sequences that generation forwards for one prompt."""
     generation = model_cfg.get("generation_kwargs", {})
     return max(generation.get("num_beams", 1), generation.get("num_return_sequences", 1))
+
+
+def _look_at_trace_sizes(plan: Plan) -> None:
+    for run in plan.runs:
+        if (run.trace_bytes or 0) > MOST_BYTES:
+            sentence = (
+                f"{run.model}, {run.dataset}: its trace takes {'at most ' if run.at_most else ''}"
+                f"{run.trace_bytes} bytes, and a file must hold at most {MOST_BYTES}: split the dataset"
+            )
+            (plan.notes if run.at_most else plan.problems).append(sentence)
 
 
 def _trace_bytes(model: _Model, passes: int, batches: int) -> int | None:
