@@ -67,9 +67,9 @@ def scipy_optimum(budget, load):
         split = np.array([share, 1 - share]) * TOTAL_HZ
         return device_latency_s(budget, split, load).max(axis=-1).sum()
 
-    grid = np.linspace(1e-6, 1 - 1e-6, 4001)
+    grid = np.linspace(1e-6, 1 - 1e-6, 401)
     start = grid[np.argmin([waiting(share) for share in grid])]
-    bounds = (max(start - 1e-3, 1e-9), min(start + 1e-3, 1 - 1e-9))
+    bounds = (max(start - 1e-2, 1e-9), min(start + 1e-2, 1 - 1e-9))
     return minimize_scalar(waiting, bounds=bounds, method="bounded", options=dict(xatol=1e-13)).fun
 
 

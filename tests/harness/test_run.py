@@ -133,6 +133,7 @@ def kill_group(process):
     process.wait()
 
 
+@pytest.mark.slow
 def test_a_killed_run_started_again_gives_the_same_tables(small_run, tmp_path):
     """Killed while answers of a generation task are partly on disk: the trace goes on, no batch counts twice."""
     process = subprocess.Popen(
