@@ -42,6 +42,10 @@ class OtherVersion(TraceError):
     """A file is whole, but of another format version than this package writes."""
 
 
+class NotReadableNow(TraceError):
+    """A file may be sound, but this reading of it failed: memory, permissions, a disk or network."""
+
+
 class ModelError(WdmoeError):
     """A model, or an argument of it, does not work with the plugin."""
 

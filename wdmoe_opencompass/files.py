@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Iterable
 from glob import escape
 from pathlib import Path
 
@@ -29,6 +30,12 @@ def remove_torn_writes(path: Path) -> None:
     """Remove what processes left that died while they wrote this file; none may be writing it now."""
     for temporary in path.parent.glob(f".{escape(path.name)}.*.tmp"):
         temporary.unlink(missing_ok=True)
+
+
+def files_of(folder: Path, patterns: Iterable[str]) -> dict[Path, tuple[int, int]]:
+    """-> the files of a folder whose names match, each with numbers that change when it is written anew."""
+    paths = [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
+    return {path: (path.stat().st_ino, path.stat().st_ctime_ns) for path in paths}
 
 
 def _force_folder(folder: Path) -> None:

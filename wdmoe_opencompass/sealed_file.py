@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from .errors import OtherVersion, TraceError, shown
+from .errors import NotReadableNow, OtherVersion, TraceError, shown
 from .files import write_whole
 from .regular_file import read_regular
 
@@ -53,7 +53,7 @@ def read_sealed(path: Path, metadata_key: str, what: str, version: int) -> tuple
 
     Raises TraceError where it is missing, too large, something else, of another version, torn or changed.
     """
-    blob = read_regular(path, MOST_BYTES, TraceError)
+    blob = read_regular(path, MOST_BYTES, TraceError, NotReadableNow)
     try:
         text = header_of(blob)["__metadata__"][metadata_key]
         if not isinstance(text, str):

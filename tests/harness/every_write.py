@@ -73,6 +73,10 @@ def ended_well(child):
     return os.waitpid(child, 0)[1] == 0
 
 
+def was_killed(child):
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
 def one_at_a_time(folder, every):
     """-> an Outcome per operation before which the task died."""
     config, reference = task(folder / "reference")
@@ -81,7 +85,7 @@ def one_at_a_time(folder, every):
     count = len(log.read_text().splitlines())
     for number in range(0, count, every):
         config, predictions = task(folder / str(number))
-        died = not ended_well(started(config, predictions, log, number))
+        died = was_killed(started(config, predictions, log, number))
         before = log.read_text().splitlines()
         assert died, f"the task ended before its operation {number}"
         complete = ended_well(started(config, predictions, log))

@@ -168,9 +168,10 @@ def killed_command(work_dir, reference, took_s, chance):
     tasks = tasks_of(process.pid)
     if how == "a task" and not tasks:  # between two tasks
         how = "the runner"
-    if process.poll() is not None:
-        how = f"nothing: it had ended; {how}"
-    elif how == "all":
+    if process.poll() is not None:  # it had ended before: no kill
+        shutil.rmtree(work_dir)
+        return killed_command(work_dir, reference, took_s, chance)
+    if how == "all":
         os.killpg(process.pid, signal.SIGKILL)
     elif how == "a task":
         os.kill(chance.choice(tasks), signal.SIGKILL)

@@ -1,5 +1,6 @@
 """What an interruption leaves behind is taken away, sealed or gone on with; never counted twice, never guessed."""
 
+import errno
 import json
 import os
 import subprocess
@@ -133,7 +134,7 @@ def test_the_journal_of_these_predictions_counts_more_than_an_older_trace(files)
 def test_whole_files_of_another_version_are_left_alone(files):
     predictions, results, sealed, _ = files
     predictions.write_text(json.dumps(GENERATED))
-    write_trace(sealed, join(metadata(format_version=3), [block(0), block(4)]))
+    write_trace(sealed, join(metadata(format_version=4), [block(0), block(4)]))
     assert redo_unfinished(predictions, results, MOE, dataset("d")) is None
     assert predictions.exists()
 
@@ -141,8 +142,61 @@ def test_whole_files_of_another_version_are_left_alone(files):
 def test_inferencers_that_run_items_as_they_like_keep_their_predictions(files):
     predictions, results, sealed, _ = files
     predictions.write_text(json.dumps(GENERATED))
-    seal(sealed, block(0))
+    seal(sealed, block(0), block(4), block(0), block(4), block(0))
     assert redo_unfinished(predictions, results, MOE, dataset("d", dict(type="ChatInferencer"))) is None
+    seal(sealed, block(0), block(0))
+    assert redo_unfinished(predictions, results, MOE, dataset("d", dict(type="ChatInferencer")))
+
+
+def test_a_torn_journal_is_not_sealed_whatever_its_inferencer(files):
+    predictions, results, sealed, growing = files
+    predictions.write_text(json.dumps(GENERATED))
+    grow(growing, block(0), block(4), block(0))
+    growing.write_bytes(growing.read_bytes()[:-5])
+    assert "torn" in redo_unfinished(predictions, results, MOE, dataset("d", dict(type="ChatInferencer")))
+    assert not sealed.exists()
+
+
+def test_a_journal_of_another_version_is_no_trace_of_predictions(files):
+    predictions, results, _, growing = files
+    predictions.write_text(json.dumps(GENERATED))
+    older = Journal(growing, metadata(format_version=4))
+    older.resume(0)
+    assert "format_version must be 5" in redo_unfinished(predictions, results, MOE, dataset("d"))
+    assert not predictions.exists()
+
+
+def test_predictions_of_other_items_of_the_dataset_are_run_again(files):
+    predictions, results, sealed, _ = files
+    predictions.write_text(json.dumps(GENERATED))
+    write_trace(sealed, join(metadata(test_range="[0:8]"), [block(0), block(4)]))
+    of_these, of_others = dataset("d"), dataset("d")
+    of_these.reader_cfg.test_range, of_others.reader_cfg.test_range = "[0:8]", "[8:16]"
+    assert redo_unfinished(predictions, results, MOE, of_these) is None
+    assert "is of test_range '[0:8]', not '[8:16]'" in redo_unfinished(predictions, results, MOE, of_others)
+
+
+@pytest.mark.parametrize("left", ["sealed", "journal"])
+@pytest.mark.parametrize("error", [OSError(errno.ESTALE, "stale"), PermissionError(errno.EACCES, "no"), MemoryError()])
+def test_what_cannot_be_read_now_is_left_as_it_is(files, monkeypatch, left, error):
+    predictions, results, sealed, growing = files
+    predictions.write_text(json.dumps(GENERATED))
+    seal(sealed, block(0), block(4)) if left == "sealed" else grow(growing, block(0), block(4))
+    opened = os.open
+
+    def fail(path, *others, **more):
+        if Path(path) in (sealed, growing):
+            raise error
+        return opened(path, *others, **more)
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(WdmoeError, match="cannot be read"):
+        redo_unfinished(predictions, results, MOE, dataset("d"))
+    with pytest.raises(WdmoeError, match="cannot be read"):
+        Journal(growing, metadata()).resumable(8) if left == "journal" else read_trace(sealed)
+    assert predictions.exists()
+    assert results.exists()
+    assert (sealed if left == "sealed" else growing).exists()
 
 
 def test_answers_that_other_inferencers_would_go_on_from_are_taken_away(files):
@@ -193,9 +247,10 @@ def test_what_dying_processes_were_writing_is_removed_and_nothing_else(files):
     assert [path.exists() for path in (*torn, *others)] == [False, False, True, True]
 
 
-def test_several_processes_per_task_are_refused(tmp_path):
-    models = [ConfigDict(abbr="m", wdmoe=dict(), run_cfg=dict(num_procs=2))]
-    with pytest.raises(SystemExit, match="m: run_cfg num_procs must be 1, got 2"):
+@pytest.mark.parametrize("processes", [2, "2", None])
+def test_several_processes_per_task_are_refused(tmp_path, processes):
+    models = [ConfigDict(abbr="m", wdmoe=dict(), run_cfg=dict(num_procs=processes))]
+    with pytest.raises(SystemExit, match=f"m: run_cfg num_procs must be 1, got {processes}"):
         WdmoeNaivePartitioner(out_dir=str(tmp_path)).partition(
             model_dataset_combinations=[dict(models=models, datasets=[dataset("d")])],
             work_dir=str(tmp_path),
@@ -347,6 +402,35 @@ def test_torn_datasets_are_partitioned_anew(tmp_path):
         add_cfg={},
     )
     assert [[d["abbr"] for d in task["datasets"][0]] for task in tasks] == [["e"]]
+
+
+def test_parts_of_another_split_are_run_again(tmp_path, monkeypatch):
+    """Two workers finished the second half; three workers go on: its items are now in the second and third part."""
+    folder = tmp_path / "predictions" / "m"
+    folder.mkdir(parents=True)
+    (folder / "d_1.json").write_text(json.dumps(dict(list(GENERATED.items())[:4])))
+    write_trace(folder / "d_1.trace.safetensors", join(metadata(dataset="d_1", test_range="[6:12]"), [block(0)]))
+
+    def parts_left(workers):
+        partitioner = WdmoeNumWorkerPartitioner(
+            out_dir=str(tmp_path / "predictions"),
+            num_worker=workers,
+            min_task_size=1,
+            dataset_size_path="",
+            batch_size=2,
+        )
+        monkeypatch.setattr(partitioner, "get_size", lambda dataset: 10)
+        tasks = partitioner.partition(
+            model_dataset_combinations=[combination()[0] | dict(datasets=[dataset("d")])],
+            work_dir=str(tmp_path),
+            out_dir=str(tmp_path / "predictions"),
+            add_cfg={},
+        )
+        return sorted((d["abbr"], d["reader_cfg"]["test_range"]) for task in tasks for d in task["datasets"][0])
+
+    assert parts_left(2) == [("d_0", "[0:6]")]
+    assert parts_left(3) == [("d_0", "[0:4]"), ("d_1", "[4:8]"), ("d_2", "[8:12]")]
+    assert (folder / "d_1.json.unfinished").exists()
 
 
 @pytest.mark.parametrize(("size", "parts", "steps"), [(100, 3, [40, 40, 20]), (12, 3, [8, 4]), (8, 2, [8])])

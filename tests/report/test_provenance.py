@@ -51,7 +51,9 @@ def test_parts_of_a_dataset_that_met_other_draws_than_the_whole_get_a_note():
     run = run_of()
     profile = with_fading(coherence="pass")
     for traces in run.traces.values():
-        traces[:] = [replace(one, metadata=one.metadata.model_copy(update=dict(profile=profile))) for one in traces]
+        named = ["m_2_0", "m_2_1"] if len(traces) > 1 else [next(n for n, them in run.traces.items() if them is traces)]
+        changes = [dict(profile=profile, dataset=name) for name in named]
+        traces[:] = [replace(one, metadata=one.metadata.model_copy(update=how)) for one, how in zip(traces, changes)]
     (note,) = provenance([run])["notes"]
     assert "its fading changes within a run, and m_2 was split: each part met draws of its own" in note
 

@@ -22,9 +22,8 @@ from ..routing.trace import SEALED_SUFFIX
 from .command import module_command
 from .lock import DatasetIsRunning, exclusive
 from .models import supply_batch_encode_plus
-from .unfinished import beside, keep_answers, redo_unfinished, whole_answers
+from .unfinished import FAILURE_SUFFIX, beside, keep_answers, redo_unfinished, whole_answers
 
-FAILURE_SUFFIX = ".failed.txt"
 LOOK_AFTER_RUNNER_S = 1.0
 LOCK_WAIT_S = 60.0
 SHELLS = ("sh", "dash", "bash", "zsh", "ksh")
@@ -107,7 +106,14 @@ class WdmoeInferTask(OpenICLInferTask):
             model_abbr = model_abbr_from_cfg(self.model_cfg)
             for suffix in (SEALED_SUFFIX, TIMES_SUFFIX):  # of earlier predictions, if there are any
                 beside(predictions, suffix).unlink(missing_ok=True)
-            first = self.model.open_trace(predictions, model_abbr, dataset, len(self.dataset.test), len(answers))
+            first = self.model.open_trace(
+                predictions,
+                model_abbr,
+                dataset,
+                len(self.dataset.test),
+                len(answers),
+                str(self.dataset_cfg["reader_cfg"].get("test_range", "")),
+            )
             keep_answers(predictions, answers[:first])
             super()._inference()
         except Exception:

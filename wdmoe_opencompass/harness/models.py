@@ -111,13 +111,22 @@ class WdmoeMixin:
         return LabClient(self.settings.load_lab(), layers)
 
     # -- the trace -----------------------------------------------------------------------------------------------
-    def open_trace(self, predictions: Path, model_abbr: str, dataset: str, items_total: int, answered: int) -> int:
+    def open_trace(
+        self,
+        predictions: Path,
+        model_abbr: str,
+        dataset: str,
+        items_total: int,
+        answered: int,
+        test_range: str = "",
+    ) -> int:
         """Begin, or continue, the trace beside a dataset's predictions file; -> the item to go on at.
 
         answered: how many items have whole answers; where the last of them are no whole batch whose counts are known,
         the trace goes on at the batch before.
         """
-        journal = Journal(predictions.with_name(dataset + JOURNAL_SUFFIX), self._metadata(model_abbr, dataset))
+        metadata = self._metadata(model_abbr, dataset, test_range)
+        journal = Journal(predictions.with_name(dataset + JOURNAL_SUFFIX), metadata)
         journals: list[Journal] = [journal]
         times = None
         if self.testbed is not None:
@@ -176,13 +185,14 @@ class WdmoeMixin:
                 for event in events:
                     file.write(json.dumps(asdict(event) | {ANSWERED: trace.next_item}) + "\n")
 
-    def _metadata(self, model_abbr: str, dataset: str) -> TraceMetadata:
+    def _metadata(self, model_abbr: str, dataset: str, test_range: str) -> TraceMetadata:
         layer = self.attachment.layers[0]
         return TraceMetadata(
             format_version=FORMAT_VERSION,
             model=model_abbr,
             weights=self.path,  # type: ignore[attr-defined]
             dataset=dataset,
+            test_range=test_range,
             policy=self.settings.policy,
             policy_parameters=policy_parameters(self.attachment.policy),
             renormalise=self.attachment.renormalise,
@@ -280,7 +290,7 @@ def forget_events(path: Path, first_item: int) -> None:
         try:
             event = json.loads(line)
             is_kept = event[ANSWERED] < first_item
-        except (ValueError, TypeError, KeyError):  # torn
+        except (ValueError, TypeError, KeyError, RecursionError):  # torn
             continue
         kept += [json.dumps(event) + "\n"] if is_kept else []
     if kept:

@@ -9,6 +9,7 @@ from mmengine.config import ConfigDict
 from opencompass.partitioners import NaivePartitioner, NumWorkerPartitioner, SizePartitioner
 from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, model_abbr_from_cfg
 
+from ..errors import NotReadableNow
 from .belongs import parts_of
 from .lock import DatasetIsRunning, exclusive
 from .unfinished import redo_stale_results, redo_unfinished
@@ -27,34 +28,44 @@ class _Checked:
                 _check_processes(model)
                 names = {dataset_abbr_from_cfg(one) for one in combination["datasets"]}
                 for dataset in combination["datasets"]:
-                    _check(model, dataset, names, work_dir, Path(out_dir).name)
+                    self._check(model, dataset, names, work_dir, Path(out_dir).name)
         return super().partition(  # type: ignore[misc]
             model_dataset_combinations=model_dataset_combinations, work_dir=work_dir, out_dir=out_dir, **others
         )
 
+    def _check(self, model: Any, dataset: Any, names: set[str], work_dir: str, stage: str) -> None:
+        whole = Path(get_infer_output_path(model, dataset, str(Path(work_dir) / PREDICTIONS)))
+        results = Path(get_infer_output_path(model, dataset, str(Path(work_dir) / RESULTS)))
+        parts = parts_of(whole.parent, whole.stem, names, whole.suffix)
+        configs = {whole.stem: dataset} | (self._configs_of_parts(dataset) if parts and stage == PREDICTIONS else {})
+        for name in [whole.stem, *parts]:
+            predictions = whole.with_name(name + whole.suffix)
+            if not predictions.exists():
+                continue
+            try:
+                with exclusive(predictions):
+                    if stage == PREDICTIONS:
+                        redo_unfinished(predictions, results, model, configs.get(name))
+                    else:
+                        redo_stale_results(predictions, results)
+            except DatasetIsRunning as running:
+                LOG.warning("%s", running)
+            except NotReadableNow as error:
+                raise SystemExit(f"error: {error}; nothing was changed: mend that, then start again with -r") from None
+
+    def _configs_of_parts(self, dataset: Any) -> dict[str, Any]:
+        """Of a partitioner that splits datasets: what it would make of this one; of another: its own, of no part."""
+        split = getattr(self, "split_dataset", None)
+        return {} if split is None else {dataset_abbr_from_cfg(one): one for one in split(dataset)}
+
 
 def _check_processes(model: Any) -> None:
     run_cfg = model.get("run_cfg", {})
-    if run_cfg.get("num_procs", 1) > 1:  # each would write the same files
+    if run_cfg.get("num_procs", 1) != 1:  # each would write the same files
         raise SystemExit(
             f"error: {model_abbr_from_cfg(model)}: run_cfg num_procs must be 1, got {run_cfg['num_procs']}: a task is "
             "one process; model_kwargs=dict(device_map='auto') spreads a model over the num_gpus of its task"
         )
-
-
-def _check(model: Any, dataset: Any, names: set[str], work_dir: str, stage: str) -> None:
-    whole = Path(get_infer_output_path(model, dataset, str(Path(work_dir) / PREDICTIONS)))
-    results = Path(get_infer_output_path(model, dataset, str(Path(work_dir) / RESULTS)))
-    parts = [whole.with_name(name + whole.suffix) for name in parts_of(whole.parent, whole.stem, names, whole.suffix)]
-    for predictions in (path for path in (whole, *parts) if path.exists()):
-        try:
-            with exclusive(predictions):
-                if stage == PREDICTIONS:
-                    redo_unfinished(predictions, results, model, dataset)
-                else:
-                    redo_stale_results(predictions, results)
-        except DatasetIsRunning as running:
-            LOG.warning("%s", running)
 
 
 class WdmoeNaivePartitioner(_Checked, NaivePartitioner):

@@ -12,16 +12,24 @@ from opencompass.summarizers.default import METRIC_BLACKLIST, METRIC_WHITELIST
 from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, model_abbr_from_cfg
 
 from ..errors import TraceError, WdmoeError
+from ..files import files_of
 from ..report.figures import write_figures
 from ..report.items import item_results
-from ..report.publication import write_publication
+from ..report.publication import write_manifest, write_publication
 from ..report.summary import write_report
 from ..report.tables import DENSE, ModelRun, benchmarks_of
 from ..routing.times import TIMES_SUFFIX
 from ..routing.trace import EVENTS_SUFFIX, SEALED_SUFFIX, RoutingTrace
 from .belongs import Expected, couples_tokens, parts_of, read_traces, why_refused
-from .infer_task import FAILURE_SUFFIX
+from .unfinished import (
+    FAILURE_SUFFIX,
+    read_whole,
+    remove_torn_results,
+    why_not_of,
+    why_not_parts_of,
+)
 
+OURS = ("table_*", "figure_*", "frontier*", "differences.*", "paper_comparison.*", "testbed_*", "predicted_*")
 NO_TRACE = (
     "no routing trace: the stock infer task ran (--models, --datasets, --slurm and --dlc on the command line put it "
     "back) or the run was interrupted; start it again with -r"
@@ -38,18 +46,31 @@ class WdmoeSummarizer(DefaultSummarizer):
     def summarize(self, output_path: str | None = None, time_str: str | None = None) -> None:
         """Write all tables; a cell that a failed task left empty, or whose trace is of another run, has its reason.
 
+        Tables and figures of an earlier summary that are not written anew are removed: they would be of other numbers.
         Raises SystemExit in one sentence where the disk is full or the folder read-only: each file is written whole or
         not at all.
         """
+        folder = Path(self.work_dir) / "summary"
         try:
+            for torn in files_of(folder, [".*.tmp"]):  # of a summary that was killed
+                torn.unlink()
+            earlier = files_of(folder, OURS)
             self._summarize(output_path, time_str)
+            for path, numbers in files_of(folder, OURS).items():
+                if earlier.get(path) == numbers:
+                    path.unlink()
+            write_manifest(Path(self.work_dir))
         except OSError as error:
             raise SystemExit(
-                f"error: {error.filename or self.work_dir}: {error.strerror}; predictions, traces and earlier tables "
-                "are as they were; when there is room, start again with --mode viz -r"
+                f"error: {error.filename or self.work_dir}: {error.strerror}; predictions and traces are as they were, "
+                "tables are whole, but some may be new and others old; when there is room, start again with --mode viz "
+                "-r"
             ) from None
 
     def _summarize(self, output_path: str | None, time_str: str | None) -> None:
+        for model_cfg in self.model_cfgs:
+            for dataset_cfg in self.dataset_cfgs:
+                remove_torn_results(self._result_path(model_cfg, dataset_cfg))
         super().summarize(output_path, time_str or datetime.now().strftime("%Y%m%d_%H%M%S"))
         self._expected: dict[str, Expected] = {}
         runs = [self._model_run(cfg) for cfg in self.model_cfgs]
@@ -104,6 +125,7 @@ class WdmoeSummarizer(DefaultSummarizer):
             if run.policy != DENSE:
                 try:
                     names = self._trace_names(predictions, dataset, run, unreadable)
+                    check_counts(predictions, {name: sealed[name] for name in names}, dataset_cfg)
                     run.traces[dataset] = [sealed[name] for name in names]
                     run.sources[dataset] = _digests(predictions, names)
                 except TraceError as error:
@@ -143,6 +165,20 @@ class WdmoeSummarizer(DefaultSummarizer):
 
     def _result_path(self, model_cfg: Any, dataset_cfg: Any) -> Path:
         return Path(get_infer_output_path(model_cfg, dataset_cfg, str(Path(self.work_dir) / "results")))
+
+
+def check_counts(predictions: Path, traces: Mapping[str, RoutingTrace], dataset_cfg: Any) -> None:
+    """Raise TraceError unless the traces of a dataset, or of its parts, have every item of its predictions."""
+    is_whole = list(traces) == [dataset_abbr_from_cfg(dataset_cfg)]
+    why = None if is_whole else why_not_parts_of(list(traces.values()), dataset_cfg)
+    for name, trace in traces.items():
+        answers = read_whole(predictions / f"{name}.json") if why is None else {}
+        if answers is None:
+            why = "the predictions are torn"
+        elif why is None:
+            why = why_not_of(trace, answers, dataset_cfg, None if is_whole else trace.metadata.test_range)
+    if why is not None:
+        raise TraceError(f"{why}; start it again with -r")
 
 
 def leave_out_mixed(runs: Sequence[ModelRun], expected: Mapping[str, Expected]) -> None:

@@ -2,18 +2,29 @@
 
 import json
 import logging
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import OtherVersion, TraceError
+from ..errors import NotReadableNow, OtherVersion, TraceError
 from ..files import remove_torn_writes, write_whole
 from ..routing.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, TimesJournal, check_belongs, read_times
 from ..routing.trace import EVENTS_SUFFIX, JOURNAL_SUFFIX, SEALED_SUFFIX, Journal, RoutingTrace, read_trace
 
 LOG = logging.getLogger(__name__)
-WRITTEN_WHOLE = (SEALED_SUFFIX, JOURNAL_SUFFIX, TIMES_SUFFIX, TIMES_JOURNAL_SUFFIX, EVENTS_SUFFIX)
+FAILURE_SUFFIX = ".failed.txt"
+WRITTEN_WHOLE = (
+    SEALED_SUFFIX,
+    JOURNAL_SUFFIX,
+    TIMES_SUFFIX,
+    TIMES_JOURNAL_SUFFIX,
+    EVENTS_SUFFIX,
+    FAILURE_SUFFIX,
+)
+PART = re.compile(r"\[(\d+): ?(\d+)\]")  # which items of a dataset OpenCompass's partitioners put into a part
 LABEL = "label: "  # how OpenCompass's perplexity inferencer calls each possible answer of an item
 
 
@@ -28,14 +39,14 @@ def redo_unfinished(predictions: Path, results: Path, model_cfg: Any, dataset_cf
     predictions, results: a dataset's files, whether they are there or not. A predictions file is finished if it is
     whole and, of a model with a `wdmoe` section, its sealed trace is whole and counts the same items, and so are the
     measured times of a testbed; journals that do are sealed. What is not finished is kept under another name,
-    `DATASET.json.unfinished`. To be called by who holds the dataset's lock. Raises OSError where a file cannot be read
-    now.
+    `DATASET.json.unfinished`. dataset_cfg: None where the config has no such part of a dataset any more. To be called
+    by who holds the dataset's lock. Raises OSError or NotReadableNow where a file cannot be read now.
     """
     for path in (_partial(predictions), *(beside(predictions, suffix) for suffix in WRITTEN_WHOLE)):
         remove_torn_writes(path)
     if not predictions.exists():
         return None
-    why = _why_unfinished(predictions, model_cfg.get("wdmoe"), dataset_cfg["infer_cfg"]["inferencer"])
+    why = _why_unfinished(predictions, model_cfg.get("wdmoe"), dataset_cfg)
     if why is None:
         _partial(predictions).unlink(missing_ok=True)  # a kill between the last write and this
         return None
@@ -46,37 +57,41 @@ def redo_unfinished(predictions: Path, results: Path, model_cfg: Any, dataset_cf
     return why
 
 
-def _why_unfinished(predictions: Path, wdmoe: Any, inferencer: Any) -> str | None:
+def _why_unfinished(predictions: Path, wdmoe: Any, dataset_cfg: Any) -> str | None:
     answers = read_whole(predictions)
     if answers is None:
         return "the predictions are torn"
+    if dataset_cfg is None:
+        return "the dataset is split otherwise now"
     if wdmoe is None:
         return None
-    why = _why_untraced(predictions, answers, inferencer)
+    why = _why_untraced(predictions, answers, dataset_cfg)
     return _why_without_times(predictions) if why is None and wdmoe.get("testbed") else why
 
 
-def _why_untraced(predictions: Path, answers: dict[str, Any], inferencer: Any) -> str | None:
+def _why_untraced(predictions: Path, answers: dict[str, Any], dataset_cfg: Any) -> str | None:
     sealed, journal = beside(predictions, SEALED_SUFFIX), beside(predictions, JOURNAL_SUFFIX)
-    why = "there is no routing trace of these predictions"
+    why: str | None = "there is no routing trace of these predictions"
     if journal.exists():  # first: a sealed one beside it may be older
         try:
-            if counts(Journal(journal).joined(), answers, inferencer):
+            why = why_not_of(Journal(journal).joined(), answers, dataset_cfg)
+            if why is None and not Journal(journal).is_torn():
                 Journal(journal).seal(sealed)
                 return None
-            why = "the routing trace lacks items of the predictions"
-        except OtherVersion:
-            return None  # whole, but of an earlier version: the tables say so
+            why = why or "the routing trace is torn"
+        except NotReadableNow:
+            raise
         except TraceError as error:
             why = str(error)
     if sealed.exists():
         try:
-            if counts(read_trace(sealed), answers, inferencer):
+            why = why_not_of(read_trace(sealed), answers, dataset_cfg)
+            if why is None:
                 journal.unlink(missing_ok=True)  # a kill between sealing and taking it away
-                return None
-            why = "the routing trace is not of the items of the predictions"
         except OtherVersion:
-            return None
+            return None  # whole, but of an earlier version: the tables say so
+        except NotReadableNow:
+            raise
         except TraceError as error:
             why = str(error)
     return why
@@ -93,6 +108,8 @@ def _why_without_times(predictions: Path) -> str | None:
         check_belongs(read_times(sealed), trace)
     except OtherVersion:
         return None
+    except NotReadableNow:
+        raise
     except TraceError as error:
         return str(error)
     return None
@@ -107,26 +124,44 @@ def read_whole(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def counts(trace: RoutingTrace, answers: dict[str, Any], inferencer: Any = None) -> bool:
-    """Whether a trace has every item of a predictions file, each as often as its inferencer runs it.
+def why_not_of(
+    trace: RoutingTrace, answers: dict[str, Any], dataset_cfg: Any, test_range: str | None = None
+) -> str | None:
+    """Why a trace is not of a predictions file; None where it has every item, each as often as its inferencer runs it.
 
-    Of an inferencer that runs items as often as it likes, any trace will do.
+    An inferencer that runs items as often as it likes has run each at least once. test_range: of the items that were
+    run, if not that of the config
     """
-    times = times_run(answers, inferencer)
-    if times is None:
-        return True
+    wanted = str(dataset_cfg.get("reader_cfg", {}).get("test_range", "")) if test_range is None else test_range
+    if trace.metadata.test_range != wanted:
+        return f"the routing trace is of test_range {trace.metadata.test_range!r}, not {wanted!r}"
     items = np.zeros(len(answers), dtype=int)
     for first, count in zip(trace.first_item.tolist(), trace.items.tolist(), strict=True):
         if first + count > len(items):
-            return False
+            return "the routing trace has other items than the predictions"
         items[first : first + count] += 1
-    return bool((items == times).all())
+    times = _times_run(answers, dataset_cfg.get("infer_cfg", {}).get("inferencer"))
+    is_fit = (items >= 1).all() if times is None else (items == times).all()
+    return None if is_fit else "the routing trace lacks items of the predictions, or has some too often"
 
 
-def times_run(answers: dict[str, Any], inferencer: Any) -> int | None:
-    """-> how often each item of a predictions file enters the model; None where its inferencer does not tell.
+def why_not_parts_of(traces: Sequence[RoutingTrace], dataset_cfg: Any) -> str | None:
+    """Why these traces are not those of a dataset's parts, one after the other, each item in one of them."""
+    whole = str(dataset_cfg.get("reader_cfg", {}).get("test_range", ""))
+    end = 0
+    for trace in traces:
+        found = PART.fullmatch(trace.metadata.test_range.removeprefix(whole))
+        if not trace.metadata.test_range.startswith(whole) or found is None or int(found[1]) != end:
+            ranges = ", ".join(one.metadata.test_range or "all items" for one in traces)
+            return f"its parts do not follow each other: {ranges}"
+        end = int(found[2])
+    return None
 
-    Generation runs an item once, perplexity once per possible answer. inferencer: its config
+
+def _times_run(answers: dict[str, Any], inferencer: Any) -> int | None:
+    """-> how often each item enters the model; None where the inferencer does not tell.
+
+    Generation runs an item once, perplexity once per possible answer.
     """
     kind = str(getattr(inferencer.get("type"), "__name__", inferencer.get("type"))) if inferencer else ""
     kind = kind.rpartition(".")[2]
@@ -147,6 +182,13 @@ def redo_stale_results(predictions: Path, results: Path) -> None:
     if is_older or read_whole(results) is None:
         results.unlink(missing_ok=True)
         LOG.warning("%s: %s: it is evaluated again", results, "older than its predictions" if is_older else "torn")
+
+
+def remove_torn_results(results: Path) -> None:
+    """Take away results that are torn: OpenCompass's own table cannot be written beside them."""
+    if results.exists() and read_whole(results) is None:
+        results.unlink(missing_ok=True)
+        LOG.warning("%s: torn: start again with -r to evaluate it again", results)
 
 
 # -- answers of a generation task that was interrupted ---------------------------------------------------------------

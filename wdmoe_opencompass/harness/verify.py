@@ -22,8 +22,7 @@ from ..report.publication import MANIFEST_FILE, manifest
 from ..routing.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, check_belongs, read_times
 from ..routing.trace import JOURNAL_SUFFIX, SEALED_SUFFIX, RoutingTrace
 from .belongs import Expected, Place, parts_of, read_traces, why_refused
-from .infer_task import FAILURE_SUFFIX
-from .unfinished import read_whole, times_run
+from .unfinished import FAILURE_SUFFIX, read_whole, why_not_of
 
 NOTHING = "no such file"
 RECOMPUTED = "recomputed"  # how the run is called in the folder where it is computed again
@@ -125,7 +124,7 @@ def unfinished_files(run: Run) -> Iterator[Mismatch]:
         for path in sorted((run.folder / part).rglob("*.json")):
             try:
                 json.loads(path.read_bytes())
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 yield Mismatch(_name(run, path), f"torn: {error}", "JSON")
 
 
@@ -157,7 +156,7 @@ def unfit_inputs(run: Run) -> Iterator[Mismatch]:
 def _names_of(run: Run, folder: Path, dataset: str) -> Sequence[str]:
     """A dataset, or the parts that a partitioner made of it."""
     datasets = [dataset_abbr_from_cfg(cfg) for cfg in run.config["datasets"]]
-    if any((folder / (dataset + suffix)).exists() for suffix in (".json", SEALED_SUFFIX, FAILURE_SUFFIX)):
+    if any((folder / (dataset + suffix)).exists() for suffix in (".json", SEALED_SUFFIX)):
         return [dataset]
     parts = {*parts_of(folder, dataset, datasets, ".json"), *parts_of(folder, dataset, datasets, SEALED_SUFFIX)}
     return sorted(parts, key=lambda name: int(name.rpartition("_")[2])) or [dataset]
@@ -180,21 +179,16 @@ def _pair(
     if trace is None:
         yield Mismatch(_name(run, sealed), no_trace, "a sealed trace beside the predictions")
         return
-    items = int(trace.items.sum())
     if not path.exists():
-        yield Mismatch(_name(run, path), NOTHING, f"predictions of the {items} items of its trace")
+        yield Mismatch(_name(run, path), NOTHING, f"predictions of the {int(trace.items.sum())} items of its trace")
         return
-    wanted = _items_computed(path, dataset_cfg)
-    if wanted is not None and items != wanted:
-        yield Mismatch(_name(run, sealed), f"{items} items", f"{wanted}, as its predictions tell")
-    yield from _times(run, folder / (name + TIMES_SUFFIX), trace)
-
-
-def _items_computed(path: Path, dataset_cfg: Any) -> int | None:
-    """How many items entered the model, each as often as it did; None where torn, or where nobody can tell."""
     answers = read_whole(path)
-    times = None if answers is None else times_run(answers, dataset_cfg.get("infer_cfg", {}).get("inferencer"))
-    return None if answers is None or times is None else len(answers) * times
+    is_part = name != dataset_abbr_from_cfg(dataset_cfg)
+    test_range = trace.metadata.test_range if is_part else None
+    why = None if answers is None else why_not_of(trace, answers, dataset_cfg, test_range)
+    if why is not None:
+        yield Mismatch(_name(run, sealed), why, "every item of its predictions, as often as it was run")
+    yield from _times(run, folder / (name + TIMES_SUFFIX), trace)
 
 
 def _times(run: Run, path: Path, trace: RoutingTrace) -> Iterator[Mismatch]:
@@ -208,9 +202,8 @@ def _times(run: Run, path: Path, trace: RoutingTrace) -> Iterator[Mismatch]:
 def changed_files(run: Run) -> Iterator[Mismatch]:
     """Files that are not those whose SHA-256 the run's manifest lists."""
     path = run.folder / "summary" / MANIFEST_FILE
-    try:
-        listed = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    listed = read_whole(path) if path.exists() else None
+    if listed is None or not all(isinstance(digest, str) for digest in listed.values()):
         yield Mismatch(_name(run, path), "not there, or torn", "the SHA-256 of every file of the run")
         return
     there = manifest(run.folder)
@@ -266,7 +259,7 @@ def recompute(run: Run, work: Path) -> Path:
 def _has_details(run: Run) -> bool:
     """Whether the run was evaluated with details of every item, OpenCompass's default."""
     results = sorted((run.folder / "results").glob("*/*.json"))
-    return not results or any("details" in json.loads(path.read_bytes()) for path in results)
+    return not results or any("details" in (read_whole(path) or {}) for path in results)
 
 
 def _config_for(run: Run, work: Path) -> Path:

@@ -14,6 +14,7 @@ from .tables import ModelRun, write_json, write_table
 
 EVENTS = "testbed_events"
 COLUMNS = ["model", "dataset", "device", "event", "times", "tokens taken over", "by", "first reason"]
+FACTS = dict(device=str, kind=str, reason=str, by=str, tokens=int)  # what every event tells
 LONGEST_REASON = 120
 TEXT = (
     "timeout, unavailable, refused, bad_reply, failed: a message that got no usable answer, whose tokens were computed "
@@ -22,15 +23,18 @@ TEXT = (
 
 
 def event_records(predictions: Path) -> list[dict[str, Any]]:
-    """Every event beside the traces of a run, with its model and dataset; a torn last line is left out."""
+    """Every event beside the traces of a run, with its model and dataset; a line that is torn, or none, is left out."""
     records = []
     for path in sorted(predictions.glob(f"*/*{EVENTS_SUFFIX}")):
-        for line in path.read_text().splitlines():
+        for line in path.read_bytes().split(b"\n"):
             try:
                 event = json.loads(line)
-            except ValueError:
+                is_event = all(isinstance(event[key], kind) for key, kind in FACTS.items())
+            except (ValueError, TypeError, KeyError, RecursionError):
                 continue
-            records.append(dict(model=path.parent.name, dataset=path.name.removesuffix(EVENTS_SUFFIX), **event))
+            if is_event:
+                origin = dict(model=path.parent.name, dataset=path.name.removesuffix(EVENTS_SUFFIX))
+                records.append(event | origin)
     return records
 
 

@@ -63,13 +63,18 @@ def coupling_notes(runs: Sequence[ModelRun]) -> list[str]:
                 f"{run.abbr}: its policy weighs the tokens of a forward pass together, and {', '.join(uneven)} was "
                 "split or resumed off multiples of the batch size: run in one piece, the numbers could differ"
             )
-        split = [name for name, traces in run.traces.items() if len(traces) > 1 and _fading_changes(traces[0])]
+        split = [name for name, traces in run.traces.items() if _is_split(name, traces) and _fading_changes(traces[0])]
         if split:
             lines.append(
                 f"{run.abbr}: its fading changes within a run, and {', '.join(split)} was split: each part met draws "
                 "of its own, other ones than in one piece"
             )
     return lines
+
+
+def _is_split(dataset: str, traces: Sequence[RoutingTrace]) -> bool:
+    """Also into a single part, whose draws are named after the part."""
+    return any(trace.metadata.dataset != dataset for trace in traces)
 
 
 def _fading_changes(trace: RoutingTrace) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from ..channel.profile import list_profiles, load_profile
+from ..files import write_whole
 from .tables import ModelRun
 
 MANIFEST_FILE = "manifest.json"
@@ -59,11 +60,16 @@ def write_publication(run_folder: Path, runs: Sequence[ModelRun]) -> None:
     recorded = _recorded_versions(runs)
     versions = {name: recorded.get(name) or version(name) for name in names}
     machine = dict(python=platform.python_version(), platform=platform.platform(), packages=versions)
-    _write(summary / "versions.json", json.dumps(machine, indent=1) + "\n")
-    _write(summary / "requirements.txt", _requirements(recorded))
-    _write(summary / "CITATION.bib", CITATION.format(**versions))
-    _write(summary / "reproduce.md", _commands(run_folder, _published_profiles(summary, runs)))
-    _write(summary / MANIFEST_FILE, json.dumps(manifest(run_folder), indent=1) + "\n")
+    write_whole(summary / "versions.json", json.dumps(machine, indent=1) + "\n")
+    write_whole(summary / "requirements.txt", _requirements(recorded))
+    write_whole(summary / "CITATION.bib", CITATION.format(**versions))
+    write_whole(summary / "reproduce.md", _commands(run_folder, _published_profiles(summary, runs)))
+    write_manifest(run_folder)
+
+
+def write_manifest(run_folder: Path) -> None:
+    """Write manifest.json into the run's `summary/`: SHA-256 of every published file."""
+    write_whole(run_folder / "summary" / MANIFEST_FILE, json.dumps(manifest(run_folder), indent=1) + "\n")
 
 
 def manifest(run_folder: Path) -> dict[str, str]:
@@ -95,7 +101,7 @@ def _published_profiles(summary: Path, runs: Sequence[ModelRun]) -> list[str]:
         path = summary / "profiles" / f"{profile.name}_{profile_hash[:12]}.yaml"
         path.parent.mkdir(exist_ok=True)
         content = profile.model_dump(mode="json", exclude={"name"}, exclude_none=True)
-        _write(path, yaml.safe_dump(content, sort_keys=False))
+        write_whole(path, yaml.safe_dump(content, sort_keys=False))
         published.append(path.relative_to(summary.parent).as_posix())
     return published
 
@@ -126,7 +132,3 @@ def _commands(run_folder: Path, profiles: Sequence[str]) -> str:
         command = f"    wdmoe replay predictions/*/*.trace.safetensors --profile {name}"
         lines += [f"{command} --allocation {method} --scope pass" for method in ("uniform", "optimal")]
     return "\n".join(lines) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)

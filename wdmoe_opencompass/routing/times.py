@@ -21,6 +21,7 @@ from .trace import (
     Count,
     Journal,
     RoutingTrace,
+    check_sizes,
     checked_arrays,
     joined_arrays,
     parsed_metadata,
@@ -225,4 +226,6 @@ class TimesJournal(Journal):
 
 
 def _metadata(path: Path, text: str) -> TimesMetadata:
-    return parsed_metadata(path, text, TimesMetadata, TIMES_VERSION)
+    metadata = parsed_metadata(path, text, TimesMetadata, TIMES_VERSION)
+    check_sizes(path, metadata.sizes(), PER_PASS)
+    return metadata

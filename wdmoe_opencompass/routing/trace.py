@@ -21,13 +21,14 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from ..channel.profile import MOST_SEED, ChannelProfile, first_error
-from ..errors import TraceError, shown
+from ..errors import NotReadableNow, TraceError, shown
 from ..files import write_whole
 from ..regular_file import read_regular
 from ..sealed_file import BROKEN, MOST_BYTES, check_version, read_sealed, write_sealed
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 RATIO_BINS = 50
+FRAME_BYTES = 8 + 32  # before a journal's block: its length and SHA-256
 SEALED_SUFFIX = ".trace.safetensors"
 JOURNAL_SUFFIX = ".trace.part"
 METADATA_KEY = "wdmoe_trace"
@@ -69,7 +70,8 @@ def routing_name(policy: str, quantised_bits: int | None) -> str:
 class TraceMetadata(BaseModel):
     """Where a trace comes from; everything a table has to name.
 
-    weights is the model's path as its config names it. profile is the whole channel profile of the run, so that a
+    weights is the model's path as its config names it; test_range which items of the dataset were run, as OpenCompass's
+    config says it (empty: all). profile is the whole channel profile of the run, so that a
     trace explains itself; seed is that of its fading. kept_share is what the policy's knob was matched to, if it was,
     on the calibration of that hash; quantise_payload whether what was sent was rounded to the profile's payload_bits.
     """
@@ -80,6 +82,7 @@ class TraceMetadata(BaseModel):
     model: str
     weights: str
     dataset: str
+    test_range: str = ""
     policy: str
     policy_parameters: dict[str, Any]
     renormalise: bool | str
@@ -188,12 +191,20 @@ def read_trace(path: Path | str) -> RoutingTrace:
 
 def _metadata(path: Path, text: str) -> TraceMetadata:
     metadata = parsed_metadata(path, text, TraceMetadata, FORMAT_VERSION)
+    check_sizes(path, metadata.sizes(), PER_PASS | PER_BATCH)
     expected = metadata.profile.content_hash
     if metadata.profile_hash != expected:
         raise TraceError(
             f"{path}: metadata profile_hash must be {expected}, that of its profile, got {shown(metadata.profile_hash)}"
         )
     return metadata
+
+
+def check_sizes(path: Path, sizes: dict[str, int], tables: Arrays) -> None:
+    """Raise TraceError where one row of an array would be larger than a file may be."""
+    for name, (_, axes) in tables.items():
+        if math.prod(sizes[axis] for axis in axes) > MOST_BYTES:
+            raise TraceError(f"{path}: metadata: array {name} would be beyond the {MOST_BYTES} bytes of a file")
 
 
 def parsed_metadata(path: Path, text: str, kind: type[Metadata], expected_version: int) -> Metadata:
@@ -305,6 +316,11 @@ class Journal:
         self.path.unlink(missing_ok=True)
         return joined
 
+    def is_torn(self) -> bool:
+        """Whether something follows the last whole block."""
+        content = read_regular(self.path, MOST_BYTES, TraceError, NotReadableNow)
+        return sum(FRAME_BYTES + len(frame) for frame in _frames(content)) != len(content)
+
     def joined(self) -> Any:
         """-> what all whole blocks hold; TraceError where there is no readable journal."""
         metadata, blocks = self._read()
@@ -322,13 +338,15 @@ class Journal:
         """What cannot be read, or was written by another version, is no start to go on from."""
         try:
             return self._read()
+        except NotReadableNow:
+            raise
         except TraceError:
             return None, []
 
     def _read(self) -> tuple[TraceMetadata | None, list[dict[str, NDArray]]]:
         if not os.path.lexists(self.path):
             return None, []
-        frames = list(_frames(read_regular(self.path, MOST_BYTES, TraceError)))
+        frames = list(_frames(read_regular(self.path, MOST_BYTES, TraceError, NotReadableNow)))
         if not frames:
             return None, []
         try:
@@ -367,10 +385,11 @@ def _frame(blob: bytes) -> bytes:
 
 def _frames(content: bytes) -> Iterator[bytes]:
     position = 0
-    while position + 40 <= len(content):
+    while position + FRAME_BYTES <= len(content):
         length = int.from_bytes(content[position : position + 8], "little")
-        blob = content[position + 40 : position + 40 + length]
-        if hashlib.sha256(blob).digest() != content[position + 8 : position + 40]:
+        start = position + FRAME_BYTES
+        blob = content[start : start + length]
+        if hashlib.sha256(blob).digest() != content[position + 8 : start]:
             return  # torn: nothing after it can be trusted
         yield blob
-        position += 40 + length
+        position = start + length
