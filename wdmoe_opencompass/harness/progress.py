@@ -5,7 +5,7 @@ read; the number of all prompts and the times from a small file, `progress/MODEL
 when it begins a dataset and when it is done. Latency is that of `replay` with the run's own profile and channel draws.
 """
 
-import json
+import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..errors import TraceError, WdmoeError
+from ..errors import WdmoeError
 from ..files import write_whole
 from ..replay import replay
 from ..routing.tail import JournalTail
@@ -53,8 +53,8 @@ Count = Annotated[int, Field(ge=0, strict=True)]
 class Begun(BaseModel):
     """What a task notes of a dataset that it begins, goes on with, or is done with.
 
-    prompts: calls of the model's rows in all, one per item, under perplexity one per item and possible answer; None
-    where the inferencer does not tell. first_prompt: how many of them earlier tries have left. started_s: of this try,
+    prompts: what the model is given in all, one per item, under perplexity one per item and possible answer; None where
+    the inferencer does not tell. first_prompt: how many of them earlier tries have left. started_s: of this try,
     seconds since 1970. earlier_s: what earlier tries took. took_s: all tries together, once the dataset is done.
     """
 
@@ -209,9 +209,9 @@ class DatasetWatch:
         """-> how far it is; now_s: seconds since 1970."""
         state, reason = self._state(now_s)
         found = self.counted(state, now_s)
-        found.reason = reason or found.reason
+        found.reason = "; ".join(filter(None, (reason, found.reason))) or None
         if state == FINISHED:
-            found.metric, found.accuracy = self._accuracy()
+            self._add_accuracy(found)
         return found
 
     def counted(self, state: str, now_s: float) -> DatasetProgress:
@@ -224,8 +224,10 @@ class DatasetWatch:
         if begun is not None:
             found.items, found.prompts = begun.items, begun.prompts
         found.batches = counted.batches
-        if counted.batches or self.is_traced:
-            found.prompts_done = counted.prompts
+        if self.is_traced:
+            found.prompts_done = None if self._why_uncounted else counted.prompts
+            if state == FINISHED and found.prompts is None and counted.batches:  # a run of before these notes
+                found.prompts = counted.prompts
         elif state == FINISHED:
             found.prompts_done = found.prompts
         elif self._partial.exists():
@@ -286,12 +288,14 @@ class DatasetWatch:
             is_lock_known = self.is_traced or self._has_lock()
         except OSError:  # the file system knows no locks
             owner, is_lock_known = None, False
-        if owner is not None or (not is_lock_known and self._is_fresh(now_s)):
+        if owner is not None:
             return RUNNING, owner
         failure = beside(self.predictions, FAILURE_SUFFIX)
         failed_s = _changed_s(failure)
         if failed_s is not None and failed_s >= (_changed_s(self.begun) or 0.0):
             return FAILED, _text(failure)
+        if not is_lock_known and self._is_fresh(now_s):
+            return RUNNING, None
         if any(path.exists() for path in (self._journal, self._partial, self.begun)):
             return INTERRUPTED, "started again with -r, it goes on"
         return WAITING, None
@@ -318,12 +322,16 @@ class DatasetWatch:
         return max((one for one in changed if one is not None), default=None)
 
     # -- accuracy ----------------------------------------------------------------------------------------------------
-    def _accuracy(self) -> tuple[str | None, float | None]:
+    def _add_accuracy(self, found: DatasetProgress) -> None:
         """What OpenCompass's evaluator left; before it has, the share of equal answers where that is the score."""
         scored_s, answered_s = _changed_s(self.results), _changed_s(self.predictions)
-        if scored_s is not None and (answered_s is None or scored_s >= answered_s):
-            return main_metric(read_result(self.results))
-        return (None, None) if self._matched is None else ("accuracy", self._matched)
+        if scored_s is None or (answered_s is not None and scored_s < answered_s):
+            found.metric, found.accuracy = (None, None) if self._matched is None else ("accuracy", self._matched)
+            return
+        result = read_result(self.results)
+        found.metric, found.accuracy = main_metric(result)
+        if "error" in result:
+            found.state, found.reason = FAILED, _one_line(f"the evaluation failed: {result['error']}")
 
     def _read_answers(self) -> None:
         seen = _version_of(self.predictions)
@@ -351,7 +359,8 @@ def spent_s(run_folder: Path, model: str, name: str) -> float:
 
 def main_metric(result: dict[str, Any]) -> tuple[str | None, float | None]:
     """-> the metric that OpenCompass shows first; None twice where the evaluation gave no number."""
-    names = [n for n, v in result.items() if n not in NO_METRICS and isinstance(v, int | float)]
+    numbers = (n for n, value in result.items() if isinstance(value, int | float) and math.isfinite(value))
+    names = [n for n in numbers if n not in NO_METRICS]
     if not names:
         return None, None
     name = min(names, key=lambda n: FIRST_METRICS.index(n) if n in FIRST_METRICS else len(FIRST_METRICS))
@@ -375,8 +384,12 @@ def _share_equal(answers: dict[str, Any]) -> float | None:
 
 def _text(path: Path) -> str:
     with suppress(OSError):
-        return " ".join(path.read_text(errors="replace").split())[:LONGEST_REASON]
+        return _one_line(path.read_text(errors="replace"))
     return ""
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:LONGEST_REASON]
 
 
 def _lines(path: Path) -> int | None:

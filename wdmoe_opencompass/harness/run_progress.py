@@ -105,9 +105,7 @@ class RunWatch:
         key = (one.model, name)
         if key not in self._watches:
             is_matched = one.is_matched and name == one.dataset  # a part's score is not the dataset's
-            self._watches[key] = DatasetWatch(
-                self.folder, one.model, name, one.is_traced, is_matched, self.methods
-            )
+            self._watches[key] = DatasetWatch(self.folder, one.model, name, one.is_traced, is_matched, self.methods)
         return self._watches[key]
 
     def _parts_of(self, one: Planned) -> list[str]:
@@ -126,7 +124,7 @@ class RunWatch:
         if (self.folder / "summary" / f"summary_{stamp}.txt").exists():  # written last, also when tasks failed
             return True
         unscored = any(line.state == FINISHED and line.accuracy is None for line in lines)
-        if WAITING in states or (unscored and states == {FINISHED}):
+        if WAITING in states or unscored:
             in_parts = all(line.reason for line in lines if line.state == WAITING)
             return in_parts and self._is_quiet(now_s)
         return True
@@ -168,14 +166,23 @@ def planned(config: Path) -> list[Planned]:
     """
     try:
         values = _assignments(ast.parse(config.read_text()))
-        whole = [dict(models=values.get("models"), datasets=values.get("datasets"))]
+        combinations: list[dict[str, Any]] = values.get("model_dataset_combinations") or [values]
         return [
             Planned(_model_abbr(model), _dataset_abbr(dataset), "wdmoe" in model, _is_matched(dataset))
-            for combination in values.get("model_dataset_combinations") or whole
+            for combination in combinations
             for model in combination["models"]
             for dataset in combination["datasets"]
         ]
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         raise WdmoeError(f"{config}: not the config of a run: {type(error).__name__}: {error}") from None
 
 
@@ -214,6 +221,8 @@ def _is_matched(cfg: Any) -> bool:
     """Whether the dataset is scored by AccEvaluator, and nothing is done to predictions or gold before."""
     evaluation = cfg.get("eval_cfg") or {}
     evaluator = evaluation.get("evaluator") or {}
-    return list(evaluation) == ["evaluator"] and list(evaluator) == ["type"] and bool(
-        ACC_EVALUATOR.fullmatch(str(evaluator["type"]))
+    return (
+        list(evaluation) == ["evaluator"]
+        and list(evaluator) == ["type"]
+        and bool(ACC_EVALUATOR.fullmatch(str(evaluator["type"])))
     )
