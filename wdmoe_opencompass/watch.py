@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -21,7 +22,7 @@ from .harness.run_progress import RunProgress, RunWatch
 
 COLOURS = {WAITING: "dim", RUNNING: "cyan", INTERRUPTED: "yellow", FAILED: "red", FINISHED: "green"}
 MOST_URGENT = (RUNNING, FAILED, INTERRUPTED, WAITING, FINISHED)
-LINES_AROUND = 8  # of a terminal: head of the table, notes
+LINES_AROUND = 10  # of a terminal: head of the table, notes
 EXPLANATION = (
     "waiting: attention waiting latency, Eq. (11), mean over the batches so far, for the run's own selection, channel "
     "profile and draw; one bandwidth split per forward pass"
@@ -87,9 +88,12 @@ def table(found: RunProgress, most_rows: int) -> tuple[Table, Text]:
     chosen = found.datasets
     if len(chosen) > most_rows:
         chosen = sorted(chosen, key=lambda one: MOST_URGENT.index(one.state))[: max(1, most_rows)]
-    drawn = Table()
+    drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in DatasetProgress("", "", WAITING).cells():
-        drawn.add_column(name, justify="left" if name in ("model", "dataset", "state") else "right")
+        head = name.replace(", ", ",\n").replace(" (", "\n(").replace(" per ", " per\n")
+        is_name = name in ("model", "dataset")  # what gives way where the terminal is narrow
+        justify: Literal["left", "right"] = "left" if is_name or name == "state" else "right"
+        drawn.add_column(head, justify=justify, no_wrap=not is_name, overflow="fold")
     for one in chosen:
         cells = [Text(_printable(cell)) for cell in one.cells().values()]
         drawn.add_row(*cells, style=COLOURS[one.state])

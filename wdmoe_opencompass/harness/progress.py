@@ -27,6 +27,7 @@ FAILURE_SUFFIX = ".failed.txt"
 WAITING, RUNNING, INTERRUPTED, FAILED, FINISHED = STATES = ("waiting", "running", "interrupted", "failed", "finished")
 METHODS = ("uniform", "optimal")  # bandwidth allocations that the waiting latency is computed for
 SCOPE = "pass"
+EVEN, OPTIMAL = "waiting, even split (ms per batch)", "waiting, optimal split (ms per batch)"  # columns of these
 SILENT_S = 120.0  # where no lock tells, a dataset whose files did not change for so long is not running
 LONGEST_REASON = 300
 
@@ -118,8 +119,8 @@ class DatasetProgress:
             "prompts": f"{done}/{'-' if self.prompts is None else self.prompts}",
             "accuracy (%)": "-" if self.accuracy is None else f"{self.accuracy:.2f}",
             "dropped (%)": "-" if self.share_dropped is None else f"{100 * self.share_dropped:.2f}",
-            "waiting, even split (ms per batch)": waiting.get("uniform", "-"),
-            "waiting, optimal split (ms per batch)": waiting.get("optimal", "-"),
+            EVEN: waiting.get("uniform", "-"),
+            OPTIMAL: waiting.get("optimal", "-"),
             "elapsed": clock(self.elapsed_s),
             "left": clock(self.remaining_s),
         }
@@ -127,9 +128,17 @@ class DatasetProgress:
     def line(self) -> str:
         """The line alone, for a log: what is not known is left out."""
         cells = self.cells()
-        parts = [f"{self.model}/{self.dataset}: {self.state}", f"{cells['prompts']} prompts"]
-        named = [name for name in cells if name not in ("model", "dataset", "state", "prompts")]
-        return ", ".join([*parts, *(f"{name} {cells[name]}" for name in named if cells[name] != "-")])
+        parts = {
+            "prompts": "{} prompts",
+            "accuracy (%)": "accuracy {} %",
+            "dropped (%)": "{} % of the assignments dropped",
+            EVEN: "waiting {} ms per batch with an even split",
+            OPTIMAL: "{} with an optimal one",
+            "elapsed": "elapsed {}",
+            "left": "left {}",
+        }
+        known = [text.format(cells[name]) for name, text in parts.items() if cells[name] != "-"]
+        return ", ".join([f"{self.model}/{self.dataset}: {self.state}", *known])
 
 
 def clock(seconds: float | None) -> str:
