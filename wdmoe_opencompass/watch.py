@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -88,7 +87,7 @@ def table(found: RunProgress, most_rows: int) -> tuple[Table, Text]:
     chosen = found.datasets
     if len(chosen) > most_rows:
         chosen = sorted(chosen, key=lambda one: MOST_URGENT.index(one.state))[: max(1, most_rows)]
-    drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(box=None, pad_edge=False, collapse_padding=True)
     for name in DatasetProgress("", "", WAITING).cells():
         head = name.replace(", ", ",\n").replace(" (", "\n(").replace(" per ", " per\n")
         is_name = name in ("model", "dataset")  # what gives way where the terminal is narrow

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -460,6 +461,17 @@ def test_a_display_that_fails_and_a_full_disk_leave_the_run_alone(run, folder, m
         time.sleep(0.1)
     assert "No space left on device" in caplog.text
     assert "no line of progress: ZeroDivisionError" in caplog.text
+
+
+def test_a_machine_without_a_thread_to_spare_runs_on(run, folder, monkeypatch, caplog):
+    def none(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none)
+    with shown(run, monkeypatch, 0.02) as watch:
+        pass
+    assert Begun.read(watch.begun).took_s is not None
+    assert "can't start new thread" in caplog.text
 
 
 def test_an_inference_that_fails_is_not_noted_as_done(run, folder, monkeypatch, capfd):

@@ -16,6 +16,7 @@ from .progress import RUNNING, Begun, DatasetWatch, clock
 LOG = logging.getLogger(__name__)
 INTERVAL = "WDMOE_PROGRESS_S"  # environment variable: seconds between two lines in a log; 0: none at all
 LOG_EVERY_S, TERMINAL_EVERY_S = 30.0, 1.0
+LONGEST_LOOK_S = 10.0  # a look that takes longer, on a file system that hangs, is not waited for
 METHODS = ("uniform",)  # in the run itself: the optimal split costs some tenths of a millisecond per pass
 
 
@@ -30,7 +31,7 @@ def prompts_of(items: int, infer_cfg: Mapping[str, Any]) -> int | None:
         return items
     if kind != "PPLInferencer":
         return None
-    templates = (infer_cfg.get(name, {}).get("template") for name in ("prompt_template", "ice_template"))
+    templates = ((infer_cfg.get(name) or {}).get("template") for name in ("prompt_template", "ice_template"))
     answers = inferencer.get("labels") or next((one for one in templates if isinstance(one, Mapping)), None)
     return None if answers is None else items * len(answers) * (2 if inferencer.get("normalizing_str") else 1)
 
@@ -72,6 +73,12 @@ class _Shown:
         self.bar: tqdm | None = None
         self.ended = threading.Event()
         self.thread: threading.Thread | None = None
+        try:
+            self._start()
+        except Exception as error:  # no thread to be had, say
+            LOG.warning("no line of progress: %s: %s", type(error).__name__, error)
+
+    def _start(self) -> None:
         is_terminal = sys.stderr.isatty()
         self.every_s = _interval_s(TERMINAL_EVERY_S if is_terminal else LOG_EVERY_S)
         if self.every_s <= 0:
@@ -80,15 +87,16 @@ class _Shown:
             is_terminal
         ):  # a bar of tqdm's, which makes room for OpenCompass's; a live display of rich would overwrite it
             self.bar = tqdm(bar_format="{desc}", leave=False, file=sys.stderr)
-        self.thread = threading.Thread(target=self._go_on, name="progress", daemon=True)
-        self.thread.start()
+        thread = threading.Thread(target=self._go_on, name="progress", daemon=True)
+        thread.start()
+        self.thread = thread
 
     def stop(self, last_words: str | None = None) -> None:
         """End the display; last_words: what the last line says in place of the state and the times."""
         self.ended.set()
         if self.thread is None:
             return
-        self.thread.join()
+        self.thread.join(LONGEST_LOOK_S)
         if self.bar is not None:
             self.bar.close()
             self.bar = None
