@@ -30,11 +30,13 @@ from .placement import OBJECTIVES, Comparison, compare_placements, placed_profil
 from .replay import DrawnLatency, ReplayedLatency, check_same_devices, replay, replay_draws
 from .routing.trace import SEALED_SUFFIX, RoutingTrace, read_trace
 from .testbed.cli import app as testbed_app
+from .watch import watch_command
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
 profile_app = typer.Typer(no_args_is_help=True, help="Channel profiles: list, show, validate.")
 app.add_typer(profile_app, name="profile")
 app.add_typer(testbed_app, name="testbed")
+app.command("watch")(watch_command)
 
 Scoped = Annotated[str, typer.Option(help="pass: one split per forward pass; layer: one per layer.")]
 HiddenSize = Annotated[int, typer.Option(min=1, help="Hidden size m.")]

@@ -106,6 +106,27 @@ def test_latency_of_a_split_dataset_and_of_a_group_meets_the_draws_of_each_part(
             assert found["latency_s"] == approx(sum(one.sum() for one in waits) / count)
 
 
+def test_wdmoe_watch_shows_parts_below_their_dataset_and_a_dense_model_without_latency(setup):
+    _, run = setup
+    wdmoe = Path(sys.executable).with_name("wdmoe")
+    done = subprocess.run([wdmoe, "watch", run, "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = {(one["model"], one["dataset"]): one for one in json.loads(done.stdout)["datasets"]}
+    whole, *parts = (found[MODELS[0], f"split_choice{ending}"] for ending in ("", "_0", "_1", "_2"))
+    assert [(one["items"], one["prompts_done"], one["prompts"]) for one in parts] == [
+        (5, 20, 20),
+        (5, 20, 20),
+        (2, 8, 8),
+    ]
+    assert (whole["items"], whole["prompts_done"], whole["batches"]) == (12, 48, 0)
+    assert whole["accuracy"] is not None
+    for one, trace in zip(parts, part_traces(run, MODELS[0], "split_choice")):
+        replayed = replay(trace, trace.metadata.profile, "uniform", "pass")
+        assert one["waiting_latency_s_per_batch"]["uniform"] == approx(replayed.mean_s("batch", "all"))
+    dense = found["dense-hf", "split_yesno_2"]
+    assert (dense["state"], dense["prompts_done"], dense["share_dropped"]) == ("finished", 4, None)
+
+
 def test_a_group_is_one_column_and_its_accuracy_the_mean_that_was_scored(setup):
     _, run = setup
     table = records(run, "table_1_accuracy")

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from ..files import write_whole
 from ..routing.times import TIMES_SUFFIX
 from ..routing.trace import SEALED_SUFFIX
 from .command import module_command
+from .live_line import METHODS, live_line, prompts_of
 from .lock import DatasetIsRunning, exclusive
 from .models import supply_batch_encode_plus
+from .progress import Begun, DatasetWatch, spent_s
 from .unfinished import FAILURE_SUFFIX, beside, keep_answers, redo_unfinished, whole_answers
 
 LOOK_AFTER_RUNNER_S = 1.0
@@ -98,12 +101,14 @@ class WdmoeInferTask(OpenICLInferTask):
             self._failed.append(dataset)
 
     def _traced_inference(self, predictions: Path, dataset: str, traced: bool) -> None:
+        model_abbr = model_abbr_from_cfg(self.model_cfg)
+        answers = whole_answers(predictions)
+        earlier_s = spent_s(Path(self.work_dir), model_abbr, dataset)
         if not traced:
-            super()._inference()
+            with self._live_line(model_abbr, dataset, traced, len(answers), earlier_s):
+                super()._inference()
             return
         try:
-            answers = whole_answers(predictions)
-            model_abbr = model_abbr_from_cfg(self.model_cfg)
             for suffix in (SEALED_SUFFIX, TIMES_SUFFIX):  # of earlier predictions, if there are any
                 beside(predictions, suffix).unlink(missing_ok=True)
             first = self.model.open_trace(
@@ -115,7 +120,8 @@ class WdmoeInferTask(OpenICLInferTask):
                 str(self.dataset_cfg["reader_cfg"].get("test_range", "")),
             )
             keep_answers(predictions, answers[:first])
-            super()._inference()
+            with self._live_line(model_abbr, dataset, traced, first, earlier_s):
+                super()._inference()
         except Exception:
             self.model.close_trace(seal=False)
             predictions.unlink(missing_ok=True)  # half written, say, on a disk that is full
@@ -125,6 +131,20 @@ class WdmoeInferTask(OpenICLInferTask):
         if why is not None:
             raise WdmoeError(f"{predictions}: {why}")
         self._checked.add(dataset)
+
+    def _live_line(
+        self, model_abbr: str, dataset: str, traced: bool, first_prompt: int, earlier_s: float
+    ) -> AbstractContextManager[None]:
+        items = len(self.dataset.test)
+        watch = DatasetWatch(Path(self.work_dir), model_abbr, dataset, traced, methods=METHODS)
+        begun = Begun(
+            items=items,
+            prompts=prompts_of(items, self.infer_cfg),
+            first_prompt=first_prompt,
+            started_s=time.time(),
+            earlier_s=earlier_s,
+        )
+        return live_line(watch, begun)
 
     def _note_failure(self, model_cfg: ConfigDict, dataset_cfg: ConfigDict, error: Exception) -> None:
         predictions = self._predictions(model_cfg, dataset_cfg)

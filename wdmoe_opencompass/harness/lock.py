@@ -69,3 +69,22 @@ def _is_still_there(path: Path, entry: int) -> bool:
         return os.stat(path).st_ino == os.fstat(entry).st_ino
     except OSError:
         return False
+
+
+def holder(predictions: Path) -> str | None:
+    """-> who holds a dataset's lock, for somebody who only looks; None where nobody does.
+
+    Raises OSError where the file system does not tell. A free lock is shared for a moment: who wants it then waits for
+    it as for any other, so this is only for datasets without predictions, whose task does wait.
+    """
+    try:
+        entry = os.open(predictions.with_name(f".{predictions.name}.lock"), os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(entry, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.pread(entry, 200, 0).decode(errors="replace") or "another process"
+    finally:
+        os.close(entry)
+    return None

@@ -334,6 +334,18 @@ class Journal:
     def _write(self, path: Path, joined: Any) -> None:
         write_trace(path, joined)
 
+    @classmethod
+    def of_metadata(cls, path: Path, text: str) -> "Journal":
+        """-> the journal whose first frame holds this text; TraceError where it breaks the schema."""
+        journal = cls(path)
+        journal.metadata = journal._parse_metadata(text)
+        return journal
+
+    def block(self, number: int, frame: bytes) -> dict[str, NDArray]:
+        """-> the arrays of a block of a journal whose metadata is known; TraceError where they break a rule."""
+        assert self.metadata is not None
+        return self._block(number, frame, self.metadata)
+
     def _read_or_nothing(self) -> tuple[TraceMetadata | None, list[dict[str, NDArray]]]:
         """What cannot be read, or was written by another version, is no start to go on from."""
         try:
