@@ -1,0 +1,56 @@
+"""`wdmoe calibrate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..commands import DTYPE_NAMES, AsJson, names
+from ..console import Progress, print_json
+from ..errors import WdmoeError
+
+EXAMPLES = (
+    "wdmoe calibrate quickstart/model --text my.txt --out my.calibration.safetensors",
+    "wdmoe calibrate d.trace.safetensors --out ratios.calibration.safetensors",
+)
+
+
+def calibrate_command(
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="MODEL|TRACE", help="A model's folder or name, or sealed routing traces.")
+    ],
+    out: Annotated[Path, typer.Option(help="File to write, ending in .calibration.safetensors.")],
+    text: Annotated[Path | None, typer.Option(help="Text to run a model on.")] = None,
+    tokens: Annotated[int, typer.Option(min=16, help="Tokens of the text to use.")] = 2048,
+    dtype: Annotated[
+        str, typer.Option(help="Precision to load a model in.", autocompletion=names(DTYPE_NAMES))
+    ] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure the constants that some policies need, and a sample of routing to match kept shares on.
+
+    Traces alone give the median weight ratios of `naee`, nothing more.
+    """
+    from ..routing.trace import SEALED_SUFFIX, read_trace
+    from ..selection.calibration import CALIBRATION_SUFFIX
+
+    if not out.name.endswith(CALIBRATION_SUFFIX):
+        raise WdmoeError(f"--out must end in {CALIBRATION_SUFFIX}, got {out}")
+    if all(path.name.endswith(SEALED_SUFFIX) for path in sources):
+        from ..routing.calibrate import calibrate_from_traces
+
+        calibration = calibrate_from_traces([read_trace(path) for path in sources])
+    elif len(sources) == 1 and text is not None:
+        from ..routing.calibrate import calibrate, load_model, read_chunks
+
+        model, tokenizer = load_model(str(sources[0]), dtype)
+        with Progress("calibrating", 1) as progress:
+            calibration = calibrate(model, read_chunks(tokenizer, text, tokens), str(sources[0]), progress.advance)
+    else:
+        raise WdmoeError("give one model and --text FILE, or sealed routing traces alone")
+    calibration.write(out)
+    parts = {name: list(part.shape) for name, part in calibration.parts().items()}
+    if as_json:
+        print_json(dict(written=str(out), parts=parts))
+    else:
+        print(f"{out}: {', '.join(f'{name} {shape}' for name, shape in parts.items())}")
