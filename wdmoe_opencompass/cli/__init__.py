@@ -8,7 +8,7 @@ import typer
 from .. import __version__
 from ..commands import EXIT_CODES, examples, new_app, run
 from ..testbed.cli import app as testbed_app
-from . import allocate, calibrate, figures, place, plan, predict, profile, replay, report, verify
+from . import allocate, calibrate, doctor, figures, place, plan, predict, profile, replay, report, verify
 
 BEFORE, AFTER = "Before a run", "After a run"
 LATENCY = "Latency, without a language model"
@@ -19,6 +19,7 @@ app = new_app(
     epilog="\n\n".join(
         [
             examples(
+                "wdmoe doctor eval_configs/eval_quickstart.py",
                 "wdmoe plan eval_configs/eval_quickstart.py",
                 "opencompass eval_configs/eval_quickstart.py -w outputs/quickstart",
                 "wdmoe report outputs/quickstart/TIME",
@@ -44,6 +45,7 @@ def _add(panel: str, name: str, command: Callable[..., Any], lines: tuple[str, .
     app.command(name, epilog=examples(*lines), rich_help_panel=panel)(command)
 
 
+_add(BEFORE, "doctor", doctor.doctor_command, doctor.EXAMPLES)
 _add(BEFORE, "plan", plan.plan_command, plan.EXAMPLES)
 _add(BEFORE, "calibrate", calibrate.calibrate_command, calibrate.EXAMPLES)
 _add(AFTER, "report", report.report_command, report.REPORT_EXAMPLES)

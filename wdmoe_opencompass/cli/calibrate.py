@@ -1,13 +1,19 @@
 """`wdmoe calibrate`."""
 
+from __future__ import annotations
+
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..commands import DTYPE_NAMES, AsJson, names
-from ..console import Progress, print_json
+from ..console import Progress, is_terminal, print_json
 from ..errors import WdmoeError
+
+if TYPE_CHECKING:
+    from ..selection.calibration import Calibration
 
 EXAMPLES = (
     "wdmoe calibrate quickstart/model --text my.txt --out my.calibration.safetensors",
@@ -36,21 +42,36 @@ def calibrate_command(
 
     if not out.name.endswith(CALIBRATION_SUFFIX):
         raise WdmoeError(f"--out must end in {CALIBRATION_SUFFIX}, got {out}")
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise WdmoeError(f"--out must be a file in a folder that exists, got {out}")
     if all(path.name.endswith(SEALED_SUFFIX) for path in sources):
         from ..routing.calibrate import calibrate_from_traces
 
         calibration = calibrate_from_traces([read_trace(path) for path in sources])
     elif len(sources) == 1 and text is not None:
+        from transformers.utils import logging
+
         from ..routing.calibrate import calibrate, load_model, read_chunks
 
+        if not is_terminal(sys.stderr):
+            logging.disable_progress_bar()
         model, tokenizer = load_model(str(sources[0]), dtype)
         with Progress("calibrating", 1) as progress:
             calibration = calibrate(model, read_chunks(tokenizer, text, tokens), str(sources[0]), progress.advance)
     else:
         raise WdmoeError("give one model and --text FILE, or sealed routing traces alone")
-    calibration.write(out)
+    _write(calibration, out)
     parts = {name: list(part.shape) for name, part in calibration.parts().items()}
     if as_json:
         print_json(dict(written=str(out), parts=parts))
     else:
         print(f"{out}: {', '.join(f'{name} {shape}' for name, shape in parts.items())}")
+
+
+def _write(calibration: Calibration, out: Path) -> None:
+    from safetensors import SafetensorError
+
+    try:
+        calibration.write(out)
+    except (OSError, SafetensorError) as error:
+        raise WdmoeError(f"{out}: cannot be written: {error}") from None

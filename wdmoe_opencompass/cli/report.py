@@ -8,13 +8,14 @@ import typer
 
 from ..commands import CHECK_FAILED, AsJson, Format, Formatted, format_of
 from ..console import Progress, print_aside, print_json, print_markdown
-from ..errors import WdmoeError
+from ..errors import WdmoeError, shown
 
 REPORT_EXAMPLES = (
     "wdmoe report outputs/quickstart/TIME",
     "wdmoe report outputs/quickstart/TIME --format tex > tables.tex",
 )
 COMPARE_EXAMPLES = ("wdmoe compare outputs/a/TIME outputs/b/TIME --format csv",)
+WRITE_ANEW = "write it anew: opencompass CONFIG -r TIME --mode viz"
 FRONTIER_EXAMPLES = ("wdmoe frontier outputs/policies/TIME --json",)
 
 
@@ -29,13 +30,13 @@ def report_command(
 
     form = format_of(form, as_json)
     summary = run_folder / "summary"
-    missing = _read_summary(run_folder, MISSING_FILE)
+    missing = _read_summary(run_folder, MISSING_FILE, list)
     if form is None or form == Format.md:
         text = (summary / MAIN_TABLES_FILE).read_text()
         print_markdown(text) if form is None else print(text)
         print(f"all formats: {summary}")
     elif form == Format.json:
-        print_json({name: json.loads((summary / f"{name}.json").read_text()) for name in MAIN})
+        print_json({name: _read_summary(run_folder, f"{name}.json", dict) for name in MAIN})
     else:
         print("\n".join((summary / f"{name}.{form.value}").read_text() for name in MAIN), end="")
     for cell in missing:
@@ -56,12 +57,19 @@ def compare_command(
 
     form = format_of(form, as_json)
     records = [
-        {name: _read_summary(folder, f"{name}.json") for name in ("accuracy", "latency", "origin", "groups")}
-        | {name: _read_summary(folder, f"{name}.json", []) for name in ("items", "batches")}  # not in older runs
+        {name: _read_summary(folder, f"{name}.json", list) for name in ("accuracy", "latency", "origin")}
+        | {name: _read_summary(folder, f"{name}.json", list, []) for name in ("items", "batches")}  # not in older runs
+        | dict(groups=_read_summary(folder, "groups.json", dict))
         for folder in (run_a, run_b)
     ]
-    with Progress("comparing"):
-        table, notes = compared(*records), notes_of(*records)
+    try:
+        with Progress("comparing"):
+            table, notes = compared(*records), notes_of(*records)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:  # records of another version, or changed by hand
+        raise WdmoeError(
+            f"{run_a} or {run_b}: its summary holds other records than this version writes "
+            f"({type(error).__name__}: {error}); {WRITE_ANEW}"
+        ) from None
     text = formatted(table, notes, (form or Format.md).value)
     print_markdown(text) if form is None else print(text, end="")
 
@@ -76,7 +84,7 @@ def frontier_command(
 
     form = format_of(form, as_json)
     summary = run_folder / "summary"
-    if len(_read_summary(run_folder, "frontier_records.json")) < 2:
+    if len(_read_summary(run_folder, "frontier_records.json", list)) < 2:
         print_aside(f"{run_folder}: no two models of the same weights and profile to compare")
         raise typer.Exit(CHECK_FAILED)
     text = (summary / f"{FRONTIER}.{(form or Format.md).value}").read_text()
@@ -85,9 +93,14 @@ def frontier_command(
         print(f"\nfigure: {summary / FRONTIER}.png, .pdf")
 
 
-def _read_summary(run_folder: Path, name: str, otherwise: Any = None) -> Any:
+def _read_summary(run_folder: Path, name: str, kind: type, otherwise: Any = None) -> Any:
+    """-> what a JSON file of the summary folder holds, a list or dict as `kind` says; WdmoeError where it does not.
+
+    otherwise: the answer where there is no such file, if there may be none.
+    """
+    path = run_folder / "summary" / name
     try:
-        return json.loads((run_folder / "summary" / name).read_text())
+        content = json.loads(path.read_bytes())
     except OSError:
         if otherwise is not None:
             return otherwise
@@ -96,4 +109,7 @@ def _read_summary(run_folder: Path, name: str, otherwise: Any = None) -> Any:
             "config has summarizer=dict(type=WdmoeSummarizer)"
         ) from None
     except ValueError:
-        raise WdmoeError(f"{run_folder / 'summary' / name}: not JSON; write it anew with --mode viz -r") from None
+        raise WdmoeError(f"{path}: not JSON; {WRITE_ANEW}") from None
+    if not isinstance(content, kind):
+        raise WdmoeError(f"{path}: must hold a {kind.__name__}, got {shown(content)}; {WRITE_ANEW}")
+    return content

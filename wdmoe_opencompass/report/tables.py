@@ -132,8 +132,14 @@ def datasets_of(runs: Sequence[ModelRun]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in (*run.accuracies, *run.traces, *run.missing)))
 
 
-def _read_if_there(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.is_file() else {}
+def _read_if_there(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise TraceError(f"{path}: must be a JSON object; write it anew: opencompass CONFIG -r TIME --mode viz")
+    return content
 
 
 def runs_from_traces(run_folder: Path) -> list[ModelRun]:

@@ -107,7 +107,7 @@ def keys(
     context_settings=dict(ignore_unknown_options=True, allow_interspersed_args=False),
     epilog=examples(
         "wdmoe testbed up --model quickstart/model --rate 200,200,100,20",
-        "wdmoe testbed up --model quickstart/model -- opencompass eval_configs/eval_testbed.py",
+        "wdmoe testbed up --model quickstart/model -- opencompass my_config.py",
     )
     + "\n\nExit code: that of the command after --, if there is one.",
 )
