@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from .console import print_error
 from .errors import WdmoeError, unknown_name
 
-CHECK_FAILED, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141  # the last two as a shell reports the signals
+CHECK_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # the last as a shell reports the signal
 EXIT_CODES = "Exit codes: 0 fine, 1 a check failed, 2 bad input (one sentence says what), 130 interrupted."
 
 # What can stand in an option, without importing what would know it: tests hold them against the registries.
@@ -112,9 +112,9 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> 
         _bad_input(usage_sentence(error))
     except (KeyboardInterrupt, typer.Abort):
         raise SystemExit(INTERRUPTED) from None
-    except BrokenPipeError:  # `wdmoe ... | head`: whoever read has had enough
+    except BrokenPipeError:  # `wdmoe ... | head`: whoever read has had enough; typer ends so too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(BROKEN_PIPE) from None
+        raise SystemExit(CHECK_FAILED) from None
     except OSError as error:
         if error.filename is None or error.strerror is None:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from ..selection.calibration import Calibration
 
 EXAMPLES = (
-    "wdmoe calibrate quickstart/model --text my.txt --out my.calibration.safetensors",
-    "wdmoe calibrate d.trace.safetensors --out ratios.calibration.safetensors",
+    "wdmoe calibrate quickstart/model --text t.md --out c.calibration.safetensors",
+    "wdmoe calibrate vanilla.trace.safetensors --out r.calibration.safetensors",
 )
 
 
@@ -37,6 +38,9 @@ def calibrate_command(
 
     Traces alone give the median weight ratios of `naee`, nothing more.
     """
+    for talker in ("torchao", "torch.utils._pytree"):  # on import: kernels that cannot load, ways to be deprecated
+        logging.getLogger(talker).setLevel(logging.ERROR)
+    from ..routing.calibrate import calibrate_from_traces
     from ..routing.trace import SEALED_SUFFIX, read_trace
     from ..selection.calibration import CALIBRATION_SUFFIX
 
@@ -45,19 +49,9 @@ def calibrate_command(
     if out.is_dir() or not out.absolute().parent.is_dir():
         raise WdmoeError(f"--out must be a file in a folder that exists, got {out}")
     if all(path.name.endswith(SEALED_SUFFIX) for path in sources):
-        from ..routing.calibrate import calibrate_from_traces
-
         calibration = calibrate_from_traces([read_trace(path) for path in sources])
     elif len(sources) == 1 and text is not None:
-        from transformers.utils import logging
-
-        from ..routing.calibrate import calibrate, load_model, read_chunks
-
-        if not is_terminal(sys.stderr):
-            logging.disable_progress_bar()
-        model, tokenizer = load_model(str(sources[0]), dtype)
-        with Progress("calibrating", 1) as progress:
-            calibration = calibrate(model, read_chunks(tokenizer, text, tokens), str(sources[0]), progress.advance)
+        calibration = _of_model(str(sources[0]), text, tokens, dtype)
     else:
         raise WdmoeError("give one model and --text FILE, or sealed routing traces alone")
     _write(calibration, out)
@@ -66,6 +60,18 @@ def calibrate_command(
         print_json(dict(written=str(out), parts=parts))
     else:
         print(f"{out}: {', '.join(f'{name} {shape}' for name, shape in parts.items())}")
+
+
+def _of_model(name: str, text: Path, tokens: int, dtype: str) -> Calibration:
+    from transformers.utils.logging import disable_progress_bar
+
+    from ..routing.calibrate import calibrate, load_model, read_chunks
+
+    if not is_terminal(sys.stderr):
+        disable_progress_bar()
+    model, tokenizer = load_model(name, dtype)
+    with Progress("calibrating", 1) as progress:
+        return calibrate(model, read_chunks(tokenizer, text, tokens), name, progress.advance)
 
 
 def _write(calibration: Calibration, out: Path) -> None:

@@ -41,7 +41,7 @@ def profile_list(as_json: AsJson = False) -> None:
     "show",
     epilog=examples(
         "wdmoe profile show paper_8_devices --json",
-        "wdmoe profile show channel_profiles/near_far_8_devices.yaml --hidden-size 2048",
+        "wdmoe profile show my_lab.yaml --hidden-size 2048 --ffn-size 1024",
     ),
 )
 def profile_show(
@@ -62,7 +62,7 @@ def profile_show(
     print_json(dict(devices=records)) if as_json else print_table(records)
 
 
-@app.command("validate", epilog=examples("wdmoe profile validate channel_profiles/paper_8_devices.yaml"))
+@app.command("validate", epilog=examples("wdmoe profile validate my_lab.yaml"))
 def profile_validate(
     file: Annotated[Path, typer.Argument(help="A profile file.")],
     as_json: AsJson = False,

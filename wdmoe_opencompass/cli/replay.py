@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "wdmoe replay RUN/predictions/*/*.trace.safetensors --profile paper_8_devices",
     "wdmoe replay d.trace.safetensors --profile paper_8_devices --draws 100 --csv",
-    "wdmoe replay d.trace.safetensors --profile my.yaml --sweep payload_bits=4:16:4",
+    "wdmoe replay d.trace.safetensors --profile p.yaml --sweep payload_bits=4:8:2",
 )
 MOST_POINTS, MOST_DRAWS = 10_000, 10_000_000
 INFINITE_MEAN = (

@@ -45,7 +45,7 @@ def _say(as_json: bool) -> Callable[[str], None]:
 
 @app.command(
     "device",
-    epilog=examples("wdmoe testbed device --model quickstart/model --experts 0-3 --listen 127.0.0.1:0"),
+    epilog=examples("wdmoe testbed device --model DIR --experts 0-3 --listen 127.0.0.1:50051"),
 )
 def device(
     model: Model,
