@@ -1,13 +1,18 @@
 """WDMoE for OpenCompass: accuracy and attention waiting latency of wirelessly distributed experts.
 
 `channel`, `latency` and `allocation` need NumPy and SciPy only; `selection` and `routing` need torch and transformers;
-`harness` is what OpenCompass loads. Importing this package loads neither torch nor OpenCompass.
+`harness` is what OpenCompass loads. Importing this package loads none of them: each name below comes with its first
+use, so that `wdmoe --help` and completion answer at once.
 """
 
-from .allocation import allocate
-from .channel import ChannelProfile, draw_channel, list_profiles, load_profile
-from .errors import WdmoeError
-from .latency import ExpertShape, link_budget, token_latency_s, waiting_latency_s
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .allocation import allocate
+    from .channel import ChannelProfile, draw_channel, list_profiles, load_profile
+    from .errors import WdmoeError
+    from .latency import ExpertShape, link_budget, token_latency_s, waiting_latency_s
 
 __version__ = "0.1.0"
 __all__ = [
@@ -22,3 +27,22 @@ __all__ = [
     "token_latency_s",
     "waiting_latency_s",
 ]
+_NAMES_OF_MODULES = {
+    "allocation": ("allocate",),
+    "channel": ("ChannelProfile", "draw_channel", "list_profiles", "load_profile"),
+    "errors": ("WdmoeError",),
+    "latency": ("ExpertShape", "link_budget", "token_latency_s", "waiting_latency_s"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES_OF_MODULES:
+        return import_module(f"{__name__}.{name}")
+    for module, names in _NAMES_OF_MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_NAMES_OF_MODULES})

@@ -268,7 +268,7 @@ def test_a_missing_dataset_is_named_with_its_place_and_exits_1(tmp_path):
     *_, problem, verdict = done.stdout.splitlines()
     assert problem.startswith(f"problem: dataset qs_choice: file missing: {tmp_path / 'data' / 'choice.jsonl'};")
     assert verdict == "this run cannot work"
-    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    rows = [line.split() for line in done.stdout.splitlines()]
     assert [str(tmp_path / "data" / "choice.jsonl"), "1", "0", "0", "ppl"] in rows
     assert ["quickstart/data/twoway", "1", "1", "250", "ppl"] in rows
 

@@ -300,7 +300,7 @@ def test_a_trace_of_another_version_costs_only_its_own_numbers(run, folder):
     path.write_bytes(len(frame).to_bytes(8, "little") + hashlib.sha256(frame).digest() + frame)
     found = looked(run)[MODEL, "d"]
     assert (found.prompts_done, found.share_dropped) == (None, None)
-    assert "format_version must be 4, got 3" in found.reason
+    assert "format_version must be 5, got 3" in found.reason
 
 
 # -- a whole run -----------------------------------------------------------------------------------------------------
@@ -393,7 +393,7 @@ def test_the_command_prints_a_table_or_json_and_says_by_its_exit_code_how_it_wen
 def test_a_terminal_too_small_shows_what_runs_and_what_failed(run, folder):
     from rich.console import Console
 
-    from wdmoe_opencompass.watch import _grid
+    from wdmoe_opencompass.cli.watch_display import _grid
 
     with exclusive(folder / "e.json"):
         (folder / "d.failed.txt").write_text("why")

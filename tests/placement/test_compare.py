@@ -134,7 +134,7 @@ def test_the_file_is_a_whole_profile_that_the_other_commands_take(written, tmp_p
     assert "Made by `wdmoe place` from channel profile paper_8_devices and the routing traces tiny/d" in out.read_text()
     assert "4 devices, hash" in wdmoe("profile", "validate", out).stdout
     table = wdmoe("place", path, *options).stdout.splitlines()
-    assert [row.split("\t")[0] for row in table[:4]] == ["placement", "default", "cap_greedy", "ours"]
+    assert [row.split()[0] for row in table[:4]] == ["placement", "default", "cap_greedy", "ours"]
     assert table[3].endswith("proven optimal")
     assert table[-1] == f"written: {out}"
 

@@ -37,9 +37,10 @@ from opencompass.utils import (
     model_abbr_from_cfg,
 )
 from opencompass.utils.run import get_config_from_arg
+from transformers import PreTrainedTokenizerBase
 
 from ..channel.profile import ChannelProfile
-from ..errors import WdmoeError
+from ..errors import WdmoeError, shown
 from ..routing.trace import array_bytes, axis_sizes
 from ..sealed_file import MOST_BYTES
 from .infer_task import WdmoeInferTask
@@ -120,12 +121,24 @@ def _read_config(path: Path) -> Config:
         with tempfile.TemporaryDirectory() as folder:
             cfg.dump(os.path.join(folder, "config.py"))
             cfg = Config.fromfile(os.path.join(folder, "config.py"), format_python_code=False)
-    except Exception as error:  # a config is a Python program: it may raise anything
+    except (Exception, SystemExit) as error:  # a config is a Python program: it may raise anything
         raise WdmoeError(f"{path}: cannot be read as an OpenCompass config: {_one_line(error)}") from None
     for key in ("models", "datasets"):
         if not (isinstance(cfg.get(key), list) and cfg[key]):
             raise WdmoeError(f"{path}: must have a list `{key}` that is not empty")
+        _check_abbrs(path, key, cfg[key])
     return cfg
+
+
+def _check_abbrs(path: Path, key: str, entries: list[Any]) -> None:
+    abbr_of = model_abbr_from_cfg if key == "models" else dataset_abbr_from_cfg
+    for number, one in enumerate(entries):
+        try:
+            named = isinstance(abbr_of(one), str)
+        except Exception:  # OpenCompass makes an abbr from whatever else is there
+            named = False
+        if not named:
+            raise WdmoeError(f"{path}: {key}[{number}] must be a dict with abbr='...', got {shown(one)}")
 
 
 def _check_sections(cfg: Config, plan: Plan) -> None:
@@ -133,10 +146,15 @@ def _check_sections(cfg: Config, plan: Plan) -> None:
         abbrs = [key(one) for one in cfg[kind]]
         for abbr in sorted({one for one in abbrs if abbrs.count(one) > 1}):
             plan.problems.append(f"{kind}: the abbr {abbr} stands twice, so one would take the other's predictions")
+    task = _resolved(TASKS, cfg.get("infer", {}).get("runner", {}).get("task", {}).get("type"))
     if not any("wdmoe" in model for model in cfg["models"]):
         plan.notes.append("no model has wdmoe=dict(...): no routing trace will be written")
+        if not _is_subclass(task, WdmoeInferTask) and _needs_batch_encode_plus(cfg):
+            plan.problems.append(
+                "infer: OpenCompass's Hugging Face models call tokenizer.batch_encode_plus, which the installed "
+                "transformers does not have; take infer from eval_configs/runners/wdmoe_local.py: its task supplies it"
+            )
         return
-    task = _resolved(TASKS, cfg.get("infer", {}).get("runner", {}).get("task", {}).get("type"))
     if not _is_subclass(task, WdmoeInferTask):
         plan.problems.append(
             "infer: its runner's task must be WdmoeInferTask, or no routing trace is written; "
@@ -145,6 +163,14 @@ def _check_sections(cfg: Config, plan: Plan) -> None:
     summarizer = _resolved(TASKS, cfg.get("summarizer", {}).get("type"))
     if not _is_subclass(summarizer, WdmoeSummarizer):
         plan.problems.append("summarizer: must be dict(type=WdmoeSummarizer), or no latency is reported")
+
+
+def _needs_batch_encode_plus(cfg: Config) -> bool:
+    kinds = [_resolved(MODELS, model.get("type")) for model in cfg["models"]]
+    stock = any(
+        _is_subclass(kind, HuggingFacewithChatTemplate) and not _is_subclass(kind, WdmoeMixin) for kind in kinds
+    )
+    return stock and not hasattr(PreTrainedTokenizerBase, "batch_encode_plus")
 
 
 def _resolved(registry: Any, named: Any) -> Any:
@@ -211,7 +237,12 @@ def _look_at_weights(model: _Model, problem: Callable) -> None:
         )
         return
     model.facts.folder = str(folder)
-    if missing := missing_files(folder):
+    try:
+        missing = missing_files(folder)
+    except WdmoeError as error:
+        problem(error)
+        return
+    if missing:
         more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
         way_out = "" if Path(path).is_dir() else f"; get them with: hf download {path}"
         problem(f"weights missing: {folder / missing[0]}{more}{way_out}")

@@ -12,6 +12,7 @@ from ..errors import ModelError
 
 # transformers names these differently from one model family to the next.
 EXPERTS_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+MOST_HEADER_BYTES = 100_000_000  # safetensors' own limit
 TOP_K_KEYS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
 
 
@@ -46,15 +47,51 @@ def local_folder(path: str, revision: str | None = None) -> Path | None:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """Names of the weight files that transformers would look for in `folder` and not find."""
+    """Names of the weight files that transformers would look for in `folder` and not find.
+
+    ModelError where its index cannot be read.
+    """
     for single in ("model.safetensors", "pytorch_model.bin"):
         if (folder / single).is_file():
             return []
         index = folder / f"{single}.index.json"
         if index.is_file():
-            shards = set(json.loads(index.read_text())["weight_map"].values())
+            try:
+                shards = set(json.loads(index.read_text())["weight_map"].values())
+            except (ValueError, TypeError, KeyError, AttributeError):
+                raise ModelError(f"{index}: not an index of weights: must be JSON with a weight_map") from None
             return sorted(shard for shard in shards if not (folder / shard).is_file())
     return ["model.safetensors"]
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of the safetensors files in `folder`."""
+    return sorted(path.name for path in folder.glob("*.safetensors"))
+
+
+def torn_files(folder: Path) -> dict[str, str]:
+    """-> name of each safetensors file that is not as long as its own header says: what is wrong with it.
+
+    A file starts with 8 bytes, the length of its header, a JSON object with where each tensor's bytes begin and end
+    (huggingface/safetensors, README.md, "Format").
+    """
+    found = {name: _why_torn(folder / name) for name in weight_files(folder)}
+    return {name: why for name, why in found.items() if why is not None}
+
+
+def _why_torn(path: Path) -> str | None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        if size < 8 or header_bytes > min(size - 8, MOST_HEADER_BYTES):
+            return f"no safetensors file, or torn in its header ({size} bytes; a Git LFS pointer has some 130)"
+        try:
+            tensors = json.loads(file.read(header_bytes))
+            ends = [one["data_offsets"][1] for name, one in tensors.items() if name != "__metadata__"]
+            expected = 8 + header_bytes + max(ends, default=0)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            return "no safetensors file: its header cannot be read"
+    return None if size == expected else f"{size} bytes, and its header says {expected}"
 
 
 def measure_weights(folder: Path, model_kwargs: dict[str, Any]) -> WeightsFacts:

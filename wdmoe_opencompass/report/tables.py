@@ -132,8 +132,16 @@ def datasets_of(runs: Sequence[ModelRun]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in (*run.accuracies, *run.traces, *run.missing)))
 
 
-def _read_if_there(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.is_file() else {}
+def _read_if_there(path: Path, kind: type) -> Any:
+    """-> what a JSON file holds, an empty list or dict where there is none; TraceError where it holds another kind."""
+    try:
+        content = json.loads(path.read_bytes()) if path.is_file() else kind()
+    except ValueError:
+        content = None
+    if not isinstance(content, kind):
+        way_out = "write it anew: opencompass CONFIG -r TIME --mode viz"
+        raise TraceError(f"{path}: must hold a {kind.__name__} as JSON; {way_out}")
+    return content
 
 
 def runs_from_traces(run_folder: Path) -> list[ModelRun]:
@@ -141,8 +149,8 @@ def runs_from_traces(run_folder: Path) -> list[ModelRun]:
 
     TraceError where there is no trace, or where a model's traces are of different weights or channel profiles.
     """
-    groups = _read_if_there(run_folder / "summary" / GROUPS_FILE)
-    datasets = list(_read_if_there(run_folder / "summary" / DATASETS_FILE))
+    groups = _read_if_there(run_folder / "summary" / GROUPS_FILE, dict)
+    datasets = _read_if_there(run_folder / "summary" / DATASETS_FILE, list)
     runs: dict[str, ModelRun] = {}
     for path in sorted((run_folder / "predictions").glob(f"*/*{SEALED_SUFFIX}")):
         trace = read_trace(path)

@@ -4,17 +4,26 @@ import logging
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import LabError, WdmoeError
+from ..commands import DTYPE_NAMES, AsJson, JsonLines, examples, names, new_app, profile_names, run
+from ..console import Progress, print_event, print_json
+from ..errors import LabError
 
-app = typer.Typer(no_args_is_help=True, help="A live testbed: experts on real devices over the network.")
+app = new_app(help="A live testbed: experts on real devices over the network.")
 
 Model = Annotated[str, typer.Option(help="Folder of the model: config.json and safetensors files.")]
-Dtype = Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto: as the model's config says.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="float32, float16, bfloat16, or auto: as the model's config says.", autocompletion=names(DTYPE_NAMES)
+    ),
+]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads of a device; 0: as many as torch takes.")]
 Compute = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
 MessageBytes = Annotated[int, typer.Option(min=1 << 16, max=1 << 30, help="Longest message taken.")]
@@ -25,7 +34,19 @@ def _log_to_stderr() -> None:
     logging.getLogger("wdmoe_opencompass").setLevel(logging.INFO)
 
 
-@app.command("device")
+def _say(as_json: bool) -> Callable[[str], None]:
+    """How a command talks that runs until it is ended: lines, or a JSON object on each."""
+
+    def say(text: str) -> None:
+        print_event(dict(said=text)) if as_json else print(text, flush=True)
+
+    return say
+
+
+@app.command(
+    "device",
+    epilog=examples("wdmoe testbed device --model DIR --experts 0-3 --listen 127.0.0.1:50051"),
+)
 def device(
     model: Model,
     experts: Annotated[str, typer.Option(help="Experts to hold in every MoE layer: 0,1 or 0-3.")],
@@ -39,6 +60,7 @@ def device(
     message_bytes: MessageBytes = 1 << 26,
     workers: Annotated[int, typer.Option(min=1, help="Messages computed at once.")] = 1,
     waiting: Annotated[int, typer.Option(min=0, help="Messages that may wait; the next one is refused.")] = 8,
+    as_json: JsonLines = False,
 ) -> None:
     """Serve some experts of every MoE layer until a signal comes."""
     import torch
@@ -49,32 +71,46 @@ def device(
     check_address(listen, keys is not None)
     if threads:
         torch.set_num_threads(threads)
-    held = loaded(model, _experts(experts), dtype, device, lambda text: print(text, flush=True))
+    say = _say(as_json)
+    held = loaded(model, _experts(experts), dtype, device, say)
     bits_per_s = None if rate is None else rate * 1e6
     server = DeviceServer(held, listen, keys, name, bits_per_s, message_bytes, workers, waiting)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.begin_stop())
     server.start()
     host = listen.rpartition(":")[0]
-    print(f"listening on {host}:{server.port}{'' if keys is None else ', mutual TLS'}", flush=True)
+    say(f"listening on {host}:{server.port}{'' if keys is None else ', mutual TLS'}")
     server.wait()
 
 
-@app.command("keys")
+@app.command("keys", epilog=examples("wdmoe testbed keys keys --devices orin1,orin2,nx1,nx2"))
 def keys(
     folder: Annotated[Path, typer.Argument(help="Folder to write to; its authority is kept if it has one.")],
     devices: Annotated[str, typer.Option(help="Names of the devices, as in the lab file: a,b,c.")],
     days: Annotated[float, typer.Option(help="How long they are valid.")] = 365.0,
+    as_json: AsJson = False,
 ) -> None:
     """Make the certificates and keys of a lab: each device gets ca.pem, NAME.pem and NAME.key, and nothing else."""
     from .keys import make_keys
 
-    for path in make_keys(folder, [name.strip() for name in devices.split(",") if name.strip()], days):
+    written = make_keys(folder, [name.strip() for name in devices.split(",") if name.strip()], days)
+    if as_json:
+        print_json(dict(written=[str(path) for path in written], secret=str(folder / "ca.key")))
+        return
+    for path in written:
         print(path)
     print(f"keep {folder / 'ca.key'} to yourself: whoever has it can make keys")
 
 
-@app.command("up", context_settings=dict(ignore_unknown_options=True, allow_interspersed_args=False))
+@app.command(
+    "up",
+    context_settings=dict(ignore_unknown_options=True, allow_interspersed_args=False),
+    epilog=examples(
+        "wdmoe testbed up --model quickstart/model --rate 200,200,100,20",
+        "wdmoe testbed up --model quickstart/model -- opencompass my_config.py",
+    )
+    + "\n\nExit code: that of the command after --, if there is one.",
+)
 def up(
     model: Model,
     command: Annotated[list[str] | None, typer.Argument(help="Run this (after --), then end.")] = None,
@@ -92,6 +128,7 @@ def up(
     namespaces: Annotated[
         bool, typer.Option(help="Network namespaces with tc tbf where root allows; else limits in the devices.")
     ] = True,
+    as_json: JsonLines = False,
 ) -> None:
     """A lab on this machine: devices as processes behind links of a given rate."""
     from pydantic import ValidationError
@@ -99,9 +136,10 @@ def up(
     from .local import local_lab, namespaces_problem, spread
 
     _log_to_stderr()
+    say = _say(as_json)
     problem = namespaces_problem() if namespaces else "not wanted"
     if namespaces and problem:
-        print(f"no network namespaces: {problem}; the devices limit their rates themselves", flush=True)
+        say(f"no network namespaces: {problem}; the devices limit their rates themselves")
     try:
         rates: list[float | None] = [float(one) for one in rate.split(",") if one]
     except ValueError:
@@ -118,40 +156,44 @@ def up(
             problem is None,
             dtype,
             threads,
-            lambda text: print(text, flush=True),
+            say,
             **settings,
         ):
             if command:
-                raise SystemExit(subprocess.run(command).returncode)
+                raise SystemExit(_run(command))
             signal.pause()
     except ValidationError as error:
         raise LabError(f"{error.errors()[0]['loc'][-1]}: {error.errors()[0]['msg']}") from None
     except KeyboardInterrupt:
-        print("ended", flush=True)
+        say("ended")
 
 
-@app.command("measure")
+@app.command(
+    "measure",
+    epilog=examples(
+        "wdmoe testbed measure lab.yaml --model quickstart/model --out measured.yaml",
+        "wdmoe predict outputs/testbed/TIME --profile measured.yaml",
+    ),
+)
 def measure(
     lab: Annotated[Path, typer.Argument(help="Lab file: its devices must be running.")],
     model: Model,
     out: Annotated[Path, typer.Option(help="Channel profile to write: the profile below with measured rates.")],
     profile: Annotated[
-        str, typer.Option(help="Profile of as many devices in the same order, whose names and distances are kept.")
+        str,
+        typer.Option(
+            help="Profile of as many devices in the same order, whose names and distances are kept.",
+            autocompletion=profile_names,
+        ),
     ] = "testbed_4_devices",
     tokens: Annotated[str, typer.Option(help="Tokens per message, at least two sizes.")] = "1,4,16,64,256",
     rounds: Annotated[int, typer.Option(min=1, help="How often each size goes to all, to some, and to each.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Of the hidden states and of the order.")] = 0,
     dtype: Dtype = "auto",
     device: Annotated[str, typer.Option(help="Where the base station's own experts compute: cpu, cuda, ...")] = "cpu",
+    as_json: AsJson = False,
 ) -> None:
-    """Probe the devices of a lab, all at once as a run does, and fit a channel profile of measured rates.
-
-    Examples:
-
-    wdmoe testbed measure lab.yaml --model quickstart/model --dtype float32 --out measured.yaml
-
-    wdmoe predict RUN --profile measured.yaml
-    """
+    """Probe the devices of a lab, all at once as a run does, and fit a channel profile of measured rates."""
     from ..channel.profile import load_profile
     from .experts import layers_without_weights
     from .lab import load_lab, profile_of_lab
@@ -166,12 +208,16 @@ def measure(
     base = profile_of_lab(load_profile(profile), its_lab, str(lab))
     layers = layers_without_weights(model, dtype)
     own_work = work_of_own_experts(model, its_lab, layers[0].num_experts, dtype, device)
-    times, payload_bits = probe(its_lab, layers, sizes, rounds, own_work, seed)
-    names = [one.name for one in base.devices]
-    fit = fit_lab(names, times, layers[0].shape, payload_bits)
-    fitted = measured_profile(base, names, fit, payload_bits, out.stem)
+    with Progress(f"measuring {len(its_lab.devices)} devices"):
+        times, payload_bits = probe(its_lab, layers, sizes, rounds, own_work, seed)
+    names_of_devices = [one.name for one in base.devices]
+    fit = fit_lab(names_of_devices, times, layers[0].shape, payload_bits)
+    fitted = measured_profile(base, names_of_devices, fit, payload_bits, out.stem)
     out.write_text(measured_profile_text(fitted, fit))
-    for name, device_of_lab, one in zip(names, its_lab.devices, fit.devices):
+    if as_json:
+        print_json(dict(profile=str(out), hash=fitted.content_hash, **asdict(fit)))
+        return
+    for name, device_of_lab, one in zip(names_of_devices, its_lab.devices, fit.devices):
         rates = f"{one.downlink_bit_per_s / 1e6:.4g} Mbit/s down, {one.uplink_bit_per_s / 1e6:.4g} up"
         computing = f"{one.compute_flops / 1e9:.4g} GFLOP/s, {1e3 * one.fixed_s:.3g} ms per message"
         print(f"{device_of_lab.name} ({name}): {rates}, {computing}")
@@ -180,6 +226,14 @@ def measure(
         f"{fit.layers} exchanges {100 * fit.median_relative_error:.1f} %"
     )
     print(f"profile: {out}")
+
+
+def _run(command: list[str]) -> int:
+    """-> exit code of a command of the user's; LabError where there is none of this name."""
+    try:
+        return subprocess.run(command).returncode
+    except OSError as error:
+        raise LabError(f"{command[0]}: cannot be run: {error.strerror}") from None
 
 
 def _interrupt(*_: Any) -> None:
@@ -210,11 +264,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Run one command; a WdmoeError becomes one sentence and exit code 2."""
-    try:
-        return app(arguments)
-    except WdmoeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run(app, "wdmoe testbed", arguments)
 
 
 if __name__ == "__main__":

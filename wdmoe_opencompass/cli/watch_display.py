@@ -1,26 +1,24 @@
-"""`wdmoe watch`: the lines of a run, in another terminal or on another machine that sees its folder."""
+"""How `wdmoe watch` shows a look at a run: as JSON, as plain text, or drawn on a terminal."""
 
-import json
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from .harness.progress import FAILED, FINISHED, INTERRUPTED, RUNNING, WAITING, DatasetProgress
-from .harness.run_progress import RunProgress, RunWatch
+from ..console import aligned, is_terminal, print_event
+from ..harness.progress import FAILED, FINISHED, INTERRUPTED, RUNNING, WAITING, DatasetProgress
+from ..harness.run_progress import RunProgress
 
 COLOURS = {WAITING: "dim", RUNNING: "cyan", INTERRUPTED: "yellow", FAILED: "red", FINISHED: "green"}
 MOST_URGENT = (RUNNING, FAILED, INTERRUPTED, WAITING, FINISHED)
+TO_LEFT = ("model", "dataset", "state")
 LINES_AROUND = 10  # of a terminal: head of the table, notes
 EXPLANATION = (
     "waiting: attention waiting latency, Eq. (11), mean over the batches so far, for the run's own selection, channel "
@@ -28,38 +26,12 @@ EXPLANATION = (
 )
 
 
-def watch_command(
-    run_folder: Annotated[Path, typer.Argument(help="OpenCompass's time-stamped folder of a run.")],
-    once: Annotated[bool, typer.Option("--once", help="Look once, do not wait for the end.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON per look.")] = False,
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 5.0,
-) -> None:
-    """Show how far a run is: prompts, accuracy, dropped assignments, waiting latency, and the time left.
-
-    Reads the run's folder only, and ends with the run: exit code 0 if all datasets are finished, 1 if one failed, was
-    interrupted or was never begun. With --once: 1 if one failed or was interrupted.
-    """
-    watch = RunWatch(run_folder)
-    try:
-        with _display(as_json, once) as show:
-            while True:
-                found = watch.look(time.time())
-                show(found)
-                if once or found.has_ended:
-                    break
-                time.sleep(interval)
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    if found.is_broken if once else not found.is_finished:
-        raise typer.Exit(1)
-
-
 @contextmanager
-def _display(as_json: bool, once: bool) -> Iterator[Any]:
+def display(as_json: bool, once: bool) -> Iterator[Any]:
     """-> what shows one look."""
     if as_json:
-        yield lambda found: print(json.dumps(record(found), allow_nan=False), flush=True)
-    elif not sys.stdout.isatty():
+        yield lambda found: print_event(record(found))
+    elif not is_terminal(sys.stdout):
         yield lambda found: print(plain(found), flush=True)
     elif once:
         yield lambda found: Console().print(*table(found, len(found.datasets)))
@@ -75,10 +47,10 @@ def record(found: RunProgress) -> dict[str, Any]:
 
 
 def plain(found: RunProgress) -> str:
-    """One look as text without colours: a table with tabs, then the reasons."""
-    rows = [list(one.cells().values()) for one in found.datasets]
-    head = [list(found.datasets[0].cells())] if found.datasets else []
-    lines = ["\t".join(map(_printable, row)) for row in [*head, *rows]]
+    """One look as text without colours: a table in aligned columns, then the reasons."""
+    names = list(DatasetProgress("", "", WAITING).cells())
+    rows = [[_printable(cell) for cell in one.cells().values()] for one in found.datasets]
+    lines = [aligned([names, *rows], [name not in TO_LEFT for name in names])]
     return "\n".join([*lines, *map(_printable, _notes(found)), _summary(found)])
 
 
@@ -91,7 +63,7 @@ def table(found: RunProgress, most_rows: int) -> tuple[Table, Text]:
     for name in DatasetProgress("", "", WAITING).cells():
         head = name.replace(", ", ",\n").replace(" (", "\n(").replace(" per ", " per\n")
         is_name = name in ("model", "dataset")  # what gives way where the terminal is narrow
-        justify: Literal["left", "right"] = "left" if is_name or name == "state" else "right"
+        justify: Literal["left", "right"] = "left" if name in TO_LEFT else "right"
         drawn.add_column(head, justify=justify, no_wrap=not is_name, overflow="fold")
     for one in chosen:
         cells = [Text(_printable(cell)) for cell in one.cells().values()]

@@ -1,0 +1,49 @@
+"""`wdmoe doctor`."""
+
+import io
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..commands import CHECK_FAILED, AsJson
+from ..console import Progress, print_json, print_table
+
+EXAMPLES = (
+    "wdmoe doctor",
+    "wdmoe doctor eval_configs/eval_quickstart.py --json",
+)
+
+
+def doctor_command(
+    config: Annotated[
+        Path | None, typer.Argument(help="OpenCompass config: also look at what its models and datasets need.")
+    ] = None,
+    work_dir: Annotated[
+        Path, typer.Option("--work-dir", "-w", help="Where the run will write, as opencompass's -w.")
+    ] = Path("outputs"),
+    as_json: AsJson = False,
+) -> None:
+    """Is this machine fit for a run? Each finding with its fix; exit code 1 if there is a problem."""
+    with (
+        Progress("looking at this machine", 1) as progress,
+        redirect_stdout(io.StringIO()),  # OpenCompass and its loaders talk a lot
+        redirect_stderr(io.StringIO()),
+    ):
+        from ..doctor import examine
+
+        findings = examine(config, work_dir, progress.advance)
+    problems, warnings = (sum(one.status == status for one in findings) for status in ("problem", "warning"))
+    if as_json:
+        print_json(dict(findings=[asdict(one) for one in findings], problems=problems, warnings=warnings))
+    else:
+        print_table([dict(status=one.status, check=one.check, found=one.found) for one in findings])
+        print()
+        for one in findings:
+            if one.fix is not None:
+                print(f"{one.status}, {one.check}: {one.fix}")
+        print(f"{problems} problems, {warnings} warnings")
+    if problems:
+        raise typer.Exit(CHECK_FAILED)

@@ -1,0 +1,56 @@
+"""`wdmoe predict`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..commands import CHECK_FAILED, PROFILE_HELP, AsJson, Format, Formatted, format_of, profile_names
+from ..console import Progress, print_aside, print_json, print_markdown
+from ..errors import TraceError, WdmoeError
+
+EXAMPLES = (
+    "wdmoe predict outputs/testbed/TIME --profile measured.yaml",
+    "wdmoe predict outputs/testbed/TIME --layers > layers.csv",
+)
+
+
+def predict_command(
+    run_folder: Annotated[Path, typer.Argument(help="Time-stamped folder of a run on a testbed.")],
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{PROFILE_HELP} It must have the run's devices; default: the run's own.",
+            autocompletion=profile_names,
+        ),
+    ] = None,
+    form: Formatted = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Print every layer of every pass instead, as CSV.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Predicted beside measured waiting latency of a testbed's run, from its traces and the times beside them."""
+    from ..channel.profile import load_profile
+    from ..report.tables import formatted, runs_from_traces
+    from ..report.testbed import measured_runs, prediction_notes, prediction_records, prediction_table
+
+    form = format_of(form, as_json)
+    if layers and form is not None:
+        raise WdmoeError("--layers prints CSV, so it excludes --format and --json")
+    chosen = None if profile is None else load_profile(profile)
+    with Progress("predicting"):
+        measured = measured_runs(runs_from_traces(run_folder), run_folder / "predictions")
+        records, rows = prediction_records(measured, chosen)
+    reasons = [f"{one.run.abbr}, {dataset}: {why}" for one in measured for dataset, why in one.missing.items()]
+    if not records:
+        raise TraceError("; ".join(reasons) or f"{run_folder}: no measured times beside its traces; no testbed ran it")
+    if layers:
+        print(rows.to_csv(index=False, lineterminator="\n"), end="")
+    elif form == Format.json:
+        print_json(dict(predictions=records, notes=prediction_notes(measured, chosen)))
+    else:
+        text = formatted(prediction_table(records), prediction_notes(measured, chosen), (form or Format.md).value)
+        print_markdown(text) if form is None else print(text, end="")
+    for reason in reasons:
+        print_aside(f"empty: {reason}")
+    if reasons:
+        raise typer.Exit(CHECK_FAILED)

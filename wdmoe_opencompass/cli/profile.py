@@ -1,0 +1,123 @@
+"""`wdmoe profile`: channel profiles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..commands import (
+    MIXTRAL_FFN_SIZE,
+    MIXTRAL_HIDDEN_SIZE,
+    AsJson,
+    FfnSize,
+    HiddenSize,
+    ProfileArgument,
+    examples,
+    new_app,
+)
+from ..console import print_json, print_table
+from ..errors import WdmoeError
+
+if TYPE_CHECKING:
+    from ..channel.profile import ChannelProfile
+    from ..latency import ExpertShape
+
+app = new_app(help="Channel profiles: list, show, validate.")
+
+
+@app.command("list", epilog=examples("wdmoe profile list"))
+def profile_list(as_json: AsJson = False) -> None:
+    """Names of the shipped channel profiles."""
+    from ..channel.profile import list_profiles, load_profile
+
+    profiles = [load_profile(name) for name in list_profiles()]
+    records = [dict(name=p.name, devices=len(p.devices), total_bandwidth_hz=p.total_bandwidth_hz) for p in profiles]
+    print_json(dict(profiles=records)) if as_json else print_table(records)
+
+
+@app.command(
+    "show",
+    epilog=examples(
+        "wdmoe profile show paper_8_devices --json",
+        "wdmoe profile show my_lab.yaml --hidden-size 2048 --ffn-size 1024",
+    ),
+)
+def profile_show(
+    name: ProfileArgument,
+    hidden_size: HiddenSize = MIXTRAL_HIDDEN_SIZE,
+    ffn_size: FfnSize = MIXTRAL_FFN_SIZE,
+    as_json: AsJson = False,
+) -> None:
+    """Devices, gains of the profile's draw, and rates and token latency under even bandwidth, Eq. (2) to (8).
+
+    Of measured rates: the rates, the fixed seconds of a message, and the token latency without these.
+    """
+    from ..channel.profile import load_profile
+    from ..latency import ExpertShape
+
+    profile = load_profile(name)
+    records = _device_records(profile, ExpertShape(hidden_size, ffn_size))
+    print_json(dict(devices=records)) if as_json else print_table(records)
+
+
+@app.command("validate", epilog=examples("wdmoe profile validate my_lab.yaml"))
+def profile_validate(
+    file: Annotated[Path, typer.Argument(help="A profile file.")],
+    as_json: AsJson = False,
+) -> None:
+    """Check a profile file; exit code 2 and one sentence if it breaks a rule."""
+    if file.suffix not in (".yaml", ".yml"):
+        raise WdmoeError(f"{file}: a channel profile file must end in .yaml")
+    from ..channel.profile import load_profile
+
+    profile = load_profile(file)
+    if as_json:
+        record = dict(file=str(file), name=profile.name, devices=len(profile.devices), hash=profile.content_hash)
+        print_json(record | dict(valid=True))
+        return
+    print(f"{file}: valid, {len(profile.devices)} devices, hash {profile.content_hash[:12]}")
+
+
+def _device_records(profile: ChannelProfile, shape: ExpertShape) -> list[dict[str, Any]]:
+    from ..channel.propagation import draw_channel, path_loss_db
+    from ..channel.rates import rate_bit_per_s
+    from ..energy import token_energy
+    from ..latency import link_budget, token_latency_s
+
+    channel = draw_channel(profile)
+    even_hz = profile.total_bandwidth_hz / len(profile.devices)
+    noise = profile.noise_psd_w_per_hz
+    loss_db = path_loss_db(profile)
+    budget = link_budget(profile, channel, shape)
+    latency, energy = token_latency_s(budget, even_hz), token_energy(profile, shape, budget, even_hz)
+    power_w = profile.base_station.transmit_power_w
+    if profile.rates == "measured":
+        return [
+            dict(
+                name=device.name,
+                downlink_bit_per_s=device.downlink_bit_per_s,
+                uplink_bit_per_s=device.uplink_bit_per_s,
+                fixed_s=device.fixed_s or 0.0,
+                compute_flops=device.compute_flops,
+                token_latency_s=float(latency[k]),
+            )
+            for k, device in enumerate(profile.devices)
+        ]
+    return [
+        dict(
+            name=device.name,
+            distance_m=device.distance_m,
+            path_loss_db=float(loss_db[k]),
+            downlink_gain=float(channel.downlink_gain[k]),
+            uplink_gain=float(channel.uplink_gain[k]),
+            downlink_bit_per_s=float(rate_bit_per_s(even_hz, power_w, channel.downlink_gain[k], noise)),
+            uplink_bit_per_s=float(rate_bit_per_s(even_hz, device.transmit_power_w, channel.uplink_gain[k], noise)),
+            token_latency_s=float(latency[k]),
+            downlink_j_per_token=float(energy.downlink_j[k]),
+            uplink_j_per_token=float(energy.uplink_j[k]),
+            computation_j_per_token=None if energy.computation_j is None else float(energy.computation_j[k]),
+        )
+        for k, device in enumerate(profile.devices)
+    ]

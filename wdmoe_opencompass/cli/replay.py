@@ -1,0 +1,157 @@
+"""`wdmoe replay`: latencies of recorded passes, computed anew."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..commands import Allocator, AsJson, Profile, Scope
+from ..console import Progress, print_csv, print_json, print_table
+from ..errors import TraceError, WdmoeError
+
+if TYPE_CHECKING:
+    from ..channel.profile import ChannelProfile
+    from ..replay import DrawnLatency, ReplayedLatency
+    from ..routing.trace import RoutingTrace
+
+EXAMPLES = (
+    "wdmoe replay RUN/predictions/*/*.trace.safetensors --profile paper_8_devices",
+    "wdmoe replay d.trace.safetensors --profile paper_8_devices --draws 100 --csv",
+    "wdmoe replay d.trace.safetensors --profile p.yaml --sweep payload_bits=4:8:2",
+)
+MOST_POINTS, MOST_DRAWS = 10_000, 10_000_000
+INFINITE_MEAN = (
+    "under Rayleigh fading the expected latency is infinite (a gain can be arbitrarily close to 0): mean and standard "
+    "error describe these draws only; compare the medians, with their 95 % intervals"
+)
+
+
+def replay_command(
+    traces: Annotated[list[Path], typer.Argument(metavar="TRACE", help="Sealed routing traces of a run.")],
+    profile: Profile,
+    allocation: Allocator = "uniform",
+    scope: Scope = "pass",
+    sweep: Annotated[
+        str | None,
+        typer.Option(help="KEY=FROM:TO:POINTS, as total_bandwidth_hz=20e6:120e6:6 or devices[0].distance_m=…"),
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, max=MOST_DRAWS, help="Fading draws; the first is the run's own.")] = 1,
+    payload_bits: Annotated[int | None, typer.Option(help="Bits per value instead of the profile's.")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Attention waiting latency of recorded passes under any profile with the same devices, Eq. (11)."""
+    from ..channel.profile import changed_profile, load_profile
+    from ..replay import check_same_devices
+    from ..routing.trace import read_trace
+
+    if as_csv and as_json:
+        raise WdmoeError("--csv and --json exclude each other")
+    loaded = load_profile(profile)
+    if payload_bits is not None:
+        loaded = changed_profile(loaded, "payload_bits", payload_bits)
+    read = [read_trace(path) for path in traces]
+    for trace in read:
+        check_same_devices(trace, loaded)
+    points = _sweep_points(loaded, sweep)
+    records, passes = _replayed(read, points, sweep.split("=")[0] if sweep else None, allocation, scope, draws)
+    infinite_mean = draws > 1 and loaded.fading.model == "rayleigh"
+    if as_json:
+        answer: dict[str, Any] = dict(allocation=allocation, scope=scope, profile_hash=loaded.content_hash)
+        answer["recorded_profile_hashes"] = sorted({trace.metadata.profile_hash for trace in read})
+        answer |= dict(draws=draws, notes=[INFINITE_MEAN] if infinite_mean else [])
+        if sweep is None:  # a mean over the points of a sweep would be of no system
+            total = sum(record["passes"] for record in records)
+            answer["mean_waiting_latency_s"] = sum(r["passes"] * r["mean_waiting_latency_s"] for r in records) / total
+            answer["passes"] = passes
+        print_json(answer | dict(summary=records))
+        return
+    if as_csv:
+        print_csv(records)
+    else:
+        print_table(records)
+        print(f"mean per forward pass; allocation {allocation}, scope {scope}")
+        print(f"replayed under profile {loaded.name} (hash {loaded.content_hash[:12]})")
+        for name, run_hash in dict.fromkeys((t.metadata.profile.name, t.metadata.profile_hash[:12]) for t in read):
+            print(f"recorded, and experts selected, under profile {name} (hash {run_hash})")
+        if infinite_mean:
+            print(INFINITE_MEAN)
+
+
+def _sweep_points(profile: ChannelProfile, sweep: str | None) -> list[tuple[float | None, ChannelProfile]]:
+    import numpy as np
+
+    from ..channel.profile import changed_profile
+
+    if sweep is None:
+        return [(None, profile)]
+    match = re.fullmatch(r"([^=]+)=([^:]+):([^:]+):(\d+)", sweep)
+    try:
+        if match is None:
+            raise ValueError
+        first, last, points = float(match[2]), float(match[3]), int(match[4])
+    except ValueError:
+        raise WdmoeError(f"--sweep must be KEY=FROM:TO:POINTS, got {sweep!r}") from None
+    if not (1 <= points <= MOST_POINTS and np.isfinite([first, last]).all()):
+        raise WdmoeError(f"--sweep must have 1 to {MOST_POINTS} points between finite numbers, got {sweep!r}")
+    values = np.linspace(first, last, points)
+    return [(float(value), changed_profile(profile, match[1], float(value))) for value in values]
+
+
+def _replayed(
+    traces: list[RoutingTrace],
+    points: list[tuple[float | None, ChannelProfile]],
+    key: str | None,
+    allocation: str,
+    scope: str,
+    draws: int,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """-> one record per sweep point and trace, and, for the runs' own draws alone, one per forward pass."""
+    from ..replay import replay, replay_draws
+
+    records: list[dict[str, Any]] = []
+    passes: list[dict[str, Any]] = []
+    with Progress("replaying", len(points) * len(traces)) as progress:
+        for value, profile in points:
+            for trace in traces:
+                record: dict[str, Any] = {key: value} if key else {}
+                record |= dict(model=trace.metadata.model, dataset=trace.metadata.dataset, passes=len(trace.batch))
+                if draws > 1:
+                    drawn = replay_draws(trace, profile, allocation, scope, draws, progress.advance)
+                    record |= _drawn_columns(drawn)
+                elif not len(trace.batch):
+                    raise TraceError(f"the trace of {trace.metadata.dataset} holds no forward pass")
+                else:
+                    own = replay(trace, profile, allocation, scope, progress.advance)
+                    record |= _own_columns(own)
+                    passes += own.records()
+                origin = dict(allocation=allocation, scope=scope, profile_hash=profile.content_hash[:12])
+                records.append(record | origin | dict(recorded_profile_hash=trace.metadata.profile_hash[:12]))
+    return records, passes
+
+
+def _own_columns(own: ReplayedLatency) -> dict[str, Any]:
+    energy = own.energy
+    columns = dict(
+        mean_waiting_latency_s=own.mean_s("pass", "all"),
+        mean_downlink_energy_j=own.mean(energy.downlink_j, "pass", "all"),
+        mean_uplink_energy_j=own.mean(energy.uplink_j, "pass", "all"),
+    )
+    if energy.computation_j is not None:
+        columns["mean_computation_energy_j"] = own.mean(energy.computation_j, "pass", "all")
+    return columns
+
+
+def _drawn_columns(drawn: DrawnLatency) -> dict[str, Any]:
+    low, high = drawn.quantile_interval_s(0.5) or (None, None)
+    return dict(
+        median_waiting_latency_s=drawn.quantile_s(0.5),
+        median_95_low_s=low,
+        median_95_high_s=high,
+        **{f"quantile_{share:g}_s": drawn.quantile_s(share) for share in (0.05, 0.95)},
+        mean_waiting_latency_s=drawn.mean_s,
+        standard_error_s=drawn.standard_error_s,
+    )

@@ -1,0 +1,115 @@
+"""`wdmoe report`, `wdmoe compare` and `wdmoe frontier`: what a run's summary folder holds."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..commands import CHECK_FAILED, AsJson, Format, Formatted, format_of
+from ..console import Progress, print_aside, print_json, print_markdown
+from ..errors import WdmoeError, shown
+
+REPORT_EXAMPLES = (
+    "wdmoe report outputs/quickstart/TIME",
+    "wdmoe report outputs/quickstart/TIME --format tex > tables.tex",
+)
+COMPARE_EXAMPLES = ("wdmoe compare outputs/a/TIME outputs/b/TIME --format csv",)
+WRITE_ANEW = "write it anew: opencompass CONFIG -r TIME --mode viz"
+FRONTIER_EXAMPLES = ("wdmoe frontier outputs/policies/TIME --json",)
+
+
+def report_command(
+    run_folder: Annotated[Path, typer.Argument(help="OpenCompass's time-stamped folder.")],
+    form: Formatted = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a run's main tables; exit code 1 if a cell is empty, with the reason of each."""
+    from ..report.summary import MAIN
+    from ..report.tables import MAIN_TABLES_FILE, MISSING_FILE
+
+    form = format_of(form, as_json)
+    summary = run_folder / "summary"
+    missing = _read_summary(run_folder, MISSING_FILE, list)
+    if form is None or form == Format.md:
+        text = (summary / MAIN_TABLES_FILE).read_text()
+        print_markdown(text) if form is None else print(text)
+        print(f"all formats: {summary}")
+    elif form == Format.json:
+        print_json({name: _read_summary(run_folder, f"{name}.json", dict) for name in MAIN})
+    else:
+        print("\n".join((summary / f"{name}.{form.value}").read_text() for name in MAIN), end="")
+    for cell in missing:
+        print_aside(f"empty: {cell}")
+    if missing:
+        raise typer.Exit(CHECK_FAILED)
+
+
+def compare_command(
+    run_a: Annotated[Path, typer.Argument(help="Time-stamped folder of one run.")],
+    run_b: Annotated[Path, typer.Argument(help="Time-stamped folder of another.")],
+    form: Formatted = None,
+    as_json: AsJson = False,
+) -> None:
+    """Differences between two runs, B - A, with intervals and p values: accuracy and latency that both measured."""
+    from ..report.compare import compared, notes_of
+    from ..report.tables import formatted
+
+    form = format_of(form, as_json)
+    records = [
+        {name: _read_summary(folder, f"{name}.json", list) for name in ("accuracy", "latency", "origin")}
+        | {name: _read_summary(folder, f"{name}.json", list, []) for name in ("items", "batches")}  # not in older runs
+        | dict(groups=_read_summary(folder, "groups.json", dict))
+        for folder in (run_a, run_b)
+    ]
+    try:
+        with Progress("comparing"):
+            table, notes = compared(*records), notes_of(*records)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:  # records of another version, or changed by hand
+        raise WdmoeError(
+            f"{run_a} or {run_b}: its summary holds other records than this version writes "
+            f"({type(error).__name__}: {error}); {WRITE_ANEW}"
+        ) from None
+    text = formatted(table, notes, (form or Format.md).value)
+    print_markdown(text) if form is None else print(text, end="")
+
+
+def frontier_command(
+    run_folder: Annotated[Path, typer.Argument(help="OpenCompass's time-stamped folder.")],
+    form: Formatted = None,
+    as_json: AsJson = False,
+) -> None:
+    """Accuracy against waiting latency of every policy of a run, with intervals; exit code 1 if there is but one."""
+    from ..report.frontier import FRONTIER
+
+    form = format_of(form, as_json)
+    summary = run_folder / "summary"
+    if len(_read_summary(run_folder, "frontier_records.json", list)) < 2:
+        print_aside(f"{run_folder}: no two models of the same weights and profile to compare")
+        raise typer.Exit(CHECK_FAILED)
+    text = (summary / f"{FRONTIER}.{(form or Format.md).value}").read_text()
+    print_markdown(text) if form is None else print(text, end="")
+    if form is None or form == Format.md:
+        print(f"\nfigure: {summary / FRONTIER}.png, .pdf")
+
+
+def _read_summary(run_folder: Path, name: str, kind: type, otherwise: Any = None) -> Any:
+    """-> what a JSON file of the summary folder holds, a list or dict as `kind` says; WdmoeError where it does not.
+
+    otherwise: the answer where there is no such file, if there may be none.
+    """
+    path = run_folder / "summary" / name
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError:
+        if otherwise is not None:
+            return otherwise
+        raise WdmoeError(
+            f"{run_folder}: no tables in its summary folder; give the time-stamped folder of a finished run whose "
+            "config has summarizer=dict(type=WdmoeSummarizer)"
+        ) from None
+    except ValueError:
+        raise WdmoeError(f"{path}: not JSON; {WRITE_ANEW}") from None
+    if not isinstance(content, kind):
+        raise WdmoeError(f"{path}: must hold a {kind.__name__}, got {shown(content)}; {WRITE_ANEW}")
+    return content

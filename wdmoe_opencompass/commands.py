@@ -1,0 +1,155 @@
+"""What every command of `wdmoe` shares: its options and their completion, its examples, and how it ends.
+
+Exit codes: 0 fine, 1 a check failed, 2 bad input, 130 interrupted. Bad input, of whatever kind, is one sentence on
+standard error, with `--json` too: standard output then stays empty.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from enum import StrEnum
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from .console import print_error
+from .errors import WdmoeError, unknown_name
+
+CHECK_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # the last as a shell reports the signal
+EXIT_CODES = "Exit codes: 0 fine, 1 a check failed, 2 bad input (one sentence says what), 130 interrupted."
+
+# What can stand in an option, without importing what would know it: tests hold them against the registries.
+ALLOCATOR_NAMES = ("uniform", "slsqp", "optimal")
+SCOPE_NAMES = ("pass", "layer")
+OBJECTIVE_NAMES = ("latency", "transfers")
+DTYPE_NAMES = ("auto", "float32", "float16", "bfloat16")
+MIXTRAL_HIDDEN_SIZE, MIXTRAL_FFN_SIZE = 4096, 14336  # those of latency.ExpertShape()
+
+ClickError: type[Exception] = typer.BadParameter.__bases__[0].__bases__[0]  # typer ships its own copy of click, or not
+
+
+class Format(StrEnum):
+    """How tables are printed."""
+
+    md = "md"
+    csv = "csv"
+    tex = "tex"
+    json = "json"
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help: commands that can be copied, one a line (each is parsed by a test)."""
+    return "\b\n" + "\n".join(["Examples:", *(f"  {line}" for line in lines)])
+
+
+def names(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """Completion by a fixed list of names."""
+    return lambda incomplete: [name for name in known if name.startswith(incomplete)]
+
+
+def profile_names(incomplete: str) -> list[str]:
+    """Completion by the shipped channel profiles."""
+    from .channel.profile import list_profiles
+
+    return [name for name in list_profiles() if name.startswith(incomplete)]
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead.")]
+Formatted = Annotated[
+    Format | None,
+    typer.Option("--format", help="Print the files' own text: Markdown (also what a pipe gets), CSV, LaTeX, JSON."),
+]
+PROFILE_HELP = "Channel profile: a shipped one's name, or a file."
+Profile = Annotated[str, typer.Option(help=PROFILE_HELP, autocompletion=profile_names)]
+ProfileArgument = Annotated[str, typer.Argument(help=PROFILE_HELP, autocompletion=profile_names)]
+Allocator = Annotated[
+    str, typer.Option(help=f"One of: {', '.join(ALLOCATOR_NAMES)}.", autocompletion=names(ALLOCATOR_NAMES))
+]
+Scope = Annotated[
+    str,
+    typer.Option(help="pass: one split per forward pass; layer: one per layer.", autocompletion=names(SCOPE_NAMES)),
+]
+HiddenSize = Annotated[int, typer.Option(min=1, help="Hidden size m.")]
+FfnSize = Annotated[int, typer.Option(min=1, help="FFN hidden size m_h.")]
+
+
+def format_of(form: Format | None, as_json: bool) -> Format | None:
+    """`--json` is `--format json`; None where neither was given: Markdown, drawn on a terminal."""
+    if as_json and form not in (None, Format.json):
+        raise WdmoeError(f"--json and --format {form} exclude each other")
+    return Format.json if as_json else form
+
+
+class Group(TyperGroup):
+    """A command with commands in it, that answers a mistyped one as every unknown name is answered."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As typer's; WdmoeError with the nearest name where there is no such command."""
+        known = self.list_commands(ctx)
+        if not ctx.resilient_parsing and args[0] not in known and not args[0].startswith("-"):
+            raise WdmoeError(unknown_name(f"{ctx.command_path}: command", args[0], known))
+        return super().resolve_command(ctx, args)
+
+
+def new_app(**settings: Any) -> typer.Typer:
+    """A typer application as all of ours are: help without arguments, no tracebacks of its own."""
+    return typer.Typer(cls=Group, no_args_is_help=True, pretty_exceptions_enable=False, **settings)
+
+
+def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and end the process with its exit code; what the user can mend is one sentence."""
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(None if arguments is None else list(arguments), prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
+    except WdmoeError as error:
+        _bad_input(error)
+    except ClickError as error:
+        _bad_input(usage_sentence(error))
+    except (KeyboardInterrupt, typer.Abort):
+        raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:  # `wdmoe ... | head`: whoever read has had enough; typer ends so too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(CHECK_FAILED) from None
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            raise
+        _bad_input(f"{error.filename}: {error.strerror}")
+    except UnicodeDecodeError as error:
+        _bad_input(f"a file that was given is not UTF-8 text: {error.reason} at byte {error.start}")
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _bad_input(sentence: object) -> NoReturn:
+    if str(sentence):
+        print_error(sentence)
+    raise SystemExit(BAD_INPUT) from None
+
+
+def usage_sentence(error: Any) -> str:
+    """One sentence about words that are no command line of ours; empty where typer has shown the help instead."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return ""
+    context = getattr(error, "ctx", None)
+    sentence = _mended(error, context) or error.format_message().strip().rstrip(".")
+    sentence = sentence.replace(": Value error, ", ": ")  # pydantic's words, which typer passes on
+    sentence = sentence[:1].lower() + sentence[1:]
+    return sentence if context is None else f"{sentence} (see {context.command_path} --help)"
+
+
+def _mended(error: Any, context: Any) -> str | None:
+    """The sentence with the nearest name, where an option or one of its fixed values was mistyped."""
+    option = getattr(error, "option_name", None)
+    if type(error).__name__ == "NoSuchOption" and context is not None:
+        known = [one for parameter in context.command.params for one in parameter.opts if one.startswith("-")]
+        near = get_close_matches(str(option), known, n=1)
+        return f"no such option {option}" + (f"; did you mean {near[0]}?" if near else "")
+    choice = re.search(r"'([^']*)' is not one of (.*?)\.?$", error.format_message())
+    if choice is not None:
+        near = get_close_matches(choice[1], re.findall(r"'([^']*)'", choice[2]), n=1)
+        return error.format_message().rstrip(".") + (f"; did you mean '{near[0]}'?" if near else "")
+    return None

@@ -1,0 +1,161 @@
+"""What the `wdmoe` command shows: tables, JSON, sentences, progress. Only this module decides how.
+
+One rule: a terminal gets tables drawn by rich, anything else plain text in aligned columns. `--json` prints one JSON
+document on standard output and nothing else there; errors and progress go to standard error in any case. rich
+respects NO_COLOR and TERM=dumb, and is imported only where it draws.
+"""
+
+import csv
+import json
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+Record = Mapping[str, Any]
+QUIET_S = 1.0  # work that takes less shows no progress
+
+
+def print_json(document: Record) -> None:
+    """One JSON document; a number that is not finite is a bug, not output (ValueError)."""
+    print(json.dumps(document, indent=1, allow_nan=False))
+
+
+def print_event(event: Record) -> None:
+    """One JSON object on a line of its own, at once: what a command prints that runs until it is ended."""
+    print(json.dumps(event, allow_nan=False), flush=True)
+
+
+def print_csv(records: Sequence[Record]) -> None:
+    """Records with the same keys as CSV with a header."""
+    writer = csv.DictWriter(sys.stdout, list(records[0]) if records else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+
+
+def print_table(records: Sequence[Record]) -> None:
+    """Records with the same keys as a table; floats with six significant digits."""
+    if not records:
+        print("nothing to show")
+        return
+    columns = list(records[0])
+    cells = [[_cell(value) for value in record.values()] for record in records]
+    to_right = [all(_is_number(record[column]) for record in records) for column in columns]
+    if is_terminal(sys.stdout):
+        _draw(columns, cells, to_right)
+    else:
+        print(aligned([columns, *cells], to_right))
+
+
+def aligned(rows: Sequence[Sequence[str]], to_right: Sequence[bool]) -> str:
+    """Rows of cells as lines of columns, two spaces apart; to_right: [columns] whether a column ends at its right."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(to_right))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width) for cell, width, right in zip(row, widths, to_right)
+        )
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def print_markdown(text: str) -> None:
+    """A Markdown document: drawn on a terminal, else as it is."""
+    if not is_terminal(sys.stdout):
+        print(text, end="" if text.endswith("\n") else "\n")
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console().print(Markdown(text))
+
+
+def print_error(sentence: object) -> None:
+    """One line on standard error; a line break inside becomes a space."""
+    print(f"error: {' '.join(str(sentence).split())}", file=sys.stderr)
+
+
+def print_aside(sentence: str) -> None:
+    """Something to know beside the output proper, on standard error, so that a pipe or JSON stays clean."""
+    print(sentence, file=sys.stderr)
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether tables and progress may be drawn there; FORCE_COLOR is about colour and changes nothing here."""
+    try:
+        return stream.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def _draw(columns: Sequence[str], cells: Sequence[Sequence[str]], to_right: Sequence[bool]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for column, right in zip(columns, to_right):
+        table.add_column(Text(column), justify="right" if right else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row))  # Text: a bracket in a cell is no markup
+    Console().print(table)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+class Progress:
+    """A bar on standard error while work takes longer than a second; none where standard error is no terminal.
+
+    title: what is being done. total: units of work, told by `advance`; None where nobody counts, then it only moves.
+    Standard error may be redirected meanwhile: the bar stays on the stream it began on.
+    """
+
+    def __init__(self, title: str, total: float | None = None):
+        self.title, self.total = title, total
+        self.done = 0.0
+        self.bar: Any = None
+        self.ended = False
+        self.changing = threading.Lock()
+        self.timer: threading.Timer | None = None
+
+    def __enter__(self) -> "Progress":
+        self.stream = sys.stderr
+        if is_terminal(self.stream):
+            self.timer = threading.Timer(QUIET_S, self._show)
+            self.timer.daemon = True
+            self.timer.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self.changing:
+            self.ended = True
+            if self.timer is not None:
+                self.timer.cancel()
+            if self.bar is not None:
+                self.bar.stop()
+
+    def advance(self, share: float) -> None:
+        """Add a share of one unit of work."""
+        with self.changing:
+            self.done += share
+            if self.bar is not None:
+                self.bar.update(self.bar.task_ids[0], completed=self.done)
+
+    def _show(self) -> None:
+        from rich.console import Console
+        from rich.progress import Progress as Bar
+
+        with self.changing:
+            if self.ended:
+                return
+            self.bar = Bar(
+                console=Console(file=self.stream), transient=True, redirect_stdout=False, redirect_stderr=False
+            )
+            self.bar.add_task(self.title, total=self.total, completed=self.done)
+            self.bar.start()

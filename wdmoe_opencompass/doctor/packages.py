@@ -1,0 +1,100 @@
+"""Python and the installed packages against the ranges that this package asks for, without importing any of them."""
+
+import importlib.metadata
+import platform
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion, Version
+
+from .finding import Finding, ok, problem, warning
+
+PACKAGE = "wdmoe_opencompass"
+OPTIONAL = "quantised"  # the extra that users may want
+WHY = {
+    "numpy": "OpenCompass 0.5.4 itself needs NumPy below 2",
+    "pyarrow": "pyarrow 22 and later need NumPy 2, which OpenCompass 0.5.4 forbids: it could not even print its help",
+    "transformers": "routers and experts are patched as transformers 5 has them",
+    "torch": "experts are computed by grouped products, which torch has since 2.10",
+}
+
+
+def check_python(version: str | None = None) -> list[Finding]:
+    """Python's version against the package's `Requires-Python`; nothing where the package is not installed."""
+    version = version or platform.python_version()
+    try:
+        allowed = importlib.metadata.metadata(PACKAGE)["Requires-Python"]
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    if SpecifierSet(allowed).contains(version, prereleases=True):
+        return [ok("python", f"Python {version}")]
+    fix = "make a virtual environment with Python 3.11 or 3.12 and install there: make demo PYTHON=python3.11"
+    return [problem("python", f"Python {version} is outside {allowed}", fix)]
+
+
+def check_requirements() -> list[Finding]:
+    """Every required package: there, and of a version within its range."""
+    required = _requirements(extra="")
+    if required is None:
+        fix = "install it where OpenCompass is: pip install -c constraints.txt -e ."
+        return [problem("packages", f"{PACKAGE} is not installed here: OpenCompass's tasks could not import it", fix)]
+    unfit = [finding for one in required if (finding := _unfit(one)) is not None]
+    return unfit or [ok("packages", f"all {len(required)} required packages are within their ranges")]
+
+
+def check_optional() -> list[Finding]:
+    """The packages that quantised weights need: a warning for each that is missing or of another version."""
+    findings = []
+    for one in _requirements(extra=OPTIONAL) or []:
+        installed = installed_version(one.name)
+        if installed is None:
+            found = f"{one.name} is not installed; only configs with quantised weights need it"
+        elif not _fits(one, installed):
+            found = f"{one.name} {installed} is outside {one.specifier}; only configs with quantised weights need it"
+        else:
+            findings.append(ok(one.name, f"{one.name} {installed}"))
+            continue
+        findings.append(warning(one.name, found, _install(one)))
+    return findings
+
+
+def installed_version(name: str) -> str | None:
+    """Version of an installed distribution; None where there is none."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _requirements(extra: str) -> list[Requirement] | None:
+    """The package's own requirements for this Python: those of one extra alone, or with "" those always needed."""
+    try:
+        everything = [Requirement(line) for line in importlib.metadata.requires(PACKAGE) or []]
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    always = [one for one in everything if one.marker is None or one.marker.evaluate(dict(extra=""))]
+    if not extra:
+        return always
+    return [one for one in everything if one not in always and one.marker and one.marker.evaluate(dict(extra=extra))]
+
+
+def _unfit(required: Requirement) -> Finding | None:
+    installed = installed_version(required.name)
+    why = f": {WHY[required.name]}" if required.name in WHY else ""
+    if installed is None:
+        return problem("packages", f"{required.name} is not installed", _install(required))
+    if not _fits(required, installed):
+        found = f"{required.name} {installed} is outside {required.specifier}{why}"
+        return problem("packages", found, _install(required))
+    return None
+
+
+def _fits(required: Requirement, installed: str) -> bool:
+    try:
+        return required.specifier.contains(Version(installed), prereleases=True)
+    except InvalidVersion:
+        return False
+
+
+def _install(required: Requirement) -> str:
+    return f"pip install '{required.name}{required.specifier}'"
