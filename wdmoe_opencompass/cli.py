@@ -450,14 +450,19 @@ def figures_command(run_folder: Annotated[Path, typer.Argument(help="OpenCompass
 def report_command(
     run_folder: Annotated[Path, typer.Argument(help="OpenCompass's time-stamped folder.")],
     form: Annotated[Format, typer.Option("--format", help="Format of the two main tables.")] = Format.md,
+    html: Annotated[bool, typer.Option("--html", help="Write the whole run as one page: summary/report.html.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Print a run's main tables; exit code 1 if a cell is empty, with the reason of each."""
+    """Print a run's main tables, or write its page; exit code 1 if a cell is empty, with the reason of each."""
     from .report.summary import MAIN
     from .report.tables import MAIN_TABLES_FILE, MISSING_FILE
 
     summary = run_folder / "summary"
     missing = _read_summary(run_folder, MISSING_FILE)
-    if form == Format.md:
+    form = Format.json if as_json else form
+    if html:
+        _write_page(run_folder, as_json)
+    elif form == Format.md:
         print((summary / MAIN_TABLES_FILE).read_text())
         print(f"all formats: {summary}")
     elif form == Format.json:
@@ -468,6 +473,23 @@ def report_command(
         print(f"empty: {cell}", file=sys.stderr)
     if missing:
         raise typer.Exit(1)
+
+
+def _write_page(run_folder: Path, as_json: bool) -> None:
+    from .report.html.page import write_page
+    from .report.publication import list_in_manifest
+
+    try:
+        path, page = write_page(run_folder)
+        list_in_manifest(run_folder, path)
+    except OSError as error:
+        raise WdmoeError(f"{run_folder / 'summary'}: cannot be written: {error.strerror}") from None
+    if as_json:
+        _print(dict(page=str(path), bytes=path.stat().st_size, data_bytes=page.data_bytes, left_out=page.left_out))
+        return
+    print(path)
+    for sentence in page.left_out:
+        print(f"left out: {sentence}")
 
 
 @app.command("compare")

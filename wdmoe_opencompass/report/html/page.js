@@ -204,10 +204,9 @@ const WdmoePage = (() => {
   function drawAccuracyTables() {
     const shares = (abbr, metric) => facts.accuracy.filter((one) => one.model === abbr && one.metric === metric && facts.benchmarks.includes(one.dataset)).map((one) => one.value);
     const mean = (values, scale) => (values.length ? ((scale * sum(values)) / values.length).toFixed(3) : "–");
-    const columns = [{ title: "model" }, { title: "policy", class: "text" }, ...facts.benchmarks.map((name) => ({ title: name })), { title: "active experts per token" }, { title: "assignments dropped (%)" }];
+    const columns = [{ title: "model" }, ...facts.benchmarks.map((name) => ({ title: name })), { title: "active experts per token" }, { title: "assignments dropped (%)" }];
     const rows = facts.models.map((model) => [
-      el("span", {}, swatch(modelColour(model.abbr)), model.abbr),
-      model.policy,
+      el("span", {}, swatch(modelColour(model.abbr)), model.abbr, el("span", { class: "interval" }, model.policy)),
       ...facts.benchmarks.map((benchmark) => {
         const found = accuracyOf(model.abbr, benchmark);
         if (!found) return empty(whyEmpty(model.abbr, benchmark));
@@ -231,11 +230,12 @@ const WdmoePage = (() => {
     return el("div", {}, el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, table(caption, columns, rows.map((row) => titles.map((title) => String(row[title]))))), notes(lines, "Notes"));
   }
 
+  const rowHead = (row, abbr) => el("span", {}, swatch(colour(row, abbr)), row, el("span", { class: "interval" }, abbr));
+
   function drawLatencyTable() {
-    const columns = [{ title: "row" }, { title: "model", class: "text" }, ...facts.benchmarks.map((name) => ({ title: `${name} (ms)` }))];
+    const columns = [{ title: "row" }, ...facts.benchmarks.map((name) => ({ title: name }))];
     const rows = allRows().map(([row, abbr]) => [
-      el("span", {}, swatch(colour(row, abbr)), row),
-      abbr,
+      rowHead(row, abbr),
       ...facts.benchmarks.map((benchmark) => {
         const cell = cellOf(row, abbr, benchmark);
         if (!cell) return empty(view.phase === "decode" && recordOf(row, abbr, benchmark, view.scope, view.per, "all") ? "no decode pass" : whyEmpty(abbr, benchmark));
@@ -252,12 +252,12 @@ const WdmoePage = (() => {
       }),
     ]);
     for (const [title, key] of [["tokens per batch", "tokens_per_batch"], ["passes per batch", "passes_per_batch"]]) {
-      rows.push([title, "vanilla", ...facts.benchmarks.map((benchmark) => {
+      rows.push([`${title}, vanilla`, ...facts.benchmarks.map((benchmark) => {
         const record = vanillas.map((model) => recordOf("vanilla_even", model.abbr, benchmark)).find(Boolean);
         return record ? record[key].toFixed(1) : "–";
       })]);
     }
-    const caption = `Mean waiting latency ${PER[view.per]}, ${PHASE[view.phase]}, ${SCOPE[view.scope]}, in ms; beneath it its 95 % interval, then the saving against vanilla_even`;
+    const caption = `Mean ${PER[view.per]} in ms, ${PHASE[view.phase]}, ${SCOPE[view.scope]}; its 95 % interval; saving against vanilla_even`;
     scrollable("table-latency", table(caption, columns, rows));
     const lacking = [...new Set([...cells.values()].map((cell) => cell.why).filter(Boolean))];
     const said = lacking.length ? ` No saving shown where: ${lacking.join("; ")}.` : "";
@@ -314,7 +314,7 @@ const WdmoePage = (() => {
     const { xaxis, yaxis, ...rest } = extra;
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, family: "system-ui, sans-serif", size: narrow ? 11 : 13 },
-      margin: { l: narrow ? 40 : 56, r: 12, t: 12, b: 40 }, legend: { orientation: "h", y: -0.22, x: 0, yanchor: "top" }, hovermode: "closest",
+      margin: { l: narrow ? 40 : 56, r: 12, t: 36, b: 40 }, legend: { orientation: "h", y: 1.02, x: 0, yanchor: "bottom" }, hovermode: "closest",
       xaxis: { ...axis, ...xaxis, title: xaxis?.title && { text: xaxis.title } }, yaxis: { ...axis, ...yaxis, title: yaxis?.title && { text: yaxis.title } }, ...rest,
     };
   }
@@ -336,7 +336,7 @@ const WdmoePage = (() => {
     const traces = shown.map((model, place) => {
       const found = facts.benchmarks.map((benchmark) => accuracyOf(model.abbr, benchmark));
       const there = found.map((one, n) => [one, n]).filter(([one]) => one);
-      const x = there.map(([, n]) => n + (shown.length > 1 ? 0.6 * (place / (shown.length - 1) - 0.5) : 0)), y = there.map(([one]) => one.value);
+      const x = there.map(([, n]) => n + (shown.length > 1 ? (shown.length > 4 ? 0.6 : 0.3) * (place / (shown.length - 1) - 0.5) : 0)), y = there.map(([one]) => one.value);
       return {
         type: "scatter", mode: "markers", name: plain(model.abbr), x, y, error_y: bars(y, there.map(([one]) => one.low), there.map(([one]) => one.high)),
         marker: { color: modelColour(model.abbr), symbol: SYMBOLS[place % SYMBOLS.length], size: 9 },
@@ -361,7 +361,7 @@ const WdmoePage = (() => {
         customdata: there.map(([cell, , n]) => [ms(cell.latency_s), plain(facts.benchmarks[n])]), hovertemplate: "%{customdata[1]}: %{customdata[0]} ms, %{y:.3f} of vanilla<extra>%{fullData.name}</extra>",
       };
     });
-    plot("figure-6", traces.filter((trace) => trace.x.length), { barmode: "overlay", xaxis: ticks(), yaxis: { title: "mean latency, vanilla_even = 1", rangemode: "tozero" } });
+    plot("figure-6", traces.filter((trace) => trace.x.length), { barmode: "overlay", xaxis: ticks(), yaxis: { title: "latency / vanilla_even", rangemode: "tozero" } });
   }
 
   /** Frontier records, latency as the settings give it: geometric mean over the benchmarks of the ratios to vanilla. */
@@ -472,7 +472,7 @@ const WdmoePage = (() => {
       const y = results.flatMap((result) => Array.from(result.per_batch_s("all"), (value) => 1e3 * value));
       return { type: "scatter", mode: "markers", name: plain(rowName(row, abbr)), x, y, marker: { color: colour(row, abbr), symbol: SYMBOLS[place % 4], size: 7, opacity: 0.8 }, hovertemplate: "%{x} tokens: %{y:.3f} ms<extra>%{fullData.name}</extra>" };
     }).filter((trace) => trace.x.length);
-    plot("figure-7", traces, { xaxis: { title: "tokens in the batch", rangemode: "tozero" }, yaxis: { title: "latency of the batch (ms)", rangemode: "tozero" } });
+    plot("figure-7", traces, { xaxis: { title: "tokens in the batch" }, yaxis: { title: "latency of the batch (ms)", rangemode: "tozero" } });
   }
 
   function drawFigure8() {
@@ -498,12 +498,12 @@ const WdmoePage = (() => {
       marker: { color: phase === "prefill" ? "#56B4E9" : "#CC79A7" }, hovertemplate: `%{x:.3f} ms<extra>${phase}</extra>`,
     })).filter((trace) => trace.x.some(known));
     plot("figure-phases", traces, { barmode: view.per === "batch" ? "stack" : "group", xaxis: { title: `latency ${PER[view.per]} (ms)`, rangemode: "tozero" }, yaxis: { autorange: "reversed" } });
-    const columns = [{ title: "row" }, { title: "model", class: "text" }, { title: "prefill (ms)" }, { title: "decode (ms)" }];
+    const columns = [{ title: "row" }, { title: "prefill (ms)" }, { title: "decode (ms)" }];
     const cell = (phase, row, abbr) => {
       const value = found[phase].get([row, abbr, view.benchmark].join("\n"))?.latency_s;
       return known(value) ? { content: ms(value), "data-value": value, "data-row": row, "data-phase": phase } : empty(recordOf(row, abbr, view.benchmark, view.scope, view.per, "all") ? `no ${phase} pass` : whyEmpty(abbr, view.benchmark));
     };
-    scrollable("table-phases", table(`${view.benchmark}: waiting latency ${PER[view.per]} by phase`, columns, rows.map(([row, abbr]) => [el("span", {}, swatch(colour(row, abbr)), row), abbr, cell("prefill", row, abbr), cell("decode", row, abbr)])));
+    scrollable("table-phases", table(`${view.benchmark}: waiting latency ${PER[view.per]} by phase`, columns, rows.map(([row, abbr]) => [rowHead(row, abbr), cell("prefill", row, abbr), cell("decode", row, abbr)])));
     byId("phases-lead").textContent = view.per === "batch" ? "A prefill passes all tokens of the prompts at once, each decode pass one token per sequence; the parts of a batch add up." : "A prefill passes all tokens of the prompts at once, each decode pass one token per sequence.";
   }
 
@@ -689,7 +689,8 @@ const WdmoePage = (() => {
 
   function itemNode(dataset, item) {
     const [number, question, , , , changed] = item;
-    const last = question.trim().split("\n").filter(Boolean).pop() ?? "";
+    const lines = question.trim().split("\n").filter((line) => line.trim());
+    const last = lines.slice((lines.at(-1)?.length ?? 99) < 25 ? -2 : -1).join(" ");
     const few = dataset.models.length <= 3 ? dataset.models.map((_, place) => place) : [];
     const node = el("details", { class: "item" },
       el("summary", {}, el("span", { class: "of" }, `${dataset.dataset} ${number}`), el("span", { class: "line" }, shorten(last, 140)), changed ? el("span", { class: "mark changes" }, "answer changed") : null, few.map((place) => markOf(dataset, item, place))));
@@ -947,8 +948,10 @@ const WdmoePage = (() => {
   }
 
   function start() {
-    document.title = `WDMoE run ${facts.run}`;
-    byId("subtitle").textContent = `Run ${facts.run}: ${facts.models.map((model) => `${model.abbr} (${model.policy})`).slice(0, 4).join(", ")}${facts.models.length > 4 ? ` and ${facts.models.length - 4} more` : ""}; ${facts.benchmarks.length} benchmark${facts.benchmarks.length > 1 ? "s" : ""}`;
+    const name = decodeURIComponent(location.pathname).split("/").at(-3) ?? ""; // RUN/summary/report.html
+    const title = /^\d{8}_\d{6}$/.test(name) ? `Run ${name}` : "Run";
+    document.title = `WDMoE: ${title.toLowerCase()}`;
+    byId("subtitle").textContent = `${title}: ${facts.models.map((model) => `${model.abbr} (${model.policy})`).slice(0, 4).join(", ")}${facts.models.length > 4 ? ` and ${facts.models.length - 4} more` : ""}; ${facts.benchmarks.length} benchmark${facts.benchmarks.length > 1 ? "s" : ""}`;
     setTheme("");
     byId("theme").addEventListener("change", (event) => { setTheme(event.target.value); recolour(); });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { setTheme(byId("theme").value); recolour(); });
@@ -986,7 +989,15 @@ const WdmoePage = (() => {
     redraw();
   }
 
-  /** Called when plotly.js is there: figures are drawn when they come near the screen. */
+  /** Start plotly.js, which takes a while, once all numbers stand on the screen. */
+  function loadPlotly() {
+    const script = el("script", {}, byId("plotly").textContent);
+    document.body.append(script); // runs at once; the page's policy knows its digest
+    byId("plotly").remove();
+    drawFigures();
+  }
+
+  /** Figures are drawn when they come near the screen. */
   function drawFigures() {
     const draws = { "figure-accuracy": drawAccuracyFigure, "figure-6": drawFigure6, "figure-frontier": drawFrontier, "figure-5": drawFigure5, "figure-7": drawFigure7, "figure-8": drawFigure8, "figure-phases": drawPhases };
     for (const [id, draw] of Object.entries(draws)) figures.push({ id, draw, stale: true, visible: false });
@@ -1006,6 +1017,7 @@ const WdmoePage = (() => {
   }
 
   start();
+  requestAnimationFrame(() => setTimeout(loadPlotly, 0)); // after the first paint
 
-  return { drawFigures, changes, lastChange: () => lastChange, settings: () => structuredClone(settings) };
+  return { changes, lastChange: () => lastChange, settings: () => structuredClone(settings) };
 })();

@@ -50,10 +50,11 @@ NO_TABLES = (
 
 @dataclass(frozen=True)
 class Page:
-    """One page: its text, and what of it is data."""
+    """One page: its text, how much of it is data, and what did not fit or could not be read, a sentence each."""
 
     html: str
     data_bytes: int
+    left_out: list[str]
 
 
 def write_page(run_folder: Path) -> tuple[Path, Page]:
@@ -72,10 +73,22 @@ def make_page(run_folder: Path) -> Page:
     runs, problems = _runs(run_folder)
     facts = _facts(run_folder, runs)
     facts["problems"] = problems
-    texts = [_json(facts), _json(counts(runs, MOST_COUNT_BYTES))]
+    counted = counts(runs, MOST_COUNT_BYTES)
+    texts = [_json(facts), _json(counted)]
     left = max(LEAST_ITEM_BYTES, MOST_DATA_BYTES - sum(len(text.encode()) for text in texts))
-    texts.append(_json(_items(run_folder, facts, left)))
-    return Page(_html(run_folder, texts), sum(len(text.encode()) for text in texts))
+    items = _items(run_folder, facts, left)
+    texts.append(_json(items))
+    left_out = [*problems, *_without_counts(counted), *items["problems"], *_cut_items(items)]
+    return Page(_html(texts), sum(len(text.encode()) for text in texts), left_out)
+
+
+def _without_counts(counted: Mapping[str, Any]) -> list[str]:
+    return [f"{one['abbr']}, {name}: {why}" for one in counted["models"] for name, why in one["left_out"].items()]
+
+
+def _cut_items(items: Mapping[str, Any]) -> list[str]:
+    shown = [(one["dataset"], len(one["items"]), one["count"]) for one in items["datasets"]]
+    return [f"{name}: {n} of {count} items are shown" for name, n, count in shown if n < count]
 
 
 def _facts(run_folder: Path, runs: Sequence[ModelRun]) -> dict[str, Any]:
@@ -87,7 +100,6 @@ def _facts(run_folder: Path, runs: Sequence[ModelRun]) -> dict[str, Any]:
     traces = {run.abbr: run.traces for run in runs}
     return dict(
         format=1,
-        run=run_folder.resolve().name,
         shown=SHOWN,
         benchmarks=benchmarks,
         groups={name: groups.get(name, [name]) for name in benchmarks},
@@ -239,10 +251,10 @@ def _json(content: Any) -> str:
     return text
 
 
-def _html(run_folder: Path, data: Sequence[str]) -> str:
+def _html(data: Sequence[str]) -> str:
     from plotly.offline import get_plotlyjs
 
-    scripts = dict(zip(SCRIPTS, map(_shipped, SCRIPTS))) | {"plotly": get_plotlyjs(), "start": "WdmoePage.drawFigures();"}
+    scripts = dict(zip(SCRIPTS, map(_shipped, SCRIPTS))) | {"plotly": get_plotlyjs()}
     for name, text in scripts.items():
         if re.search(r"</script|<!--", text, re.IGNORECASE):
             raise WdmoeError(f"{name}: holds text that would end the page's script")
