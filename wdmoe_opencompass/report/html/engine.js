@@ -15,7 +15,7 @@ WdmoeEngine.applicable(run, settings) -> {key: {applies, reason}}       reason: 
     keys: total_bandwidth_hz, payload_bits, distance_m, transmit_power_w, fading, allocation, scope
 WdmoeEngine.compute(run, settings) -> {settings, models: [model, ...]}; throws an Error (one sentence) on bad settings
     model: {abbr, routing, profile (the changed one), layers, devices: [names], left_out: {dataset: reason},
-            groups: {benchmark: [datasets]}, datasets: {name: DatasetResult},
+            groups: {benchmark: [datasets]}, datasets: {name: DatasetResult}, each computed when it is first read,
             results_of(name): the DatasetResults of a dataset or group, [] where one is left out,
             mean_s(name, per, phase): their pooled mean, or null}
     DatasetResult, with phase 'all' | 'prefill' | 'decode' (default 'all') and per 'pass' | 'batch':
@@ -31,7 +31,7 @@ WdmoeEngine.compute(run, settings) -> {settings, models: [model, ...]}; throws a
         passes_per_batch(phase)      Float64Array [batches]
         groups(phase)                {items: [[part, first item, items], ...], latency_s, passes, batches}: sums over
                                      the batches of the same items, as BatchSums of report/batches.py
-        layer_device_time_s(phase)   [layers] arrays [devices], mean seconds until the device has answered, Eq. (10)
+        layer_device_time_s(phase)   [layers] arrays [devices], mean seconds of each device, t_k^i of Eq. (10)
         layer_device_load(phase)     [layers] arrays [devices], mean tokens per pass, Eq. (9)
         waited_on(phase)             [layers] arrays [devices], share of the passes in which the layer waited on the
                                      device; n devices that finish together count 1 / n each (under an optimal
@@ -55,7 +55,7 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
   const SPLIT_TOLERANCE = 1e-9; // Newton squares it in the step that meets it
   const LAYER_STEPS = 100;
   const FIRST_GUESS_STEPS = 3;
-  const LAYER_GAP = 1e-11;
+  const LAYER_GAP = 1e-10; // a tenth of what is promised; latencies are shown with far fewer digits
   const LARGEST_LOG_STEP = 3;
   const PASS_STEPS = 100;
   const PASS_GAP = 1e-7;
@@ -65,7 +65,7 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
   const SHARE_TO_BOUNDARY = 0.7;
   const ACCEPTED_GAP = { layer: 1e-9, pass: 1e-6 };
   const ROUNDING = 1e-12; // a lower bound above the upper one by more is no bound
-  const TOGETHER = 1e-8; // relative difference of finish times that count as equal
+  const TOGETHER = 1e-6; // relative difference of finish times that count as equal
   const TINY = 1e-300; // keeps a division by 0 finite
   const PHASES = ["prefill", "decode"];
   const ALLOCATIONS = ["uniform", "optimal"];
@@ -135,6 +135,7 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
       phase,
       draws: packed.draws ? decoded(packed.draws) : null, // [draws, layers or 1, devices]
       draw_of: packed.draw ? decoded(packed.draw) : null, // [passes]
+      draws_by_layer: model.profile.fading.coherence === "layer",
       found: {}, // distinct problems, kept from one computation to the next
     };
   }
@@ -294,8 +295,8 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
   const down_curve = new Float64Array(4);
   const up_curve = new Float64Array(4);
 
-  // 1 / (b ln(1 + snr / b)) and its derivatives in b: convex and falling
-  function one_direction(snr, bandwidth, out) {
+  // 1 / (b ln(1 + snr / b)) and its derivatives in b: convex and falling; without a curvature that was not asked for
+  function one_direction(snr, bandwidth, out, curvature) {
     const u = snr / bandwidth;
     const log = u > 0.5 ? Math.log(1 + u) : Math.log1p(u);
     const ratio = u / (1 + u);
@@ -304,26 +305,26 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
     const square = inverse * inverse;
     out[VALUE] = inverse;
     out[SLOPE] = -rate_slope * square;
-    out[CURVATURE] = (2 * rate_slope * rate_slope * inverse + (ratio * ratio) / bandwidth) * square;
+    if (curvature) out[CURVATURE] = (2 * rate_slope * rate_slope * inverse + (ratio * ratio) / bandwidth) * square;
   }
 
-  function both_directions(duplex, snr_down, snr_up, bandwidth, out) {
+  function both_directions(duplex, snr_down, snr_up, bandwidth, out, curvature) {
     if (duplex === "frequency_division") {
       divided_directions(snr_down, snr_up, bandwidth, out);
       return;
     }
-    one_direction(snr_down, bandwidth, out);
-    one_direction(snr_up, bandwidth, up_curve);
+    one_direction(snr_down, bandwidth, out, curvature);
+    one_direction(snr_up, bandwidth, up_curve, curvature);
     out[VALUE] += up_curve[VALUE];
     out[SLOPE] += up_curve[SLOPE];
-    out[CURVATURE] += up_curve[CURVATURE];
+    if (curvature) out[CURVATURE] += up_curve[CURVATURE];
   }
 
   // least sum of two convex functions under a common budget: slopes agree, curvatures add like resistances
   function divided_directions(snr_down, snr_up, bandwidth, out) {
     out[SPLIT] = downlink_share(snr_down, snr_up, bandwidth, out[SPLIT] || 0.5);
-    one_direction(snr_down, out[SPLIT] * bandwidth, down_curve);
-    one_direction(snr_up, (1 - out[SPLIT]) * bandwidth, up_curve);
+    one_direction(snr_down, out[SPLIT] * bandwidth, down_curve, true);
+    one_direction(snr_up, (1 - out[SPLIT]) * bandwidth, up_curve, true);
     out[VALUE] = down_curve[VALUE] + up_curve[VALUE];
     out[SLOPE] = 0.5 * (down_curve[SLOPE] + up_curve[SLOPE]);
     const sum = down_curve[CURVATURE] + up_curve[CURVATURE];
@@ -335,8 +336,8 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
     let high = 1;
     let share = start;
     for (let step = 0; step < SPLIT_STEPS; step++) {
-      one_direction(snr_down, share * bandwidth, down_curve);
-      one_direction(snr_up, (1 - share) * bandwidth, up_curve);
+      one_direction(snr_down, share * bandwidth, down_curve, true);
+      one_direction(snr_up, (1 - share) * bandwidth, up_curve, true);
       const excess = up_curve[SLOPE] - down_curve[SLOPE]; // > 0: the downlink is the one to gain more
       if (excess > 0) low = share;
       else high = share;
@@ -401,7 +402,7 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
     const out = new Float64Array(4);
     for (let i = 0; i < gains.length; i++) {
       out[SPLIT] = 0.5;
-      both_directions(radio.duplex, radio.down[i], radio.up[i], 1 / devices.length, out);
+      both_directions(radio.duplex, radio.down[i], radio.up[i], 1 / devices.length, out, false);
       radio.even_value[i] = out[VALUE];
       radio.even_slope[i] = out[SLOPE];
     }
@@ -422,16 +423,15 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
   }
 
   function distinct_layers(dataset) {
-    const { passes, layers, devices, draws, draw_of, row_of } = dataset;
+    const { passes, layers, devices, draws, draw_of, row_of, draws_by_layer } = dataset;
     const moments = draws.length / devices;
-    const by_layer = moments > Math.max(-1, ...new Set(draw_of)) + 1;
     const numbers = new Map();
     const of = new Int32Array(passes * layers);
     const row = [];
     const draw = [];
     for (let i = 0; i < of.length; i++) {
       const number = draw_of[Math.floor(i / layers)];
-      const moment = by_layer ? number * layers + (i % layers) : number;
+      const moment = draws_by_layer ? number * layers + (i % layers) : number;
       const key = row_of[i] * moments + moment;
       if (!numbers.has(key)) {
         numbers.set(key, row.length);
@@ -548,7 +548,7 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
       this.radio = radio;
       this.curve = new Float64Array(4);
       const names = ["down", "up", "weight", "fixed", "even_value", "even_slope"];
-      const found = ["share", "split", "communication", "steepness", "finish", "work", "offset", "step"];
+      const found = ["share", "split", "communication", "softness", "finish", "work", "offset", "step"];
       for (const name of [...names, ...found]) this[name] = new Float64Array(radio.devices);
       this.device = new Int32Array(radio.devices);
     }
@@ -638,36 +638,37 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
       let mixing = 0;
       for (let n = 0; n < this.count; n++) {
         curve[SPLIT] = this.split[n];
-        both_directions(radio.duplex, this.down[n], this.up[n], this.share[n], curve);
+        both_directions(radio.duplex, this.down[n], this.up[n], this.share[n], curve, false);
         this.split[n] = curve[SPLIT];
         this.communication[n] = this.weight[n] * curve[VALUE];
-        this.steepness[n] = Math.max(-this.weight[n] * curve[SLOPE], TINY);
         this.finish[n] = this.communication[n] + this.fixed[n];
+        const flatness = 1 / Math.max(-this.weight[n] * curve[SLOPE], TINY);
+        this.softness[n] = this.communication[n] * flatness;
         slowest = Math.max(slowest, this.finish[n]);
-        mixed += this.finish[n] / this.steepness[n];
-        mixing += 1 / this.steepness[n];
+        mixed += this.finish[n] * flatness;
+        mixing += flatness;
       }
       this.slowest = slowest;
       this.bound = mixed / mixing;
     }
 
-    // one step on log(communication_k(b_k)) = log(T - fixed_k), sum_k b_k = 1
+    // One step on log(communication_k(b_k)) = log(T - fixed_k), sum_k b_k = 1. Softness is b over the elasticity of
+    // communication in b, which is in (0, 1).
     newton_step() {
-      const { count, share, step, fixed, communication, steepness } = this;
+      const { count, share, step, fixed, communication, softness } = this;
       let target = this.bound;
       for (let n = 0; n < count; n++) target = Math.max(target, fixed[n] + 0.05 * communication[n]);
       let weighted = 0;
       let softness_sum = 0;
       for (let n = 0; n < count; n++) {
-        const softness = communication[n] / steepness[n]; // b over the elasticity of communication in b, in (0, 1)
-        const left = target - fixed[n];
-        step[n] = Math.log(communication[n] / left);
-        weighted += softness * step[n];
-        softness_sum += softness / left;
+        const inverse = 1 / (target - fixed[n]);
+        step[n] = Math.log(communication[n] * inverse);
+        weighted += softness[n] * step[n];
+        softness_sum += softness[n] * inverse;
       }
       const shift = weighted / softness_sum;
       for (let n = 0; n < count; n++) {
-        const wanted = ((step[n] - shift / (target - fixed[n])) * communication[n]) / (steepness[n] * share[n]);
+        const wanted = ((step[n] - shift / (target - fixed[n])) * softness[n]) / share[n];
         share[n] *= Math.exp(Math.min(Math.max(wanted, -LARGEST_LOG_STEP), LARGEST_LOG_STEP));
       }
       normalise(share, count);
@@ -813,7 +814,7 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
         mean_up += up[this.draw[i] * devices + this.device[n]] / this.rows;
       }
       this.curve[SPLIT] = 0.5;
-      both_directions(duplex, mean_down, mean_up, 1 / devices, this.curve);
+      both_directions(duplex, mean_down, mean_up, 1 / devices, this.curve, false);
       this.summed.set_link(n, mean_down, mean_up, this.curve[VALUE], this.curve[SLOPE]);
     }
 
@@ -848,7 +849,7 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
           }
           const at = this.draw[i] * radio.devices + device[n];
           curve[SPLIT] = this.split[cell];
-          both_directions(radio.duplex, radio.down[at], radio.up[at], this.share[n], curve);
+          both_directions(radio.duplex, radio.down[at], radio.up[at], this.share[n], curve, true);
           this.split[cell] = curve[SPLIT];
           this.finish[cell] = curve[VALUE];
           this.slope[cell] = curve[SLOPE];
@@ -943,7 +944,7 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
           const scaled = coupling[cell] / mass[i];
           right[n] += scaled * excess[i] - this.centre[cell] * slope[cell];
           matrix[n * count + n] += this.dual[cell] * this.curvature[cell] + coupling[cell] * slope[cell];
-          for (let m = 0; m < count; m++) matrix[n * count + m] -= scaled * coupling[i * count + m];
+          for (let m = n; m < count; m++) matrix[n * count + m] -= scaled * coupling[i * count + m];
         }
       }
     }
@@ -1011,21 +1012,20 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
   // the largest step length that keeps every value >= 0; a value of 0 has a step of 0
   function to_boundary(value, step, count) {
     let fastest = 0;
-    for (let n = 0; n < count; n++) fastest = Math.max(fastest, -step[n] / Math.max(value[n], TINY));
+    for (let n = 0; n < count; n++) {
+      if (-step[n] > fastest * value[n]) fastest = -step[n] / Math.max(value[n], TINY);
+    }
     return 1 / Math.max(fastest, TINY);
   }
 
-  // Gaussian elimination with row pivots; both right-hand sides become the solutions
+  // Elimination in a symmetric positive definite matrix, of which the upper triangle is read: no pivots are needed. Both
+  // right-hand sides become the solutions.
   function eliminate(matrix, right, ones, size) {
     for (let column = 0; column < size; column++) {
-      let pivot = column;
+      const start = column * size;
       for (let n = column + 1; n < size; n++) {
-        if (Math.abs(matrix[n * size + column]) > Math.abs(matrix[pivot * size + column])) pivot = n;
-      }
-      if (pivot !== column) swap_rows(matrix, right, ones, size, pivot, column);
-      for (let n = column + 1; n < size; n++) {
-        const factor = matrix[n * size + column] / matrix[column * size + column];
-        for (let m = column + 1; m < size; m++) matrix[n * size + m] -= factor * matrix[column * size + m];
+        const factor = matrix[start + n] / matrix[start + column];
+        for (let m = n; m < size; m++) matrix[n * size + m] -= factor * matrix[start + m];
         right[n] -= factor * right[column];
         ones[n] -= factor * ones[column];
       }
@@ -1038,18 +1038,6 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
       right[n] /= matrix[n * size + n];
       ones[n] /= matrix[n * size + n];
     }
-  }
-
-  function swap_rows(matrix, right, ones, size, a, b) {
-    for (let m = 0; m < size; m++) swap(matrix, a * size + m, b * size + m);
-    swap(right, a, b);
-    swap(ones, a, b);
-  }
-
-  function swap(array, a, b) {
-    const kept = array[a];
-    array[a] = array[b];
-    array[b] = kept;
   }
 
   // ---- Results ------------------------------------------------------------------------------------------------
@@ -1227,8 +1215,9 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
       const message_s = (this.profile.rates === "measured" && this.profile.base_station.message_s) || 0;
       this.datasets = {};
       for (const [name, dataset] of Object.entries(model.datasets)) {
-        const solution = solved(model, dataset, this.profile, settings);
-        this.datasets[name] = new DatasetResult(dataset, solution, message_s);
+        set_when_read(this.datasets, name, () => {
+          return new DatasetResult(dataset, solved(model, dataset, this.profile, settings), message_s);
+        });
       }
     }
 
@@ -1240,6 +1229,11 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
     mean_s(name, per, phase = "all") {
       return pooled_mean(this.results_of(name), per, phase);
     }
+  }
+
+  function set_when_read(object, name, made) {
+    let kept = null;
+    Object.defineProperty(object, name, { enumerable: true, get: () => (kept ??= made()) });
   }
 
   function compute(run, settings) {
