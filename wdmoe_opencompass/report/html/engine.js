@@ -15,7 +15,7 @@ WdmoeEngine.applicable(run, settings) -> {key: {applies, reason}}       reason: 
     keys: total_bandwidth_hz, payload_bits, distance_m, transmit_power_w, fading, allocation, scope
 WdmoeEngine.compute(run, settings) -> {settings, models: [model, ...]}; throws an Error (one sentence) on bad settings
     model: {abbr, routing, profile (the changed one), layers, devices: [names], left_out: {dataset: reason},
-            groups: {benchmark: [datasets]}, datasets: {name: DatasetResult},
+            groups: {benchmark: [datasets]}, datasets: {name: DatasetResult}, each computed when it is first read,
             results_of(name): the DatasetResults of a dataset or group, [] where one is left out,
             mean_s(name, per, phase): their pooled mean, or null}
     DatasetResult, with phase 'all' | 'prefill' | 'decode' (default 'all') and per 'pass' | 'batch':
@@ -31,7 +31,7 @@ WdmoeEngine.compute(run, settings) -> {settings, models: [model, ...]}; throws a
         passes_per_batch(phase)      Float64Array [batches]
         groups(phase)                {items: [[part, first item, items], ...], latency_s, passes, batches}: sums over
                                      the batches of the same items, as BatchSums of report/batches.py
-        layer_device_time_s(phase)   [layers] arrays [devices], mean seconds until the device has answered, Eq. (10)
+        layer_device_time_s(phase)   [layers] arrays [devices], mean seconds of each device, t_k^i of Eq. (10)
         layer_device_load(phase)     [layers] arrays [devices], mean tokens per pass, Eq. (9)
         waited_on(phase)             [layers] arrays [devices], share of the passes in which the layer waited on the
                                      device; n devices that finish together count 1 / n each (under an optimal
@@ -135,6 +135,7 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
       phase,
       draws: packed.draws ? decoded(packed.draws) : null, // [draws, layers or 1, devices]
       draw_of: packed.draw ? decoded(packed.draw) : null, // [passes]
+      draws_by_layer: model.profile.fading.coherence === "layer",
       found: {}, // distinct problems, kept from one computation to the next
     };
   }
@@ -422,16 +423,15 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
   }
 
   function distinct_layers(dataset) {
-    const { passes, layers, devices, draws, draw_of, row_of } = dataset;
+    const { passes, layers, devices, draws, draw_of, row_of, draws_by_layer } = dataset;
     const moments = draws.length / devices;
-    const by_layer = moments > Math.max(-1, ...new Set(draw_of)) + 1;
     const numbers = new Map();
     const of = new Int32Array(passes * layers);
     const row = [];
     const draw = [];
     for (let i = 0; i < of.length; i++) {
       const number = draw_of[Math.floor(i / layers)];
-      const moment = by_layer ? number * layers + (i % layers) : number;
+      const moment = draws_by_layer ? number * layers + (i % layers) : number;
       const key = row_of[i] * moments + moment;
       if (!numbers.has(key)) {
         numbers.set(key, row.length);
@@ -1215,8 +1215,9 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
       const message_s = (this.profile.rates === "measured" && this.profile.base_station.message_s) || 0;
       this.datasets = {};
       for (const [name, dataset] of Object.entries(model.datasets)) {
-        const solution = solved(model, dataset, this.profile, settings);
-        this.datasets[name] = new DatasetResult(dataset, solution, message_s);
+        set_when_read(this.datasets, name, () => {
+          return new DatasetResult(dataset, solved(model, dataset, this.profile, settings), message_s);
+        });
       }
     }
 
@@ -1228,6 +1229,11 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
     mean_s(name, per, phase = "all") {
       return pooled_mean(this.results_of(name), per, phase);
     }
+  }
+
+  function set_when_read(object, name, made) {
+    let kept = null;
+    Object.defineProperty(object, name, { enumerable: true, get: () => (kept ??= made()) });
   }
 
   function compute(run, settings) {
