@@ -95,7 +95,9 @@ def _question(item: Mapping[str, Any]) -> tuple[str, dict[str, str] | None, str]
     reference = _cut(_text(item.get("gold", "")), LONGEST_ANSWER)
     if not ranked:
         return _cut(_text(item.get("origin_prompt", "")), LONGEST_QUESTION, from_end=True), None, reference
-    texts = {label: _text(one.get("testing input", "") if isinstance(one, dict) else one) for label, one in ranked.items()}
+    texts = {
+        label: _text(one.get("testing input", "") if isinstance(one, dict) else one) for label, one in ranked.items()
+    }
     start = _common_start(list(texts.values()))
     options = {label: _cut(text[len(start) :], LONGEST_ANSWER) for label, text in texts.items()}
     return _cut(start, LONGEST_QUESTION, from_end=True), options, reference

@@ -153,7 +153,9 @@ def _trace(run_folder: Path, abbr: str, name: str, digest: str) -> RoutingTrace:
     path = run_folder / "predictions" / abbr / Path(name).name
     trace = read_trace(path)
     if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-        raise TraceError(f"{path.name} is not the trace that the tables were made from; write them anew (--mode viz -r)")
+        raise TraceError(
+            f"{path.name} is not the trace that the tables were made from; write them anew (--mode viz -r)"
+        )
     return trace
 
 
