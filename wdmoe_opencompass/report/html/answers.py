@@ -12,7 +12,7 @@ MOST_BYTES = 1 << 30  # of one prediction file
 LONGEST_QUESTION, LONGEST_ANSWER = 1200, 800  # letters shown
 LABEL = "label: "  # what OpenCompass's perplexity inferencer writes before each possible answer
 
-Items = list[dict[str, Any]]
+Items = list[Mapping[str, Any]]  # of a prediction file
 
 
 def answered_items(
@@ -38,8 +38,8 @@ def answered_items(
                 problems.append(f"{abbr}, {dataset}: {reason}")
         if read:
             datasets.append(_dataset(dataset, models, read, {m: rights[m, dataset] for m in read}))
-    for dataset, kept in zip(datasets, _fitting([one["items"] for one in datasets], most_bytes), strict=True):
-        dataset["items"] = kept
+    for one, kept in zip(datasets, _fitting([one["items"] for one in datasets], most_bytes), strict=True):
+        one["items"] = kept
     return dict(datasets=datasets, problems=problems)
 
 
@@ -132,7 +132,7 @@ def _cut(text: str, letters: int, from_end: bool = False) -> str:
     return f"{note}\n{text[-letters:]}" if from_end else f"{text[:letters]}\n{note}"
 
 
-def _fitting(datasets: Sequence[Items], most_bytes: int) -> list[Items]:
+def _fitting(datasets: Sequence[list[list]], most_bytes: int) -> list[list[list]]:
     """The items that fit, in order: those that changed first, a dataset as often as the next."""
     chosen: list[list[int]] = [[] for _ in datasets]
     left = most_bytes

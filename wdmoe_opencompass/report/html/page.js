@@ -116,10 +116,11 @@ const WdmoePage = (() => {
   }
 
   /** -> Map of [row, model, benchmark] to {latency_s, low, high, saving, saving_low, saving_high, why}. */
-  function latencyCells(withIntervals, per = view.per, phase = view.phase) {
+  function latencyCells(withIntervals, benchmarks = facts.benchmarks, phase = view.phase) {
+    const { per } = view;
     const found = new Map(), groups = new Map();
     for (const [row, abbr] of allRows()) {
-      for (const benchmark of facts.benchmarks) {
+      for (const benchmark of benchmarks) {
         const key = [row, abbr, benchmark].join("\n");
         const record = recordOf(row, abbr, benchmark, view.scope, per, phase);
         if (!record) continue;
@@ -328,7 +329,7 @@ const WdmoePage = (() => {
     Plotly.react(id, traces, layoutOf(layout), { responsive: true, displaylogo: false, displayModeBar: false });
   }
 
-  const bars = (own_, low, high) => ({ type: "data", symmetric: false, array: high.map((x, n) => (known(x) ? Math.max(0, x - own_[n]) : 0)), arrayminus: low.map((x, n) => (known(x) ? Math.max(0, own_[n] - x) : 0)), thickness: 1.4, width: 4 });
+  const bars = (own_, low, high, ink) => ({ type: "data", symmetric: false, array: high.map((x, n) => (known(x) ? Math.max(0, x - own_[n]) : 0)), arrayminus: low.map((x, n) => (known(x) ? Math.max(0, own_[n] - x) : 0)), thickness: 1.4, width: 4, ...(ink ? { color: ink } : {}) });
   const ticks = () => ({ tickvals: facts.benchmarks.map((_, place) => place), ticktext: facts.benchmarks.map((name) => plain(shorten(name, 18))), range: [-0.5, facts.benchmarks.length - 0.5], zeroline: false });
 
   function drawAccuracyFigure() {
@@ -355,7 +356,7 @@ const WdmoePage = (() => {
       const ratio = (name) => there.map(([cell]) => (row !== "vanilla_even" && known(cell[name]) ? 1 - cell[name] : null));
       const first = facts.rows[row].vanilla ? vanillas[0].abbr : selecting[0]?.abbr;
       return {
-        type: "bar", name: plain(rowName(row, abbr)), width, x: there.map(([, , n]) => n - 0.42 + (place + 0.5) * width), y, error_y: bars(y, ratio("saving_high"), ratio("saving_low")),
+        type: "bar", name: plain(rowName(row, abbr)), width, x: there.map(([, , n]) => n - 0.42 + (place + 0.5) * width), y, error_y: bars(y, ratio("saving_high"), ratio("saving_low"), style("--soft")),
         marker: { color: colour(row, abbr), pattern: abbr === first || !["selection_only", "allocation_only"].includes(row) ? undefined : { shape: "/" } },
         text: there.map(([cell]) => short(1e3 * cell.latency_s)), textposition: window.innerWidth < 700 || rows.length > 4 ? "none" : "outside", textangle: 0, cliponaxis: false,
         customdata: there.map(([cell, , n]) => [ms(cell.latency_s), plain(facts.benchmarks[n])]), hovertemplate: "%{customdata[1]}: %{customdata[0]} ms, %{y:.3f} of vanilla<extra>%{fullData.name}</extra>",
@@ -418,6 +419,7 @@ const WdmoePage = (() => {
 
   /** Mean latency at every bandwidth of Figure 5, one point at a time, so that controls stay quick. */
   const sweep = { key: "", values: new Map() };
+  let sweeping = false;
   const sweepRows = (chosen) => allRows(chosen).filter(([row]) => row === "vanilla_even" || row === "both");
   const bandwidthOf = () => settings.total_bandwidth_hz ?? first.total_bandwidth_hz;
 
@@ -460,8 +462,12 @@ const WdmoePage = (() => {
         }
       }
       if (waiting.length) setTimeout(step, 0);
-      else redraw(["figure-5"]);
+      else {
+        sweeping = false;
+        redraw(["figure-5"]);
+      }
     };
+    sweeping = true;
     setTimeout(step, 0);
   }
 
@@ -487,7 +493,7 @@ const WdmoePage = (() => {
   }
 
   function phaseCells() {
-    const pick = (phase) => latencyCells(false, view.per, phase);
+    const pick = (phase) => latencyCells(false, [view.benchmark], phase);
     return { prefill: pick("prefill"), decode: pick("decode") };
   }
 
@@ -498,6 +504,10 @@ const WdmoePage = (() => {
       marker: { color: phase === "prefill" ? "#56B4E9" : "#CC79A7" }, hovertemplate: `%{x:.3f} ms<extra>${phase}</extra>`,
     })).filter((trace) => trace.x.some(known));
     plot("figure-phases", traces, { barmode: view.per === "batch" ? "stack" : "group", xaxis: { title: `latency ${PER[view.per]} (ms)`, rangemode: "tozero" }, yaxis: { autorange: "reversed" } });
+  }
+
+  function drawPhaseTable() {
+    const found = phaseCells(), rows = allRows(true);
     const columns = [{ title: "row" }, { title: "prefill (ms)" }, { title: "decode (ms)" }];
     const cell = (phase, row, abbr) => {
       const value = found[phase].get([row, abbr, view.benchmark].join("\n"))?.latency_s;
@@ -597,14 +607,14 @@ const WdmoePage = (() => {
   }
 
   function mapOf(profile, waited, measured) {
-    const size = 400, centre = size / 2, reach = 140, far = Math.max(...profile.devices.map((device) => device.distance_m));
-    const at = (metres) => (measured ? reach : 24 + (reach - 24) * (metres / far));
+    const size = 360, centre = size / 2, reach = 118, far = Math.max(...profile.devices.map((device) => device.distance_m));
+    const at = (metres) => (measured ? reach : 26 + (reach - 26) * (metres / far));
     const step = 10 ** Math.floor(Math.log10(far)), rings = [];
     for (let metres = far / step > 5 ? 2 * step : far / step > 2 ? step : step / 2, add = metres; metres <= far && !measured; metres += add) rings.push(metres);
     const low = ramp("--heat-low"), high = ramp("--heat-high"), most = waited ? Math.max(...waited, 1e-9) : 1;
     const title = svg("title");
     title.textContent = "Devices around the base station at their distances; the table beside it holds the same numbers";
-    const picture = svg("svg", { viewBox: `0 0 ${size} ${size}`, role: "img", "aria-label": title.textContent }, title);
+    const picture = svg("svg", { viewBox: `0 18 ${size} ${size - 30}`, role: "img", "aria-label": title.textContent }, title);
     for (const metres of rings) {
       const label = svg("text", { x: centre + 3, y: centre - at(metres) - 2, class: "soft" });
       label.textContent = `${short(metres)} m`;
@@ -774,7 +784,7 @@ const WdmoePage = (() => {
     const range = el("input", { type: "range", min: least, max: most, step, id: `${id}-range`, "aria-label": `${name} in ${unit}, slider` });
     const number = el("input", { type: "number", min: 0, step: "any", id: `${id}-number` });
     range.addEventListener("input", () => { number.value = range.value; take(number, scale, set); });
-    number.addEventListener("input", () => { range.value = number.value; take(number, scale, set); });
+    number.addEventListener("input", () => { if (Number.isFinite(number.valueAsNumber)) range.value = number.value; take(number, scale, set); });
     replace(id, el("div", { class: "head" }, el("label", { for: `${id}-number` }, `${name} (${unit})`), number), range);
     return { range, number, show: (value) => { range.value = value / scale; number.value = Number((value / scale).toPrecision(6)); } };
   }
@@ -888,6 +898,7 @@ const WdmoePage = (() => {
     drawCards();
     drawLatencyTable();
     drawFrontierText();
+    drawPhaseTable();
     drawLayers();
     drawChannel();
   };
@@ -911,6 +922,7 @@ const WdmoePage = (() => {
   /** After a change of settings or view: numbers and what is on the screen at once, intervals and the sweep then. */
   function changed() {
     generation += 1;
+    sweeping = false;
     clearTimeout(follow);
     const begun = performance.now();
     for (const allocation of ["uniform", "optimal"]) latest[allocation] = computed(allocation);
@@ -920,6 +932,7 @@ const WdmoePage = (() => {
     redraw();
     lastChange = { compute_ms: performance.now() - begun };
     follow = setTimeout(() => {
+      follow = 0;
       if (pending) {
         pending = false;
         cells = latencyCells(true);
@@ -936,6 +949,9 @@ const WdmoePage = (() => {
   function picked() {
     view.benchmark = byId("benchmark").value;
     view.model = byId("model").value;
+    generation += 1;
+    sweeping = false;
+    drawPhaseTable();
     drawLayers();
     drawChannel();
     redraw(["figure-5", "figure-7", "figure-8", "figure-phases"]);
@@ -1019,5 +1035,7 @@ const WdmoePage = (() => {
   start();
   requestAnimationFrame(() => setTimeout(loadPlotly, 0)); // after the first paint
 
-  return { changes, lastChange: () => lastChange, settings: () => structuredClone(settings) };
+  const isSettled = () => figures.length > 0 && !follow && !sweeping; // intervals and sweep have followed the last change
+
+  return { changes, isSettled, lastChange: () => lastChange, settings: () => structuredClone(settings) };
 })();

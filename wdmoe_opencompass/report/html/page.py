@@ -37,11 +37,11 @@ MOST_DATA_BYTES = 4_900_000  # of all that is embedded but code
 MOST_COUNT_BYTES = 3_000_000
 LEAST_ITEM_BYTES = 200_000  # however large the counts are
 SCRIPTS = ("engine.js", "intervals.js", "page.js")  # in the order that they need each other
-TABLES = (DIFFERENCES, FRONTIER, COMPARISON, TABLE_3, TABLE_4, PREDICTION, EVENTS)  # shown as they stand, where written
+TABLES = (DIFFERENCES, FRONTIER, COMPARISON, TABLE_3, TABLE_4, PREDICTION, EVENTS)  # shown as written
 LATENCY_KEYS = (
-    "row model dataset scope per phase latency_s latency_low_s latency_high_s saving saving_low saving_high no_interval "
-    "tokens_per_batch passes_per_batch"
-).split()
+    *("row", "model", "dataset", "scope", "per", "phase", "latency_s", "latency_low_s", "latency_high_s", "saving"),
+    *("saving_low", "saving_high", "no_interval", "tokens_per_batch", "passes_per_batch"),
+)
 NO_TABLES = (
     "no tables in its summary folder, or those of an older version; give the time-stamped folder of a finished run "
     "whose config has summarizer=dict(type=WdmoeSummarizer), or write them anew with --mode viz -r"
