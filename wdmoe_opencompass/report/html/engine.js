@@ -177,7 +177,9 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
   function check_settings(settings) {
     check_choice("allocation", settings.allocation, ALLOCATIONS);
     check_choice("scope", settings.scope, SCOPES);
-    check_choice("fading", settings.fading ?? null, [null, true, false]);
+    if (![null, true, false].includes(settings.fading ?? null)) {
+      throw new Error(`fading must be one of true, false or null, got ${settings.fading}`);
+    }
     for (const key of PROFILE_KEYS) check_number(key, settings[key], limits[key]);
     for (const device of settings.devices ?? []) {
       for (const key of DEVICE_KEYS) check_number(`${key} of ${device.name}`, device[key], limits[key]);
