@@ -43,7 +43,7 @@ WdmoeEngine.to_yaml(profile) -> text of a profile file: `wdmoe profile validate`
     gives the page's numbers
 
 counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size, ffn_size, layers, devices, groups,
-    run_draw, left_out, datasets: {name: {passes, batches, parts: [{name, batches}], rows, load, extra, index,
+    run_draw, left_out, most_bytes, datasets: {name: {passes, batches, parts: [{name, batches}], rows, load, extra, index,
     passes_of_batch, first_item, items, phase, draws, draw}}}]}; packed arrays are {dtype, data}, see counts.py.
 */
 (function (root) {
