@@ -176,9 +176,10 @@ def _is_one_draw(profile: ChannelProfile) -> bool:
 
 def _draws(profile: ChannelProfile, moments: Iterable[tuple[str, int, int]], layers: int) -> NDArray[np.float64]:
     """-> [moments * layers, devices] power gain over its mean of each moment of the run (FadingSource's first draw)."""
-    mean_power = 4 * mean_amplitude(profile) ** 2 / np.pi
-    gains = [FadingSource(profile, *moment, layer).power_gains(1)[0] for moment in moments for layer in range(layers)]
-    return np.array(gains).reshape(-1, len(profile.devices)) / mean_power
+    at_1_m = tuple(device.model_copy(update=dict(distance_m=1.0)) for device in profile.devices)
+    near = profile.model_copy(update=dict(devices=at_1_m, carrier_frequency_hz=1e9))  # gains that keep all digits
+    gains = [FadingSource(near, *moment, layer).power_gains(1)[0] for moment in moments for layer in range(layers)]
+    return np.array(gains).reshape(-1, len(at_1_m)) / (4 * mean_amplitude(near) ** 2 / np.pi)
 
 
 def _pack(array: NDArray) -> Packed:

@@ -43,7 +43,7 @@ WdmoeEngine.to_yaml(profile) -> text of a profile file: `wdmoe profile validate`
     gives the page's numbers
 
 counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size, ffn_size, layers, devices, groups,
-    run_draw, left_out, datasets: {name: {passes, batches, parts: [{name, batches}], rows, load, extra, index,
+    run_draw, left_out, most_bytes, datasets: {name: {passes, batches, parts: [{name, batches}], rows, load, extra, index,
     passes_of_batch, first_item, items, phase, draws, draw}}}]}; packed arrays are {dtype, data}, see counts.py.
 */
 (function (root) {
@@ -177,7 +177,9 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
   function check_settings(settings) {
     check_choice("allocation", settings.allocation, ALLOCATIONS);
     check_choice("scope", settings.scope, SCOPES);
-    check_choice("fading", settings.fading ?? null, [null, true, false]);
+    if (![null, true, false].includes(settings.fading ?? null)) {
+      throw new Error(`fading must be one of true, false or null, got ${settings.fading}`);
+    }
     for (const key of PROFILE_KEYS) check_number(key, settings[key], limits[key]);
     for (const device of settings.devices ?? []) {
       for (const key of DEVICE_KEYS) check_number(`${key} of ${device.name}`, device[key], limits[key]);
