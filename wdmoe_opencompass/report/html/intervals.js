@@ -1,9 +1,9 @@
 /* 95 % intervals of latencies, the same as report/statistics.py draws: bootstrap over groups of batches of the same
  * items, NumPy's generator (PCG64, seed 0) included, so that equal latencies give equal intervals.
  *
- * WdmoeIntervals.make(bootstrap) -> {mean(latency_s, count), ratio(first_s, first_count, second_s, second_count)}
+ * WdmoeIntervals.make(bootstrap) -> {resampled(latency_s, count) -> sums, mean(sums), ratio(first sums, second sums)}
  *   bootstrap: {resamples, least_groups, tails, stretch: {groups: factor}}
- *   each -> [low, high], or null where there is none
+ *   latency_s, count: [groups]; mean and ratio -> [low, high], or null where there is none
  */
 "use strict";
 
@@ -61,32 +61,38 @@ const WdmoeIntervals = (() => {
       return known.get(groups);
     }
 
-    /** columns: of [groups] numbers; value: sums of the columns -> what the interval is of. */
-    function interval(columns, value) {
-      const groups = columns[0].length, stretch = bootstrap.stretch[groups];
-      if (groups < bootstrap.least_groups || stretch === undefined) return null;
-      const drawn = drawnOf(groups), values = new Float64Array(bootstrap.resamples), sums = new Array(columns.length);
-      for (let resample = 0; resample < bootstrap.resamples; resample++) {
-        sums.fill(0);
-        for (let group = 0, place = resample * groups; group < groups; group++, place++) {
-          const times = drawn[place];
-          if (times) for (let column = 0; column < columns.length; column++) sums[column] += times * columns[column][group];
+    /** Sums over groups: the measured one first, then that of each resample; null where they carry no interval. */
+    function resampled(latency_s, count) {
+      const groups = latency_s.length;
+      if (groups < bootstrap.least_groups || bootstrap.stretch[groups] === undefined) return null;
+      const drawn = drawnOf(groups), sums = { groups, latency_s: [], count: [] };
+      for (const [name, column] of [["latency_s", latency_s], ["count", count]]) {
+        const values = (sums[name] = new Float64Array(1 + bootstrap.resamples));
+        for (let group = 0; group < groups; group++) values[0] += column[group];
+        for (let resample = 1, place = 0; resample < values.length; resample++) {
+          let total = 0;
+          for (let group = 0; group < groups; group++, place++) total += drawn[place] * column[group];
+          values[resample] = total;
         }
-        if (!sums.every((sum) => sum > 0)) return null;
-        values[resample] = value(sums);
+        for (const value of values) if (!(value > 0)) return null;
       }
-      const estimate = value(columns.map((column) => column.reduce((sum, one) => sum + one, 0)));
-      values.sort();
-      const [low, high] = bootstrap.tails.map((share) => quantile(values, share));
+      return sums;
+    }
+
+    /** values: the measured one, then one of each resample; sorts them. */
+    function interval(values, groups) {
+      const estimate = values[0], sorted = values.subarray(1).sort(), stretch = bootstrap.stretch[groups];
+      const [low, high] = bootstrap.tails.map((share) => quantile(sorted, share));
       return [estimate - stretch * (estimate - low), estimate + stretch * (high - estimate)];
     }
 
     return {
-      mean: (latency_s, count) => interval([latency_s, count], ([sum, per]) => sum / per),
-      ratio(first_s, first_count, second_s, second_count) {
-        const logarithm = ([a, b, c, d]) => Math.log(((c / d) * b) / a);
-        const found = interval([first_s, first_count, second_s, second_count], logarithm);
-        return found && found.map(Math.exp);
+      resampled,
+      mean: (sums) => sums && interval(sums.latency_s.map((total, n) => total / sums.count[n]), sums.groups),
+      ratio(first, second) {
+        if (!first || !second) return null;
+        const logarithm = (_, n) => Math.log(((second.latency_s[n] / second.count[n]) * first.count[n]) / first.latency_s[n]);
+        return interval(first.latency_s.map(logarithm), first.groups).map(Math.exp);
       },
     };
   }

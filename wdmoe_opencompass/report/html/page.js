@@ -118,7 +118,7 @@ const WdmoePage = (() => {
   /** -> Map of [row, model, benchmark] to {latency_s, low, high, saving, saving_low, saving_high, why}. */
   function latencyCells(withIntervals, benchmarks = facts.benchmarks, phase = view.phase) {
     const { per } = view;
-    const found = new Map(), groups = new Map();
+    const found = new Map(), sums = new Map();
     for (const [row, abbr] of allRows()) {
       for (const benchmark of benchmarks) {
         const key = [row, abbr, benchmark].join("\n");
@@ -139,13 +139,11 @@ const WdmoePage = (() => {
         const before = found.get(base);
         if (before?.latency_s) cell.saving = 1 - latency_s / before.latency_s;
         if (withIntervals) {
-          groups.set(key, groupsOf(model.results_of(benchmark), phase));
-          const own = groups.get(key), first = groups.get(base);
-          [cell.low, cell.high] = intervals.mean(own.latency_s, own.count[per]) ?? [null, null];
-          if (first && base !== key && !record.no_interval) {
-            const ratio = intervals.ratio(first.latency_s, first.count[per], own.latency_s, own.count[per]);
-            if (ratio) [cell.saving_low, cell.saving_high] = [1 - ratio[1], 1 - ratio[0]];
-          }
+          const groups = groupsOf(model.results_of(benchmark), phase), drawn = intervals.resampled(groups.latency_s, groups.count[per]);
+          sums.set(key, drawn);
+          [cell.low, cell.high] = intervals.mean(drawn) ?? [null, null];
+          const ratio = base === key || record.no_interval ? null : intervals.ratio(sums.get(base), drawn);
+          if (ratio) [cell.saving_low, cell.saving_high] = [1 - ratio[1], 1 - ratio[0]];
         }
       }
     }
@@ -917,6 +915,7 @@ const WdmoePage = (() => {
     figure.draw();
   }
 
+  const FOLLOWING = ["figure-6", "figure-frontier", "figure-5", "figure-7", "figure-phases"]; // what controls change
   let follow = 0;
 
   /** After a change of settings or view: numbers and what is on the screen at once, intervals and the sweep then. */
@@ -924,13 +923,11 @@ const WdmoePage = (() => {
     generation += 1;
     sweeping = false;
     clearTimeout(follow);
-    const begun = performance.now();
     for (const allocation of ["uniform", "optimal"]) latest[allocation] = computed(allocation);
     pending = !isOwn();
     cells = latencyCells(false);
     texts();
-    redraw();
-    lastChange = { compute_ms: performance.now() - begun };
+    redraw(FOLLOWING);
     follow = setTimeout(() => {
       follow = 0;
       if (pending) {
@@ -944,7 +941,7 @@ const WdmoePage = (() => {
     }, IDLE_MS);
   }
 
-  let lastChange = {};
+  let figuresAt = 0; // ms after the page's start
 
   function picked() {
     view.benchmark = byId("benchmark").value;
@@ -1026,6 +1023,7 @@ const WdmoePage = (() => {
       }
     }, { rootMargin: "200px" });
     for (const { id } of figures) observer.observe(byId(id));
+    requestAnimationFrame(() => setTimeout(() => { figuresAt = performance.now(); }, 0));
     window.addEventListener("beforeprint", () => {
       for (const details of document.querySelectorAll("details.notes")) details.open = true;
       for (const figure of figures.filter((one) => one.stale)) drawOne(figure);
@@ -1037,5 +1035,5 @@ const WdmoePage = (() => {
 
   const isSettled = () => figures.length > 0 && !follow && !sweeping; // intervals and sweep have followed the last change
 
-  return { changes, isSettled, lastChange: () => lastChange, settings: () => structuredClone(settings) };
+  return { changes, isSettled, figuresAt: () => figuresAt };
 })();
