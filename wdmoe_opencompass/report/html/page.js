@@ -7,6 +7,7 @@
 
 const WdmoePage = (() => {
   const ROWS_AT_ONCE = 25; // items that are drawn at once
+  const PAPER_PIXELS = 680; // width of a figure in print
   const IDLE_MS = 60; // after the last change until intervals and the bandwidth sweep follow
   const OTHERS = ["#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999"]; // Okabe-Ito, beyond the four rows'
   const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "cross", "x", "star", "hexagon", "pentagon"];
@@ -25,6 +26,7 @@ const WdmoePage = (() => {
   let settings = structuredClone(own);
   let latest = { uniform: new Map(), optimal: new Map() }; // allocation -> model -> the engine's results
   let pending = false; // whether intervals follow
+  let printing = false;
   let generation = 0; // of changes; what was begun for an older one is dropped
 
   // ---- small helpers
@@ -265,7 +267,7 @@ const WdmoePage = (() => {
   }
 
   function drawCards() {
-    const cards = [];
+    const accuracies = [], savings = [];
     for (const model of facts.models.filter((one) => view.shown.has(one.abbr))) {
       const scored = facts.benchmarks.map((benchmark) => accuracyOf(model.abbr, benchmark));
       const known_ = scored.filter(Boolean);
@@ -274,20 +276,20 @@ const WdmoePage = (() => {
       const of = known_.length === facts.benchmarks.length ? `mean of ${known_.length} benchmarks` : `mean of the ${known_.length} measured of ${facts.benchmarks.length} benchmarks`;
       const lines = [el("div", { class: "value" }, `${(sum(known_.map((one) => one.value)) / known_.length).toFixed(1)} %`), el("div", {}, `accuracy, ${of}`)];
       if (difference && known(difference.low)) lines.push(el("div", { class: "with" }, `${signed(difference.difference, 2)} points [${signed(difference.low, 2)}, ${signed(difference.high, 2)}] against vanilla`));
-      cards.push(el("div", { class: "card", style: `border-left-color:${modelColour(model.abbr)}` }, lines, el("div", { class: "with" }, model.abbr)));
+      accuracies.push(el("div", { class: "card", style: `border-left-color:${modelColour(model.abbr)}` }, lines, el("div", { class: "with" }, model.abbr)));
     }
     for (const [row, abbr] of allRows(true)) {
       if (row === "vanilla_even") continue;
-      const savings = facts.benchmarks.map((benchmark) => cellOf(row, abbr, benchmark)).filter((cell) => cell && known(cell.saving) && (known(cell.saving_low) || pending));
-      if (!savings.length) continue;
-      const values = savings.map((cell) => 100 * cell.saving), least = Math.min(...values), most = Math.max(...values);
-      const text = savings.length > 1 ? `${least.toFixed(1)} to ${most.toFixed(1)} %` : `${least.toFixed(1)} %`;
-      cards.push(el("div", { class: "card", style: `border-left-color:${colour(row, abbr)}` },
+      const told = facts.benchmarks.map((benchmark) => cellOf(row, abbr, benchmark)).filter((cell) => cell && known(cell.saving) && (known(cell.saving_low) || (pending && !cell.why)));
+      if (!told.length) continue;
+      const values = told.map((cell) => 100 * cell.saving), least = Math.min(...values), most = Math.max(...values);
+      const text = told.length > 1 ? `${least.toFixed(1)} to ${most.toFixed(1)} %` : `${least.toFixed(1)} %`;
+      savings.push(el("div", { class: "card", style: `border-left-color:${colour(row, abbr)}` },
         el("div", { class: "value" }, text),
         el("div", {}, "less waiting than vanilla_even"),
-        el("div", { class: "with" }, `${rowName(row, abbr)}; over ${savings.length} benchmark${savings.length > 1 ? "s" : ""}, intervals below`)));
+        el("div", { class: "with" }, `${rowName(row, abbr)}; over ${told.length} benchmark${told.length > 1 ? "s" : ""}, intervals below`)));
     }
-    replace("cards", cards);
+    replace("cards", [accuracies, savings].filter((cards) => cards.length).map((cards) => el("div", { class: "cards" }, cards)));
   }
 
   function drawMissing() {
@@ -324,7 +326,7 @@ const WdmoePage = (() => {
       return;
     }
     if (byId(id).querySelector(":scope > .hint")) byId(id).replaceChildren();
-    Plotly.react(id, traces, layoutOf(layout), { responsive: true, displaylogo: false, displayModeBar: false });
+    Plotly.react(id, traces, layoutOf(printing ? { ...layout, width: PAPER_PIXELS } : layout), { responsive: true, displaylogo: false, displayModeBar: false });
   }
 
   const bars = (own_, low, high, ink) => ({ type: "data", symmetric: false, array: high.map((x, n) => (known(x) ? Math.max(0, x - own_[n]) : 0)), arrayminus: low.map((x, n) => (known(x) ? Math.max(0, own_[n] - x) : 0)), thickness: 1.4, width: 4, ...(ink ? { color: ink } : {}) });
@@ -449,7 +451,7 @@ const WdmoePage = (() => {
     const waiting = applicable().total_bandwidth_hz.applies ? facts.sweep_hz.filter(lacking) : [];
     if (!waiting.length) return;
     const step = () => {
-      if (at !== generation) return;
+      if (at !== generation || !waiting.length) return;
       const hertz = waiting.shift();
       for (const allocation of ["uniform", "optimal"]) {
         const found = computed(allocation, { total_bandwidth_hz: hertz });
@@ -459,14 +461,16 @@ const WdmoePage = (() => {
           }
         }
       }
-      if (waiting.length) setTimeout(step, 0);
+      if (waiting.length && printing) step();
+      else if (waiting.length) setTimeout(step, 0);
       else {
         sweeping = false;
         redraw(["figure-5"]);
       }
     };
     sweeping = true;
-    setTimeout(step, 0);
+    if (printing) step();
+    else setTimeout(step, 0);
   }
 
   function drawFigure7() {
@@ -596,7 +600,7 @@ const WdmoePage = (() => {
     replace("map", mapOf(profile, waited, measured));
     const share = (device) => (waited ? `${(100 * waited[device]).toFixed(1)} %` : "–");
     const experts = (device) => expertsOf(device).join(", ") || "none";
-    const columns = [{ title: "device" }, { title: "experts held", class: "text" }, ...(measured ? [{ title: "downlink (Mbit/s)" }, { title: "uplink (Mbit/s)" }, { title: "fixed (ms)" }] : [{ title: "distance (m)" }, { title: "power (W)" }]), { title: "GFLOP/s" }, { title: "layers waited" }];
+    const columns = [{ title: "device" }, { title: "experts", class: "text" }, ...(measured ? [{ title: "downlink (Mbit/s)" }, { title: "uplink (Mbit/s)" }, { title: "fixed (ms)" }] : [{ title: "metres" }, { title: "watts" }]), { title: "GFLOP/s" }, { title: "waited for" }];
     scrollable("table-devices", table("Devices", columns, profile.devices.map((device, k) => [
       device.name, experts(k),
       ...(measured ? [short(device.downlink_bit_per_s / 1e6), short(device.uplink_bit_per_s / 1e6), short(1e3 * (device.fixed_s ?? 0))] : [short(device.distance_m), short(device.transmit_power_w)]),
@@ -1024,10 +1028,24 @@ const WdmoePage = (() => {
     }, { rootMargin: "200px" });
     for (const { id } of figures) observer.observe(byId(id));
     requestAnimationFrame(() => setTimeout(() => { figuresAt = performance.now(); }, 0));
-    window.addEventListener("beforeprint", () => {
-      for (const details of document.querySelectorAll("details.notes")) details.open = true;
-      for (const figure of figures.filter((one) => one.stale)) drawOne(figure);
+    window.addEventListener("beforeprint", beforePrint);
+    window.addEventListener("afterprint", () => {
+      setTheme(byId("theme").value);
+      recolour();
     });
+  }
+
+  /** Paper is light and narrow; what is folded up is not printed but for the notes. */
+  function beforePrint() {
+    document.documentElement.dataset.theme = "light";
+    printing = true;
+    drawAccuracyTables();
+    texts();
+    sweepOn();
+    if (!itemData) readItems();
+    for (const details of document.querySelectorAll("details.notes")) details.open = true;
+    for (const figure of figures) drawOne(figure);
+    printing = false;
   }
 
   start();
