@@ -283,7 +283,7 @@ const WdmoePage = (() => {
       const told = facts.benchmarks.map((benchmark) => cellOf(row, abbr, benchmark)).filter((cell) => cell && known(cell.saving) && (known(cell.saving_low) || (pending && !cell.why)));
       if (!told.length) continue;
       const values = told.map((cell) => 100 * cell.saving), least = Math.min(...values), most = Math.max(...values);
-      const text = told.length > 1 ? `${least.toFixed(1)} to ${most.toFixed(1)} %` : `${least.toFixed(1)} %`;
+      const text = least.toFixed(1) !== most.toFixed(1) ? `${least.toFixed(1)} to ${most.toFixed(1)} %` : `${least.toFixed(1)} %`;
       savings.push(el("div", { class: "card", style: `border-left-color:${colour(row, abbr)}` },
         el("div", { class: "value" }, text),
         el("div", {}, "less waiting than vanilla_even"),
@@ -358,7 +358,7 @@ const WdmoePage = (() => {
       return {
         type: "bar", name: plain(rowName(row, abbr)), width, x: there.map(([, , n]) => n - 0.42 + (place + 0.5) * width), y, error_y: bars(y, ratio("saving_high"), ratio("saving_low"), style("--soft")),
         marker: { color: colour(row, abbr), pattern: abbr === first || !["selection_only", "allocation_only"].includes(row) ? undefined : { shape: "/" } },
-        text: there.map(([cell]) => short(1e3 * cell.latency_s)), textposition: window.innerWidth < 700 || rows.length > 4 ? "none" : "outside", textangle: 0, cliponaxis: false,
+        text: there.map(([cell]) => short(1e3 * cell.latency_s)), textposition: window.innerWidth < 700 || rows.length * facts.benchmarks.length > 20 ? "none" : "outside", textangle: 0, cliponaxis: false,
         customdata: there.map(([cell, , n]) => [ms(cell.latency_s), plain(facts.benchmarks[n])]), hovertemplate: "%{customdata[1]}: %{customdata[0]} ms, %{y:.3f} of vanilla<extra>%{fullData.name}</extra>",
       };
     });
@@ -427,7 +427,7 @@ const WdmoePage = (() => {
     const why = applicable().total_bandwidth_hz;
     if (!why.applies) {
       Plotly.purge("figure-5");
-      replace("figure-5", el("p", { class: "hint" }, `Not drawn: ${why.reason}.`));
+      replace("figure-5", el("p", { class: "hint" }, why.reason ? `Not drawn: ${why.reason}.` : "Nothing measured to draw."));
       return;
     }
     const traces = sweepRows(true).map(([row, abbr]) => {
@@ -437,18 +437,26 @@ const WdmoePage = (() => {
         marker: { symbol: row === "vanilla_even" ? "circle" : "diamond", size: 7 }, hovertemplate: "%{x} MHz: %{y:.3f} ms<extra>%{fullData.name}</extra>",
       };
     });
+    if (sweepLacks().length) {
+      if (!byId("figure-5").childElementCount) replace("figure-5", el("p", { class: "hint" }, "Computing …"));
+      return; // the last one stays until the new one is there
+    }
     const now = bandwidthOf() / 1e6;
     const shapes = [{ type: "line", x0: now, x1: now, yref: "paper", y0: 0, y1: 1, line: { color: style("--soft"), dash: "dash", width: 1 } }];
     plot("figure-5", traces, { shapes, xaxis: { title: "total bandwidth (MHz)" }, yaxis: { title: `latency ${PER[view.per]} (ms)`, rangemode: "tozero" } });
   }
 
+  /** The bandwidths that Figure 5 still lacks. */
+  function sweepLacks() {
+    const key = JSON.stringify([{ ...settings, total_bandwidth_hz: null }, view.scope, view.per, view.phase]);
+    if (sweep.key !== key) Object.assign(sweep, { key, values: new Map() });
+    const lacking = (hertz) => sweepRows(true).some(([row, abbr]) => !sweep.values.has([row, abbr, view.benchmark, hertz].join("\n")));
+    return applicable().total_bandwidth_hz.applies ? facts.sweep_hz.filter(lacking) : [];
+  }
+
   /** Compute what Figure 5 still lacks, then draw it; given up at the next change. */
   function sweepOn() {
-    const at = generation, key = JSON.stringify([settings, view.scope, view.per, view.phase]);
-    if (sweep.key !== key) Object.assign(sweep, { key, values: new Map() });
-    const rows = sweepRows();
-    const lacking = (hertz) => rows.some(([row, abbr]) => !sweep.values.has([row, abbr, view.benchmark, hertz].join("\n")));
-    const waiting = applicable().total_bandwidth_hz.applies ? facts.sweep_hz.filter(lacking) : [];
+    const at = generation, rows = sweepRows(true), waiting = sweepLacks();
     if (!waiting.length) return;
     const step = () => {
       if (at !== generation || !waiting.length) return;
@@ -456,9 +464,7 @@ const WdmoePage = (() => {
       for (const allocation of ["uniform", "optimal"]) {
         const found = computed(allocation, { total_bandwidth_hz: hertz });
         for (const [row, abbr] of rows.filter(([name]) => facts.rows[name].allocation === allocation)) {
-          for (const benchmark of facts.benchmarks) {
-            sweep.values.set([row, abbr, benchmark, hertz].join("\n"), found.get(abbr)?.mean_s(benchmark, view.per, view.phase) ?? NaN);
-          }
+          sweep.values.set([row, abbr, view.benchmark, hertz].join("\n"), found.get(abbr)?.mean_s(view.benchmark, view.per, view.phase) ?? NaN);
         }
       }
       if (waiting.length && printing) step();
@@ -788,7 +794,7 @@ const WdmoePage = (() => {
     range.addEventListener("input", () => { number.value = range.value; take(number, scale, set); });
     number.addEventListener("input", () => { if (Number.isFinite(number.valueAsNumber)) range.value = number.value; take(number, scale, set); });
     replace(id, el("div", { class: "head" }, el("label", { for: `${id}-number` }, `${name} (${unit})`), number), range);
-    return { range, number, show: (value) => { range.value = value / scale; number.value = Number((value / scale).toPrecision(6)); } };
+    return { range, number, show: (value) => { if (known(value)) range.value = number.value = Number((value / scale).toPrecision(6)); } };
   }
 
   /** Take what a field holds; a value that the engine refuses stays in the field, marked, and changes nothing. */
@@ -814,7 +820,7 @@ const WdmoePage = (() => {
   let deviceFields = [];
 
   function makeControls() {
-    byId("caveat").textContent = `What would the recorded run wait under another channel? The ${facts.caveat}: the experts that each token kept stay as they were, so no answer and no accuracy changes with these controls.`;
+    byId("caveat").textContent = `What would the recorded run wait under another channel? The ${facts.caveat}: the experts that each token kept stay as they were, so no answer and no accuracy changes with these controls.${run.models.length ? "" : " This run left no trace that the page can read: nothing follows them."}`;
     choice("choose-per", "mean", { batch: "per batch", pass: "per pass" }, "per");
     choice("choose-phase", "phase", { all: "all", prefill: "prefill", decode: "decode" }, "phase");
     choice("choose-allocation", "split", { uniform: "even", optimal: "optimal" }, "allocation");
@@ -854,6 +860,7 @@ const WdmoePage = (() => {
       node.disabled = !applies || !run.models.length;
       node.title = reason;
     });
+    for (const node of byId("settings").querySelectorAll("input, button")) node.disabled = !run.models.length;
     gate([sliders.total.range, sliders.total.number], may.total_bandwidth_hz);
     gate([sliders.payload.range, sliders.payload.number], may.payload_bits);
     gate([byId("fading")], may.fading);
@@ -997,7 +1004,7 @@ const WdmoePage = (() => {
   }
 
   function makeModelChoice() {
-    replace("model-choice", el("details", { class: "more" }, el("summary", {}, "Models in the figures"), el("div", { class: "pickers" }, facts.models.map((model) => el("label", { class: "check" }, el("input", { type: "checkbox", checked: view.shown.has(model.abbr), onchange: (event) => { event.target.checked ? view.shown.add(model.abbr) : view.shown.delete(model.abbr); texts(); redraw(); sweepOn(); } }), swatch(modelColour(model.abbr)), model.abbr)))));
+    replace("model-choice", el("details", { class: "more" }, el("summary", {}, "Models in the figures"), el("div", { class: "pickers" }, facts.models.map((model) => el("label", { class: "check" }, el("input", { type: "checkbox", checked: view.shown.has(model.abbr), onchange: (event) => { event.target.checked ? view.shown.add(model.abbr) : view.shown.delete(model.abbr); generation += 1; texts(); redraw(); sweepOn(); } }), swatch(modelColour(model.abbr)), model.abbr)))));
   }
 
   function recolour() {
