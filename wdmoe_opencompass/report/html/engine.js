@@ -11,6 +11,7 @@ WdmoeEngine.defaults(run) -> settings      what the user may change; null everyw
      devices: [{name, distance_m, transmit_power_w}, ...]}   every device of any model, matched by name
 WdmoeEngine.own(run, number = 0) -> settings with a model's own numbers in place of null, for the sliders' first places
 WdmoeEngine.limits -> {key: {above | least, most, whole, unit}}         what a channel profile allows
+WdmoeEngine.known -> {path_loss, duplex, fading, rates, scopes, allocations, phases}: names that the engine knows
 WdmoeEngine.applicable(run, settings) -> {key: {applies, reason}}       reason: why not, or for which models not; or ''
     keys: total_bandwidth_hz, payload_bits, distance_m, transmit_power_w, fading, allocation, scope
 WdmoeEngine.compute(run, settings) -> {settings, models: [model, ...]}; throws an Error (one sentence) on bad settings
@@ -42,9 +43,14 @@ WdmoeEngine.changed_profile(run, model number or abbr, settings) -> the channel 
 WdmoeEngine.to_yaml(profile) -> text of a profile file: `wdmoe profile validate` takes it, and `wdmoe replay` with it
     gives the page's numbers
 
-counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size, ffn_size, layers, devices, groups,
-    run_draw, left_out, most_bytes, datasets: {name: {passes, batches, parts: [{name, batches}], rows, load, extra, index,
-    passes_of_batch, first_item, items, phase, draws, draw}}}]}; packed arrays are {dtype, data}, see counts.py.
+counts = {format: 1, most_bytes, models: [{abbr, routing, profile, profile_hash, hidden_size, ffn_size, layers, devices,
+    groups, run_draw, left_out, datasets: {name: {passes, batches, parts: [{name, batches}], rows, load, extra, index,
+    passes_of_batch, first_item, items, phase, draws, draw}}}]}; packed arrays are {dtype, data}, see counts.py. The
+profile is as its file has it, but for a fading seed beyond 2^53, which is a text.
+
+Every result depends on the counts and the settings alone, not on what was computed before. It agrees with `wdmoe
+replay`: uniform and measured to rounding, optimal of scope layer to 1e-9, optimal of scope pass to the gap of 1e-7 that
+both prove (per pass; single layers of a pass can differ by more where several splits are equally good).
 */
 (function (root) {
   "use strict";
@@ -170,7 +176,7 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
       total_bandwidth_hz: profile.total_bandwidth_hz,
       payload_bits: profile.payload_bits,
       fading: profile.fading.model !== "none",
-      devices: profile.devices.map(({ name, distance_m, transmit_power_w }) => ({ name, distance_m, transmit_power_w })),
+      devices: profile.devices.map((one) => Object.fromEntries(["name", ...DEVICE_KEYS].map((key) => [key, one[key]]))),
     };
   }
 
@@ -1020,8 +1026,8 @@ counts = {format: 1, models: [{abbr, routing, profile, profile_hash, hidden_size
     return 1 / Math.max(fastest, TINY);
   }
 
-  // Elimination in a symmetric positive definite matrix, of which the upper triangle is read: no pivots are needed. Both
-  // right-hand sides become the solutions.
+  // Elimination in a symmetric positive definite matrix, of which the upper triangle is read: no pivots are needed.
+  // Both right-hand sides become the solutions.
   function eliminate(matrix, right, ones, size) {
     for (let column = 0; column < size; column++) {
       const start = column * size;
