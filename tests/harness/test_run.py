@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -38,6 +39,17 @@ def test_every_model_and_dataset_leaves_predictions_and_a_trace(small_run):
             assert trace.first_item.tolist() == [0, 4, 8] * labels
             assert (small_run / "predictions" / model / f"{task}_small.json").exists()
     assert not list(small_run.rglob("*.trace.part"))
+
+
+def test_a_run_leaves_its_page(small_run):
+    page = (small_run / "summary" / "report.html").read_text()
+    assert "summary/report.html" in records(small_run, "manifest")
+    facts = json.loads(re.search(r'id="facts">(.*?)</script>', page)[1])
+    assert facts["problems"] == facts["missing"] == []
+    items = json.loads(re.search(r'id="item-data">(.*?)</script>', page)[1])
+    assert [(one["dataset"], one["count"], len(one["items"])) for one in items["datasets"]] == [
+        (f"{task}_small", 12, 12) for task in TASKS
+    ]
 
 
 def test_vanilla_loads_of_each_layer_sum_to_k_times_the_real_tokens(small_run):

@@ -374,8 +374,8 @@ def test_the_command_prints_a_table_or_json_and_says_by_its_exit_code_how_it_wen
     done = wdmoe_watch(run, "--once")
     assert done.returncode == 1
     lines = done.stdout.splitlines()
-    assert lines[0].split("\t")[:4] == ["model", "dataset", "state", "prompts"]
-    assert lines[1].split("\t")[:4] == [MODEL, "d", INTERRUPTED, "8/-"]
+    assert lines[0].split()[:4] == ["model", "dataset", "state", "prompts"]
+    assert lines[1].split()[:4] == [MODEL, "d", INTERRUPTED, "8/-"]
     assert "\x1b" not in done.stdout
     assert "[bold] reason" in done.stdout
     (run / "summary").mkdir()

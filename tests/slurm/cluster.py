@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.debian import SEARCH_PATH, UnavailableError, require
+
 PACKAGES = ("slurm-wlm", "munge")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sinfo", "squeue", "scancel")
 NODES = ("one", "two")
-MAY_INSTALL = "WDMOE_INSTALL_SLURM"
 UNAVAILABLE = 3
-SEARCH_PATH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"  # a user's PATH may lack the daemons'
 
 # Processes are found by their parents (linuxproc), since a container may lack cgroups. A node has one CPU, whatever the
 # machine has (config_overrides): two jobs run at once. The rest is Slurm's default: no accounting, no task affinity.
@@ -50,10 +50,6 @@ NodeName={nodes[0]} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=
 NodeName={nodes[1]} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1
 PartitionName=tasks Nodes=ALL Default=YES State=UP
 """
-
-
-class UnavailableError(Exception):
-    """Slurm is not on this machine and cannot be installed here."""
 
 
 class Cluster:
@@ -151,29 +147,7 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
 
 def require_slurm() -> None:
     """Install Slurm if it lacks and that is allowed, else raise UnavailableError with the reason."""
-    missing = [program for program in PROGRAMS if shutil.which(program, path=SEARCH_PATH) is None]
-    if not missing:
-        return
-    lacking = f"no {missing[0]} on this machine"
-    if os.environ.get(MAY_INSTALL) != "1":
-        raise UnavailableError(f"{lacking}; {MAY_INSTALL}=1 lets the test install {' and '.join(PACKAGES)}")
-    if shutil.which("apt-get") is None:
-        raise UnavailableError(f"{lacking}, and no apt-get to install it with")
-    if os.geteuid():
-        raise UnavailableError(f"{lacking}, and only root may install it")
-    for step in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
-        _apt_get(step, lacking)
-
-
-def _apt_get(step: list[str], lacking: str) -> None:
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    try:
-        done = subprocess.run(["apt-get", *step], env=environment, capture_output=True, text=True, timeout=180)
-    except subprocess.TimeoutExpired:
-        raise UnavailableError(f"{lacking}, and apt-get {step[0]} did not end within three minutes") from None
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise UnavailableError(f"{lacking}, and apt-get {step[0]} failed: {reason}")
+    require(PROGRAMS, PACKAGES)
 
 
 def _free_ports(count: int) -> list[int]:

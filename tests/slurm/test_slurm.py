@@ -8,7 +8,8 @@ import subprocess
 import pytest
 
 from tests.conftest import ROOT, command, environment
-from tests.slurm.cluster import NODES, UnavailableError, require_slurm, running_cluster
+from tests.debian import UnavailableError
+from tests.slurm.cluster import NODES, require_slurm, running_cluster
 from tests.slurm.stalling import MARKER
 from wdmoe_opencompass.routing.trace import read_trace
 

@@ -13,6 +13,7 @@ from ..errors import WdmoeError, shown
 REPORT_EXAMPLES = (
     "wdmoe report outputs/quickstart/TIME",
     "wdmoe report outputs/quickstart/TIME --format tex > tables.tex",
+    "wdmoe report outputs/quickstart/TIME --html",
 )
 COMPARE_EXAMPLES = ("wdmoe compare outputs/a/TIME outputs/b/TIME --format csv",)
 WRITE_ANEW = "write it anew: opencompass CONFIG -r TIME --mode viz"
@@ -22,16 +23,19 @@ FRONTIER_EXAMPLES = ("wdmoe frontier outputs/policies/TIME --json",)
 def report_command(
     run_folder: Annotated[Path, typer.Argument(help="OpenCompass's time-stamped folder.")],
     form: Formatted = None,
+    html: Annotated[bool, typer.Option("--html", help="Write the whole run as one page: summary/report.html.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print a run's main tables; exit code 1 if a cell is empty, with the reason of each."""
+    """Print a run's main tables, or write its page; exit code 1 if a cell is empty, with the reason of each."""
     from ..report.summary import MAIN
     from ..report.tables import MAIN_TABLES_FILE, MISSING_FILE
 
     form = format_of(form, as_json)
     summary = run_folder / "summary"
     missing = _read_summary(run_folder, MISSING_FILE, list)
-    if form is None or form == Format.md:
+    if html:
+        _write_page(run_folder, as_json)
+    elif form is None or form == Format.md:
         text = (summary / MAIN_TABLES_FILE).read_text()
         print_markdown(text) if form is None else print(text)
         print(f"all formats: {summary}")
@@ -43,6 +47,21 @@ def report_command(
         print_aside(f"empty: {cell}")
     if missing:
         raise typer.Exit(CHECK_FAILED)
+
+
+def _write_page(run_folder: Path, as_json: bool) -> None:
+    from ..report.html.page import write_page
+    from ..report.publication import list_in_manifest
+
+    with Progress(f"writing the page of {run_folder}"):
+        path, page = write_page(run_folder)
+        list_in_manifest(run_folder, path)
+    if as_json:
+        print_json(dict(page=str(path), bytes=path.stat().st_size, data_bytes=page.data_bytes, left_out=page.left_out))
+        return
+    print(path)
+    for sentence in page.left_out:
+        print_aside(f"left out: {sentence}")
 
 
 def compare_command(

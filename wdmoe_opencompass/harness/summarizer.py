@@ -14,6 +14,7 @@ from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, mode
 from ..errors import TraceError, WdmoeError
 from ..files import files_of
 from ..report.figures import write_figures
+from ..report.html.page import write_page
 from ..report.items import item_results
 from ..report.publication import write_manifest, write_publication
 from ..report.summary import write_report
@@ -80,8 +81,12 @@ class WdmoeSummarizer(DefaultSummarizer):
         for table in write_report(runs, benchmarks, folder):
             print(table)
         write_figures(runs, benchmarks, folder)
+        try:
+            page = f"page of the run: {write_page(Path(self.work_dir))[0]}"
+        except WdmoeError as reason:
+            page = f"no page of the run: {reason}"
         write_publication(Path(self.work_dir), runs)
-        print(f"tables and figures: {folder}")
+        print(f"tables and figures: {folder}\n{page}")
 
     def _datasets(self) -> Sequence[str]:
         return [dataset_abbr_from_cfg(cfg) for cfg in self.dataset_cfgs]

@@ -82,6 +82,15 @@ def manifest(run_folder: Path) -> dict[str, str]:
     }
 
 
+def list_in_manifest(run_folder: Path, path: Path) -> None:
+    """Put a file that was written later into the run's manifest, where it has one."""
+    file = run_folder / "summary" / MANIFEST_FILE
+    if file.is_file():
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        listed = json.loads(file.read_bytes()) | {path.relative_to(run_folder).as_posix(): digest}
+        write_whole(file, json.dumps(dict(sorted(listed.items())), indent=1) + "\n")
+
+
 def _recorded_versions(runs: Sequence[ModelRun]) -> dict[str, str]:
     recorded: dict[str, str] = {}
     for run in runs:

@@ -1,0 +1,68 @@
+"""Debian's Chromium without a screen, and what a page did in it."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.debian import UnavailableError, require
+
+PROGRAM, PACKAGE = "chromium", "chromium"
+
+
+@contextmanager
+def chromium() -> Iterator:
+    """A browser; UnavailableError, with the reason, where there can be none."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError:
+        raise UnavailableError("playwright is not installed: pip install -e '.[test]'") from None
+    require([PROGRAM], [PACKAGE])
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which(PROGRAM), args=["--no-sandbox"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Visit:
+    """A page opened in its own context, with all that it asked for and complained of."""
+
+    def __init__(self, browser, path: Path, width=1280, height=900, scheme="light"):
+        self.context = browser.new_context(viewport=dict(width=width, height=height), color_scheme=scheme)
+        self.page = self.context.new_page()
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda line: line.type in ("error", "warning") and self.complaints.append(line.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.goto(path.as_uri())
+        self.settled()
+
+    def close(self):
+        self.context.close()
+
+    def all_seen(self):
+        """Scroll through the page, so that everything that is drawn when it is seen is drawn."""
+        height = self.page.evaluate("document.documentElement.scrollHeight")
+        for top in range(0, height, 700):
+            self.page.evaluate(f"scrollTo({{top: {top}, behavior: 'instant'}})")
+            self.page.wait_for_timeout(60)
+        self.settled()
+
+    def settled(self):
+        """Plotly.js, intervals and the bandwidth sweep are there."""
+        self.page.wait_for_function("() => WdmoePage.isSettled()")
+
+    def set(self, selector: str, value) -> None:
+        self.page.eval_on_selector(
+            selector,
+            "(node, value) => { node.value = value; node.dispatchEvent(new Event('input', {bubbles: true})); }",
+            str(value),
+        )
+
+    def cells(self) -> dict[tuple[str, str, str], float]:
+        """Latency in seconds by row, model and benchmark, as the table has it."""
+        read = "nodes => nodes.map(({dataset: d}) => [[d.row, d.model, d.benchmark], Number(d.value)])"
+        return {tuple(key): value for key, value in self.page.eval_on_selector_all("#table-latency [data-row]", read)}

@@ -1,0 +1,414 @@
+"""The page in a browser: its numbers, its controls, and that nothing it shows can act."""
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from pytest import approx
+from typer.testing import CliRunner
+
+from tests.debian import UnavailableError
+from tests.report.html.browser import Visit, chromium
+from tests.report.html.synthetic import generated, ranked, write_run
+from tests.testbed.synthetic import lab_profile
+from wdmoe_opencompass.channel.profile import ChannelProfile, changed_profile, load_profile
+from wdmoe_opencompass.cli import app
+from wdmoe_opencompass.errors import WdmoeError
+from wdmoe_opencompass.replay import replay
+from wdmoe_opencompass.report.batches import batch_sums
+from wdmoe_opencompass.report.html.page import make_page, write_page
+from wdmoe_opencompass.report.statistics import latency_interval, latency_ratio_interval
+from wdmoe_opencompass.report.summary import SHOWN
+from wdmoe_opencompass.report.tables import ROWS
+from wdmoe_opencompass.routing.trace import read_trace
+
+DIGITS = 1e-6  # relative: six digits
+PROFILE = load_profile("paper_8_devices")
+HOSTILE = "</script><script>window.hacked = 1</script><!-- <img src=x onerror='window.hacked = 2'>"
+MODEL_OF = {True: "vanilla", False: "wdmoe"}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    try:
+        with chromium() as one:
+            yield one
+    except UnavailableError as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("page") / "20260101_000000")
+
+
+@pytest.fixture(scope="module")
+def shared(browser, run):
+    visit = Visit(browser, write_page(run)[0])
+    yield visit
+    visit.close()
+
+
+@pytest.fixture
+def visit(shared):
+    """The run's page as it was opened."""
+    shared.page.click("#reset")
+    return shared
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens other pages, and closes them."""
+    visits = []
+
+    def opened(path, **options):
+        visits.append(Visit(browser, path, **options))
+        return visits[-1]
+
+    yield opened
+    for one in visits:
+        one.close()
+
+
+def trace_of(run, model, dataset):
+    return read_trace(run / "predictions" / model / f"{dataset}.trace.safetensors")
+
+
+def expected(run, profile, scope="pass", per="batch", phase="all"):
+    found = {}
+    for row, (vanilla, method) in ROWS.items():
+        for dataset in ("choice", "writing"):
+            model = MODEL_OF[vanilla]
+            mean_s = replay(trace_of(run, model, dataset), profile, method, scope).mean_s(per, phase)
+            if mean_s is not None:
+                found[row, model, dataset] = mean_s
+    return found
+
+
+def without_fading(profile):
+    data = profile.model_dump(mode="json", exclude_none=True)
+    return ChannelProfile.model_validate(data | dict(fading=dict(model="none")))
+
+
+def device(number, key):
+    return f"#device-controls [data-device=device_{number}][data-key={key}]"
+
+
+def test_the_first_numbers_are_those_of_the_tables(run, visit):
+    records = json.loads((run / "summary" / "latency.json").read_text())
+    shown = [one for one in records if SHOWN.items() <= one.items()]
+    assert visit.cells() == {(one["row"], one["model"], one["dataset"]): one["latency_s"] for one in shown}
+    table = json.loads((run / "summary" / "table_2_latency_pass_per_batch_all.json").read_text())
+    text = visit.page.inner_text("#table-latency")
+    for row in table["rows"][:4]:
+        for dataset in ("choice", "writing"):
+            latency, _, saving = row[dataset].partition(" ")
+            assert latency in text
+            assert saving.strip("()") in text
+    assert "as in its tables" in visit.page.inner_text("#announce")
+
+
+CONTROLS = {
+    "total bandwidth": ([("#total-number", 37)], changed_profile(PROFILE, "total_bandwidth_hz", 37e6), {}),
+    "slider": ([("#total-range", 150)], changed_profile(PROFILE, "total_bandwidth_hz", 150e6), {}),
+    "payload": ([("#payload-number", 5)], changed_profile(PROFILE, "payload_bits", 5), {}),
+    "distance": ([(device(3, "distance_m"), 333.5)], changed_profile(PROFILE, "devices[2].distance_m", 333.5), {}),
+    "power": (
+        [(device(8, "transmit_power_w"), 0.05)],
+        changed_profile(PROFILE, "devices[7].transmit_power_w", 0.05),
+        {},
+    ),
+    "fading": (["#fading"], without_fading(PROFILE), {}),
+    "scope": (["[name=scope][value=layer]"], PROFILE, dict(scope="layer")),
+    "per": (["[name=per][value=pass]"], PROFILE, dict(per="pass")),
+    "prefill": (["[name=phase][value=prefill]"], PROFILE, dict(phase="prefill")),
+    "decode": (["[name=phase][value=decode]"], PROFILE, dict(phase="decode")),
+    "several": (
+        [("#total-number", 60), "[name=scope][value=layer]", "[name=phase][value=decode]", "[name=per][value=pass]"],
+        changed_profile(PROFILE, "total_bandwidth_hz", 60e6),
+        dict(scope="layer", phase="decode", per="pass"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_a_control_changes_the_numbers_to_what_replay_gives(run, visit, name):
+    steps, profile, where = CONTROLS[name]
+    for step in steps:
+        visit.page.click(step) if isinstance(step, str) else visit.set(*step)
+    assert visit.cells() == approx(expected(run, profile, **where), rel=DIGITS)
+    is_what_if = profile != PROFILE
+    assert ("What if" in visit.page.inner_text("#announce")) == is_what_if
+
+
+def test_intervals_of_a_changed_channel_are_those_of_python(run, visit):
+    visit.set("#total-number", 45)
+    visit.settled()
+    profile = changed_profile(PROFILE, "total_bandwidth_hz", 45e6)
+    vanilla, both = (
+        batch_sums([replay(trace_of(run, model, "writing"), profile, method, "pass")], "all")
+        for model, method in (("vanilla", "uniform"), ("wdmoe", "optimal"))
+    )
+    low, high = latency_interval(both.latency_s, both.count("batch"))
+    sums = (vanilla.latency_s, vanilla.count("batch"), both.latency_s, both.count("batch"))
+    ratio = latency_ratio_interval(*sums)
+    text = visit.page.inner_text("#table-latency [data-row=both][data-benchmark=writing]")
+    assert f"[{1e3 * low:.3f}, {1e3 * high:.3f}]" in text
+    assert f"[{100 * (1 - ratio.high):.1f}, {100 * (1 - ratio.low):.1f}]" in text
+
+
+def test_heat_maps_and_phases_follow_the_controls(run, visit):
+    visit.page.select_option("#model", "wdmoe")
+    visit.page.select_option("#benchmark", "writing")
+    visit.set(device(1, "distance_m"), 700)
+    profile = changed_profile(PROFILE, "devices[0].distance_m", 700.0)
+    trace = trace_of(run, "wdmoe", "writing")
+    loads = visit.page.eval_on_selector_all("#heat-load td[data-value]", "nodes => nodes.map(n => +n.dataset.value)")
+    assert loads == approx(trace.device_load.mean(axis=0).ravel().tolist(), rel=DIGITS)
+    waits = visit.page.eval_on_selector_all("#heat-time td.waits", "nodes => nodes.map(n => +n.dataset.value)")
+    answer = replay(trace, profile, "optimal", "pass")
+    assert len(waits) >= 3
+    phases = visit.page.eval_on_selector_all(
+        "#table-phases td[data-row=both]", "nodes => nodes.map(n => +n.dataset.value)"
+    )
+    assert phases == approx([answer.mean_s("batch", "prefill"), answer.mean_s("batch", "decode")], rel=DIGITS)
+    assert "700" in visit.page.inner_text("#table-devices")
+
+
+def test_the_saved_profile_gives_the_page_s_numbers(run, visit, tmp_path):
+    visit.set("#payload-number", 8)
+    visit.set(device(2, "distance_m"), 10)
+    with visit.page.expect_download() as download:
+        visit.page.click("#save")
+    path = tmp_path / download.value.suggested_filename
+    download.value.save_as(path)
+    assert path.name == "paper_8_devices_what_if.yaml"
+    assert visit.cells() == approx(expected(run, load_profile(path)), rel=DIGITS)
+    assert CliRunner().invoke(app, ["profile", "validate", str(path)]).exit_code == 0
+
+
+def test_reset_brings_the_run_s_own_numbers_back(visit):
+    before = visit.cells()
+    visit.set("#total-number", 20)
+    visit.page.click("[name=per][value=pass]")
+    assert visit.cells() != before
+    visit.page.click("#reset")
+    assert visit.cells() == before
+    assert visit.page.input_value("#total-number") == "100"
+
+
+@pytest.mark.parametrize("value", ["0", "-3", ""])
+def test_a_value_that_no_profile_may_have_changes_nothing(visit, value):
+    before = visit.cells()
+    visit.set("#total-number", value)
+    assert visit.cells() == before
+    assert visit.page.get_attribute("#total-number", "aria-invalid") == "true"
+
+
+def test_nothing_leaves_the_page_and_nothing_complains(visit):
+    visit.all_seen()
+    visit.set("#total-number", 60)
+    visit.settled()
+    outside = [url for url in visit.requests if not url.startswith(("file:", "data:", "blob:"))]
+    assert not outside
+    assert sum(url.startswith("file:") for url in visit.requests) == 1
+    assert not visit.complaints
+    assert visit.page.locator(".js-plotly-plot").count() == 7
+
+
+def test_every_control_is_reached_with_the_keyboard_alone(visit):
+    page = visit.page
+    wanted = {"theme", "print", "reset", "save", "total-range", "payload-number", "fading", "benchmark", "item-search"}
+    page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
+    reached = set()
+    for _ in range(120):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.name"))
+    assert wanted | {"per", "scope"} <= reached
+    before = visit.cells()
+    page.focus("#total-range")
+    page.keyboard.press("ArrowLeft")
+    assert page.input_value("#total-number") == "99"
+    assert visit.cells() != before
+
+
+def test_axe_finds_nothing_serious_in_light_and_dark(open_page, run):
+    from axe_playwright_python.sync_playwright import Axe
+
+    one = open_page(write_page(run)[0])
+    one.all_seen()
+    one.set("#total-number", 60)
+    one.settled()
+    one.page.click("#item-list summary >> nth=0")
+    for summary in one.page.locator("details.notes > summary, details.more > summary").all():
+        summary.click()
+    for theme in ("light", "dark"):
+        one.page.select_option("#theme", theme)
+        violations = Axe().run(one.page).response["violations"]
+        grave = [(v["id"], v["nodes"][0]["html"][:200]) for v in violations if v["impact"] in ("serious", "critical")]
+        assert not grave, theme
+
+
+def test_a_phone_scrolls_down_alone(open_page, run):
+    one = open_page(write_page(run)[0], width=390, height=844)
+    one.all_seen()
+    assert one.page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_items_are_filtered_searched_and_compared(visit):
+    page = visit.page
+    page.evaluate("document.getElementById('items').scrollIntoView()")
+    page.wait_for_selector("#item-list details")
+    assert page.inner_text("#item-count") == "60 of 60 items"
+    page.check("#item-changed")
+    assert page.inner_text("#item-count") == "13 of 60 items"
+    page.select_option("#item-dataset", "choice")
+    page.fill("#item-search", "beast 10 ")
+    assert page.inner_text("#item-count") == "1 of 60 items"
+    page.click("#item-list summary")
+    body = page.inner_text("#item-list .body")
+    assert "A: owls" in body
+    assert "B: bears" in body
+    assert re.search(r"wdmoe\s+B: bears\s+\w+, changed", body)
+    page.uncheck("#item-changed")
+    page.fill("#item-search", "")
+    page.select_option("#item-dataset", "")
+
+
+def test_what_others_wrote_stays_text(open_page, tmp_path):
+    name = "<img src=x onerror='window.hacked=3'>"
+
+    def written(dataset, model, items):
+        if dataset == name:
+            return [ranked(HOSTILE, {HOSTILE[:9]: HOSTILE, "__proto__": "b"}, "__proto__", "A") for _ in range(items)]
+        return [generated(HOSTILE + str(n), f"{model} {HOSTILE}", HOSTILE) for n in range(items)]
+
+    models = {"vanilla": "top_k", "<b onclick=alert(1)>wdmoe": "<i>wlr"}
+    run = write_run(tmp_path / "run", models, {name: (7, 1), "plain": (7, 2)}, written=written)
+    path, page = write_page(run)
+    assert page.html.count("</script>") == page.html.count("<script")
+    one = open_page(path)
+    one.all_seen()
+    one.page.click("#item-list summary >> nth=0")
+    assert one.page.evaluate("window.hacked") is None
+    assert one.page.locator("img, main script, main b, main i").count() == 0
+    assert HOSTILE in one.page.inner_text("#item-list")
+    assert name in one.page.inner_text("#table-latency")
+    assert not one.complaints
+
+
+def test_controls_that_do_nothing_are_disabled_and_say_why(open_page, tmp_path):
+    devices = [
+        one.model_dump(exclude_none=True) | dict(downlink_bit_per_s=1e8, uplink_bit_per_s=1e7)
+        for one in lab_profile().devices
+    ]
+    measured = lab_profile(rates="measured", devices=devices, fading=dict(model="none"))
+    one = open_page(write_page(write_run(tmp_path / "run", profile=measured))[0])
+    for selector in ("#total-range", "#total-number", "#fading", "#device-controls input >> nth=0"):
+        assert one.page.is_disabled(selector)
+    assert one.page.is_enabled("#payload-number")
+    assert "measured" in one.page.inner_text("#devices-why")
+    one.all_seen()
+    assert "measured" in one.page.inner_text("#figure-5")
+    before = one.cells()
+    one.set("#payload-number", 8)
+    assert one.cells() != before
+
+
+def test_a_profile_without_fading_has_no_draw_to_switch_off(open_page, tmp_path):
+    one = open_page(write_page(write_run(tmp_path / "run", profile=without_fading(PROFILE)))[0])
+    assert one.page.is_disabled("#fading")
+    assert "no fading" in one.page.inner_text("#fading-why")
+
+
+def test_what_was_not_measured_stays_empty_with_its_reason(open_page, run, tmp_path):
+    folder = copied(run, tmp_path)
+    accuracy = json.loads((folder / "summary" / "accuracy.json").read_text())
+    latency = json.loads((folder / "summary" / "latency.json").read_text())
+    gone = ("wdmoe", "choice")
+    for name, records in (("accuracy", accuracy), ("latency", latency)):
+        kept = [one for one in records if (one["model"], one["dataset"]) != gone]
+        (folder / "summary" / f"{name}.json").write_text(json.dumps(kept))
+    (folder / "summary" / "missing.json").write_text(json.dumps(["wdmoe, choice: the disk was full"]))
+    trace = folder / "predictions" / "wdmoe" / "choice.trace.safetensors"
+    trace.unlink()
+    page = make_page(folder)
+    assert any("choice" in sentence for sentence in page.left_out)
+    one = open_page(write_page(folder)[0])
+    assert one.page.locator("#table-latency td.empty", has_text="the disk was full").count() == 2
+    assert one.page.locator("#table-accuracy td.empty", has_text="the disk was full").count() == 1
+    assert "the disk was full" in one.page.inner_text("#missing")
+    one.set("#total-number", 50)
+    assert ("both", "wdmoe", "choice") not in one.cells()
+    assert ("both", "wdmoe", "writing") in one.cells()
+
+
+def copied(run, tmp_path):
+
+    return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+def test_a_trace_that_is_not_the_tables_is_not_read(run, tmp_path):
+    folder = copied(run, tmp_path)
+    own, other = (folder / "predictions" / model / "choice.trace.safetensors" for model in ("wdmoe", "vanilla"))
+    own.write_bytes(other.read_bytes())
+    assert any("not the trace that the tables were made from" in sentence for sentence in make_page(folder).left_out)
+
+
+def test_equal_runs_give_equal_pages(run, tmp_path):
+    assert make_page(run).html == make_page(copied(run, tmp_path)).html
+
+
+def test_items_that_do_not_fit_are_told(monkeypatch, run, open_page, tmp_path):
+    monkeypatch.setattr("wdmoe_opencompass.report.html.page.MOST_DATA_BYTES", 0)
+    monkeypatch.setattr("wdmoe_opencompass.report.html.page.LEAST_ITEM_BYTES", 3000)
+    page = make_page(run)
+    assert [re.sub(r"\d+ of", "n of", sentence) for sentence in page.left_out] == [
+        "choice: n of 32 items are shown",
+        "writing: n of 28 items are shown",
+    ]
+    items = json.loads(re.search(r'id="item-data">(.*?)</script>', page.html)[1])
+    shown = [item for dataset in items["datasets"] for item in dataset["items"]]
+    assert sum(item[-1] for item in shown) == 13  # all that selection changed
+    assert len(shown) < 60
+
+
+def test_the_command_writes_the_page_and_lists_it(run, tmp_path):
+    folder = copied(run, tmp_path)
+    done = CliRunner().invoke(app, ["report", str(folder), "--html", "--json"])
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.output)
+    page = folder / "summary" / "report.html"
+    assert answer["page"] == str(page)
+    assert answer["bytes"] == page.stat().st_size
+    listed = json.loads((folder / "summary" / "manifest.json").read_text())
+    assert listed["summary/report.html"] == hashlib.sha256(page.read_bytes()).hexdigest()
+    plain = CliRunner().invoke(app, ["report", str(folder), "--html"])
+    assert plain.output == f"{page}\n"
+
+
+def test_a_folder_without_tables_is_answered(tmp_path):
+    with pytest.raises(WdmoeError, match="no tables in its summary folder"):
+        make_page(tmp_path)
+    assert isinstance(CliRunner().invoke(app, ["report", str(tmp_path), "--html"]).exception, WdmoeError)
+
+
+@pytest.mark.slow
+def test_the_page_of_a_real_run_shows_its_tables_and_follows_its_controls(open_page, small_run):
+    one = open_page(small_run / "summary" / "report.html")
+    records = json.loads((small_run / "summary" / "latency.json").read_text())
+    shown = [record for record in records if SHOWN.items() <= record.items()]
+    assert one.cells() == {(r["row"], r["model"], r["dataset"]): r["latency_s"] for r in shown}
+    one.all_seen()
+    one.set("#total-number", 31)
+    one.settled()
+    for row, model, dataset in one.cells():
+        trace = trace_of(small_run, model, dataset)
+        profile = changed_profile(trace.metadata.profile, "total_bandwidth_hz", 31e6)
+        mean_s = replay(trace, profile, ROWS[row][1], "pass").mean_s("batch", "all")
+        assert one.cells()[row, model, dataset] == approx(mean_s, rel=DIGITS)
+    assert not one.complaints
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in one.requests)

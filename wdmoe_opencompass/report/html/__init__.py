@@ -1,0 +1,1 @@
+"""A report as one HTML file that recomputes its latencies in the browser."""

@@ -1,0 +1,276 @@
+"""The page itself: what a run's summary folder says, its traces' counts and its answers, in one file.
+
+Nothing is fetched when it is opened: styles, scripts and plotly.js stand in the file, and its content security policy
+forbids every request. What models, datasets and files say goes into the page as JSON and reaches the screen as text.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import norm, t
+
+from ...errors import TraceError, WdmoeError
+from ...files import write_whole
+from ...routing.trace import PHASES, SEALED_SUFFIX, RoutingTrace, read_trace
+from ..compare import ITEMS_FILE
+from ..events import EVENTS
+from ..figures import BANDWIDTHS_HZ, CAVEAT, MOST_MODELS, PAPERS_POLICIES, ROW_STYLE, largest_pair_share
+from ..frontier import FRONTIER
+from ..provenance import PROVENANCE_FILE
+from ..statistics import BATCH_RESAMPLES, LEAST_GROUPS, TAILS
+from ..summary import COMPARISON, DIFFERENCES, FRONTIER_RECORDS_FILE, MAIN, SHOWN
+from ..tables import DATASETS_FILE, DENSE, GROUPS_FILE, MISSING_FILE, ROWS, ModelRun, benchmarks_of, vanilla_of
+from ..testbed import FIGURE_10, PREDICTION, TABLE_3, TABLE_4
+from .answers import answered_items
+from .counts import counts
+
+REPORT_FILE = "report.html"
+MOST_DATA_BYTES = 4_900_000  # of all that is embedded but code
+MOST_COUNT_BYTES = 3_000_000
+LEAST_ITEM_BYTES = 200_000  # however large the counts are
+SCRIPTS = ("engine.js", "intervals.js", "page.js")  # in the order that they need each other
+TABLES = (DIFFERENCES, FRONTIER, COMPARISON, TABLE_3, TABLE_4, PREDICTION, EVENTS)  # shown as written
+LATENCY_KEYS = (
+    *("row", "model", "dataset", "scope", "per", "phase", "latency_s", "latency_low_s", "latency_high_s", "saving"),
+    *("saving_low", "saving_high", "no_interval", "tokens_per_batch", "passes_per_batch"),
+)
+NO_TABLES = (
+    "no tables in its summary folder, or those of an older version; give the time-stamped folder of a finished run "
+    "whose config has summarizer=dict(type=WdmoeSummarizer), or write them anew with --mode viz -r"
+)
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page: its text, how much of it is data, and what did not fit or could not be read, a sentence each."""
+
+    html: str
+    data_bytes: int
+    left_out: list[str]
+
+
+def write_page(run_folder: Path) -> tuple[Path, Page]:
+    """Write `summary/report.html` of a run whose tables stand in its summary folder; -> its path and the page.
+
+    WdmoeError where there are no tables; OSError where the file cannot be written.
+    """
+    page = make_page(run_folder)
+    path = run_folder / "summary" / REPORT_FILE
+    write_whole(path, page.html)
+    return path, page
+
+
+def make_page(run_folder: Path) -> Page:
+    """The page of a run: equal runs give equal pages."""
+    runs, problems = _runs(run_folder)
+    facts = _facts(run_folder, runs)
+    facts["problems"] = problems
+    counted = counts(runs, MOST_COUNT_BYTES)
+    texts = [_json(facts), _json(counted)]
+    left = max(LEAST_ITEM_BYTES, MOST_DATA_BYTES - sum(len(text.encode()) for text in texts))
+    items = _items(run_folder, facts, left)
+    texts.append(_json(items))
+    left_out = [*problems, *_without_counts(counted), *items["problems"], *_cut_items(items)]
+    return Page(_html(texts), sum(len(text.encode()) for text in texts), left_out)
+
+
+def _without_counts(counted: Mapping[str, Any]) -> list[str]:
+    return [f"{one['abbr']}, {name}: {why}" for one in counted["models"] for name, why in one["left_out"].items()]
+
+
+def _cut_items(items: Mapping[str, Any]) -> list[str]:
+    shown = [(one["dataset"], len(one["items"]), one["count"]) for one in items["datasets"]]
+    return [f"{name}: {n} of {count} items are shown" for name, n, count in shown if n < count]
+
+
+def _facts(run_folder: Path, runs: Sequence[ModelRun]) -> dict[str, Any]:
+    """Everything of the page but counts and items."""
+    summary = run_folder / "summary"
+    groups, datasets = _read(summary / GROUPS_FILE), _read(summary / DATASETS_FILE)
+    benchmarks = benchmarks_of(datasets, groups)
+    latency = _read(summary / "latency.json")
+    traces = {run.abbr: run.traces for run in runs}
+    return dict(
+        format=1,
+        shown=SHOWN,
+        benchmarks=benchmarks,
+        groups={name: groups.get(name, [name]) for name in benchmarks},
+        rows={
+            row: dict(vanilla=vanilla, allocation=method, colour=ROW_STYLE[row][0])
+            for row, (vanilla, method) in ROWS.items()
+        },
+        caveat=CAVEAT,
+        few=_few(runs),
+        models=[_model(run, runs) for run in runs],
+        accuracy=_read(summary / "accuracy.json"),
+        differences=_read(summary / "accuracy_differences.json"),
+        latency=dict(keys=LATENCY_KEYS, records=[[one.get(key) for key in LATENCY_KEYS] for one in latency]),
+        frontier=_read(summary / FRONTIER_RECORDS_FILE),
+        missing=_read(summary / MISSING_FILE),
+        notes={name: _read(summary / f"{name}.json")["notes"] for name in MAIN},
+        tables={name: found for name in TABLES if (found := _table(summary / f"{name}.json"))},
+        figures=[name for name in (f"{FIGURE_10}.png",) if (summary / name).is_file()],
+        provenance=_read(summary / PROVENANCE_FILE),
+        sweep_hz=BANDWIDTHS_HZ.tolist(),
+        tokens={abbr: {name: _tokens(parts) for name, parts in of.items()} for abbr, of in traces.items()},
+        pairs={abbr: {name: _pairs(parts) for name, parts in of.items()} for abbr, of in traces.items()},
+        bootstrap=dict(
+            resamples=BATCH_RESAMPLES, least_groups=LEAST_GROUPS, tails=TAILS, stretch=_stretches(runs, benchmarks)
+        ),
+    )
+
+
+def _runs(run_folder: Path) -> tuple[list[ModelRun], list[str]]:
+    """The models of the run's tables with the traces that their numbers came from; what could not be read again.
+
+    Only what provenance.json names is read, and only if it is what it was: what the tables left out stays out.
+    """
+    facts = _read(run_folder / "summary" / PROVENANCE_FILE)
+    groups = _read(run_folder / "summary" / GROUPS_FILE)
+    runs, problems = [], []
+    for one in facts["models"]:
+        run = ModelRun(one["model"], one["policy"], (one["weights"], one.get("profile_hash", "")))
+        run.groups, run.batch_size = groups, one.get("batch_size")
+        for dataset, digests in one["files"].items():
+            names = [name for name in digests if name.endswith(SEALED_SUFFIX)]
+            try:
+                run.traces[dataset] = [_trace(run_folder, run.abbr, name, digests[name]) for name in names]
+            except WdmoeError as reason:
+                problems.append(f"{run.abbr}, {dataset}: {reason}")
+        runs.append(run)
+    return runs, problems
+
+
+def _trace(run_folder: Path, abbr: str, name: str, digest: str) -> RoutingTrace:
+    path = run_folder / "predictions" / abbr / Path(name).name
+    trace = read_trace(path)
+    if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        raise TraceError(
+            f"{path.name} is not the trace that the tables were made from; write them anew (--mode viz -r)"
+        )
+    return trace
+
+
+def _few(runs: Sequence[ModelRun]) -> list[str]:
+    """Of many policies those that figures begin with: vanilla's and the paper's; the others can be chosen."""
+    papers = [run.abbr for run in runs if run.policy in PAPERS_POLICIES]
+    return [run.abbr for run in runs] if len(runs) <= MOST_MODELS or not papers else papers[:MOST_MODELS]
+
+
+def _model(run: ModelRun, runs: Sequence[ModelRun]) -> dict[str, Any]:
+    vanilla = vanilla_of(run, runs)
+    first = next(iter(run.all_traces), None)
+    facts = dict(
+        abbr=run.abbr,
+        policy=run.policy,
+        dense=run.policy == DENSE,
+        is_vanilla=run.is_vanilla,
+        vanilla=vanilla.abbr if vanilla else None,
+        profile_hash=run.base[1],
+        batch_size=run.batch_size,
+    )
+    if first is not None:
+        one = first.metadata
+        facts |= dict(
+            layers=one.layers,
+            experts=one.experts,
+            profile=one.profile.model_dump(mode="json", exclude_none=True),
+            device_of_expert=one.profile.device_of_expert(one.experts),
+        )
+    return facts
+
+
+def _tokens(traces: Sequence[RoutingTrace]) -> list[int]:
+    """Tokens of each batch, for Figure 7; the traces one after the other."""
+    sums = [np.bincount(one.batch, weights=one.tokens, minlength=len(one.items)) for one in traces]
+    return np.concatenate(sums).astype(int).tolist()
+
+
+def _pairs(traces: Sequence[RoutingTrace]) -> dict[str, Any]:
+    """Figure 8: the largest share of a batch's tokens with one pair of experts, in the first, middle and last layer."""
+    layers = traces[0].metadata.layers
+    chosen = list(dict.fromkeys((0, (layers - 1) // 2, layers - 1)))
+    shares = np.concatenate([largest_pair_share(trace) for trace in traces])
+    return dict(layers=[layer + 1 for layer in chosen], shares=np.round(shares[:, chosen].T, 6).tolist())
+
+
+def _stretches(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> dict[int, float]:
+    """By number of groups of batches, for every number that occurs: see `statistics._batch_interval`."""
+    groups = np.array(sorted({n for run in runs for b in benchmarks for n in _group_counts(run.traces_of(b)) if n > 1}))
+    stretch = np.sqrt(groups / (groups - 1)) * t.ppf(TAILS[1], groups - 1) / norm.ppf(TAILS[1])
+    return dict(zip(groups.tolist(), stretch.tolist(), strict=True))
+
+
+def _group_counts(traces: Sequence[RoutingTrace]) -> set[int]:
+    """How many groups of batches of the same items have a pass of a phase, or of any."""
+    found = set()
+    for phase in ("all", *PHASES):
+        keys = {
+            (trace.metadata.dataset, int(trace.first_item[batch]), int(trace.items[batch]))
+            for trace in traces
+            for batch in np.unique(trace.batch[trace.is_phase(phase)])
+        }
+        found.add(len(keys))
+    return found
+
+
+def _items(run_folder: Path, facts: Mapping[str, Any], most_bytes: int) -> dict[str, Any]:
+    marks = {(one["model"], one["dataset"]): one["right"] for one in _read(run_folder / "summary" / ITEMS_FILE)}
+    scored = {(one["model"], one["dataset"]) for one in facts["accuracy"]}
+    members = [dataset for of in facts["groups"].values() for dataset in of]
+    asked = [(model["abbr"], dataset) for dataset in dict.fromkeys(members) for model in facts["models"]]
+    rights = {pair: marks.get(pair, "") for pair in asked if pair in scored}
+    return answered_items(run_folder, facts["models"], rights, most_bytes)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError:
+        raise WdmoeError(f"{path.parent.parent}: {NO_TABLES}") from None
+    except ValueError:
+        raise WdmoeError(f"{path}: not JSON; write it anew with --mode viz -r") from None
+
+
+def _table(path: Path) -> dict[str, Any] | None:
+    """The rows and notes of a table that only some runs have."""
+    return {key: _read(path)[key] for key in ("rows", "notes")} if path.is_file() else None
+
+
+def _json(content: Any) -> str:
+    """JSON that can stand in a script element whatever it holds: no text in it ends the element or begins a comment."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def _html(data: Sequence[str]) -> str:
+    from plotly.offline import get_plotlyjs
+
+    scripts = dict(zip(SCRIPTS, map(_shipped, SCRIPTS))) | {"plotly": get_plotlyjs()}
+    for name, text in scripts.items():
+        if re.search(r"</script|<!--", text, re.IGNORECASE):
+            raise WdmoeError(f"{name}: holds text that would end the page's script")
+    allowed = " ".join(f"'sha256-{_digest(text)}'" for text in scripts.values())
+    values = {"POLICY": allowed, "STYLE": _shipped("page.css")}
+    values |= dict(zip(("FACTS", "COUNTS", "ITEMS"), data, strict=True))
+    values |= {name.removesuffix(".js").upper(): text for name, text in scripts.items()}
+    pieces = re.split(r"\{\{([A-Z]+)\}\}", _shipped("page.html"))  # never looked for in what is put in
+    return "".join(values[piece] if number % 2 else piece for number, piece in enumerate(pieces))
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _shipped(name: str) -> str:
+    return (files(__package__) / name).read_text(encoding="utf-8")
