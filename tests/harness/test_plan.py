@@ -521,3 +521,18 @@ def test_stock_configs_are_counted_and_missing_subjects_share_one_sentence(monke
     passes = {run.dataset: run.passes for run in plan.runs if run.model == MODELS[0]}
     assert passes["lukaemon_mmlu_anatomy"] == 4 * int(np.ceil(25 / 4))
     assert passes["gsm8k"] == 512 * 10  # its own max_out_len beats the model's 64
+
+
+def test_stock_models_need_a_task_that_supplies_what_transformers_removed(changed):
+    def stock(cfg, task):
+        for model in cfg.models:
+            model.pop("wdmoe")
+            model.type = "opencompass.models.HuggingFaceBaseModel"
+        if task is not None:
+            cfg.infer.runner.task.type = task
+
+    def about(plan):
+        return [sentence for sentence in plan.problems if "batch_encode_plus" in sentence]
+
+    assert about(changed(lambda cfg: stock(cfg, None))) == []
+    assert len(about(changed(lambda cfg: stock(cfg, "opencompass.tasks.OpenICLInferTask")))) == 1

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from pytest import approx
 
+from tests.command_line import process
 from tests.conftest import ROOT, SMALL, command, environment, opencompass
 from wdmoe_opencompass import load_profile
 from wdmoe_opencompass.replay import replay
@@ -229,6 +230,22 @@ def test_the_run_folder_alone_is_enough_to_publish(small_run, tmp_path):
             [Path(sys.executable).with_name("wdmoe"), *map(str, arguments)], cwd=folder, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "keys"),
+    [
+        ("report RUN", {"table_1_accuracy", "table_2_latency_pass_per_batch_all"}),
+        ("compare RUN RUN", {"rows", "notes"}),
+        ("frontier RUN", {"rows", "notes", "provenance"}),
+        ("figures RUN", {"written"}),
+        ("verify RUN", {"matches", "mismatches", "compared", "notes"}),
+    ],
+)
+def test_every_command_on_a_run_prints_one_json_document(small_run, tmp_path, words, keys):
+    done = process(*words.replace("RUN", str(small_run)).split(), "--json", cwd=ROOT, env=environment(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)) == keys
 
 
 def test_two_runs_can_be_compared(small_run):
