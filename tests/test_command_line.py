@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import struct
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def folder(tmp_path, monkeypatch):
     write_trace(tmp_path / "vanilla.trace.safetensors", join(metadata(), [block(0), block(4, seed=1)]))
     (tmp_path / "loads.json").write_text(json.dumps(LOADS))
     for name in ("my_lab.yaml", "p.yaml"):
-        (tmp_path / name).symlink_to(ROOT / "channel_profiles" / "paper_8_devices.yaml")
+        shutil.copy(ROOT / "channel_profiles" / "paper_8_devices.yaml", tmp_path / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

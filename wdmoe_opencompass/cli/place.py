@@ -10,6 +10,7 @@ import typer
 from ..commands import OBJECTIVE_NAMES, PROFILE_HELP, AsJson, names, profile_names
 from ..console import Progress, print_json, print_table
 from ..errors import WdmoeError
+from ..files import write_whole
 
 if TYPE_CHECKING:
     from ..placement import Comparison
@@ -57,7 +58,7 @@ def place_command(
         )
     if out is not None:
         try:
-            out.write_text(profile_text(answer, read))
+            write_whole(out, profile_text(answer, read))
         except OSError as error:
             raise WdmoeError(f"{out}: cannot be written: {error.strerror}") from None
     if as_json:

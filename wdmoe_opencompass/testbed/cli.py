@@ -14,6 +14,7 @@ import typer
 from ..commands import DTYPE_NAMES, AsJson, JsonLines, examples, names, new_app, profile_names, run
 from ..console import Progress, print_event, print_json
 from ..errors import LabError
+from ..files import write_whole
 
 app = new_app(help="A live testbed: experts on real devices over the network.")
 
@@ -213,7 +214,7 @@ def measure(
     names_of_devices = [one.name for one in base.devices]
     fit = fit_lab(names_of_devices, times, layers[0].shape, payload_bits)
     fitted = measured_profile(base, names_of_devices, fit, payload_bits, out.stem)
-    out.write_text(measured_profile_text(fitted, fit))
+    write_whole(out, measured_profile_text(fitted, fit))
     if as_json:
         print_json(dict(profile=str(out), hash=fitted.content_hash, **asdict(fit)))
         return
