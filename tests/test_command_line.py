@@ -270,7 +270,7 @@ def test_an_unreadable_file_is_one_sentence(folder, wdmoe, monkeypatch):  # noqa
     def refused(path, *others, **more):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "write_text", refused)
+    monkeypatch.setattr("wdmoe_opencompass.cli.place.write_whole", refused)
     done = wdmoe("place", "d.trace.safetensors", "--time-limit", 0, "--out", "p.yaml")
     assert done == (2, "", "error: p.yaml: cannot be written: Permission denied\n")
 
