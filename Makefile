@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 # Data paths of the quickstart are relative to this folder; nothing is fetched from a hub. Two processes, two cores.
 OFFLINE := env -u COMPASS_DATA_CACHE HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: install demo check test test-slow bench families quickstart-model clean
+.PHONY: install demo check test test-slow bench docs families quickstart-model clean
 
 install: $(INSTALLED)
 
@@ -34,6 +34,10 @@ test-slow: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+# The pictures of README and docs, from the last runs of the quickstart and of all policies (made where there is none).
+docs: $(INSTALLED)
+	$(OFFLINE) $(BIN)/python docs/make_pictures.py
 
 # What the plugin can do with each MoE family of the installed transformers, tried on tiny models.
 families: $(INSTALLED)
