@@ -418,7 +418,7 @@ const WdmoePage = (() => {
       traces.push({ type: "scatter", mode: "lines", name: "front", showlegend: first, x: members.map((p) => p.ratio), y: members.map((p) => p.record.accuracy), line: { shape: "hv", color: style("--soft"), width: 1, dash: "dot" }, hoverinfo: "skip" });
       first = false;
     }
-    plot("figure-frontier", traces, { xaxis: { title: `waiting latency, ${ALLOCATION[view.allocation]}; vanilla with even split = 1` }, yaxis: { title: `accuracy (%), mean of ${facts.benchmarks.length} benchmark${facts.benchmarks.length > 1 ? "s" : ""}` } });
+    plot("figure-frontier", traces, { xaxis: { title: `latency, ${ALLOCATION[view.allocation]}; vanilla_even = 1` }, yaxis: { title: `accuracy (%), mean of ${facts.benchmarks.length} benchmark${facts.benchmarks.length > 1 ? "s" : ""}` } });
   }
 
   function drawFrontierText() {
