@@ -347,6 +347,17 @@ def test_what_was_not_measured_stays_empty_with_its_reason(open_page, run, tmp_p
     assert ("both", "wdmoe", "writing") in one.cells()
 
 
+def test_a_testbed_s_tables_are_shown_where_there_are_any(open_page, shared, run, tmp_path):
+    assert shared.page.is_hidden("#testbed")
+    folder = copied(run, tmp_path)
+    table = dict(rows=[{"row": "wdmoe", "choice": "3.141 (+9.5 %)"}], notes=["as measured"])
+    (folder / "summary" / "table_4_testbed_latency.json").write_text(json.dumps(table))
+    (folder / "summary" / "figure_10_testbed_latency.png").touch()
+    one = open_page(write_page(folder)[0])
+    assert "3.141 (+9.5 %)" in one.page.inner_text("#testbed")
+    assert one.page.get_attribute("#testbed a", "href") == "figure_10_testbed_latency.png"
+
+
 def copied(run, tmp_path):
 
     return Path(shutil.copytree(run, tmp_path / "copy"))
