@@ -50,3 +50,4 @@ def test_wheel_runs_opencompass_from_another_folder(wheel_environment, tmp_path)
     (summary,) = (tmp_path / "outputs").glob("*/summary")
     assert json.loads((summary / "missing.json").read_text()) == [], done.stdout[-3000:]
     assert json.loads((summary / "latency.json").read_text())
+    assert (summary / "report.html").exists(), done.stdout[-3000:]  # its template and scripts are in the wheel

@@ -61,6 +61,15 @@ class Visit:
             "(node, value) => { node.value = value; node.dispatchEvent(new Event('input', {bubbles: true})); }",
             str(value),
         )
+        self.computed()
+
+    def click(self, selector: str) -> None:
+        self.page.click(selector)
+        self.computed()
+
+    def computed(self):
+        """All numbers are those of the controls."""
+        self.page.wait_for_function("() => WdmoePage.isComputed()")
 
     def cells(self) -> dict[tuple[str, str, str], float]:
         """Latency in seconds by row, model and benchmark, as the table has it."""

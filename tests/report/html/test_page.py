@@ -138,7 +138,7 @@ CONTROLS = {
 def test_a_control_changes_the_numbers_to_what_replay_gives(run, visit, name):
     steps, profile, where = CONTROLS[name]
     for step in steps:
-        visit.page.click(step) if isinstance(step, str) else visit.set(*step)
+        visit.click(step) if isinstance(step, str) else visit.set(*step)
     assert visit.cells() == approx(expected(run, profile, **where), rel=DIGITS)
     is_what_if = profile != PROFILE
     assert ("What if" in visit.page.inner_text("#announce")) == is_what_if
@@ -193,7 +193,7 @@ def test_the_saved_profile_gives_the_page_s_numbers(run, visit, tmp_path):
 def test_reset_brings_the_run_s_own_numbers_back(visit):
     before = visit.cells()
     visit.set("#total-number", 20)
-    visit.page.click("[name=per][value=pass]")
+    visit.click("[name=per][value=pass]")
     assert visit.cells() != before
     visit.page.click("#reset")
     assert visit.cells() == before
@@ -231,6 +231,7 @@ def test_every_control_is_reached_with_the_keyboard_alone(visit):
     before = visit.cells()
     page.focus("#total-range")
     page.keyboard.press("ArrowLeft")
+    visit.computed()
     assert page.input_value("#total-number") == "99"
     assert visit.cells() != before
 
@@ -344,6 +345,17 @@ def test_what_was_not_measured_stays_empty_with_its_reason(open_page, run, tmp_p
     one.set("#total-number", 50)
     assert ("both", "wdmoe", "choice") not in one.cells()
     assert ("both", "wdmoe", "writing") in one.cells()
+
+
+def test_a_testbed_s_tables_are_shown_where_there_are_any(open_page, shared, run, tmp_path):
+    assert shared.page.is_hidden("#testbed")
+    folder = copied(run, tmp_path)
+    table = dict(rows=[{"row": "wdmoe", "choice": "3.141 (+9.5 %)"}], notes=["as measured"])
+    (folder / "summary" / "table_4_testbed_latency.json").write_text(json.dumps(table))
+    (folder / "summary" / "figure_10_testbed_latency.png").touch()
+    one = open_page(write_page(folder)[0])
+    assert "3.141 (+9.5 %)" in one.page.inner_text("#testbed")
+    assert one.page.get_attribute("#testbed a", "href") == "figure_10_testbed_latency.png"
 
 
 def copied(run, tmp_path):

@@ -8,6 +8,9 @@
 const WdmoePage = (() => {
   const ROWS_AT_ONCE = 25; // items that are drawn at once
   const PAPER_PIXELS = 680; // width of a figure in print
+  const FIRST_MS = 40; // of solving before a change is first shown
+  const PAINT_MS = 20; // left to the browser to show it
+  const SLICE_MS = 80;
   const IDLE_MS = 60; // after the last change until intervals and the bandwidth sweep follow
   const OTHERS = ["#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999"]; // Okabe-Ito, beyond the four rows'
   const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "cross", "x", "star", "hexagon", "pentagon"];
@@ -25,6 +28,7 @@ const WdmoePage = (() => {
   const view = { ...facts.shown, allocation: "optimal", benchmark: facts.benchmarks[0], model: null, shown: new Set(facts.few) };
   let settings = structuredClone(own);
   let latest = { uniform: new Map(), optimal: new Map() }; // allocation -> model -> the engine's results
+  let waiting = []; // datasets that the settings want solved and that are not yet
   let pending = false; // whether intervals follow
   let printing = false;
   let generation = 0; // of changes; what was begun for an older one is dropped
@@ -117,6 +121,10 @@ const WdmoePage = (() => {
     return { latency_s: joined("latency_s"), count: { pass: joined("passes"), batch: items.map((number) => (number * batches) / all) } };
   }
 
+  const isSolved = (allocation, abbr, benchmark) =>
+    !waiting.some((one) => one.allocation === allocation && one.model.abbr === abbr && facts.groups[benchmark].includes(one.name));
+  const isInViewSolved = () => !waiting.some((one) => facts.groups[view.benchmark].includes(one.name));
+
   /** -> Map of [row, model, benchmark] to {latency_s, low, high, saving, saving_low, saving_high, why}. */
   function latencyCells(withIntervals, benchmarks = facts.benchmarks, phase = view.phase) {
     const { per } = view;
@@ -131,6 +139,10 @@ const WdmoePage = (() => {
             latency_s: record.latency_s, low: record.latency_low_s, high: record.latency_high_s, saving: record.saving,
             saving_low: record.saving_low, saving_high: record.saving_high, why: record.no_interval,
           });
+          continue;
+        }
+        if (!isSolved(facts.rows[row].allocation, abbr, benchmark)) {
+          if (cells.has(key)) found.set(key, { ...cells.get(key), low: null, high: null, saving_low: null, saving_high: null, stale: true });
           continue;
         }
         const model = latest[facts.rows[row].allocation].get(abbr), latency_s = model?.mean_s(benchmark, per, phase) ?? null;
@@ -248,7 +260,7 @@ const WdmoePage = (() => {
             intervalNode(bracket(cell.low, cell.high, ms)),
             saving ? el("span", { class: "saving" }, `${signed(100 * cell.saving)} % `, bounds ?? "") : null,
           ],
-          "data-row": row, "data-model": abbr, "data-benchmark": benchmark, "data-value": cell.latency_s,
+          class: cell.stale ? "stale" : "", "data-row": row, "data-model": abbr, "data-benchmark": benchmark, "data-value": cell.latency_s,
         };
       }),
     ]);
@@ -262,7 +274,7 @@ const WdmoePage = (() => {
     scrollable("table-latency", table(caption, columns, rows));
     const lacking = [...new Set([...cells.values()].map((cell) => cell.why).filter(Boolean))];
     const said = lacking.length ? ` No saving shown where: ${lacking.join("; ")}.` : "";
-    byId("interval-note").textContent = (pending ? "Intervals follow in a moment." : "Intervals: batches of different items, drawn anew by the same method for every setting.") + said;
+    byId("interval-note").textContent = (waiting.length ? "Grey numbers are being computed." : pending ? "Intervals follow in a moment." : "Intervals: batches of different items, drawn anew by the same method for every setting.") + said;
     byId("latency-lead").textContent = `Slowest device of each layer, summed over the layers; mean ${PER[view.per]}, ${PHASE[view.phase]}. Selection saves by sending fewer tokens to slow devices, the optimal split by giving them more bandwidth.`;
   }
 
@@ -406,7 +418,7 @@ const WdmoePage = (() => {
       traces.push({ type: "scatter", mode: "lines", name: "front", showlegend: first, x: members.map((p) => p.ratio), y: members.map((p) => p.record.accuracy), line: { shape: "hv", color: style("--soft"), width: 1, dash: "dot" }, hoverinfo: "skip" });
       first = false;
     }
-    plot("figure-frontier", traces, { xaxis: { title: `waiting latency, ${ALLOCATION[view.allocation]}; vanilla with even split = 1` }, yaxis: { title: `accuracy (%), mean of ${facts.benchmarks.length} benchmark${facts.benchmarks.length > 1 ? "s" : ""}` } });
+    plot("figure-frontier", traces, { xaxis: { title: `latency, ${ALLOCATION[view.allocation]}; vanilla_even = 1` }, yaxis: { title: `accuracy (%), mean of ${facts.benchmarks.length} benchmark${facts.benchmarks.length > 1 ? "s" : ""}` } });
   }
 
   function drawFrontierText() {
@@ -907,6 +919,7 @@ const WdmoePage = (() => {
     drawCards();
     drawLatencyTable();
     drawFrontierText();
+    if (!isInViewSolved()) return; // they follow
     drawPhaseTable();
     drawLayers();
     drawChannel();
@@ -917,6 +930,7 @@ const WdmoePage = (() => {
     for (const figure of figures) {
       if (ids && !ids.includes(figure.id)) continue;
       figure.stale = true;
+      if (figure.id === "figure-7" && !isInViewSolved()) continue;
       if (figure.visible) drawOne(figure);
     }
   }
@@ -929,27 +943,58 @@ const WdmoePage = (() => {
   const FOLLOWING = ["figure-6", "figure-frontier", "figure-5", "figure-7", "figure-phases"]; // what controls change
   let follow = 0;
 
-  /** After a change of settings or view: numbers and what is on the screen at once, intervals and the sweep then. */
+  /** After a change of settings or view: what takes longer than FIRST_MS is shown when it is there. */
   function changed() {
     generation += 1;
     sweeping = false;
     clearTimeout(follow);
     for (const allocation of ["uniform", "optimal"]) latest[allocation] = computed(allocation);
+    waiting = isOwn() ? [] : unsolved();
+    solve(performance.now() + FIRST_MS);
     pending = !isOwn();
     cells = latencyCells(false);
     texts();
     redraw(FOLLOWING);
-    follow = setTimeout(() => {
-      follow = 0;
-      if (pending) {
-        pending = false;
-        cells = latencyCells(true);
-        drawCards();
-        drawLatencyTable();
-        redraw(["figure-6"]);
-      }
-      if (figures.find((figure) => figure.id === "figure-5")?.visible) sweepOn();
-    }, IDLE_MS);
+    const at = generation;
+    follow = setTimeout(() => at === generation && afterwards(), waiting.length ? PAINT_MS : IDLE_MS);
+  }
+
+  /** Each dataset of each model that the settings want solved: even splits and the benchmark in view come first. */
+  function unsolved() {
+    const inView = new Set(facts.groups[view.benchmark]);
+    const found = ["uniform", "optimal"].flatMap((allocation) => [...latest[allocation].values()].flatMap((model) => Object.keys(model.datasets).map((name) => ({ allocation, model, name }))));
+    const urgency = ({ allocation, model, name }) => (allocation === "uniform" ? 0 : inView.has(name) ? (model.abbr === view.model ? 1 : 2) : 3);
+    return found.sort((a, b) => urgency(a) - urgency(b));
+  }
+
+  function solve(until) {
+    while (waiting.length && performance.now() < until) {
+      const { model, name } = waiting.shift();
+      model.datasets[name].mean_s("pass", "all");
+    }
+  }
+
+  /** What follows a change: the rest of the numbers, then intervals, then the bandwidth sweep. */
+  function afterwards() {
+    const at = generation;
+    const again = (ms) => { follow = setTimeout(() => at === generation && afterwards(), ms); };
+    if (waiting.length) {
+      solve(performance.now() + SLICE_MS);
+      if (waiting.length) return again(0);
+      cells = latencyCells(false);
+      texts();
+      redraw(FOLLOWING);
+      return again(IDLE_MS);
+    }
+    follow = 0;
+    if (pending) {
+      pending = false;
+      cells = latencyCells(true);
+      drawCards();
+      drawLatencyTable();
+      redraw(["figure-6"]);
+    }
+    if (figures.find((figure) => figure.id === "figure-5")?.visible) sweepOn();
   }
 
   let figuresAt = 0; // ms after the page's start
@@ -1058,7 +1103,8 @@ const WdmoePage = (() => {
   start();
   requestAnimationFrame(() => setTimeout(loadPlotly, 0)); // after the first paint
 
-  const isSettled = () => figures.length > 0 && !follow && !sweeping; // intervals and sweep have followed the last change
+  const isComputed = () => !waiting.length; // all numbers are those of the settings
+  const isSettled = () => figures.length > 0 && isComputed() && !follow && !sweeping; // intervals and sweep have followed the last change
 
-  return { changes, isSettled, figuresAt: () => figuresAt };
+  return { changes, isComputed, isSettled, figuresAt: () => figuresAt };
 })();

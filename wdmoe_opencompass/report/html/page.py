@@ -121,7 +121,7 @@ def _facts(run_folder: Path, runs: Sequence[ModelRun]) -> dict[str, Any]:
         provenance=_read(summary / PROVENANCE_FILE),
         sweep_hz=BANDWIDTHS_HZ.tolist(),
         tokens={abbr: {name: _tokens(parts) for name, parts in of.items()} for abbr, of in traces.items()},
-        pairs={abbr: {name: _pairs(parts) for name, parts in of.items()} for abbr, of in traces.items()},
+        pairs={run.abbr: {name: _pairs(parts) for name, parts in run.traces.items()} for run in _routers(runs)},
         bootstrap=dict(
             resamples=BATCH_RESAMPLES, least_groups=LEAST_GROUPS, tails=TAILS, stretch=_stretches(runs, benchmarks)
         ),
@@ -192,6 +192,11 @@ def _tokens(traces: Sequence[RoutingTrace]) -> list[int]:
     """Tokens of each batch, for Figure 7; the traces one after the other."""
     sums = [np.bincount(one.batch, weights=one.tokens, minlength=len(one.items)) for one in traces]
     return np.concatenate(sums).astype(int).tolist()
+
+
+def _routers(runs: Sequence[ModelRun]) -> list[ModelRun]:
+    """Whose choices Figure 8 is of: vanilla's, whose router chose for all of its weights, else everybody's."""
+    return [run for run in runs if run.is_vanilla] or list(runs)
 
 
 def _pairs(traces: Sequence[RoutingTrace]) -> dict[str, Any]:
