@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 from tests.conftest import environment  # noqa: E402
 from tests.fuzz import fuzz_profiles, fuzz_traces  # noqa: E402
 from tests.harness.kills import (  # noqa: E402
+    KILLED,
     Outcome,
     chances,
     dumped_task,
@@ -53,7 +54,8 @@ def kills(tasks, commands, folder):
     print(f"a run of the command takes {took_s:.0f} s", flush=True)
     for number, chance in enumerate(chances(commands, "command")):
         work_dir = folder / f"command_{number}" / "outputs"
-        outcomes.append(shown(tasks + number, killed_command(work_dir, whole, took_s, chance)))
+        how = KILLED[number % len(KILLED)]
+        outcomes.append(shown(tasks + number, killed_command(work_dir, whole, took_s, how, chance)))
     return outcomes
 
 

@@ -22,6 +22,7 @@ TABLES = (".json", ".csv", ".md", ".tex")
 NO_TABLES = ("origin.json", "manifest.json", "reproduce.md")  # these and summary_TIME.* carry time or command
 LEFTOVERS = ("*.part", "tmp_*", ".*.lock", ".*.tmp")
 DEADLINE_S = 300.0
+KILLED = ("a task", "the runner", "all")
 WAYS = ("kill", "kill and tear the last write", "terminate")
 
 
@@ -158,19 +159,21 @@ def start_command(work_dir, *options):
     )
 
 
-def killed_command(work_dir, reference, took_s, chance):
-    """A run whose runner, task, or both are killed once at a random moment, started again with -r; -> Outcome."""
-    how = chance.choice(("the runner", "a task", "all"))
+def killed_command(work_dir, reference, took_s, how, chance):
+    """A run of which something is killed once at a random moment, started again with -r; -> Outcome.
+
+    how: one of KILLED
+    """
     process = start_command(work_dir)
     wait_until(lambda: run_folder(work_dir) is not None or process.poll() is not None)
     moment_s = chance.uniform(0.1, 0.95) * took_s
     time.sleep(moment_s)
+    if how == "a task":
+        wait_until(lambda: tasks_of(process.pid) or process.poll() is not None)
     tasks = tasks_of(process.pid)
-    if how == "a task" and not tasks:  # between two tasks
-        how = "the runner"
     if process.poll() is not None:  # it had ended before: no kill
         shutil.rmtree(work_dir)
-        return killed_command(work_dir, reference, took_s, chance)
+        return killed_command(work_dir, reference, took_s, how, chance)
     if how == "all":
         os.killpg(process.pid, signal.SIGKILL)
     elif how == "a task":

@@ -47,5 +47,5 @@ def test_a_task_may_die_before_anything_it_does_to_a_file_and_may_run_twice_at_o
 @pytest.mark.slow
 def test_run_that_is_killed_gives_the_same_tables(tmp_path):
     reference, took_s = undisturbed_command(tmp_path / "reference" / "outputs")
-    found = killed_command(tmp_path / "killed" / "outputs", reference, took_s, chances(1, 1)[0])
+    found = killed_command(tmp_path / "killed" / "outputs", reference, took_s, "a task", chances(1, 1)[0])
     assert (found.is_complete, found.items_lost, found.items_twice, found.is_equal) == (True, 0, 0, True), found
