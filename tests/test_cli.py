@@ -2,6 +2,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from tests.conftest import ROOT
 from tests.routing.test_trace import block, metadata
 from wdmoe_opencompass import ExpertShape, draw_channel, link_budget, load_profile, token_latency_s
-from wdmoe_opencompass.routing.trace import join, write_trace
+from wdmoe_opencompass.channel.profile import changed_profile
+from wdmoe_opencompass.routing.trace import join, read_trace, write_trace
 
 
 def wdmoe(*arguments):
@@ -67,6 +69,18 @@ def test_replay_names_both_hashes(trace, tmp_path):
     assert f"under profile paper_8_devices (hash {own.content_hash[:12]})" in done.stdout
     answer = json.loads(wdmoe("replay", trace, "--profile", near, "--json").stdout)
     assert answer["recorded_profile_hashes"] == [own.content_hash] != [answer["profile_hash"]]
+
+
+def test_replay_takes_the_run_s_own_profile_and_asks_where_there_are_several(trace, tmp_path):
+    own = wdmoe("replay", trace, "--json").stdout
+    assert own == wdmoe("replay", trace, "--profile", "paper_8_devices", "--json").stdout
+    near = changed_profile(load_profile("paper_8_devices"), "devices[7].distance_m", 20.0)
+    other = tmp_path / "other.trace.safetensors"
+    changes = dict(profile=near, profile_hash=near.content_hash)
+    write_trace(other, replace(read_trace(trace), metadata=read_trace(trace).metadata.model_copy(update=changes)))
+    done = wdmoe("replay", trace, other)
+    assert done.returncode == 2
+    assert "recorded under different profiles" in done.stderr
 
 
 def test_sweep_draws_and_payload_give_one_row_each_as_csv(trace):

@@ -64,7 +64,6 @@ Formatted = Annotated[
     typer.Option("--format", help="Print the files' own text: Markdown (also what a pipe gets), CSV, LaTeX, JSON."),
 ]
 PROFILE_HELP = "Channel profile: a shipped one's name, or a file."
-Profile = Annotated[str, typer.Option(help=PROFILE_HELP, autocompletion=profile_names)]
 ProfileArgument = Annotated[str, typer.Argument(help=PROFILE_HELP, autocompletion=profile_names)]
 Allocator = Annotated[
     str, typer.Option(help=f"One of: {', '.join(ALLOCATOR_NAMES)}.", autocompletion=names(ALLOCATOR_NAMES))

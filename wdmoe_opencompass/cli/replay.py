@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..commands import Allocator, AsJson, Profile, Scope
+from ..commands import PROFILE_HELP, Allocator, AsJson, Scope, profile_names
 from ..console import Progress, print_csv, print_json, print_table
 from ..errors import TraceError, WdmoeError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "wdmoe replay RUN/predictions/*/*.trace.safetensors --profile paper_8_devices",
-    "wdmoe replay d.trace.safetensors --profile paper_8_devices --draws 100 --csv",
+    "wdmoe replay d.trace.safetensors --draws 100 --csv",
     "wdmoe replay d.trace.safetensors --profile p.yaml --sweep payload_bits=4:8:2",
 )
 MOST_POINTS, MOST_DRAWS = 10_000, 10_000_000
@@ -31,7 +31,9 @@ INFINITE_MEAN = (
 
 def replay_command(
     traces: Annotated[list[Path], typer.Argument(metavar="TRACE", help="Sealed routing traces of a run.")],
-    profile: Profile,
+    profile: Annotated[
+        str | None, typer.Option(help=f"{PROFILE_HELP} Default: the run's own.", autocompletion=profile_names)
+    ] = None,
     allocation: Allocator = "uniform",
     scope: Scope = "pass",
     sweep: Annotated[
@@ -50,10 +52,10 @@ def replay_command(
 
     if as_csv and as_json:
         raise WdmoeError("--csv and --json exclude each other")
-    loaded = load_profile(profile)
+    read = [read_trace(path) for path in traces]
+    loaded = _own_profile(read) if profile is None else load_profile(profile)
     if payload_bits is not None:
         loaded = changed_profile(loaded, "payload_bits", payload_bits)
-    read = [read_trace(path) for path in traces]
     for trace in read:
         check_same_devices(trace, loaded)
     points = _sweep_points(loaded, sweep)
@@ -79,6 +81,14 @@ def replay_command(
             print(f"recorded, and experts selected, under profile {name} (hash {run_hash})")
         if infinite_mean:
             print(INFINITE_MEAN)
+
+
+def _own_profile(traces: list[RoutingTrace]) -> ChannelProfile:
+    found = {trace.metadata.profile_hash: trace.metadata.profile for trace in traces}
+    if len(found) > 1:
+        names = ", ".join(sorted(f"{one.name} ({digest[:12]})" for digest, one in found.items()))
+        raise WdmoeError(f"the traces were recorded under different profiles: {names}; say which with --profile")
+    return next(iter(found.values()))
 
 
 def _sweep_points(profile: ChannelProfile, sweep: str | None) -> list[tuple[float | None, ChannelProfile]]:
