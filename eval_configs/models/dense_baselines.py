@@ -10,6 +10,6 @@ with read_base():
 
 models = llama2_7b + llama2_13b + llama2_70b + mistral_7b
 for model in models:  # OpenCompass would run code that comes with the weights
-    model["model_kwargs"] = dict(model.get("model_kwargs", {}), trust_remote_code=False)
-    model["tokenizer_kwargs"] = dict(model.get("tokenizer_kwargs", {}), trust_remote_code=False)
+    model["model_kwargs"] = dict(trust_remote_code=False)
+    model["tokenizer_kwargs"] = dict(trust_remote_code=False)
     model["max_seq_len"] = 32768 if "Mistral" in model["path"] else 4096  # else it reads their configs, and runs code

@@ -144,7 +144,7 @@ def test_layers_may_differ_in_experts(monkeypatch):
     model = WdmoeHuggingFaceBaseModel(**MODEL, wdmoe=dict(VANILLA, policy="wlr"))
     with torch.no_grad():
         model.model(input_ids=torch.arange(3, 40)[None])
-    metadata = model._metadata("mixed", "some")
+    metadata = model._metadata("mixed", "some", "")
     assert (metadata.experts, metadata.top_k) == (8, 3)
     block = model.attachment.recorder.finish_batch(0, 1)
     assert block["co_selection"].shape[-1] == metadata.sizes()["pairs"]

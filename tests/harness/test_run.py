@@ -239,7 +239,7 @@ def test_the_run_folder_alone_is_enough_to_publish(small_run, tmp_path):
         ("compare RUN RUN", {"rows", "notes"}),
         ("frontier RUN", {"rows", "notes", "provenance"}),
         ("figures RUN", {"written"}),
-        ("verify RUN", {"matches", "mismatches", "compared", "notes"}),
+        pytest.param("verify RUN", {"matches", "mismatches", "compared", "notes"}, marks=pytest.mark.slow),
     ],
 )
 def test_every_command_on_a_run_prints_one_json_document(small_run, tmp_path, words, keys):

@@ -222,7 +222,9 @@ def test_parts_that_do_not_cover_the_dataset_are_an_empty_cell_with_the_reason(s
 def test_the_tables_say_where_parts_cut_the_batches_of_a_policy_that_couples_tokens(setup):
     """Parts of 5 items, batches of 4: Algorithm 1 sees other tokens together than in one piece, top-k does not care."""
     _, run = setup
-    (note,) = json.loads((run / "summary" / "provenance.json").read_text())["notes"]
+    notes = json.loads((run / "summary" / "provenance.json").read_text())["notes"]
+    assert len([note for note in notes if "its fading changes within a run" in note]) == len(MODELS)
+    (note,) = [note for note in notes if "its policy weighs" in note]
     assert note.startswith(f"{MODELS[1]}: its policy weighs the tokens of a forward pass together, and split_choice, ")
     assert note in (run / "summary" / "table_2_latency_pass_per_batch_all.md").read_text()
 
