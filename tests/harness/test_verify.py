@@ -180,6 +180,11 @@ def test_predictions_and_traces_that_do_not_belong_together_are_named(run, falsi
     assert len(found) <= (10 if falsify is other_profile_in_config else 2)
 
 
+def test_a_journal_of_a_part_that_no_table_is_of_is_no_fault(run):
+    (run / "predictions" / WDMOE / "qs_choice_small_0.trace.part").write_bytes(b"")
+    assert not list(unfinished_files(Run.open(run)))
+
+
 @pytest.mark.parametrize("falsify", [other_answer, other_count, other_cell, other_accuracy, other_result])
 def test_the_manifest_tells_what_was_changed(run, falsify):
     assert not list(changed_files(Run.open(run)))

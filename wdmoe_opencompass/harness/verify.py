@@ -116,10 +116,13 @@ def verify(folder: Path) -> Verdict:
 
 # -- do predictions and traces belong together -----------------------------------------------------------------------
 def unfinished_files(run: Run) -> Iterator[Mismatch]:
-    """Journals that were never sealed, and JSON that is torn."""
-    for suffix in (JOURNAL_SUFFIX, TIMES_JOURNAL_SUFFIX):
-        for path in sorted((run.folder / "predictions").rglob(f"*{suffix}")):
-            yield Mismatch(_name(run, path), "a journal that was never sealed", "none: continue the run with -r")
+    """Journals that were never sealed, of what the tables are of, and JSON that is torn."""
+    datasets = [dataset_abbr_from_cfg(cfg) for cfg in run.config["datasets"]]
+    for folder in sorted((run.folder / "predictions").glob("*/")):
+        names = [name for dataset in datasets for name in _names_of(run, folder, dataset)]
+        for path in (folder / (name + suffix) for name in names for suffix in (JOURNAL_SUFFIX, TIMES_JOURNAL_SUFFIX)):
+            if path.exists():
+                yield Mismatch(_name(run, path), "a journal that was never sealed", "none: continue the run with -r")
     for part in ("predictions", "results", "summary"):
         for path in sorted((run.folder / part).rglob("*.json")):
             try:
