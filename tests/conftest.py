@@ -1,5 +1,6 @@
 """One OpenCompass run is shared by all tests that need one."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -41,7 +42,18 @@ def opencompass(config, work_dir, *options):
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory):
-    """Time-stamped folder of a finished run: vanilla and WDMoE on 12 items of each quickstart task."""
-    folder, output = opencompass(SMALL, tmp_path_factory.mktemp("small") / "outputs")
-    assert (folder / "summary" / "latency.json").exists(), output[-5000:]
-    return folder
+    """Time-stamped folder of a finished run: vanilla and WDMoE on 12 items of each quickstart task; only to be read.
+
+    Processes that test beside each other share it: the first that needs it runs it, the others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with (base / "small.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = list((base / "small").glob("outputs/*/summary/latency.json"))
+        if found:
+            return found[0].parent.parent
+        (base / "small").mkdir()
+        folder, output = opencompass(SMALL, base / "small" / "outputs")
+        assert (folder / "summary" / "latency.json").exists(), output[-5000:]
+        return folder

@@ -243,7 +243,8 @@ def test_the_run_folder_alone_is_enough_to_publish(small_run, tmp_path):
     ],
 )
 def test_every_command_on_a_run_prints_one_json_document(small_run, tmp_path, words, keys):
-    done = process(*words.replace("RUN", str(small_run)).split(), "--json", cwd=ROOT, env=environment(tmp_path))
+    run = shutil.copytree(small_run, tmp_path / "outputs" / small_run.name)  # some commands write into it
+    done = process(*words.replace("RUN", str(run)).split(), "--json", cwd=ROOT, env=environment(tmp_path))
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)) == keys
 
