@@ -1136,7 +1136,10 @@ both prove (per pass; single layers of a pass can differ by more where several s
 
     groups(phase = "all") {
       const { parts, first_item, items } = this.dataset;
-      const part_of = repeated(parts.map((part) => part.batches), this.batches);
+      const part_of = repeated(
+        parts.map((part) => part.batches),
+        this.batches,
+      );
       const latency_s = this.per_batch_s(phase);
       const found = new Map();
       this.passes_per_batch(phase).forEach((passes, batch) => {
