@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.debian import UnavailableError  # noqa: E402
 from tests.report.html.browser import Visit, chromium  # noqa: E402
+from wdmoe_opencompass.harness.belongs import read_traces  # noqa: E402
 from wdmoe_opencompass.report.html.page import write_page  # noqa: E402
 
 PICTURES = ROOT / "docs" / "pictures"
@@ -42,8 +43,14 @@ def last_run(name):
 
 
 def finished(work_dir):
-    """-> the folders of finished runs, the last one last."""
-    return sorted(path for path in work_dir.glob("*") if (path / "summary" / "manifest.json").exists())
+    """-> the folders of finished runs whose traces can be read today, the last one last."""
+    folders = sorted(path for path in work_dir.glob("*") if (path / "summary" / "manifest.json").exists())
+    return [folder for folder in folders if not read_traces_of(folder)[1]]
+
+
+def read_traces_of(folder):
+    """-> traces of one of the models of a run, and why others cannot be read."""
+    return read_traces(next(path for path in (folder / "predictions").iterdir()))
 
 
 def photograph(page, name, part=None, changes=(), **view):
@@ -54,6 +61,9 @@ def photograph(page, name, part=None, changes=(), **view):
         for control, value in changes:
             visit.set(control, value)
         visit.all_seen()
+        is_changed = visit.page.inner_text("#announce").startswith("What if")
+        if is_changed != bool(changes):
+            raise SystemExit(f"error: {name}: the page does not follow its controls")
         top = f"document.querySelector('{part}').getBoundingClientRect().top + scrollY - 64" if part else "0"
         visit.page.evaluate(f"scrollTo({{top: {top}, behavior: 'instant'}})")
         visit.settled()
@@ -68,7 +78,9 @@ def main():
         shutil.copy(last_run(run) / "summary" / figure, PICTURES / name)
     with tempfile.TemporaryDirectory() as work:
         copy = shutil.copytree(last_run("quickstart"), Path(work) / "quickstart")
-        page, _ = write_page(copy)
+        page, content = write_page(copy)
+        if content.left_out:
+            raise SystemExit(f"error: {copy}: the page lacks {content.left_out}")
         try:
             photograph(page, "page_light.png")
             photograph(page, "page_dark.png", "#latency", [("#total-number", 60)], scheme="dark")
