@@ -1,25 +1,24 @@
 """How `wdmoe watch` shows a look at a run: as JSON, as plain text, or drawn on a terminal."""
 
 import sys
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
-from ..console import aligned, is_terminal, print_event
+from ..console import aligned, drawn, is_terminal, print_event
 from ..harness.progress import FAILED, FINISHED, INTERRUPTED, RUNNING, WAITING, DatasetProgress
 from ..harness.run_progress import RunProgress
 
 COLOURS = {WAITING: "dim", RUNNING: "cyan", INTERRUPTED: "yellow", FAILED: "red", FINISHED: "green"}
 MOST_URGENT = (RUNNING, FAILED, INTERRUPTED, WAITING, FINISHED)
 TO_LEFT = ("model", "dataset", "state")
-LINES_AROUND = 10  # of a terminal: head of the table, notes
 EXPLANATION = (
     "waiting: attention waiting latency, Eq. (11), mean over the batches so far, for the run's own selection, channel "
     "profile and draw; one bandwidth split per forward pass"
@@ -34,10 +33,10 @@ def display(as_json: bool, once: bool) -> Iterator[Any]:
     elif not is_terminal(sys.stdout):
         yield lambda found: print(plain(found), flush=True)
     elif once:
-        yield lambda found: Console().print(*table(found, len(found.datasets)))
+        yield lambda found: Console().print(table(found, Console().width))
     else:
         with Live(console=Console(), auto_refresh=False) as live:
-            yield lambda found: live.update(_grid(found, live.console.height - LINES_AROUND), refresh=True)
+            yield lambda found: live.update(table(found, *live.console.size), refresh=True)
 
 
 def record(found: RunProgress) -> dict[str, Any]:
@@ -54,30 +53,32 @@ def plain(found: RunProgress) -> str:
     return "\n".join([*lines, *map(_printable, _notes(found)), _summary(found)])
 
 
-def table(found: RunProgress, most_rows: int) -> tuple[Table, Text]:
-    """One look for a terminal; where it has fewer rows, what runs or went wrong comes first."""
-    chosen = found.datasets
-    if len(chosen) > most_rows:
-        chosen = sorted(chosen, key=lambda one: MOST_URGENT.index(one.state))[: max(1, most_rows)]
-    drawn = Table(box=None, pad_edge=False, collapse_padding=True)
-    for name in DatasetProgress("", "", WAITING).cells():
-        head = name.replace(", ", ",\n").replace(" (", "\n(").replace(" per ", " per\n")
-        is_name = name in ("model", "dataset")  # what gives way where the terminal is narrow
-        justify: Literal["left", "right"] = "left" if name in TO_LEFT else "right"
-        drawn.add_column(head, justify=justify, no_wrap=not is_name, overflow="fold")
-    for one in chosen:
-        cells = [Text(_printable(cell)) for cell in one.cells().values()]
-        drawn.add_row(*cells, style=COLOURS[one.state])
-    left_out = len(found.datasets) - len(chosen)
-    more = [f"{left_out} more lines do not fit; --once shows all"] if left_out else []
-    return drawn, Text("\n".join(map(_printable, [*_notes(found), *more, _summary(found), EXPLANATION])))
+def table(found: RunProgress, width: int, most_lines: int | None = None) -> Text:
+    """One look for a terminal; where it has fewer lines, what runs or went wrong comes first."""
+    shown = _table_of(found.datasets, width)
+    below = [*_notes(found), _summary(found), EXPLANATION]
+    if most_lines is not None:
+        most_lines = max(1, most_lines - sum(-(-len(line) // width) for line in below))
+    if most_lines is not None and _height(shown) > most_lines:
+        urgent = sorted(found.datasets, key=lambda one: MOST_URGENT.index(one.state))
+        heights = range(1, len(urgent))  # of so many rows
+        fitting = bisect_right(heights, most_lines - 1, key=lambda rows: _height(_table_of(urgent[:rows], width)))
+        kept = max(1, fitting)
+        shown = _table_of(urgent[:kept], width)
+        if kept < len(urgent):
+            below.insert(-2, f"{len(urgent) - kept} more lines do not fit; --once shows all")
+    return Text("\n").join([shown, *(Text(_printable(line)) for line in below)])
 
 
-def _grid(found: RunProgress, most_rows: int) -> Table:
-    grid = Table.grid()
-    for part in table(found, max(1, most_rows - len(_notes(found)))):
-        grid.add_row(part)
-    return grid
+def _table_of(datasets: Sequence[DatasetProgress], width: int) -> Text:
+    heads = list(DatasetProgress("", "", WAITING).cells())
+    rows = [[_printable(cell) for cell in one.cells().values()] for one in datasets]
+    to_right = [head not in TO_LEFT for head in heads]
+    return drawn(heads, rows, to_right, width, [COLOURS[one.state] for one in datasets])
+
+
+def _height(text: Text) -> int:
+    return text.plain.count("\n") + 1
 
 
 def _notes(found: RunProgress) -> list[str]:
