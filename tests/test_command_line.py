@@ -105,6 +105,13 @@ def test_help_and_completion_import_nothing_heavy():
 
 
 # -- JSON ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("options", "form"), [("--format csv", "csv"), ("--format json --json", "json")])
+def test_a_page_and_another_format_exclude_each_other(folder, wdmoe, options, form):  # noqa: F811
+    done = wdmoe("report", str(folder), "--html", *options.split())
+    sentence = f"error: --html writes a page, so it excludes --format {form}; --json says where it is\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence)
+
+
 @pytest.mark.parametrize(
     ("words", "keys"),
     [
