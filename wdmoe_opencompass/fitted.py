@@ -13,7 +13,7 @@ from typing import NamedTuple
 from rich.cells import cell_len
 
 # What a row is about, in our tables; everything before the last of them, such as a swept value, belongs to it.
-KEYS = frozenset(("quantity", "model", "dataset", "benchmark", "row", "device", "placement", "name", "check"))
+KEYS = frozenset(("quantity", "model", "dataset", "benchmark", "row", "device", "layer", "placement", "name", "check"))
 GAP = "  "
 LEAST_FOLDED = 10  # columns that a name is folded to at least
 MOST_AS_LISTS = 3  # rows; more are better compared as a table, if one fits

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pytest import approx
+from rich.console import Console
 from tqdm import tqdm
 
 from tests.conftest import ROOT, SMALL, command, environment
@@ -417,6 +418,17 @@ def test_a_terminal_too_small_shows_what_runs_and_what_failed(run, folder):
     assert shown.count("\n") < whole.count("\n")
     assert re.search("running.*\n.*failed", shown)
     assert "3 more lines do not fit" in table(found, 200, 1).plain
+
+
+def test_many_reasons_leave_room_for_the_table():
+    datasets = [DatasetProgress("m", f"d{k}", FAILED, "no space " * 20) for k in range(40)]
+    shown = table(RunProgress(datasets, False), 80, 24).plain
+    assert "more reasons do not fit" in shown
+    assert re.search("more lines and . more columns do not fit", shown)
+    assert re.search("m +d2 +failed", shown)
+    screen = io.StringIO()
+    Console(file=screen, width=80).print(table(RunProgress(datasets, False), 80, 24))
+    assert screen.getvalue().count("\n") <= 24
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])
