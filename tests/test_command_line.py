@@ -22,7 +22,7 @@ from tests.command_line import all_commands, process, wdmoe  # noqa: F401
 from tests.conftest import ROOT
 from tests.placement.test_compare import random_trace
 from tests.routing.test_trace import block, metadata
-from wdmoe_opencompass import ExpertShape, commands, console, list_profiles
+from wdmoe_opencompass import ExpertShape, commands, console, fitted, list_profiles
 from wdmoe_opencompass.cli import app
 from wdmoe_opencompass.routing.trace import join, write_trace
 
@@ -105,6 +105,13 @@ def test_help_and_completion_import_nothing_heavy():
 
 
 # -- JSON ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("options", "form"), [("--format csv", "csv"), ("--format json --json", "json")])
+def test_a_page_and_another_format_exclude_each_other(folder, wdmoe, options, form):  # noqa: F811
+    done = wdmoe("report", str(folder), "--html", *options.split())
+    sentence = f"error: --html writes a page, so it excludes --format {form}; --json says where it is\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence)
+
+
 @pytest.mark.parametrize(
     ("words", "keys"),
     [
@@ -319,10 +326,10 @@ def test_completion_offers_names_and_values(words, offered):
 
 
 # -- terminal and pipe ---------------------------------------------------------------------------------------------
-def on_terminal(words, **more):
-    """-> what the command writes to a terminal of 200 columns, standard output and error together."""
+def on_terminal(words, columns=200, **more):
+    """-> what the command writes to a terminal, standard output and error together."""
     main, there = pty.openpty()
-    fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 200, 0, 0))
+    fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     environment = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS")}
     command = [Path(sys.executable).with_name("wdmoe"), *map(str, words)]
     with subprocess.Popen(
@@ -341,7 +348,7 @@ def on_terminal(words, **more):
 
 def test_a_terminal_gets_a_drawn_table_and_a_pipe_aligned_text():
     drawn = on_terminal(["profile", "list"])
-    assert "┏" in drawn
+    assert "─" in drawn
     assert "paper_8_devices" in drawn
     plain = process("profile", "list", env=os.environ | dict(FORCE_COLOR="1")).stdout
     assert plain.splitlines()[0].split() == ["name", "devices", "total_bandwidth_hz"]
@@ -380,6 +387,54 @@ def test_tables_of_nothing_and_of_brackets(capsys):
 def test_markdown_is_drawn_on_a_terminal_only(capsys):
     console.print_markdown("| a |\n|---|\n| 1 |")
     assert capsys.readouterr().out == "| a |\n|---|\n| 1 |\n"
+
+
+WIDTHS = (80, 100, 160)
+CELL = re.compile(r"(?<!\S)\S+( \S+)*")  # columns are two spaces apart
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_a_terminal_of_any_width_gets_whole_numbers_beside_their_device(columns):
+    shown = re.sub(r"\x1b\[[\d;]*m", "", on_terminal(["profile", "show", "paper_8_devices"], columns)).splitlines()
+    assert max(map(len, shown)) <= columns
+    devices = json.loads(process("profile", "show", "paper_8_devices", "--json").stdout)["devices"]
+    for device in devices:
+        lines = [line.split() for line in shown if line.startswith(device["name"] + " ")]
+        cells = [cell for _, *rest in lines for cell in rest]
+        assert cells == [console._cell(value) for key, value in device.items() if key != "name"]
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_markdown_on_a_terminal_keeps_names_and_numbers_whole(columns, monkeypatch):
+    names = [
+        "quickstart-vanilla-hf",
+        "quickstart-wdmoe-hf",
+        "quickstart-wdmoe-8bit-hf",
+        "Mixtral-8x7B-Instruct-v0.1-hf",
+    ]
+    benchmarks = ["qs_choice", "qs_twoway", "qs_yesno", "qs_arith", "qs_program"]
+    rows = [
+        [name, f"row_{k}", *(f"{10 * k + j}.{j}{k}5 (+16.{k} % [15.{j}, 17.{k}])" for j in range(5))]
+        for k, name in enumerate(names)
+    ]
+    lines = [["model", "row", *benchmarks], ["---"] * 7, *rows]
+    document = "what it shows\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n\n- a note\n"
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("COLUMNS", str(columns))
+    console.print_markdown(document)
+    shown = re.sub(r"\x1b\[[\d;]*m", "", sys.stdout.getvalue())
+    assert "what it shows" in shown
+    assert "a note" in shown
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= columns
+    cells = {cell[0] for line in shown.splitlines() for cell in CELL.finditer(line)}
+    parts = " ".join(cells).split()
+    for name, row, *values in rows:
+        assert row in cells
+        assert any(set(fitted.folded(name, cut)) <= cells for cut in range(1, len(name) + 1))
+        for value in values:
+            assert value.split()[0] in parts
+            assert any(cell.endswith(value[value.index("[") :]) for cell in cells)
 
 
 class Terminal(io.StringIO):

@@ -1,16 +1,20 @@
 """What the `wdmoe` command shows: tables, JSON, sentences, progress. Only this module decides how.
 
-One rule: a terminal gets tables drawn by rich, anything else plain text in aligned columns. `--json` prints one JSON
-document on standard output and nothing else there; errors and progress go to standard error in any case. rich
+One rule: a terminal gets tables that fit its width, anything else plain text in aligned columns. `--json` prints one
+JSON document on standard output and nothing else there; errors and progress go to standard error in any case. rich
 respects NO_COLOR and TERM=dumb, and is imported only where it draws.
 """
 
 import csv
 import json
+import re
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TextIO
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 Record = Mapping[str, Any]
 QUIET_S = 1.0  # work that takes less shows no progress
@@ -40,9 +44,12 @@ def print_table(records: Sequence[Record]) -> None:
         return
     columns = list(records[0])
     cells = [[_cell(value) for value in record.values()] for record in records]
-    to_right = [all(_is_number(record[column]) for record in records) for column in columns]
+    to_right = [_are_numbers([record[column] for record in records]) for column in columns]
     if is_terminal(sys.stdout):
-        _draw(columns, cells, to_right)
+        from rich.console import Console
+
+        screen = Console()
+        screen.print(drawn(columns, cells, to_right, screen.width))
     else:
         print(aligned([columns, *cells], to_right))
 
@@ -60,14 +67,27 @@ def aligned(rows: Sequence[Sequence[str]], to_right: Sequence[bool]) -> str:
 
 
 def print_markdown(text: str) -> None:
-    """A Markdown document: drawn on a terminal, else as it is."""
+    """A Markdown document: drawn on a terminal, its tables as all others there, else as it is."""
     if not is_terminal(sys.stdout):
         print(text, end="" if text.endswith("\n") else "\n")
         return
-    from rich.console import Console
-    from rich.markdown import Markdown
+    from rich.console import Console, ConsoleOptions
+    from rich.markdown import Markdown, TableElement
+    from rich.text import Text
 
-    Console().print(Markdown(text))
+    class Table(TableElement):
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+            assert self.header is not None
+            assert self.header.row is not None
+            rows = [self.header.row, *(self.body.rows if self.body is not None else [])]
+            heads, *cells = [[cell.content.plain for cell in row.cells] for row in rows]
+            to_right = [all(map(_reads_as_number, column)) for column in zip(*cells, strict=True)]
+            yield drawn(heads, cells, to_right, options.max_width)
+
+    class Document(Markdown):
+        elements: ClassVar = {**Markdown.elements, "table_open": Table}
+
+    Console().print(Document(text))
 
 
 def print_error(sentence: object) -> None:
@@ -88,25 +108,37 @@ def is_terminal(stream: TextIO) -> bool:
         return False
 
 
-def _draw(columns: Sequence[str], cells: Sequence[Sequence[str]], to_right: Sequence[bool]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def drawn(
+    heads: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    to_right: Sequence[bool],
+    width: int,
+    styles: Sequence[str] = (),
+) -> "Text":
+    """A table for a terminal of that width, for rich to print; all that is drawn as one comes from here.
+
+    cells: [rows, columns]; to_right: [columns] whether a column ends at its right; styles: [rows] as rich names them.
+    """
     from rich.text import Text
 
-    table = Table()
-    for column, right in zip(columns, to_right):
-        table.add_column(Text(column), justify="right" if right else "left", overflow="fold")
-    for row in cells:
-        table.add_row(*(Text(cell) for cell in row))  # Text: a bracket in a cell is no markup
-    Console().print(table)
+    from .fitted import fitted
+
+    lines = [Text(*line) for line in fitted(heads, cells, to_right, width, styles)]  # Text: a bracket is no markup
+    return Text("\n", overflow="fold").join(lines)
 
 
 def _cell(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _are_numbers(values: Sequence[Any]) -> bool:
+    """Whether a column is one of numbers; some may be missing."""
+    known = [value for value in values if value is not None]
+    return bool(known) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in known)
+
+
+def _reads_as_number(text: str) -> bool:
+    return text == "-" or re.fullmatch(r"[-+]?\d+(\.\d+)?(e[-+]\d+)?", text) is not None
 
 
 class Progress:

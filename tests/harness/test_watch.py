@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pytest import approx
+from rich.console import Console
 from tqdm import tqdm
 
 from tests.conftest import ROOT, SMALL, command, environment
 from tests.routing.test_trace import block, journal, metadata
+from wdmoe_opencompass.cli.watch_display import table
 from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.harness import progress as progress_module
 from wdmoe_opencompass.harness.live_line import INTERVAL, live_line, prompts_of
@@ -39,7 +41,7 @@ from wdmoe_opencompass.harness.progress import (
     main_metric,
     spent_s,
 )
-from wdmoe_opencompass.harness.run_progress import RunWatch
+from wdmoe_opencompass.harness.run_progress import RunProgress, RunWatch
 from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.routing.tail import JournalTail
 from wdmoe_opencompass.routing.trace import Journal, join, read_trace
@@ -239,6 +241,20 @@ def test_accuracy_is_shown_only_where_equal_answers_are_the_score(run, folder):
     assert looked(run)[MODEL, "d"].accuracy is None
 
 
+def test_a_finished_run_keeps_its_accuracies_when_copying_changes_the_times_of_its_files(run, folder):
+    results = run / "results" / MODEL / "e.json"
+    results.parent.mkdir(parents=True)
+    results.write_text(json.dumps(dict(score=41.5)))
+    (folder / "e.json").write_text(json.dumps({"0": dict(prediction="A", gold="A")}))
+    os.utime(results, (1.0, 1.0))  # older than the predictions: of those before
+    assert looked(run)[MODEL, "e"].accuracy is None
+    (run / "summary").mkdir()
+    (run / "summary" / f"summary_{STAMP}.txt").write_text("")  # written after all evaluation
+    assert looked(run)[MODEL, "e"].accuracy == 41.5
+    (run / "configs" / "20260102_000000_7.py").write_text(CONFIG)  # started again, and not yet summed up
+    assert looked(run)[MODEL, "e"].accuracy is None
+
+
 def test_states_are_told_apart_from_the_files(run, folder):
     assert {one.state for one in looked(run).values()} == {WAITING}
     predictions = folder / "d.json"
@@ -391,17 +407,46 @@ def test_the_command_prints_a_table_or_json_and_says_by_its_exit_code_how_it_wen
 
 
 def test_a_terminal_too_small_shows_what_runs_and_what_failed(run, folder):
-    from rich.console import Console
-
-    from wdmoe_opencompass.cli.watch_display import _grid
-
     with exclusive(folder / "e.json"):
         (folder / "d.failed.txt").write_text("why")
         found = RunWatch(run).look(time.time())
-        out = io.StringIO()
-        Console(file=out, width=200).print(_grid(found, 4))
-    assert "2 more lines do not fit" in out.getvalue()
-    assert re.search("running.*\n.*failed", out.getvalue())
+    whole = table(found, 200).plain
+    assert "do not fit" not in whole
+    assert table(found, 200, whole.count("\n") + 1).plain == whole
+    shown = table(found, 200, whole.count("\n")).plain
+    assert "2 more lines do not fit" in shown
+    assert shown.count("\n") < whole.count("\n")
+    assert re.search("running.*\n.*failed", shown)
+    assert "3 more lines do not fit" in table(found, 200, 1).plain
+
+
+def test_many_reasons_leave_room_for_the_table():
+    datasets = [DatasetProgress("m", f"d{k}", FAILED, "no space " * 20) for k in range(40)]
+    shown = table(RunProgress(datasets, False), 80, 24).plain
+    assert "more reasons do not fit" in shown
+    assert re.search("more lines and . more columns do not fit", shown)
+    assert re.search("m +d2 +failed", shown)
+    screen = io.StringIO()
+    Console(file=screen, width=80).print(table(RunProgress(datasets, False), 80, 24))
+    assert screen.getvalue().count("\n") <= 24
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_a_narrow_terminal_gets_whole_names_and_numbers(width):
+    names = [f"qs_{name}" for name in ("choice", "twoway", "yesno", "arith", "program")]
+    waits = dict(uniform=0.018797, optimal=0.0156391)
+    datasets = [
+        DatasetProgress(model, name, FINISHED, None, 500, 1000, 1000, "accuracy", 96.8, 0.3126, 4, waits, 4.0)
+        for model in ("quickstart-vanilla-hf", "quickstart-wdmoe-hf")
+        for name in names
+    ]
+    lines = table(RunProgress(datasets, True), width).plain.splitlines()
+    rows = lines[: next(k for k, line in enumerate(lines) if "finished;" in line)]
+    assert max(map(len, rows)) <= width
+    assert len(rows) < 3 * len(datasets)
+    for one in datasets:
+        found = " ".join(row for row in rows if row.split()[:2] == [one.model, one.dataset]).split()
+        assert [cell for cell in found if cell not in (one.model, one.dataset)] == list(one.cells().values())[2:]
 
 
 # -- the line of a task ----------------------------------------------------------------------------------------------

@@ -65,7 +65,8 @@ def allocate_command(
         )
         return
     names = [device.name for device in loaded.devices]
-    print_table([dict(zip(names, row, strict=True)) for row in answer.bandwidth_hz[0].tolist()])
+    splits = [dict(zip(names, row, strict=True)) for row in answer.bandwidth_hz[0].tolist()]
+    print_table([dict(layer=k) | split for k, split in enumerate(splits, 1)] if scope == "layer" else splits)
     print(
         f"hertz per device, one row per {scope}; waiting latency {answer.waiting_latency_s[0]:.6g} s, "
         f"at most {answer.relative_gap[0]:.1e} above the optimum; method {method}, profile {loaded.name}"

@@ -30,6 +30,8 @@ def report_command(
     from ..report.summary import MAIN
     from ..report.tables import MAIN_TABLES_FILE, MISSING_FILE
 
+    if html and form is not None:
+        raise WdmoeError(f"--html writes a page, so it excludes --format {form}; --json says where it is")
     form = format_of(form, as_json)
     summary = run_folder / "summary"
     missing = _read_summary(run_folder, MISSING_FILE, list)

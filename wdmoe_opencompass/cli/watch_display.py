@@ -1,25 +1,26 @@
 """How `wdmoe watch` shows a look at a run: as JSON, as plain text, or drawn on a terminal."""
 
 import sys
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
-from ..console import aligned, is_terminal, print_event
-from ..harness.progress import FAILED, FINISHED, INTERRUPTED, RUNNING, WAITING, DatasetProgress
+from ..console import aligned, drawn, is_terminal, print_event
+from ..harness.progress import EVEN, FAILED, FINISHED, INTERRUPTED, OPTIMAL, RUNNING, WAITING, DatasetProgress
 from ..harness.run_progress import RunProgress
 
 COLOURS = {WAITING: "dim", RUNNING: "cyan", INTERRUPTED: "yellow", FAILED: "red", FINISHED: "green"}
 MOST_URGENT = (RUNNING, FAILED, INTERRUPTED, WAITING, FINISHED)
+HEADS = tuple(DatasetProgress("", "", WAITING).cells())
 TO_LEFT = ("model", "dataset", "state")
-LINES_AROUND = 10  # of a terminal: head of the table, notes
+FIRST_TO_GO = ("elapsed", OPTIMAL, EVEN, "dropped (%)")  # on a screen too small for them
 EXPLANATION = (
     "waiting: attention waiting latency, Eq. (11), mean over the batches so far, for the run's own selection, channel "
     "profile and draw; one bandwidth split per forward pass"
@@ -34,10 +35,10 @@ def display(as_json: bool, once: bool) -> Iterator[Any]:
     elif not is_terminal(sys.stdout):
         yield lambda found: print(plain(found), flush=True)
     elif once:
-        yield lambda found: Console().print(*table(found, len(found.datasets)))
+        yield lambda found: Console().print(table(found, Console().width))
     else:
         with Live(console=Console(), auto_refresh=False) as live:
-            yield lambda found: live.update(_grid(found, live.console.height - LINES_AROUND), refresh=True)
+            yield lambda found: live.update(_on_screen(found, live.console), refresh=True)
 
 
 def record(found: RunProgress) -> dict[str, Any]:
@@ -48,36 +49,67 @@ def record(found: RunProgress) -> dict[str, Any]:
 
 def plain(found: RunProgress) -> str:
     """One look as text without colours: a table in aligned columns, then the reasons."""
-    names = list(DatasetProgress("", "", WAITING).cells())
     rows = [[_printable(cell) for cell in one.cells().values()] for one in found.datasets]
-    lines = [aligned([names, *rows], [name not in TO_LEFT for name in names])]
+    lines = [aligned([HEADS, *rows], [name not in TO_LEFT for name in HEADS])]
     return "\n".join([*lines, *map(_printable, _notes(found)), _summary(found)])
 
 
-def table(found: RunProgress, most_rows: int) -> tuple[Table, Text]:
-    """One look for a terminal; where it has fewer rows, what runs or went wrong comes first."""
-    chosen = found.datasets
-    if len(chosen) > most_rows:
-        chosen = sorted(chosen, key=lambda one: MOST_URGENT.index(one.state))[: max(1, most_rows)]
-    drawn = Table(box=None, pad_edge=False, collapse_padding=True)
-    for name in DatasetProgress("", "", WAITING).cells():
-        head = name.replace(", ", ",\n").replace(" (", "\n(").replace(" per ", " per\n")
-        is_name = name in ("model", "dataset")  # what gives way where the terminal is narrow
-        justify: Literal["left", "right"] = "left" if name in TO_LEFT else "right"
-        drawn.add_column(head, justify=justify, no_wrap=not is_name, overflow="fold")
-    for one in chosen:
-        cells = [Text(_printable(cell)) for cell in one.cells().values()]
-        drawn.add_row(*cells, style=COLOURS[one.state])
-    left_out = len(found.datasets) - len(chosen)
-    more = [f"{left_out} more lines do not fit; --once shows all"] if left_out else []
-    return drawn, Text("\n".join(map(_printable, [*_notes(found), *more, _summary(found), EXPLANATION])))
+def table(found: RunProgress, width: int, most_lines: int | None = None) -> Text:
+    """One look for a terminal; where it has fewer lines, what runs or went wrong comes first."""
+    shown = _table_of(found.datasets, width)
+    reasons, below = _notes(found), [_summary(found), EXPLANATION]
+    if most_lines is not None:
+        left = most_lines - _lines(below, width)
+        reasons = _fitting_reasons(reasons, width, left // 3)
+        left = max(1, left - _lines(reasons, width))
+        if _height(shown) > left:
+            urgent = sorted(found.datasets, key=lambda one: MOST_URGENT.index(one.state))
+            heads = _side_by_side_heads(urgent, width)
+            numbers = range(1, len(urgent) + 1)  # of rows
+            kept = bisect_right(numbers, left - 1, key=lambda rows: _height(_table_of(urgent[:rows], width, heads)))
+            shown = _table_of(urgent[: max(1, kept)], width, heads)
+            lacking = dict(lines=len(urgent) - max(1, kept), columns=len(HEADS) - len(heads))
+            more = " and ".join(f"{count} more {what}" for what, count in lacking.items() if count)
+            below.insert(0, f"{more} do not fit; --once shows all")
+    below = [*reasons, *below]
+    return Text("\n").join([shown, *(Text(_printable(line)) for line in below)])
 
 
-def _grid(found: RunProgress, most_rows: int) -> Table:
-    grid = Table.grid()
-    for part in table(found, max(1, most_rows - len(_notes(found)))):
-        grid.add_row(part)
-    return grid
+def _on_screen(found: RunProgress, screen: Console) -> Text:
+    """What stays on the screen when the run has ended may be longer than it; what changes may not."""
+    return table(found, screen.width, None if found.has_ended else screen.height)
+
+
+def _table_of(datasets: Sequence[DatasetProgress], width: int, heads: Sequence[str] = HEADS) -> Text:
+    rows = [[_printable(one.cells()[head]) for head in heads] for one in datasets]
+    return drawn(heads, rows, [head not in TO_LEFT for head in heads], width, [COLOURS[one.state] for one in datasets])
+
+
+def _side_by_side_heads(datasets: Sequence[DatasetProgress], width: int) -> list[str]:
+    """The columns that stand beside each other where there is no room for a second table below."""
+    heads = list(HEADS)
+    for least_needed in FIRST_TO_GO:
+        if sum(line.startswith("─") for line in _table_of(datasets, width, heads).plain.splitlines()) == 1:
+            break
+        heads.remove(least_needed)
+    return heads
+
+
+def _fitting_reasons(reasons: Sequence[str], width: int, most_lines: int) -> list[str]:
+    kept = len(reasons)
+    while kept and _lines(reasons[:kept], width) + (kept < len(reasons)) > most_lines:
+        kept -= 1
+    left_out = len(reasons) - kept
+    return [*reasons[:kept], *([f"{left_out} more reasons do not fit; --once shows all"] if left_out else [])]
+
+
+def _lines(texts: Sequence[str], width: int) -> int:
+    """How many lines of a terminal they take; words that are not broken may add one to each."""
+    return sum(-(-len(text) // max(1, width)) + (len(text) > width) for text in texts)
+
+
+def _height(text: Text) -> int:
+    return text.plain.count("\n") + 1
 
 
 def _notes(found: RunProgress) -> list[str]:

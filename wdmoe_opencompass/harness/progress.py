@@ -213,13 +213,13 @@ class DatasetWatch:
         self._is_whole = False
         self._matched: float | None = None
 
-    def look(self, now_s: float) -> DatasetProgress:
-        """-> how far it is; now_s: seconds since 1970."""
+    def look(self, now_s: float, is_summed_up: bool = False) -> DatasetProgress:
+        """-> how far it is; now_s: seconds since 1970; is_summed_up: the run has written its summary since it began."""
         state, reason = self._state(now_s)
         found = self.counted(state, now_s)
         found.reason = "; ".join(filter(None, (reason, found.reason))) or None
         if state == FINISHED:
-            self._add_accuracy(found)
+            self._add_accuracy(found, is_summed_up)
         return found
 
     def counted(self, state: str, now_s: float) -> DatasetProgress:
@@ -330,10 +330,14 @@ class DatasetWatch:
         return max((one for one in changed if one is not None), default=None)
 
     # -- accuracy ----------------------------------------------------------------------------------------------------
-    def _add_accuracy(self, found: DatasetProgress) -> None:
-        """What OpenCompass's evaluator left; before it has, the share of equal answers where that is the score."""
+    def _add_accuracy(self, found: DatasetProgress, is_summed_up: bool) -> None:
+        """What OpenCompass's evaluator left; before it has, the share of equal answers where that is the score.
+
+        A result older than the predictions is of earlier ones. Not so where the run has been summed up, which comes
+        after all evaluation: then only copying has changed the times.
+        """
         scored_s, answered_s = _changed_s(self.results), _changed_s(self.predictions)
-        if scored_s is None or (answered_s is not None and scored_s < answered_s):
+        if scored_s is None or (not is_summed_up and answered_s is not None and scored_s < answered_s):
             found.metric, found.accuracy = (None, None) if self._matched is None else ("accuracy", self._matched)
             return
         result = read_result(self.results)

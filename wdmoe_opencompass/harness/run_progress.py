@@ -83,7 +83,7 @@ class RunWatch:
         whole = self._watch(one, one.dataset)
         parts = [] if whole.predictions.exists() else self._parts_of(one)
         if not parts:
-            return [whole.look(now_s)]
+            return [whole.look(now_s, self._is_summed_up())]
         looked = [self._watch(one, name).look(now_s) for name in parts]
         return [self._joined(one, whole, looked), *looked]
 
@@ -120,14 +120,18 @@ class RunWatch:
         states = {line.state for line in lines}
         if RUNNING in states:
             return False
-        stamp = self._config.stem.rpartition("_")[0]
-        if (self.folder / "summary" / f"summary_{stamp}.txt").exists():  # written last, also when tasks failed
+        if self._is_summed_up():
             return True
         unscored = any(line.state == FINISHED and line.accuracy is None for line in lines)
         if WAITING in states or unscored:
             in_parts = all(line.reason for line in lines if line.state == WAITING)
             return in_parts and self._is_quiet(now_s)
         return True
+
+    def _is_summed_up(self) -> bool:
+        """Whether the last start of the run has written its summary: that comes last, also when tasks failed."""
+        stamp = self._config.stem.rpartition("_")[0]
+        return (self.folder / "summary" / f"summary_{stamp}.txt").exists()
 
     def _is_quiet(self, now_s: float) -> bool:
         newest = 0.0

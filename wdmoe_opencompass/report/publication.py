@@ -8,8 +8,10 @@ from importlib.metadata import distributions, version
 from pathlib import Path
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from ..channel.profile import list_profiles, load_profile
+from ..errors import WdmoeError
 from ..files import write_whole
 from .tables import ModelRun
 
@@ -83,11 +85,17 @@ def manifest(run_folder: Path) -> dict[str, str]:
 
 
 def list_in_manifest(run_folder: Path, path: Path) -> None:
-    """Put a file that was written later into the run's manifest, where it has one."""
+    """Put a file that was written later into the run's manifest, where it has one; WdmoeError where that is none."""
     file = run_folder / "summary" / MANIFEST_FILE
     if file.is_file():
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        listed = json.loads(file.read_bytes()) | {path.relative_to(run_folder).as_posix(): digest}
+        try:
+            listed = TypeAdapter(dict[str, str]).validate_json(file.read_bytes())
+        except ValidationError:
+            raise WdmoeError(
+                f"{file}: must be a JSON object of file names and their SHA-256; write it anew with --mode viz -r"
+            ) from None
+        listed |= {path.relative_to(run_folder).as_posix(): digest}
         write_whole(file, json.dumps(dict(sorted(listed.items())), indent=1) + "\n")
 
 

@@ -31,6 +31,7 @@ from ..tables import DATASETS_FILE, DENSE, GROUPS_FILE, MISSING_FILE, ROWS, Mode
 from ..testbed import FIGURE_10, PREDICTION, TABLE_3, TABLE_4
 from .answers import answered_items
 from .counts import counts
+from .summary_files import read_checked
 
 REPORT_FILE = "report.html"
 MOST_DATA_BYTES = 4_900_000  # of all that is embedded but code
@@ -41,10 +42,6 @@ TABLES = (DIFFERENCES, FRONTIER, COMPARISON, TABLE_3, TABLE_4, PREDICTION, EVENT
 LATENCY_KEYS = (
     *("row", "model", "dataset", "scope", "per", "phase", "latency_s", "latency_low_s", "latency_high_s", "saving"),
     *("saving_low", "saving_high", "no_interval", "tokens_per_batch", "passes_per_batch"),
-)
-NO_TABLES = (
-    "no tables in its summary folder, or those of an older version; give the time-stamped folder of a finished run "
-    "whose config has summarizer=dict(type=WdmoeSummarizer), or write them anew with --mode viz -r"
 )
 
 
@@ -94,9 +91,9 @@ def _cut_items(items: Mapping[str, Any]) -> list[str]:
 def _facts(run_folder: Path, runs: Sequence[ModelRun]) -> dict[str, Any]:
     """Everything of the page but counts and items."""
     summary = run_folder / "summary"
-    groups, datasets = _read(summary / GROUPS_FILE), _read(summary / DATASETS_FILE)
+    groups, datasets = read_checked(summary / GROUPS_FILE), read_checked(summary / DATASETS_FILE)
     benchmarks = benchmarks_of(datasets, groups)
-    latency = _read(summary / "latency.json")
+    latency = read_checked(summary / "latency.json")
     traces = {run.abbr: run.traces for run in runs}
     return dict(
         format=1,
@@ -110,15 +107,15 @@ def _facts(run_folder: Path, runs: Sequence[ModelRun]) -> dict[str, Any]:
         caveat=CAVEAT,
         few=_few(runs),
         models=[_model(run, runs) for run in runs],
-        accuracy=_read(summary / "accuracy.json"),
-        differences=_read(summary / "accuracy_differences.json"),
+        accuracy=read_checked(summary / "accuracy.json"),
+        differences=read_checked(summary / "accuracy_differences.json"),
         latency=dict(keys=LATENCY_KEYS, records=[[one.get(key) for key in LATENCY_KEYS] for one in latency]),
-        frontier=_read(summary / FRONTIER_RECORDS_FILE),
-        missing=_read(summary / MISSING_FILE),
-        notes={name: _read(summary / f"{name}.json")["notes"] for name in MAIN},
+        frontier=read_checked(summary / FRONTIER_RECORDS_FILE),
+        missing=read_checked(summary / MISSING_FILE),
+        notes={name: read_checked(summary / f"{name}.json")["notes"] for name in MAIN},
         tables={name: found for name in TABLES if (found := _table(summary / f"{name}.json"))},
         figures=[name for name in (f"{FIGURE_10}.png",) if (summary / name).is_file()],
-        provenance=_read(summary / PROVENANCE_FILE),
+        provenance=read_checked(summary / PROVENANCE_FILE),
         sweep_hz=BANDWIDTHS_HZ.tolist(),
         tokens={abbr: {name: _tokens(parts) for name, parts in of.items()} for abbr, of in traces.items()},
         pairs={run.abbr: {name: _pairs(parts) for name, parts in run.traces.items()} for run in _routers(runs)},
@@ -133,8 +130,8 @@ def _runs(run_folder: Path) -> tuple[list[ModelRun], list[str]]:
 
     Only what provenance.json names is read, and only if it is what it was: what the tables left out stays out.
     """
-    facts = _read(run_folder / "summary" / PROVENANCE_FILE)
-    groups = _read(run_folder / "summary" / GROUPS_FILE)
+    facts = read_checked(run_folder / "summary" / PROVENANCE_FILE)
+    groups = read_checked(run_folder / "summary" / GROUPS_FILE)
     runs, problems = [], []
     for one in facts["models"]:
         run = ModelRun(one["model"], one["policy"], (one["weights"], one.get("profile_hash", "")))
@@ -228,7 +225,7 @@ def _group_counts(traces: Sequence[RoutingTrace]) -> set[int]:
 
 
 def _items(run_folder: Path, facts: Mapping[str, Any], most_bytes: int) -> dict[str, Any]:
-    marks = {(one["model"], one["dataset"]): one["right"] for one in _read(run_folder / "summary" / ITEMS_FILE)}
+    marks = {(one["model"], one["dataset"]): one["right"] for one in read_checked(run_folder / "summary" / ITEMS_FILE)}
     scored = {(one["model"], one["dataset"]) for one in facts["accuracy"]}
     members = [dataset for of in facts["groups"].values() for dataset in of]
     asked = [(model["abbr"], dataset) for dataset in dict.fromkeys(members) for model in facts["models"]]
@@ -236,18 +233,12 @@ def _items(run_folder: Path, facts: Mapping[str, Any], most_bytes: int) -> dict[
     return answered_items(run_folder, facts["models"], rights, most_bytes)
 
 
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except OSError:
-        raise WdmoeError(f"{path.parent.parent}: {NO_TABLES}") from None
-    except ValueError:
-        raise WdmoeError(f"{path}: not JSON; write it anew with --mode viz -r") from None
-
-
 def _table(path: Path) -> dict[str, Any] | None:
     """The rows and notes of a table that only some runs have."""
-    return {key: _read(path)[key] for key in ("rows", "notes")} if path.is_file() else None
+    if not path.is_file():
+        return None
+    content = read_checked(path)
+    return {key: content[key] for key in ("rows", "notes")}
 
 
 def _json(content: Any) -> str:
