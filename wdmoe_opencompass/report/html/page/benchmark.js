@@ -9,26 +9,23 @@ const bandwidthOf = () => settings.total_bandwidth_hz ?? first.total_bandwidth_h
 function drawFigure5() {
   const why = applicable().total_bandwidth_hz;
   if (!why.applies) {
-    Plotly.purge("figure-5");
-    replace(
-      "figure-5",
-      el("p", { class: "hint" }, why.reason ? `Not drawn: ${why.reason}.` : "Nothing measured to draw."),
-    );
-    return;
+    return hint("figure-5", why.reason ? `Not drawn: ${why.reason}.` : "Nothing measured to draw.");
   }
-  const traces = sweepRows(true).map(([row, abbr]) => {
+  const rows = sweepRows(true),
+    names = named(rows);
+  const traces = rows.map(([row, abbr], place) => {
     const there = facts.sweep_hz
       .map((hertz) => [hertz, sweep.values.get([row, abbr, view.benchmark, hertz].join("\n"))])
       .filter(([, value]) => known(value));
     return {
       type: "scatter",
       mode: "lines+markers",
-      name: plain(rowName(row, abbr)),
+      name: names[place].name,
       x: there.map(([hertz]) => hertz / 1e6),
       y: there.map(([, value]) => 1e3 * value),
-      line: { color: colour(row, abbr) },
-      marker: { symbol: row === "vanilla_even" ? "circle" : "diamond", size: 7 },
-      hovertemplate: "%{x} MHz: %{y:.3f} ms<extra>%{fullData.name}</extra>",
+      line: { color: styleOf(row, abbr).colour },
+      marker: { symbol: styleOf(row, abbr).symbol, size: 7 },
+      hovertemplate: `%{x} MHz: %{y:.3f} ms${names[place].extra}`,
     };
   });
   if (sweepLacks().length) {
@@ -47,11 +44,24 @@ function drawFigure5() {
       line: { color: style("--soft"), dash: "dash", width: 1 },
     },
   ];
+  if (!traces.some((trace) => trace.x.length)) return hint("figure-5", whyNothing(rows));
   plot("figure-5", traces, {
     shapes,
     xaxis: { title: "total bandwidth (MHz)" },
     yaxis: { title: `latency ${PER[view.per]} (ms)`, rangemode: "tozero" },
   });
+}
+
+/** A mean in seconds, NaN where there is none or the engine says that it is none. */
+const sound = (mean_s, model) => (known(mean_s) && !errorOf(model.results_of(view.benchmark)) ? mean_s : NaN);
+
+/** Why a figure of the benchmark in view has nothing of these rows. */
+function whyNothing(rows) {
+  const whys = rows.map(([row, abbr]) => {
+    const results = latest[facts.rows[row].allocation].get(abbr)?.results_of(view.benchmark) ?? [];
+    return results.length ? (errorOf(results) ?? `no ${view.phase} pass`) : whyNoDetail(abbr, view.benchmark);
+  });
+  return `Nothing to draw: ${[...new Set(whys)].join("; ") || "no model is chosen"}.`;
 }
 
 /** The bandwidths that Figure 5 still lacks. */
@@ -77,7 +87,7 @@ function sweepOn() {
       for (const [row, abbr] of rows.filter(([name]) => facts.rows[name].allocation === allocation)) {
         sweep.values.set(
           [row, abbr, view.benchmark, hertz].join("\n"),
-          found.get(abbr)?.mean_s(view.benchmark, view.per, view.phase) ?? NaN,
+          sound(found.get(abbr)?.mean_s(view.benchmark, view.per, view.phase), found.get(abbr)),
         );
       }
     }
@@ -94,22 +104,28 @@ function sweepOn() {
 }
 
 function drawFigure7() {
-  const traces = allRows(true)
+  const rows = allRows(true),
+    names = named(rows);
+  const traces = rows
     .map(([row, abbr], place) => {
-      const results = latest[facts.rows[row].allocation].get(abbr)?.results_of(view.benchmark) ?? [];
-      const x = results.length ? facts.groups[view.benchmark].flatMap((dataset) => facts.tokens[abbr][dataset]) : [];
+      const found = latest[facts.rows[row].allocation].get(abbr)?.results_of(view.benchmark) ?? [];
+      const results = errorOf(found) ? [] : found;
+      const x = results.length
+        ? facts.groups[view.benchmark].flatMap((dataset) => at(facts.tokens, abbr, dataset))
+        : [];
       const y = results.flatMap((result) => Array.from(result.per_batch_s("all"), (value) => 1e3 * value));
       return {
         type: "scatter",
         mode: "markers",
-        name: plain(rowName(row, abbr)),
+        name: names[place].name,
         x,
         y,
-        marker: { color: colour(row, abbr), symbol: SYMBOLS[place % 4], size: 7, opacity: 0.8 },
-        hovertemplate: "%{x} tokens: %{y:.3f} ms<extra>%{fullData.name}</extra>",
+        marker: { color: styleOf(row, abbr).colour, symbol: styleOf(row, abbr).symbol, size: 7, opacity: 0.8 },
+        hovertemplate: `%{x} tokens: %{y:.3f} ms${names[place].extra}`,
       };
     })
     .filter((trace) => trace.x.length);
+  if (!traces.length) return hint("figure-7", whyNothing(rows));
   plot("figure-7", traces, {
     xaxis: { title: "tokens in the batch" },
     yaxis: { title: "latency of the batch (ms)", rangemode: "tozero" },
@@ -117,11 +133,10 @@ function drawFigure7() {
 }
 
 function drawFigure8() {
-  const model =
-    vanillas.find((one) => facts.pairs[one.abbr]?.[facts.groups[view.benchmark][0]]) ??
-    routed.find((one) => facts.pairs[one.abbr]?.[facts.groups[view.benchmark][0]]);
+  const has = (one) => at(facts.pairs, one.abbr, facts.groups[view.benchmark][0]);
+  const model = vanillas.find(has) ?? routed.find(has);
   const parts = model
-    ? facts.groups[view.benchmark].map((dataset) => facts.pairs[model.abbr][dataset]).filter(Boolean)
+    ? facts.groups[view.benchmark].map((dataset) => at(facts.pairs, model.abbr, dataset)).filter(Boolean)
     : [];
   const paints = [style("--vanilla"), "#E69F00", "#0072B2"];
   const traces = (parts[0]?.layers ?? []).map((layer, place) => {
@@ -150,22 +165,34 @@ function phaseCells() {
 function drawPhases() {
   const found = phaseCells(),
     rows = allRows(true),
-    labels = rows.map(([row, abbr]) => plain(rowName(row, abbr)));
+    shown = labels(
+      rows.map(([row, abbr]) => rowName(row, abbr)),
+      window.innerWidth < 600 ? 18 : 44,
+    );
   const traces = ["prefill", "decode"]
     .map((phase) => ({
       type: "bar",
       orientation: "h",
       name: phase,
-      y: labels,
+      y: rows.map((_, place) => place),
+      text: rows.map(([row, abbr]) => plain(rowName(row, abbr))),
+      textposition: "none",
       x: rows.map(([row, abbr]) => 1e3 * (found[phase].get([row, abbr, view.benchmark].join("\n"))?.latency_s ?? NaN)),
       marker: { color: phase === "prefill" ? "#56B4E9" : "#CC79A7" },
-      hovertemplate: `%{x:.3f} ms<extra>${phase}</extra>`,
+      hovertemplate: `%{text}: %{x:.3f} ms<extra>${phase}</extra>`,
     }))
     .filter((trace) => trace.x.some(known));
   plot("figure-phases", traces, {
+    height: 140 + 24 * rows.length,
     barmode: view.per === "batch" ? "stack" : "group",
     xaxis: { title: `latency ${PER[view.per]} (ms)`, rangemode: "tozero" },
-    yaxis: { autorange: "reversed" },
+    yaxis: {
+      tickmode: "array",
+      tickvals: rows.map((_, place) => place),
+      ticktext: shown.map(plain),
+      range: [rows.length - 0.5, -0.5],
+      zeroline: false,
+    },
   });
 }
 
@@ -174,9 +201,11 @@ function drawPhaseTable() {
     rows = allRows(true);
   const columns = [{ title: "row" }, { title: "prefill (ms)" }, { title: "decode (ms)" }];
   const cell = (phase, row, abbr) => {
-    const value = found[phase].get([row, abbr, view.benchmark].join("\n"))?.latency_s;
+    const { latency_s: value, fixed: unable, error } = found[phase].get([row, abbr, view.benchmark].join("\n")) ?? {};
+    if (error) return empty(error);
+    const content = unable ? [ms(value), el("span", { class: "interval" }, NOT_FOLLOWING)] : ms(value ?? 0);
     return known(value)
-      ? { content: ms(value), "data-value": value, "data-row": row, "data-phase": phase }
+      ? { content, "data-value": value, "data-row": row, "data-phase": phase, class: unable ? "stale" : "" }
       : empty(
           recordOf(row, abbr, view.benchmark, view.scope, view.per, "all")
             ? `no ${phase} pass`

@@ -6,7 +6,7 @@ function changedProfile() {
 
 function waitedShare() {
   const results = chosenResults(),
-    waited = results.length ? pooledLayers(results, view.phase, "waited_on") : null;
+    waited = results.length && !errorOf(results) ? pooledLayers(results, view.phase, "waited_on") : null;
   return waited && waited[0].map((_, device) => sum(waited.map((ofLayer) => ofLayer[device])) / waited.length);
 }
 
@@ -25,9 +25,10 @@ function drawChannel() {
     measured = profile.rates === "measured";
   const elsewhere = expertsOf(-1);
   byId("channel-lead").textContent =
-    `Profile ${profile.name}${isOwn() ? "" : " with the changes of the controls"}: ${measured ? "measured rates" : `${short(profile.total_bandwidth_hz / 1e6)} MHz, ${profile.path_loss.replace(/_/g, " ")} path loss, fading ${profile.fading.model}, base station ${profile.base_station.transmit_power_w} W`}; ${profile.payload_bits} bits per value. Colour: how often a layer of ${view.model} on ${view.benchmark} waited for the device.${elsewhere.length ? ` The base station itself holds ${elsewhere.length === 1 ? "expert" : "experts"} ${elsewhere.join(", ")}.` : ""}`;
+    `Profile ${profile.name}${isOwn() ? "" : " with the changes of the controls"}: ${measured ? "measured rates" : `${exact(profile.total_bandwidth_hz / 1e6)} MHz, ${profile.path_loss.replace(/_/g, " ")} path loss, fading ${profile.fading.model}, base station ${profile.base_station.transmit_power_w} W`}; ${profile.payload_bits} bits per value. Colour: how often a layer of ${view.model} on ${view.benchmark} waited for the device.${elsewhere.length ? ` The base station itself holds ${elsewhere.length === 1 ? "expert" : "experts"} ${elsewhere.join(", ")}.` : ""}`;
   replace("map", mapOf(profile, waited, measured));
-  const share = (device) => (waited ? `${(100 * waited[device]).toFixed(1)} %` : "–");
+  const share = (device) =>
+    waited ? { content: `${fixed(100 * waited[device], 1)} %`, "data-value": waited[device] } : "–";
   const experts = (device) => expertsOf(device).join(", ") || "none";
   const columns = [
     { title: "device" },
@@ -52,7 +53,7 @@ function drawChannel() {
               short(device.uplink_bit_per_s / 1e6),
               short(1e3 * (device.fixed_s ?? 0)),
             ]
-          : [short(device.distance_m), short(device.transmit_power_w)]),
+          : [exact(device.distance_m), exact(device.transmit_power_w)]),
         short(device.compute_flops / 1e9),
         share(k),
       ]),
@@ -65,7 +66,7 @@ function mapOf(profile, waited, measured) {
     centre = size / 2,
     reach = 118,
     far = Math.max(...profile.devices.map((device) => device.distance_m));
-  const at = (metres) => (measured ? reach : 26 + (reach - 26) * (metres / far));
+  const radius = (metres) => (measured ? reach : 26 + (reach - 26) * (metres / far));
   const step = 10 ** Math.floor(Math.log10(far)),
     rings = [];
   for (
@@ -85,14 +86,18 @@ function mapOf(profile, waited, measured) {
     title,
   );
   for (const metres of rings) {
-    const label = svg("text", { x: centre + 3, y: centre - at(metres) - 2, class: "soft" });
+    const label = svg("text", { x: centre + 3, y: centre - radius(metres) - 2, class: "soft" });
     label.textContent = `${short(metres)} m`;
-    picture.append(svg("circle", { cx: centre, cy: centre, r: at(metres), class: "ring" }), label);
+    picture.append(svg("circle", { cx: centre, cy: centre, r: radius(metres), class: "ring" }), label);
   }
   const count = profile.devices.length;
   const places = profile.devices.map((device, k) => {
     const angle = -Math.PI / 2 + (2 * Math.PI * (k + 0.5)) / count;
-    return [centre + at(device.distance_m) * Math.cos(angle), centre + at(device.distance_m) * Math.sin(angle), angle];
+    return [
+      centre + radius(device.distance_m) * Math.cos(angle),
+      centre + radius(device.distance_m) * Math.sin(angle),
+      angle,
+    ];
   });
   for (const [x, y] of places) picture.append(svg("line", { x1: centre, y1: centre, x2: x, y2: y, class: "link" }));
   picture.append(svg("rect", { x: centre - 9, y: centre - 9, width: 18, height: 18, rx: 4, fill: style("--accent") }));
@@ -109,7 +114,10 @@ function mapOf(profile, waited, measured) {
       ? `expert${experts.length > 1 ? "s" : ""} ${shorten(experts.join(", "), 14)}`
       : "no expert";
     picture.append(
-      svg("circle", { cx: x, cy: y, r: 9, fill: `rgb(${rgb})`, stroke: style("--ink"), "stroke-width": 1.5 }),
+      svg("circle", {
+        ...{ cx: x, cy: y, r: 9, fill: `rgb(${rgb})`, stroke: style("--ink"), "stroke-width": 1.5 },
+        ...(waited ? { "data-waited": waited[k] } : {}),
+      }),
       name,
       held,
     );

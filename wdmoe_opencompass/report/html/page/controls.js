@@ -7,12 +7,12 @@ const applicable = () => WdmoeEngine.applicable(run, { ...settings, allocation: 
 function changes() {
   const found = [];
   if (settings.total_bandwidth_hz !== null)
-    found.push(`total bandwidth ${short(settings.total_bandwidth_hz / 1e6)} MHz`);
+    found.push(`total bandwidth ${exact(settings.total_bandwidth_hz / 1e6)} MHz`);
   if (settings.payload_bits !== null) found.push(`payload ${settings.payload_bits} bit`);
   if (settings.fading === false) found.push("no fading");
   for (const device of settings.devices) {
-    if (device.distance_m !== null) found.push(`${device.name} at ${short(device.distance_m)} m`);
-    if (device.transmit_power_w !== null) found.push(`${device.name} with ${short(device.transmit_power_w)} W`);
+    if (device.distance_m !== null) found.push(`${device.name} at ${exact(device.distance_m)} m`);
+    if (device.transmit_power_w !== null) found.push(`${device.name} with ${exact(device.transmit_power_w)} W`);
   }
   return found;
 }
@@ -56,42 +56,85 @@ function slider(id, name, unit, scale, least, most, step, set) {
     id: `${id}-range`,
     "aria-label": `${name} in ${unit}, slider`,
   });
-  const number = el("input", { type: "number", min: 0, step: "any", id: `${id}-number` });
+  const number = el("input", { type: "number", min: step, step, id: `${id}-number`, "data-last": "" });
+  const wrong = el("p", { class: "wrong", role: "alert", id: `${id}-wrong` });
   range.addEventListener("input", () => {
     number.value = range.value;
-    take(number, scale, set);
+    take(number, wrong, name, unit, scale, set);
   });
   number.addEventListener("input", () => {
-    if (Number.isFinite(number.valueAsNumber)) range.value = number.value;
-    take(number, scale, set);
+    if (take(number, wrong, name, unit, scale, set)) range.value = number.value;
   });
-  replace(id, el("div", { class: "head" }, el("label", { for: `${id}-number` }, `${name} (${unit})`), number), range);
+  const label = el("label", { for: `${id}-number` }, `${name} (${unit})`);
+  replace(id, el("div", { class: "head" }, label, number), wrong, range);
   return {
     range,
     number,
     show: (value) => {
-      if (known(value)) range.value = number.value = Number((value / scale).toPrecision(6));
+      if (known(value)) range.value = number.value = number.dataset.last = exact(value / scale);
+      markRight(number, wrong);
     },
   };
 }
 
-/** Take what a field holds; a value that the engine refuses stays in the field, marked, and changes nothing. */
-function take(field, scale, set) {
+const wrongs = new Map(); // field -> why its value is not taken
+
+/** Say below the fields what is wrong with them; they are described by it. */
+function sayWrong(place) {
+  const own_ = [...wrongs].filter(([, { at: its }]) => its === place);
+  place.replaceChildren(...own_.map(([, { text }]) => el("span", {}, text)));
+}
+
+function markWrong(field, place, text) {
+  wrongs.set(field, { at: place, text });
+  field.setAttribute("aria-invalid", "true");
+  field.setAttribute("aria-describedby", place.id);
+  sayWrong(place);
+}
+
+function markRight(field, place) {
+  wrongs.delete(field);
+  field.removeAttribute("aria-invalid");
+  field.removeAttribute("aria-describedby");
+  sayWrong(place);
+}
+
+/** Take what a field holds, true where it could be: else it stays there, marked, and the last value still counts. */
+function take(field, place, name, unit, scale, set) {
   const before = structuredClone(settings),
     value = field.value === "" ? NaN : Number(field.value) * scale;
   try {
-    if (!(value > 0)) throw new Error("must be above 0");
+    if (Number.isNaN(value)) throw new Error("it must be a number");
     set(value);
     WdmoeEngine.changed_profile(run, 0, settings);
-    field.removeAttribute("aria-invalid");
-    field.title = "";
   } catch (error) {
     settings = before;
-    field.setAttribute("aria-invalid", "true");
-    field.title = error.message;
-    return;
+    const why = error.message.replace(/^\S+( of .*?)? must/, "it must").replace(/, got .*$/, "");
+    markWrong(field, place, `Not taken, ${name}: ${inUnit(why, scale)}. Still counting: ${field.dataset.last} ${unit}.`);
+    return false;
   }
+  field.dataset.last = exact(value / scale);
+  markRight(field, place);
   changed();
+  return true;
+}
+
+/** The engine's sentence with its numbers as the field has them. */
+const inUnit = (text, scale) =>
+  text.replace(/-?\d[\d.e+-]*/gi, (number) => (scale === 1 ? number : exact(Number(number) / scale)));
+
+const several = new Set(facts.models.map((model) => model.profile_hash).filter(Boolean)).size > 1; // profiles
+/** Where models have profiles of their own: whose values count, and which profile is saved. */
+function drawProfiles() {
+  byId("profiles-note").hidden = !several || !run.models.length;
+  if (byId("profiles-note").hidden) return;
+  const names = [...new Set(run.models.map((model) => model.profile.name))];
+  const { profile } = run.models.find((model) => model.abbr === view.model) ?? run.models[0];
+  byId("profiles-note").textContent = [
+    `This run has several profiles (${names.join(", ")}). The controls begin with ${run.models[0].abbr}'s values, but`,
+    "each model keeps its own until a control is moved; its value then holds for all of them.",
+    `Save writes ${profile.name}, the profile of ${view.model}, which is chosen under "One benchmark in detail".`,
+  ].join(" ");
 }
 
 const same = (value, of) => (value === of ? null : value); // back at the run's own: no change
@@ -106,7 +149,6 @@ function makeControls() {
   choice("choose-allocation", "split", { uniform: "even", optimal: "optimal" }, "allocation");
   choice("choose-scope", "scope", { pass: "pass", layer: "layer" }, "scope");
   byId("choose-allocation").title = "of heat maps, frontier and map; tables and figures of Table II show both";
-  const several = new Set(facts.models.map((model) => model.profile_hash).filter(Boolean)).size > 1;
   const bandwidthMost = Math.max(200, (2 * (first.total_bandwidth_hz ?? 0)) / 1e6);
   sliders.total = slider("total", "total bandwidth", "MHz", 1e6, 1, bandwidthMost, 1, (value) => {
     settings.total_bandwidth_hz = several ? value : same(value, first.total_bandwidth_hz);
@@ -123,18 +165,26 @@ function makeControls() {
     const start = first.devices.find((one) => one.name === device.name) ?? device;
     const fields = DEVICE_KEYS.map((key) => {
       const words = key === "distance_m" ? "distance in metres" : "transmit power in watts";
+      const step = key === "distance_m" ? 5 : 0.05; // of the arrow keys; any other value can be typed
       const field = el("input", {
         type: "number",
-        min: 0,
-        step: "any",
+        min: step,
+        step,
         "aria-label": `${device.name}, ${words}`,
         "data-device": device.name,
         "data-key": key,
       });
       field.addEventListener("input", () =>
-        take(field, 1, (value) => {
-          settings.devices[place][key] = several ? value : same(value, start[key]);
-        }),
+        take(
+          field,
+          byId("devices-wrong"),
+          `${device.name}, ${words.split(" in ")[0]}`,
+          key === "distance_m" ? "m" : "W",
+          1,
+          (value) => {
+            settings.devices[place][key] = several ? value : same(value, start[key]);
+          },
+        ),
       );
       deviceFields.push({ field, place, key, start: start[key] });
       return field;
@@ -177,8 +227,8 @@ function showSettings() {
   gate([...byId("choose-allocation").querySelectorAll("input")], may.allocation);
   for (const { field, place, key, start } of deviceFields) {
     gate([field], may[key]);
-    field.value = Number((settings.devices[place][key] ?? start ?? 0).toPrecision(6));
-    field.removeAttribute("aria-invalid");
+    field.value = field.dataset.last = exact(settings.devices[place][key] ?? start ?? 0);
+    markRight(field, byId("devices-wrong"));
   }
   byId("fading-why").textContent = may.fading.reason;
   byId("devices-why").textContent = [
@@ -197,9 +247,8 @@ function reset() {
 
 function save() {
   const profile = changedProfile(),
-    text =
-      `# ${profile.name}${isOwn() ? "" : `, changed: ${changes().join(", ")}`}\n`.replace(/[^\x20-\x7e\n]/g, "?") +
-      WdmoeEngine.to_yaml(profile);
+    head = `# ${profile.name}${isOwn() ? "" : `, changed: ${changes().join(", ")}`}\n`;
+  const text = head.replace(/[^\x20-\x7e\n]/g, "?") + WdmoeEngine.to_yaml(profile);
   const link = el("a", {
     href: URL.createObjectURL(new Blob([text], { type: "application/yaml" })),
     download: `${profile.name}${isOwn() ? "" : "_what_if"}.yaml`,
@@ -216,7 +265,10 @@ function drawState() {
     : "the run's own";
   byId("controls").classList.toggle("changed", changedNow);
   byId("announce").classList.toggle("changed", changedNow);
+  drawProfiles();
   byId("announce").textContent = changedNow
-    ? `What if: ${shorten(different.join(", "), 200)}. These latencies are not the run's own; ${facts.caveat}, and accuracy stays as measured.`
-    : "Every number here is the run's own, as in its tables. The controls ask what it would have waited under another channel.";
+    ? `What if: ${shorten(different.join(", "), 200)}. These latencies are not the run's own; ${facts.caveat}, and ` +
+      "accuracy stays as measured."
+    : "Every number here is the run's own, as in its tables. The controls ask what it would have waited under " +
+      "another channel.";
 }

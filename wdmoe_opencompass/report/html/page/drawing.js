@@ -97,6 +97,7 @@ function picked() {
   view.model = byId("model").value;
   generation += 1;
   sweeping = false;
+  drawProfiles();
   drawPhaseTable();
   drawLayers();
   drawChannel();

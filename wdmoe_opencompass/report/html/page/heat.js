@@ -47,6 +47,13 @@ function chosenResults() {
   return latest[view.allocation].get(view.model)?.results_of(view.benchmark) ?? [];
 }
 
+/** Why the layers of a model on a benchmark are not shown, though its table may have a number. */
+function whyNoDetail(abbr, benchmark) {
+  return (recordOf("vanilla_even", abbr, benchmark) ?? recordOf("both", abbr, benchmark))
+    ? (whyFixed(abbr, benchmark) ?? whyEmpty(abbr, benchmark))
+    : whyEmpty(abbr, benchmark);
+}
+
 function drawLayers() {
   const results = chosenResults(),
     model = run.models.find((one) => one.abbr === view.model);
@@ -57,10 +64,14 @@ function drawLayers() {
   byId("time-lead").textContent =
     `Milliseconds until each device has answered all its tokens of a layer, mean over the passes, ${ALLOCATION[view.allocation]}, ${SCOPE[view.scope]}. Framed: the device that the layer waited for most often.`;
   if (!load) {
-    const why =
-      model?.left_out[view.benchmark] ??
-      (results.length ? `no ${view.phase} pass` : whyEmpty(view.model, view.benchmark));
+    const why = results.length ? `no ${view.phase} pass` : whyNoDetail(view.model, view.benchmark);
     for (const id of ["heat-load", "heat-time"]) replace(id, el("p", { class: "hint" }, why));
+    return;
+  }
+  const error = errorOf(results);
+  if (error) {
+    scrollable("heat-load", heatTable(`Device load in tokens per pass: ${of}`, model.devices, load, short));
+    replace("heat-time", el("p", { class: "hint" }, error));
     return;
   }
   const time = pooledLayers(results, view.phase, "layer_device_time_s"),
@@ -77,7 +88,7 @@ function drawLayers() {
         return best.length > 3
           ? `${best.length} devices finish together`
           : best.length
-            ? `${best.join(", ")} (${(100 * most(layer)).toFixed(0)} %)`
+            ? `${best.join(", ")} (${fixed(100 * most(layer), 0)} %)`
             : "none";
       },
     }),

@@ -32,7 +32,7 @@ function readItems() {
 }
 
 const isRight = (dataset, item, place) => {
-  const mark = dataset.right[dataset.models[place]]?.[item[0]];
+  const mark = at(dataset.right, dataset.models[place])?.[item[0]];
   return mark === undefined ? null : mark === "1";
 };
 
@@ -111,6 +111,11 @@ function markOf(dataset, item, place) {
   return el("span", { class: `mark ${right ? "right" : "wrong"}` }, `${right ? "✓" : "✗"} ${shorten(abbr, 28)}`);
 }
 
+function withOption(options, label) {
+  const text = at(options, label);
+  return text === undefined ? label : `${label}: ${text.trim()}`;
+}
+
 function itemBody(dataset, item) {
   const [, question, options, reference] = item;
   const rows = dataset.models.map((abbr, place) => {
@@ -124,9 +129,9 @@ function itemBody(dataset, item) {
     ]
       .filter(Boolean)
       .join(", ");
-    const text = options && options[answer] !== undefined ? `${answer}: ${options[answer].trim()}` : answer;
+    const text = withOption(options, answer);
     return [
-      el("span", {}, swatch(modelColour(abbr)), abbr),
+      el("span", {}, swatch(modelStyle(abbr)), abbr),
       { content: el("pre", {}, text), class: "text" },
       {
         content: el("span", { class: `mark ${right === null ? "" : right ? "right" : "wrong"}` }, verdict),
@@ -145,11 +150,7 @@ function itemBody(dataset, item) {
           Object.entries(options).map(([label, text]) => el("li", {}, `${label}: ${text.trim()}`)),
         )
       : null,
-    el(
-      "p",
-      { class: "hint" },
-      `Reference: ${options && options[reference] !== undefined ? `${reference}: ${options[reference].trim()}` : reference}`,
-    ),
+    el("p", { class: "hint" }, `Reference: ${withOption(options, reference)}`),
     el(
       "div",
       { class: "scroll", tabindex: "0", role: "region", "aria-label": "answers" },

@@ -34,7 +34,24 @@ const isSolved = (allocation, abbr, benchmark) =>
   );
 const isInViewSolved = () => !waiting.some((one) => facts.groups[view.benchmark].includes(one.name));
 
-/** -> Map of [row, model, benchmark] to {latency_s, low, high, saving, saving_low, saving_high, why}. */
+const NO_BOUNDS = { low: null, high: null, saving_low: null, saving_high: null };
+const NOT_FOLLOWING = "does not follow the controls";
+
+/** Why the page cannot compute a model's latencies on a benchmark; null where it can. */
+function whyFixed(abbr, benchmark) {
+  const model = run.models.find((one) => one.abbr === abbr);
+  if (!model) return "its trace could not be read";
+  const lacking = facts.groups[benchmark].find((name) => !at(model.datasets, name));
+  return lacking === undefined ? null : (at(model.left_out, lacking) ?? "its trace could not be read");
+}
+
+/** The engine's own word on why a number is none, or null. */
+const errorOf = (results) => results.map((result) => result.error).find(Boolean) ?? null;
+
+/** -> Map of [row, model, benchmark] to {latency_s, low, high, saving, saving_low, saving_high, why}.
+ *
+ * fixed: why it stays the run's own whatever the controls say; error: why latency_s is null.
+ */
 function latencyCells(withIntervals, benchmarks = facts.benchmarks, phase = view.phase) {
   const { per } = view;
   const found = new Map(),
@@ -44,7 +61,8 @@ function latencyCells(withIntervals, benchmarks = facts.benchmarks, phase = view
       const key = [row, abbr, benchmark].join("\n");
       const record = recordOf(row, abbr, benchmark, view.scope, per, phase);
       if (!record) continue;
-      if (isOwn()) {
+      const unable = isOwn() ? null : whyFixed(abbr, benchmark);
+      if (isOwn() || unable) {
         found.set(key, {
           latency_s: record.latency_s,
           low: record.latency_low_s,
@@ -53,44 +71,32 @@ function latencyCells(withIntervals, benchmarks = facts.benchmarks, phase = view
           saving_low: record.saving_low,
           saving_high: record.saving_high,
           why: record.no_interval,
+          fixed: unable,
         });
         continue;
       }
       if (!isSolved(facts.rows[row].allocation, abbr, benchmark)) {
-        if (cells.has(key))
-          found.set(key, {
-            ...cells.get(key),
-            low: null,
-            high: null,
-            saving_low: null,
-            saving_high: null,
-            stale: true,
-          });
+        if (cells.has(key)) found.set(key, { ...cells.get(key), ...NO_BOUNDS, stale: true });
         continue;
       }
       const model = latest[facts.rows[row].allocation].get(abbr),
-        latency_s = model?.mean_s(benchmark, per, phase) ?? null;
+        error = errorOf(model.results_of(benchmark)),
+        latency_s = error ? null : model.mean_s(benchmark, per, phase);
+      if (error) found.set(key, { latency_s, ...NO_BOUNDS, saving: null, why: null, error });
       if (latency_s === null) continue;
-      const cell = {
-        latency_s,
-        low: null,
-        high: null,
-        saving: null,
-        saving_low: null,
-        saving_high: null,
-        why: record.no_interval,
-      };
+      const cell = { latency_s, ...NO_BOUNDS, saving: null, why: record.no_interval };
       const vanilla = models.get(abbr).vanilla,
         base = vanilla && ["vanilla_even", vanilla, benchmark].join("\n");
       found.set(key, cell);
       const before = found.get(base);
-      if (before?.latency_s) cell.saving = 1 - latency_s / before.latency_s;
+      if (before?.latency_s && !before.fixed) cell.saving = 1 - latency_s / before.latency_s;
       if (withIntervals) {
         const groups = groupsOf(model.results_of(benchmark), phase),
           drawn = intervals.resampled(groups.latency_s, groups.count[per]);
         sums.set(key, drawn);
         [cell.low, cell.high] = intervals.mean(drawn) ?? [null, null];
-        const ratio = base === key || record.no_interval ? null : intervals.ratio(sums.get(base), drawn);
+        const without = base === key || record.no_interval || !sums.has(base);
+        const ratio = without ? null : intervals.ratio(sums.get(base), drawn);
         if (ratio) [cell.saving_low, cell.saving_high] = [1 - ratio[1], 1 - ratio[0]];
       }
     }

@@ -5,8 +5,17 @@ function setTheme(theme) {
   document.documentElement.dataset.theme = dark ? "dark" : "light";
 }
 
+/** RUN of RUN/summary/report.html; "" where the path is no UTF-8. */
+function folderName() {
+  try {
+    return decodeURIComponent(location.pathname).split("/").at(-3) ?? "";
+  } catch {
+    return "";
+  }
+}
+
 function start() {
-  const name = decodeURIComponent(location.pathname).split("/").at(-3) ?? ""; // RUN/summary/report.html
+  const name = folderName();
   const title = /^\d{8}_\d{6}$/.test(name) ? `Run ${name}` : "Run";
   document.title = `WDMoE: ${title.toLowerCase()}`;
   byId("subtitle").textContent = `${title}: ${facts.models
@@ -83,7 +92,7 @@ function makeModelChoice() {
                 sweepOn();
               },
             }),
-            swatch(modelColour(model.abbr)),
+            swatch(modelStyle(model.abbr)),
             model.abbr,
           ),
         ),
@@ -136,10 +145,20 @@ function drawFigures() {
     }, 0),
   );
   window.addEventListener("beforeprint", beforePrint);
-  window.addEventListener("afterprint", () => {
-    setTheme(byId("theme").value);
-    recolour();
-  });
+  window.addEventListener("afterprint", afterPrint);
+  window.addEventListener("resize", resized);
+}
+
+let unfolded = []; // for print
+
+/** As it was before: theme, notes, and figures as wide as their place. */
+function afterPrint() {
+  printing = false;
+  for (const details of unfolded) details.open = false;
+  unfolded = [];
+  setTheme(byId("theme").value);
+  recolour();
+  for (const figure of figures) drawOne(figure); // of those out of sight too: none may be wider than the page
 }
 
 /** Paper is light and narrow; what is folded up is not printed but for the notes. */
@@ -150,9 +169,9 @@ function beforePrint() {
   texts();
   sweepOn();
   if (!itemData) readItems();
-  for (const details of document.querySelectorAll("details.notes")) details.open = true;
+  unfolded = [...document.querySelectorAll("details.notes:not([open])")];
+  for (const details of unfolded) details.open = true;
   for (const figure of figures) drawOne(figure);
-  printing = false;
 }
 
 start();
@@ -161,4 +180,6 @@ requestAnimationFrame(() => setTimeout(loadPlotly, 0)); // after the first paint
 const isComputed = () => !waiting.length; // all numbers are those of the settings
 const isSettled = () => figures.length > 0 && isComputed() && !follow && !sweeping; // intervals and sweep too
 
-globalThis.WdmoePage = { changes, isComputed, isSettled, figuresAt: () => figuresAt };
+const isDrawn = (id) => figures.some((figure) => figure.id === id && !figure.stale);
+
+globalThis.WdmoePage = { changes, isComputed, isSettled, isDrawn, figuresAt: () => figuresAt };

@@ -31,7 +31,7 @@ function table(caption, columns, rows, className = "") {
   );
 }
 
-const swatch = (paint) => el("span", { class: "key", style: `background:${paint}`, "aria-hidden": "true" });
+const swatch = (look) => el("span", { class: "key", style: `background:${painted(look)}`, "aria-hidden": "true" });
 
 function scrollable(id, ...content) {
   const node = byId(id);
@@ -60,11 +60,8 @@ function whyEmpty(abbr, benchmark) {
   const start = `${abbr}, ${benchmark}: `;
   const line =
     facts.missing.find((one) => one.startsWith(start)) ?? facts.problems.find((one) => one.startsWith(start));
-  return line
-    ? line.slice(start.length)
-    : models.get(abbr).dense
-      ? "no experts, so nothing to wait for"
-      : "not measured";
+  if (line) return line.slice(start.length);
+  return models.get(abbr).dense ? "no experts, so nothing to wait for" : "not measured";
 }
 
 const empty = (why) => ({ content: shorten(why, 160), class: "empty", title: why });
@@ -85,7 +82,7 @@ function drawAccuracyTables() {
     facts.accuracy
       .filter((one) => one.model === abbr && one.metric === metric && facts.benchmarks.includes(one.dataset))
       .map((one) => one.value);
-  const mean = (values, scale) => (values.length ? ((scale * sum(values)) / values.length).toFixed(3) : "–");
+  const mean = (values, scale) => (values.length ? fixed((scale * sum(values)) / values.length, 3) : "–");
   const columns = [
     { title: "model" },
     ...facts.benchmarks.map((name) => ({ title: name })),
@@ -93,12 +90,12 @@ function drawAccuracyTables() {
     { title: "assignments dropped (%)" },
   ];
   const rows = facts.models.map((model) => [
-    el("span", {}, swatch(modelColour(model.abbr)), model.abbr, el("span", { class: "interval" }, model.policy)),
+    el("span", {}, swatch(modelStyle(model.abbr)), model.abbr, el("span", { class: "interval" }, model.policy)),
     ...facts.benchmarks.map((benchmark) => {
       const found = accuracyOf(model.abbr, benchmark);
       if (!found) return empty(whyEmpty(model.abbr, benchmark));
       return {
-        content: [found.value.toFixed(2), intervalNode(bracket(found.low, found.high, (x) => x.toFixed(1)))],
+        content: [fixed(found.value, 2), intervalNode(bracket(found.low, found.high, (x) => fixed(x, 1)))],
         "data-value": found.value,
       };
     }),
@@ -140,7 +137,7 @@ function plainTable({ rows, notes: lines }, caption) {
   );
 }
 
-const rowHead = (row, abbr) => el("span", {}, swatch(colour(row, abbr)), row, el("span", { class: "interval" }, abbr));
+const rowHead = (row, abbr) => el("span", {}, swatch(styleOf(row, abbr)), row, el("span", { class: "interval" }, abbr));
 
 function drawLatencyTable() {
   const columns = [{ title: "row" }, ...facts.benchmarks.map((name) => ({ title: name }))];
@@ -154,15 +151,18 @@ function drawLatencyTable() {
             ? "no decode pass"
             : whyEmpty(abbr, benchmark),
         );
-      const bounds = bracket(cell.saving_low, cell.saving_high, (x) => (100 * x).toFixed(1));
+      if (cell.error) return { ...empty(cell.error), "data-error": benchmark };
+      const bounds = bracket(cell.saving_low, cell.saving_high, (x) => fixed(100 * x, 1));
       const saving = row !== "vanilla_even" && known(cell.saving) && (bounds || (pending && !cell.why));
       return {
         content: [
           ms(cell.latency_s),
           intervalNode(bracket(cell.low, cell.high, ms)),
           saving ? el("span", { class: "saving" }, `${signed(100 * cell.saving)} % `, bounds ?? "") : null,
+          cell.fixed ? el("span", { class: "interval" }, NOT_FOLLOWING) : null,
         ],
-        class: cell.stale ? "stale" : "",
+        title: cell.fixed,
+        class: cell.stale || cell.fixed ? "stale" : "",
         "data-row": row,
         "data-model": abbr,
         "data-benchmark": benchmark,
@@ -178,7 +178,7 @@ function drawLatencyTable() {
       `${title}, vanilla`,
       ...facts.benchmarks.map((benchmark) => {
         const record = vanillas.map((model) => recordOf("vanilla_even", model.abbr, benchmark)).find(Boolean);
-        return record ? record[key].toFixed(1) : "–";
+        return record ? fixed(record[key], 1) : "–";
       }),
     ]);
   }
@@ -191,7 +191,11 @@ function drawLatencyTable() {
       ? "Grey numbers are being computed."
       : pending
         ? "Intervals follow in a moment."
-        : "Intervals: batches of different items, drawn anew by the same method for every setting.") + said;
+        : "Intervals: batches of different items, drawn anew by the same method for every setting.") +
+    said +
+    ([...cells.values()].some((cell) => cell.fixed)
+      ? ` Numbers marked "${NOT_FOLLOWING}" are still the run's own: their counts are not on this page.`
+      : "");
   byId("latency-lead").textContent =
     `Slowest device of each layer, summed over the layers; mean ${PER[view.per]}, ${PHASE[view.phase]}. Selection saves by sending fewer tokens to slow devices, the optimal split by giving them more bandwidth.`;
 }
@@ -211,7 +215,7 @@ function drawCards() {
         ? `mean of ${known_.length} benchmarks`
         : `mean of the ${known_.length} measured of ${facts.benchmarks.length} benchmarks`;
     const lines = [
-      el("div", { class: "value" }, `${(sum(known_.map((one) => one.value)) / known_.length).toFixed(1)} %`),
+      el("div", { class: "value" }, `${fixed(sum(known_.map((one) => one.value)) / known_.length, 1)} %`),
       el("div", {}, `accuracy, ${of}`),
     ];
     if (difference && known(difference.low))
@@ -225,9 +229,9 @@ function drawCards() {
     accuracies.push(
       el(
         "div",
-        { class: "card", style: `border-left-color:${modelColour(model.abbr)}` },
+        { class: "card", style: `border-left-color:${modelStyle(model.abbr).colour}` },
         lines,
-        el("div", { class: "with" }, model.abbr),
+        el("div", { class: "with" }, swatch(modelStyle(model.abbr)), model.abbr),
       ),
     );
   }
@@ -235,22 +239,25 @@ function drawCards() {
     if (row === "vanilla_even") continue;
     const told = facts.benchmarks
       .map((benchmark) => cellOf(row, abbr, benchmark))
-      .filter((cell) => cell && known(cell.saving) && (known(cell.saving_low) || (pending && !cell.why)));
+      .filter(
+        (cell) => cell && !cell.fixed && known(cell.saving) && (known(cell.saving_low) || (pending && !cell.why)),
+      );
     if (!told.length) continue;
     const values = told.map((cell) => 100 * cell.saving),
       least = Math.min(...values),
       most = Math.max(...values);
     const text =
-      least.toFixed(1) !== most.toFixed(1) ? `${least.toFixed(1)} to ${most.toFixed(1)} %` : `${least.toFixed(1)} %`;
+      fixed(least, 1) !== fixed(most, 1) ? `${fixed(least, 1)} to ${fixed(most, 1)} %` : `${fixed(least, 1)} %`;
     savings.push(
       el(
         "div",
-        { class: "card", style: `border-left-color:${colour(row, abbr)}` },
+        { class: "card", style: `border-left-color:${styleOf(row, abbr).colour}` },
         el("div", { class: "value" }, text),
         el("div", {}, "less waiting than vanilla_even"),
         el(
           "div",
           { class: "with" },
+          swatch(styleOf(row, abbr)),
           `${rowName(row, abbr)}; over ${told.length} benchmark${told.length > 1 ? "s" : ""}, intervals below`,
         ),
       ),
