@@ -124,9 +124,7 @@ def test_heat_maps_and_phases_follow_the_controls(run, visit):
     trace = trace_of(run, "wdmoe", "writing")
     loads = visit.page.eval_on_selector_all("#heat-load td[data-value]", "nodes => nodes.map(n => +n.dataset.value)")
     assert loads == approx(trace.device_load.mean(axis=0).ravel().tolist(), rel=DIGITS)
-    waits = visit.page.eval_on_selector_all("#heat-time td.waits", "nodes => nodes.map(n => +n.dataset.value)")
     answer = replay(trace, profile, "optimal", "pass")
-    assert len(waits) >= 3
     phases = visit.page.eval_on_selector_all(
         "#table-phases td[data-row=both]", "nodes => nodes.map(n => +n.dataset.value)"
     )

@@ -180,6 +180,6 @@ requestAnimationFrame(() => setTimeout(loadPlotly, 0)); // after the first paint
 const isComputed = () => !waiting.length; // all numbers are those of the settings
 const isSettled = () => figures.length > 0 && isComputed() && !follow && !sweeping; // intervals and sweep too
 
-const isDrawn = (id) => figures.some((figure) => figure.id === id && !figure.stale);
+const isDrawn = (id) => figures.some((one) => one.id === id && !one.stale) && !(id === "figure-5" && sweeping);
 
 globalThis.WdmoePage = { changes, isComputed, isSettled, isDrawn, figuresAt: () => figuresAt };
