@@ -92,10 +92,10 @@ both prove (per pass; single layers of a pass can differ by more where several s
   };
 
   const limits = {
-    total_bandwidth_hz: { above: 0, least: 1, most: 1e13, unit: "Hz" },
+    total_bandwidth_hz: { above: 0, least: 1e3, most: 1e12, unit: "Hz" },
     payload_bits: { least: 1, most: 64, whole: true, unit: "bit" },
-    distance_m: { above: 0, least: 1e-3, most: 1e9, unit: "m" },
-    transmit_power_w: { above: 0, least: 1e-9, most: 1e6, unit: "W" },
+    distance_m: { above: 0, least: 0.01, most: 1e7, unit: "m" },
+    transmit_power_w: { above: 0, least: 1e-9, most: 1e5, unit: "W" },
   };
   const DEVICE_KEYS = ["distance_m", "transmit_power_w"];
   const PROFILE_KEYS = ["total_bandwidth_hz", "payload_bits"];
