@@ -45,10 +45,12 @@ class Visit:
 
     def all_seen(self):
         """Scroll through the page, so that everything that is drawn when it is seen is drawn."""
-        height = self.page.evaluate("document.documentElement.scrollHeight")
-        for top in range(0, height, 700):
-            self.page.evaluate(f"scrollTo({{top: {top}, behavior: 'instant'}})")
-            self.page.wait_for_timeout(60)
+        for id_ in self.page.evaluate("[...document.querySelectorAll('.figure, #items')].map((node) => node.id)"):
+            self.page.evaluate(f"document.getElementById('{id_}').scrollIntoView({{behavior: 'instant'}})")
+            if id_ == "items":
+                self.page.wait_for_function("() => document.getElementById('item-count').textContent")
+            else:
+                self.page.wait_for_function("(id) => WdmoePage.isDrawn(id)", arg=id_)
         self.settled()
 
     def settled(self):

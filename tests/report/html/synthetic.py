@@ -67,11 +67,15 @@ def predictions(dataset, model, items):
     return [generated(f"Count to {n}.", f"{n + other[n]}", f"{n}") for n in range(items)]
 
 
-def write_run(folder, models=MODELS, sizes=SIZES, profile=None, seed=0, written=predictions, layers=3):
-    """-> a run's folder with tables of these models and datasets, as the summarizer leaves it without a page."""
-    profile = profile or load_profile("paper_8_devices")
+def write_run(folder, models=MODELS, sizes=SIZES, profile=None, seed=0, written=predictions, layers=3, profiles=None):
+    """-> a run's folder with tables of these models and datasets, as the summarizer leaves it without a page.
+
+    profiles: by model, where they are not all one.
+    """
+    common = profile or load_profile("paper_8_devices")
     runs = []
     for number, (abbr, policy) in enumerate(models.items()):
+        profile = (profiles or {}).get(abbr, common)
         run = ModelRun(abbr, policy, ("models/tiny", profile.content_hash), batch_size=ITEMS)
         own = folder / "predictions" / abbr
         own.mkdir(parents=True)

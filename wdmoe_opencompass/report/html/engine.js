@@ -10,7 +10,7 @@ WdmoeEngine.defaults(run) -> settings      what the user may change; null everyw
      allocation: 'uniform' | 'optimal', scope: 'pass' | 'layer',
      devices: [{name, distance_m, transmit_power_w}, ...]}   every device of any model, matched by name
 WdmoeEngine.own(run, number = 0) -> settings with a model's own numbers in place of null, for the sliders' first places
-WdmoeEngine.limits -> {key: {above | least, most, whole, unit}}         what a channel profile allows
+WdmoeEngine.limits -> {key: {above, least, most, whole, unit}}          what a profile allows, as far as it makes sense
 WdmoeEngine.known -> {path_loss, duplex, fading, rates, scopes, allocations, phases}: names that the engine knows
 WdmoeEngine.applicable(run, settings) -> {key: {applies, reason}}       reason: why not, or for which models not; or ''
     keys: total_bandwidth_hz, payload_bits, distance_m, transmit_power_w, fading, allocation, scope
@@ -92,10 +92,10 @@ both prove (per pass; single layers of a pass can differ by more where several s
   };
 
   const limits = {
-    total_bandwidth_hz: { above: 0, unit: "Hz" },
+    total_bandwidth_hz: { above: 0, least: 1e3, most: 1e12, unit: "Hz" },
     payload_bits: { least: 1, most: 64, whole: true, unit: "bit" },
-    distance_m: { above: 0, unit: "m" },
-    transmit_power_w: { above: 0, unit: "W" },
+    distance_m: { above: 0, least: 0.01, most: 1e7, unit: "m" },
+    transmit_power_w: { above: 0, least: 1e-9, most: 1e5, unit: "W" },
   };
   const DEVICE_KEYS = ["distance_m", "transmit_power_w"];
   const PROFILE_KEYS = ["total_bandwidth_hz", "payload_bits"];
@@ -115,7 +115,7 @@ both prove (per pass; single layers of a pass can differ by more where several s
   }
 
   function loaded_model(packed) {
-    const datasets = {};
+    const datasets = Object.create(null); // a dataset may have any name, __proto__ too
     for (const [name, one] of Object.entries(packed.datasets)) datasets[name] = loaded_dataset(name, one, packed);
     const run_draw = packed.run_draw ? decoded(packed.run_draw) : null;
     return { ...packed, run_draw, datasets };
@@ -1224,7 +1224,7 @@ both prove (per pass; single layers of a pass can differ by more where several s
       Object.assign(this, { abbr, routing, layers, devices, left_out, groups });
       this.profile = with_changes(model.profile, settings);
       const message_s = (this.profile.rates === "measured" && this.profile.base_station.message_s) || 0;
-      this.datasets = {};
+      this.datasets = Object.create(null);
       for (const [name, dataset] of Object.entries(model.datasets)) {
         set_when_read(this.datasets, name, () => {
           return new DatasetResult(dataset, solved(model, dataset, this.profile, settings), message_s);
@@ -1233,7 +1233,7 @@ both prove (per pass; single layers of a pass can differ by more where several s
     }
 
     results_of(name) {
-      const found = (this.groups[name] ?? [name]).map((dataset) => this.datasets[dataset]);
+      const found = (Object.hasOwn(this.groups, name) ? this.groups[name] : [name]).map((dataset) => this.datasets[dataset]);
       return found.every(Boolean) ? found : [];
     }
 

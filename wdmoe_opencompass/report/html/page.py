@@ -37,7 +37,11 @@ REPORT_FILE = "report.html"
 MOST_DATA_BYTES = 4_900_000  # of all that is embedded but code
 MOST_COUNT_BYTES = 3_000_000
 LEAST_ITEM_BYTES = 200_000  # however large the counts are
-SCRIPTS = ("engine.js", "intervals.js", "page.js")  # in the order that they need each other
+SCRIPTS = ("engine.js", "intervals.js")  # in the order that they need each other; the page's own comes last
+PARTS = (  # of the page's own script, one closure
+    *("state", "helpers", "styles", "latencies", "tables", "figures", "benchmark", "heat", "channel", "items"),
+    *("origin", "controls", "drawing", "start"),
+)
 TABLES = (DIFFERENCES, FRONTIER, COMPARISON, TABLE_3, TABLE_4, PREDICTION, EVENTS)  # shown as written
 LATENCY_KEYS = (
     *("row", "model", "dataset", "scope", "per", "phase", "latency_s", "latency_low_s", "latency_high_s", "saving"),
@@ -252,7 +256,7 @@ def _json(content: Any) -> str:
 def _html(data: Sequence[str]) -> str:
     from plotly.offline import get_plotlyjs
 
-    scripts = dict(zip(SCRIPTS, map(_shipped, SCRIPTS))) | {"plotly": get_plotlyjs()}
+    scripts = dict(zip(SCRIPTS, map(_shipped, SCRIPTS))) | {"page.js": _own_script(), "plotly": get_plotlyjs()}
     for name, text in scripts.items():
         if re.search(r"</script|<!--", text, re.IGNORECASE):
             raise WdmoeError(f"{name}: holds text that would end the page's script")
@@ -262,6 +266,16 @@ def _html(data: Sequence[str]) -> str:
     values |= {name.removesuffix(".js").upper(): text for name, text in scripts.items()}
     pieces = re.split(r"\{\{([A-Z]+)\}\}", _shipped("page.html"))  # never looked for in what is put in
     return "".join(values[piece] if number % 2 else piece for number, piece in enumerate(pieces))
+
+
+def _own_script() -> str:
+    """What the page shows and what its controls change; latencies come from engine.js, intervals from intervals.js.
+
+    Everything that models, datasets or files said is put in as text, never as HTML; plotly.js, which reads some HTML in
+    labels, gets it escaped (`plain` of helpers.js).
+    """
+    parts = "\n".join(_shipped(f"page/{name}.js") for name in PARTS)
+    return f'"use strict";\n\n(() => {{\n{parts}}})();\n'
 
 
 def _digest(text: str) -> str:
