@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, environment
+from wdmoe_opencompass.report.html.page import PARTS
 
 OPENCOMPASS = "from opencompass.cli.main import main; main()"
 
@@ -33,6 +34,7 @@ def test_wheel_runs_opencompass_from_another_folder(wheel_environment, tmp_path)
     package = Path(done.stdout.strip()).parent
     assert ROOT not in package.parents
     assert not (package / "eval_configs").is_symlink()
+    assert {path.stem for path in (package / "report" / "html" / "page").iterdir()} == set(PARTS)
 
     (tmp_path / "eval_configs").symlink_to(package / "eval_configs")
     (tmp_path / "quickstart").symlink_to(ROOT / "quickstart")

@@ -443,10 +443,10 @@ REFUSED = """([counts, cases]) => {
 @pytest.mark.parametrize(
     "key, values",
     [
-        ("total_bandwidth_hz", [0, -1.0, 1e-300, 1e300]),
+        ("total_bandwidth_hz", [0, -1.0, 1e3, 1e12]),
         ("payload_bits", [0, 1, 64, 65, 1.5]),
-        ("devices[0].distance_m", [0, -0.0, 1e-9]),
-        ("devices[0].transmit_power_w", [0, -5.0, 1e-9]),
+        ("devices[0].distance_m", [0, -0.0, 0.01, 1e7]),
+        ("devices[0].transmit_power_w", [0, -5.0, 1e-9, 1e5]),
     ],
 )
 def test_the_engine_takes_what_a_profile_takes(engine, key, values):
@@ -464,6 +464,20 @@ def test_the_engine_takes_what_a_profile_takes(engine, key, values):
     refused = engine(REFUSED, [counts([split_run(PAPER)]), settings])
     assert [reason is None for reason in refused] == [allowed(value) for value in values]
     assert all(name in reason for reason in refused if reason)
+
+
+@pytest.mark.parametrize(
+    "key, values",
+    [
+        ("total_bandwidth_hz", [1e-300, 999, 1e13, 1e300]),
+        ("distance_m", [1e-9, 1e8, 1e160]),
+        ("transmit_power_w", [1e-12, 1e6]),
+    ],
+)
+def test_what_no_radio_has_is_refused(engine, key, values):
+    settings = [{key: v} if key.startswith("total") else dict(devices=[{"name": "device_1", key: v}]) for v in values]
+    refused = engine(REFUSED, [counts([split_run(PAPER)]), settings])
+    assert all(f"{key}" in reason and "must be between" in reason for reason in refused)
 
 
 def test_wrong_settings_get_a_reason(engine):

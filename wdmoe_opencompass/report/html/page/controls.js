@@ -110,7 +110,11 @@ function take(field, place, name, unit, scale, set) {
   } catch (error) {
     settings = before;
     const why = error.message.replace(/^\S+( of .*?)? must/, "it must").replace(/, got .*$/, "");
-    markWrong(field, place, `Not taken, ${name}: ${inUnit(why, scale)}. Still counting: ${field.dataset.last} ${unit}.`);
+    markWrong(
+      field,
+      place,
+      `Not taken, ${name}: ${inUnit(why, scale)}. Still counting: ${field.dataset.last} ${unit}.`,
+    );
     return false;
   }
   field.dataset.last = exact(value / scale);

@@ -34,7 +34,13 @@ const shorten = (text, letters) => (text.length > letters ? `${text.slice(0, let
 const known = (value) => value !== null && value !== undefined && Number.isFinite(value);
 const ms = (seconds) => fixed(1e3 * seconds, 3);
 const signed = (value, digits = 1) => `${value < 0 ? "−" : "+"}${fixed(Math.abs(value), digits)}`;
-const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const styles = new Map(); // asking the browser makes it lay out what has changed
+/** A colour of the theme in use. */
+function style(name) {
+  const key = `${document.documentElement.dataset.theme} ${name}`;
+  if (!styles.has(key)) styles.set(key, getComputedStyle(document.documentElement).getPropertyValue(name).trim());
+  return styles.get(key);
+}
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 const short = (value) => (known(value) ? Number(value.toPrecision(3)).toString() : "–");
 const exact = (value) => (known(value) ? Number(value.toPrecision(14)).toString() : "–"); // what somebody set
