@@ -31,6 +31,7 @@ class Visit:
 
     def __init__(self, browser, path: Path, width=1280, height=900, scheme="light"):
         self.context = browser.new_context(viewport=dict(width=width, height=height), color_scheme=scheme)
+        self.context.set_default_timeout(120_000)  # of a machine that does other things too
         self.page = self.context.new_page()
         self.requests: list[str] = []
         self.complaints: list[str] = []
