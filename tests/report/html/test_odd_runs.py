@@ -15,6 +15,8 @@ from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.report.html.page import PARTS, write_page
 from wdmoe_opencompass.report.tables import ROWS
 
+pytestmark = pytest.mark.slow  # a browser opens a page for nearly every one of them
+
 LONG = "an-organisation-s-very-long-prefix-of-a-mixture-of-experts-model-with-policy-{:02d}-hf"
 MANY = {"vanilla": "top_k"} | {LONG.format(n): "wlr" for n in range(14)}
 ALL_OF_THEM = [f"a_benchmark_{n}_with_a_name" for n in range(8)]
