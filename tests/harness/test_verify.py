@@ -13,7 +13,15 @@ from opencompass.registry import build_from_cfg
 from tests.conftest import ROOT, environment
 from wdmoe_opencompass import load_profile
 from wdmoe_opencompass.errors import WdmoeError
-from wdmoe_opencompass.harness.verify import Run, changed_files, compare, recompute, unfinished_files, unfit_inputs
+from wdmoe_opencompass.harness.verify import (
+    Run,
+    changed_files,
+    compare,
+    first_difference,
+    recompute,
+    unfinished_files,
+    unfit_inputs,
+)
 from wdmoe_opencompass.report.publication import manifest
 from wdmoe_opencompass.routing.trace import RoutingTrace, read_trace, write_trace
 
@@ -201,6 +209,20 @@ def test_a_file_that_the_manifest_does_not_list_or_that_is_gone_is_named(run):
     assert found[f"results/{VANILLA}/more.json"].expected == "not listed in manifest.json"
     assert found["summary/items.json"].found == "no such file"
     assert len(found) == 2
+
+
+def test_last_digits_may_differ_as_they_do_between_machines_and_no_others():
+    for name, text in (("a.json", '{{"latency_s": {}, "n": 12}}'), ("a.md", "| {} | 12 |"), ("a.html", "[{},3]")):
+        here = text.format(0.060082971150505655)
+        assert first_difference(name, text.format(0.06008297115050566), here) == []
+        assert first_difference(name, text.format(0.0600829711), here) == []
+        assert first_difference(name, text.format(0.0600831), here)
+    assert first_difference("a.json", '{"a": 0.5}', '{"a": 0.49999999999999994}') == []
+    assert first_difference("a.md", "| 18.797 |", "| 18.798 |")
+    assert first_difference("a.json", '{"n": 12}', '{"n": 13}')
+    assert first_difference("a.json", '{"n":12}', '{"n": 12}') == [
+        ("the same values in another text", "the text as it is written")
+    ]
 
 
 # -- caught by computing again ---------------------------------------------------------------------------------------

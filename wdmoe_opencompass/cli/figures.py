@@ -18,6 +18,7 @@ def figures_command(
 ) -> None:
     """Draw Figures 5 to 8 of the paper from a run's traces into its summary folder, as PNG and PDF."""
     from ..report.figures import write_figures
+    from ..report.publication import list_in_manifest
     from ..report.tables import benchmarks_of, runs_from_traces
 
     runs = runs_from_traces(run_folder)
@@ -25,6 +26,8 @@ def figures_command(
     try:
         with Progress("drawing figures", 1) as progress:
             written = write_figures(runs, benchmarks, run_folder / "summary", progress.advance)
+            for path in written:
+                list_in_manifest(run_folder, path)
     except OSError as error:
         raise WdmoeError(f"{run_folder / 'summary'}: cannot be written: {error.strerror}") from None
     if as_json:

@@ -1,6 +1,7 @@
 """Whether a run's tables follow from its predictions and traces: all are computed again elsewhere and compared."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -30,6 +31,8 @@ STAMPED = re.compile(r"summary_(\d{8}_\d{6})\.(txt|csv|md)$")  # OpenCompass's o
 CONFIG_NAME = re.compile(r"configs/\d{8}_\d{6}_\d+\.py")
 PICTURES = (".png", ".pdf")
 WHERE_WRITTEN = ("versions.json", "requirements.txt")  # tell of the machine too; compared in what the traces recorded
+ROUNDING = 1e-7  # relative; what an optimal split of a pass is proven to
+NUMBER = re.compile(r"-?\d+\.\d+(?:[eE][-+]?\d+)?|-?\d+[eE][-+]?\d+")
 LONGEST_TEXT = 80
 MISSING = "nothing"  # in words, where only one of two files has a line or a value
 NOT_RECOMPUTED = "nothing was recomputed: what the tables would be made from does not belong together"
@@ -327,11 +330,14 @@ def _of_recorded_packages(run: Run, path: Path, text: str) -> str:
 
 def first_difference(name: str, there: str, anew: str) -> list[tuple[str, str]]:
     """-> no pair where two texts of a file are equal, else one: where they first differ, and how often, in words."""
-    if there == anew:
+    if there == anew or _differ_by_rounding(there, anew):
         return []
     if name.endswith(".json") and Path(name).name not in WHERE_WRITTEN:
         try:
-            places = list(_json_differences(json.loads(there), json.loads(anew)))
+            both = json.loads(there), json.loads(anew)
+            places = list(_json_differences(*both))
+            if not places and both[0] != both[1]:
+                return []  # but for rounding
         except ValueError:
             return [("not JSON", "JSON")]
     else:
@@ -345,6 +351,20 @@ def first_difference(name: str, there: str, anew: str) -> list[tuple[str, str]]:
     return [(f"{where}: {found}{more}", expected)]
 
 
+def _differ_by_rounding(there: str, anew: str) -> bool:
+    """Whether two texts are equal but for the last digits of long numbers, which depend on a machine's threads."""
+    same_words = NUMBER.split(there) == NUMBER.split(anew)
+    return same_words and all(
+        pair[0] == pair[1] or _is_rounding(*map(float, pair))
+        for pair in zip(NUMBER.findall(there), NUMBER.findall(anew), strict=True)
+    )
+
+
+def _is_rounding(there: Any, anew: Any) -> bool:
+    """Sums in another order, or an optimum stopped elsewhere within its proven gap; no table shows so many digits."""
+    return isinstance(there, float) and isinstance(anew, float) and math.isclose(there, anew, rel_tol=ROUNDING)
+
+
 def _json_differences(there: Any, anew: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
     if isinstance(there, dict) and isinstance(anew, dict):
         for key in dict.fromkeys((*there, *anew)):
@@ -352,7 +372,7 @@ def _json_differences(there: Any, anew: Any, where: str = "") -> Iterator[tuple[
     elif isinstance(there, list) and isinstance(anew, list):
         for number, pair in enumerate(zip_longest(there, anew, fillvalue=MISSING)):
             yield from _json_differences(*pair, f"{where}[{number}]")
-    elif there != anew and not (there != there and anew != anew):  # NaN is NaN
+    elif there != anew and not (there != there and anew != anew) and not _is_rounding(there, anew):  # NaN is NaN
         yield where or "all of it", there, anew
 
 

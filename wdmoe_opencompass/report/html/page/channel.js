@@ -12,8 +12,8 @@ function waitedShare() {
 
 const expertsOf = (device) =>
   (models.get(view.model).device_of_expert ?? [])
-    .map((place, expert) => (place === device ? expert + 1 : 0))
-    .filter(Boolean);
+    .map((place, expert) => (place === device ? expert : -1))
+    .filter((expert) => expert >= 0);
 
 function drawChannel() {
   if (!run.models.some((one) => one.abbr === view.model)) {
