@@ -64,7 +64,7 @@ def measure(browser, folder):
 
 def main(*folders):
     with tempfile.TemporaryDirectory() as work, chromium() as browser:
-        runs = [Path(folder) for folder in folders]
+        runs = [Path(folder).resolve() for folder in folders]
         runs = runs or [write_run(Path(work) / "eight_benchmarks", sizes=SIZES, layers=LAYERS)]
         found = [measure(browser, folder) for folder in runs]
     for one in found:
