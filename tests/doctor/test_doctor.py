@@ -335,7 +335,8 @@ def test_a_broken_opencompass_still_gets_an_answer(monkeypatch, tmp_path):
 def test_the_command_exits_1_if_there_is_a_problem(tmp_path):
     arguments = ["doctor", "--json", "-w", "/proc/outputs"]
     wdmoe = Path(sys.executable).with_name("wdmoe")
-    done = subprocess.run([wdmoe, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    variables = os.environ | {"PATH": f"{wdmoe.parent}{os.pathsep}{os.environ['PATH']}"}  # as an activated environment
+    done = subprocess.run([wdmoe, *arguments], capture_output=True, text=True, cwd=tmp_path, env=variables)
     answer = json.loads(done.stdout)
     assert done.returncode == 1, done.stderr
     assert answer["problems"] == 1, answer
