@@ -26,8 +26,7 @@ def figures_command(
     try:
         with Progress("drawing figures", 1) as progress:
             written = write_figures(runs, benchmarks, run_folder / "summary", progress.advance)
-            for path in written:
-                list_in_manifest(run_folder, path)
+            list_in_manifest(run_folder, written)
     except OSError as error:
         raise WdmoeError(f"{run_folder / 'summary'}: cannot be written: {error.strerror}") from None
     if as_json:

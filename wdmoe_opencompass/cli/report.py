@@ -57,7 +57,7 @@ def _write_page(run_folder: Path, as_json: bool) -> None:
 
     with Progress(f"writing the page of {run_folder}"):
         path, page = write_page(run_folder)
-        list_in_manifest(run_folder, path)
+        list_in_manifest(run_folder, [path])
     if as_json:
         print_json(dict(page=str(path), bytes=path.stat().st_size, data_bytes=page.data_bytes, left_out=page.left_out))
         return

@@ -16,7 +16,7 @@ from ..files import files_of
 from ..report.figures import write_figures
 from ..report.html.page import write_page
 from ..report.items import item_results
-from ..report.publication import write_manifest, write_publication
+from ..report.publication import write_publication
 from ..report.summary import write_report
 from ..report.tables import DENSE, ModelRun, benchmarks_of
 from ..routing.times import TIMES_SUFFIX
@@ -55,12 +55,7 @@ class WdmoeSummarizer(DefaultSummarizer):
         try:
             for torn in files_of(folder, [".*.tmp"]):  # of a summary that was killed
                 torn.unlink()
-            earlier = files_of(folder, OURS)
             self._summarize(output_path, time_str)
-            for path, numbers in files_of(folder, OURS).items():
-                if earlier.get(path) == numbers:
-                    path.unlink()
-            write_manifest(Path(self.work_dir))
         except OSError as error:
             raise SystemExit(
                 f"error: {error.filename or self.work_dir}: {error.strerror}; predictions and traces are as they were, "
@@ -78,9 +73,13 @@ class WdmoeSummarizer(DefaultSummarizer):
         leave_out_mixed(runs, self._expected)
         benchmarks = benchmarks_of(self._datasets(), self._groups())
         folder = Path(self.work_dir) / "summary"
+        earlier = files_of(folder, OURS)
         for table in write_report(runs, benchmarks, folder):
             print(table)
         write_figures(runs, benchmarks, folder)
+        for path, numbers in files_of(folder, OURS).items():
+            if earlier.get(path) == numbers:  # not written anew
+                path.unlink()
         try:
             page = f"page of the run: {write_page(Path(self.work_dir))[0]}"
         except WdmoeError as reason:

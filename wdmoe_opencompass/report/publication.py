@@ -66,12 +66,7 @@ def write_publication(run_folder: Path, runs: Sequence[ModelRun]) -> None:
     write_whole(summary / "requirements.txt", _requirements(recorded))
     write_whole(summary / "CITATION.bib", CITATION.format(**versions))
     write_whole(summary / "reproduce.md", _commands(run_folder, _published_profiles(summary, runs)))
-    write_manifest(run_folder)
-
-
-def write_manifest(run_folder: Path) -> None:
-    """Write manifest.json into the run's `summary/`: SHA-256 of every published file."""
-    write_whole(run_folder / "summary" / MANIFEST_FILE, json.dumps(manifest(run_folder), indent=1) + "\n")
+    write_whole(summary / MANIFEST_FILE, json.dumps(manifest(run_folder), indent=1) + "\n")
 
 
 def manifest(run_folder: Path) -> dict[str, str]:
@@ -84,18 +79,18 @@ def manifest(run_folder: Path) -> dict[str, str]:
     }
 
 
-def list_in_manifest(run_folder: Path, path: Path) -> None:
-    """Put a file that was written later into the run's manifest, where it has one; WdmoeError where that is none."""
+def list_in_manifest(run_folder: Path, paths: Sequence[Path]) -> None:
+    """Put files that were written later into the run's manifest, where it has one; WdmoeError where that is none."""
     file = run_folder / "summary" / MANIFEST_FILE
     if file.is_file():
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
         try:
             listed = TypeAdapter(dict[str, str]).validate_json(file.read_bytes())
         except ValidationError:
             raise WdmoeError(
                 f"{file}: must be a JSON object of file names and their SHA-256; write it anew with --mode viz -r"
             ) from None
-        listed |= {path.relative_to(run_folder).as_posix(): digest}
+        for path in paths:
+            listed[path.relative_to(run_folder).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
         write_whole(file, json.dumps(dict(sorted(listed.items())), indent=1) + "\n")
 
 
