@@ -170,10 +170,16 @@ def test_versions_are_those_that_ran_not_those_that_summarise(setup, tmp_path):
             trace = read_trace(path)
             older = trace.metadata.model_copy(update=dict(versions=trace.metadata.versions | dict(torch="2.12.0")))
             write_trace(path, RoutingTrace(older, trace.arrays))
+        for name in ("paper_comparison.md", "testbed_events.md", ".latency.json.host.7.tmp", "my_notes.md"):
+            (copy / "summary" / name).write_text("of an earlier summary")
 
     copy = viz(setup, tmp_path, ran_with_another_torch)
     assert records(copy, "versions")["packages"]["torch"] == "2.12.0"
     assert "\ntorch==2.12.0\n" in (copy / "summary" / "requirements.txt").read_text()
+    names = {path.name for path in (copy / "summary").iterdir()}
+    assert not names & {"paper_comparison.md", "testbed_events.md", ".latency.json.host.7.tmp"}  # not written anew
+    assert {"my_notes.md", "table_1_accuracy.md", "report.html"} <= names
+    assert all((copy / path).exists() for path in records(copy, "manifest"))
 
 
 def test_the_published_folder_needs_neither_profile_file_nor_weights(setup, tmp_path):
