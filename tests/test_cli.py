@@ -99,8 +99,12 @@ def test_sweep_draws_and_payload_give_one_row_each_as_csv(trace):
     for row in rows:
         values = [float(row[name]) for name in ordered]
         assert values == sorted(values)
-        assert (row["allocation"], row["scope"]) == ("optimal", "pass")
+        assert (row["allocation"], row["scope"]) == ("optimal", "layer")
         assert row["recorded_profile_hash"] == load_profile("paper_8_devices").content_hash[:12] != row["profile_hash"]
+    printed = wdmoe(
+        "replay", trace, "--profile", "paper_8_devices", "--scope", "pass", "--allocation", "optimal"
+    ).stdout
+    assert printed.count("pass (hindsight)") == 2  # in the table's row, and below
     answer = json.loads(wdmoe("replay", trace, "--profile", "paper_8_devices", "--sweep", sweep, "--json").stdout)
     assert "mean_waiting_latency_s" not in answer
     assert "expected latency is infinite" in wdmoe("replay", trace, "--profile", "paper_8_devices", "--draws", 9).stdout

@@ -88,7 +88,7 @@ def test_names_in_the_help_are_those_of_the_registries():
     from wdmoe_opencompass.report.tables import FORMATS, SCOPES
 
     assert tuple(ALLOCATORS) == commands.ALLOCATOR_NAMES
-    assert set(commands.SCOPE_NAMES) == set(SCOPES)
+    assert commands.SCOPE_NAMES == SCOPES
     assert set(commands.OBJECTIVE_NAMES) == set(OBJECTIVES)
     assert tuple(commands.Format) == FORMATS
     assert ExpertShape(commands.MIXTRAL_HIDDEN_SIZE, commands.MIXTRAL_FFN_SIZE) == ExpertShape()
@@ -242,7 +242,7 @@ def test_no_bad_file_is_a_traceback(folder, tmp_path_factory, wdmoe, words, fine
 
 
 SUMMARY = ("accuracy", "latency", "origin", "groups", "items", "batches", "missing", "frontier_records", "datasets")
-SUMMARY += ("table_1_accuracy", "table_2_latency_pass_per_batch_all", "frontier")
+SUMMARY += ("table_1_accuracy", "table_2_latency_layer_per_batch_all", "frontier")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"[1]", b"[{}]", b'"x"', b"null", b'{"a": 1}', b"\xff"])
@@ -314,7 +314,7 @@ def completed(words):
         ("wdmoe profile show ", list_profiles()),
         ("wdmoe replay x --profile near", ["near_far_8_devices"]),
         ("wdmoe replay x --allocation ", ["uniform", "slsqp", "optimal"]),
-        ("wdmoe allocate p --scope ", ["pass", "layer"]),
+        ("wdmoe allocate p --scope ", ["layer", "pass"]),
         ("wdmoe report x --format ", ["md", "csv", "tex", "json"]),
         ("wdmoe place x --objective l", ["latency"]),
         ("wdmoe testbed device --dtype b", ["bfloat16"]),

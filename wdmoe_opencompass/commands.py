@@ -23,7 +23,7 @@ EXIT_CODES = "Exit codes: 0 fine, 1 a check failed, 2 bad input (one sentence sa
 
 # What can stand in an option, without importing what would know it: tests hold them against the registries.
 ALLOCATOR_NAMES = ("uniform", "slsqp", "optimal")
-SCOPE_NAMES = ("pass", "layer")
+SCOPE_NAMES = ("layer", "pass")
 OBJECTIVE_NAMES = ("latency", "transfers")
 DTYPE_NAMES = ("auto", "float32", "float16", "bfloat16")
 MIXTRAL_HIDDEN_SIZE, MIXTRAL_FFN_SIZE = 4096, 14336  # those of latency.ExpertShape()
@@ -70,7 +70,11 @@ Allocator = Annotated[
 ]
 Scope = Annotated[
     str,
-    typer.Option(help="pass: one split per forward pass; layer: one per layer.", autocompletion=names(SCOPE_NAMES)),
+    typer.Option(
+        help="layer: one bandwidth split per layer; pass (hindsight): one for all layers of a forward pass, which "
+        "needs the loads of layers that are not routed yet.",
+        autocompletion=names(SCOPE_NAMES),
+    ),
 ]
 HiddenSize = Annotated[int, typer.Option(min=1, help="Hidden size m.")]
 FfnSize = Annotated[int, typer.Option(min=1, help="FFN hidden size m_h.")]

@@ -127,6 +127,7 @@ def replay(
 ) -> ReplayedLatency:
     """Waiting latency, Eq. (11), and energy of every pass under a bandwidth allocation of the given method and scope.
 
+    scope: `layer`, one split per layer, or `pass`, one per forward pass in hindsight; see `allocation.allocate`.
     The draw of each pass and layer is the one the run itself met, if the profile is the run's. `advance` is told the
     share of the work that each chunk was. Raises TraceError where the profile has other devices or another placement
     than the run: the recorded loads would mean nothing.

@@ -9,7 +9,7 @@ variants = dict(
     **{f"wdmoe-theta-step-{value}": dict(policy_parameters=dict(theta_step=value)) for value in (0.05, 0.2)},
     **{f"wdmoe-gain-{value}": dict(policy_parameters=dict(gain=value)) for value in (1.05, 1.2)},
     **{
-        "wdmoe-no-extra-pass": dict(policy_parameters=dict(extra_pass=False)),
+        "wdmoe-extra-pass": dict(policy_parameters=dict(extra_pass=True)),
         "wdmoe-similarity-top-k": dict(policy_parameters=dict(similarity_weights="top_k")),
         "wdmoe-no-renormalise": dict(renormalise=False),
     },

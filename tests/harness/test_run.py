@@ -120,14 +120,14 @@ def test_latency_records_hold_four_rows_and_equal_a_replay(small_run):
 
 def test_tables_stand_in_all_formats_and_name_their_origin(small_run):
     summary = small_run / "summary"
-    for name in ("table_1_accuracy", "table_2_latency_pass_per_batch_all", "table_2_latency_layer_per_pass_decode"):
+    for name in ("table_1_accuracy", "table_2_latency_layer_per_batch_all", "table_2_latency_layer_per_pass_decode"):
         for ending in ("md", "csv", "tex", "json"):
             text = (summary / f"{name}.{ending}").read_text()
             assert "paper_8_devices" in text
             assert "seed 0" in text
             assert "5.23" in text
             assert "qs" in text
-    assert "Eq. (11)" in (summary / "table_2_latency_pass_per_batch_all.md").read_text()
+    assert "Eq. (11)" in (summary / "table_2_latency_layer_per_batch_all.md").read_text()
     assert records(small_run, "missing") == []
 
 
@@ -235,7 +235,7 @@ def test_the_run_folder_alone_is_enough_to_publish(small_run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "keys"),
     [
-        ("report RUN", {"table_1_accuracy", "table_2_latency_pass_per_batch_all"}),
+        ("report RUN", {"table_1_accuracy", "table_2_latency_layer_per_batch_all"}),
         ("compare RUN RUN", {"rows", "notes"}),
         ("frontier RUN", {"rows", "notes", "provenance"}),
         ("figures RUN", {"written"}),

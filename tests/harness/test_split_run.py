@@ -232,7 +232,7 @@ def test_the_tables_say_where_parts_cut_the_batches_of_a_policy_that_couples_tok
     assert len([note for note in notes if "its fading changes within a run" in note]) == len(MODELS)
     (note,) = [note for note in notes if "its policy weighs" in note]
     assert note.startswith(f"{MODELS[1]}: its policy weighs the tokens of a forward pass together, and split_choice, ")
-    assert note in (run / "summary" / "table_2_latency_pass_per_batch_all.md").read_text()
+    assert note in (run / "summary" / "table_2_latency_layer_per_batch_all.md").read_text()
 
 
 @pytest.mark.slow

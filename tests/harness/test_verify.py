@@ -26,7 +26,7 @@ from wdmoe_opencompass.report.publication import manifest
 from wdmoe_opencompass.routing.trace import RoutingTrace, read_trace, write_trace
 
 VANILLA, WDMOE = "quickstart-vanilla-hf", "quickstart-wdmoe-hf"
-TABLE_2 = "summary/table_2_latency_pass_per_batch_all"
+TABLE_2 = "summary/table_2_latency_layer_per_batch_all"
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ def agrees(found, blocks, methods=("uniform", "optimal")):
     assert found.batches == len(blocks)
     assert found.share_dropped == approx(1 - whole.assignments.sum() / whole.assignments_before.sum())
     assert found.waiting_latency_s_per_batch == {
-        method: approx(replay(whole, whole.metadata.profile, method, "pass").mean_s("batch", "all"))
+        method: approx(replay(whole, whole.metadata.profile, method, "layer").mean_s("batch", "all"))
         for method in methods
     }
 
@@ -567,7 +567,7 @@ def test_a_finished_run_shows_what_its_tables_say(small_run):
         rows = {
             r["allocation"]: r["latency_s"]
             for r in latency
-            if (r["model"], r["dataset"], r["scope"], r["per"], r["phase"]) == (*place, "pass", "batch", "all")
+            if (r["model"], r["dataset"], r["scope"], r["per"], r["phase"]) == (*place, "layer", "batch", "all")
         }
         assert one["waiting_latency_s_per_batch"] == {name: approx(rows[name]) for name in ("uniform", "optimal")}
     logs = "".join(path.read_text() for path in (small_run / "logs" / "infer").rglob("*.out"))

@@ -32,9 +32,9 @@ def test_figure_5_plots_what_replay_says():
     figure = FIGURES["figure_5_bandwidth"]([ModelRun("v", "top_k", ("w", "p"), traces={"d": [trace]})], ["d"])
     (line,) = figure.axes[0].lines
     assert line.get_xdata() == approx(BANDWIDTHS_HZ / 1e6)
-    at_100_mhz = replay(trace, trace.metadata.profile, "uniform", "pass").mean_s("batch", "all")
+    at_100_mhz = replay(trace, trace.metadata.profile, "uniform", "layer").mean_s("batch", "all")
     assert line.get_ydata()[8] == approx(1e3 * at_100_mhz)
-    assert np.diff(sweep_s([trace], "optimal", "pass")).max() < 0
+    assert np.diff(sweep_s([trace], "optimal", "layer")).max() < 0
 
 
 def run_of(abbr, policy, base, **traces):
@@ -46,7 +46,7 @@ def heights(figure):
 
 
 def batch_mean_s(trace, method):
-    return replay(trace, trace.metadata.profile, method, "pass").mean_s("batch", "all")
+    return replay(trace, trace.metadata.profile, method, "layer").mean_s("batch", "all")
 
 
 def test_figure_6_divides_by_the_vanilla_of_the_same_weights_and_profile():
@@ -76,7 +76,7 @@ def test_figure_6_has_no_bar_without_a_vanilla_and_its_legend_knows_every_row():
 def test_figure_7_plots_the_latency_of_each_batch_in_ms():
     trace = trace_of(batches=3)
     figure = FIGURES["figure_7_ablation"]([run_of("v", "top_k", ("w", "p"), d=trace)], ["d"])
-    waiting = replay(trace, trace.metadata.profile, "uniform", "pass").waiting_latency_s
+    waiting = replay(trace, trace.metadata.profile, "uniform", "layer").waiting_latency_s
     expected = [(trace.tokens[trace.batch == b].sum(), 1e3 * waiting[trace.batch == b].sum()) for b in range(3)]
     assert figure.axes[0].collections[0].get_offsets().tolist() == approx(np.array(expected))
 
@@ -100,6 +100,7 @@ def test_every_figure_states_profile_seed_and_caveat_within_its_width(tmp_path, 
         assert "selection was made under the run's own profile" in " ".join(text.split())
         assert "paper_8_devices (hash" in " ".join(text.split())
         assert "seed 0" in " ".join(text.split())
+        assert "scope layer" in " ".join(text.split())
         assert extent.x0 >= 0
         assert extent.x1 <= figure.x1
 

@@ -34,7 +34,7 @@ def test_a_point_is_what_the_tables_hold():
     cells = {
         (r["model"], r["dataset"], r["allocation"]): r["latency_s"]
         for r, _ in latency_cells(runs())
-        if (r["scope"], r["per"], r["phase"]) == ("pass", "batch", "all")
+        if (r["scope"], r["per"], r["phase"]) == ("layer", "batch", "all")
     }
     for split, name in (("optimal", "latency_ratio"), ("uniform", "latency_ratio_even")):
         ratios = [cells["b", d, split] / cells["vanilla", d, "uniform"] for d in BENCHMARKS]

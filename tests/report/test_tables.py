@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from pytest import approx
 
 from tests.test_replay import trace_of
+from wdmoe_opencompass.harness.settings import policy_parameters
 from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.report.compare import batch_records, compared, item_records, notes_of
 from wdmoe_opencompass.report.items import ItemResults
@@ -21,6 +23,7 @@ from wdmoe_opencompass.report.tables import (
     latency_records,
     table_1,
 )
+from wdmoe_opencompass.selection import build_policy
 
 MIXTRAL = "mistralai/Mixtral-8x7B-Instruct-v0.1"
 GROUPS = {"mmlu": ["m_1", "m_2"]}
@@ -108,10 +111,15 @@ def test_comparison_holds_every_measured_cell_and_marks_what_cannot_match():
     assert accuracy.loc[("vanilla", "PIQA")]["difference"] == f"-3.20 {interval}"
     assert accuracy.loc[("llama-2-7b-hf", "PIQA")]["difference"] == "-"  # which items it got right is not known
     assert len(accuracy) == 5
-    waits = table[table["quantity"] == "latency (ms)"]
+    waits = table[table["quantity"] == "latency (ms)"].set_index(["row", "benchmark"])
+    for row, model in (("allocation_only", "vanilla"), ("both", "wdmoe")):
+        where = dict(dataset="piqa", row=row, scope="layer", per="pass", phase="all")
+        assert float(waits.loc[f"{row}, {model}", "PIQA"]["ours"]) == approx(
+            1e3 * latency_of(records, **where), abs=0.06
+        )
     assert len(waits) == 4 * 2
     assert waits["difference"].str.endswith("†").all()
-    assert waits["difference"].str.contains(r"\[").tolist() == [benchmark == "PIQA" for benchmark in waits["benchmark"]]
+    assert waits["difference"].str.contains(r"\[").tolist() == [benchmark == "PIQA" for _, benchmark in waits.index]
     savings = table[table["quantity"] == "saving (%)"].set_index(["row", "benchmark"])
     assert len(savings) == 3 * 2
     assert savings.loc[("both, wdmoe", "MMLU")]["paper"] == "42.2"  # 1 - 172743.9 / 298813.6
@@ -131,6 +139,46 @@ def test_the_report_names_how_much_of_a_group_ran(tmp_path):
     for form in ("md", "csv", "tex", "json"):
         assert "cannot match" in (tmp_path / f"paper_comparison.{form}").read_text()
     assert json.loads((tmp_path / "groups.json").read_text()) == GROUPS
+
+
+def test_what_is_shown_first_is_scope_layer_and_pass_is_called_hindsight(tmp_path):
+    printed = "".join(write_report([run_of(), run_of("wdmoe", "wlr")], ["mmlu", "piqa"], tmp_path))
+    assert "bandwidth scope: layer, one bandwidth split per layer" in printed
+    assert "hindsight" not in printed
+    for name, where in (("frontier", "batch"), ("paper_comparison", "pass")):
+        origin = json.loads((tmp_path / f"{name}.json").read_text())["provenance"]
+        assert (origin["scope"], origin["per"], origin["phase"]) == ("layer", where, "all")
+    notes = "".join(json.loads((tmp_path / "paper_comparison.json").read_text())["notes"])
+    assert "mean per forward pass (scope layer, phase all)" in notes
+    assert "one forward pass of about 64 sequences" in notes
+    files = list(tmp_path.glob("table_2_latency_pass_*.md"))
+    assert len(files) == 6
+    for file in files:
+        assert "bandwidth scope: pass (hindsight), one bandwidth split for all layers" in file.read_text()
+
+
+def test_a_table_names_which_reading_of_algorithm_1_was_run(tmp_path):
+    for extra_pass in (False, True):
+        parameters = policy_parameters(build_policy("wlr", dict(extra_pass=True) if extra_pass else {}))
+        run = run_of("wdmoe", "wlr")
+        for traces in run.traces.values():
+            changed = dict(policy="wlr", policy_parameters=parameters)
+            traces[:] = [replace(one, metadata=one.metadata.model_copy(update=changed)) for one in traces]
+        write_report([run_of(), run], ["mmlu", "piqa"], tmp_path)
+        for name in ("table_1_accuracy", "table_2_latency_layer_per_batch_all", "paper_comparison", "frontier"):
+            assert f"extra_pass={extra_pass}" in (tmp_path / f"{name}.md").read_text()
+
+
+def test_sums_over_batches_of_an_earlier_summary_are_not_taken_for_those_of_scope_layer():
+    a, b = records_of(run_of()), records_of(run_of())
+    for record in b["batches"]:  # as earlier versions wrote them, of scope pass
+        del record["scope"]
+    table = compared(a, b)
+    latency = table[table["quantity"] == "latency per batch (ms)"]
+    assert len(latency)
+    assert (latency[["B - A", "B / A"]] == "-").all(axis=None)
+    assert "B: its batches.json holds latencies of scope pass (hindsight)" in "\n".join(notes_of(a, b))
+    assert "batches.json holds" not in "\n".join(notes_of(a, a))
 
 
 def records_of(run):
@@ -155,7 +203,7 @@ def test_two_runs_differ_by_what_both_measured():
     row = table.loc[("accuracy (%)", "-", "piqa")]
     assert row["B - A"].startswith("+3.50 [+")
     assert row[["McNemar p", "Holm p", "significant"]].tolist() == ["0.016", "0.016", "yes"]  # 7 items, 2 / 2^7
-    ms = [1e3 * latency_of(r["latency"], dataset="piqa", row="vanilla_even", scope="pass", per="batch", phase="all")
+    ms = [1e3 * latency_of(r["latency"], dataset="piqa", row="vanilla_even", scope="layer", per="batch", phase="all")
           for r in (records_of(a), records_of(b))]  # fmt: skip
     row = table.loc[("latency per batch (ms)", "vanilla_even", "piqa")]
     for cell, expected in ((row["B - A"], ms[1] - ms[0]), (row["B / A"], ms[1] / ms[0])):

@@ -147,8 +147,8 @@ def test_the_even_split_by_hand(worth, gone):
     assert sorted((~keep[:, 1]).nonzero().flatten().tolist()) == sorted(gone)
 
 
-def test_the_paper_s_pass_scope_waits_less_with_even_times():
-    """What `even` is for: on the shipped sample, one split for all layers, at the same share kept."""
+def test_one_split_for_all_layers_waits_less_with_even_times():
+    """What `even` is for: on the shipped sample, scope `pass`, at the same share kept."""
     calibration = read_calibration("quickstart/quickstart.calibration.safetensors")
     profile, shape = load_profile("paper_8_devices"), ExpertShape(128, 256)
     states, budget = ChannelStates(profile, shape, 8), link_budget(profile, draw_channel(profile), shape)

@@ -110,6 +110,6 @@ def test_tables_are_those_of_the_local_runner(slurm_run, local_run):
     tables = {path.name for pattern in ("*.json", "*.csv") for path in (local_run / "summary").glob(pattern)}
     tables -= {name for name in tables if name.startswith(("summary_", "manifest"))}  # these carry a time stamp
     assert tables >= {"accuracy.json", "latency.json", "items.json", "table_1_accuracy.json", "table_1_accuracy.csv"}
-    assert tables >= {f"table_2_latency_pass_per_batch_all.{ending}" for ending in ("json", "csv")}
+    assert tables >= {f"table_2_latency_layer_per_batch_all.{ending}" for ending in ("json", "csv")}
     for name in tables:
         assert (slurm_run / "summary" / name).read_bytes() == (local_run / "summary" / name).read_bytes(), name

@@ -1,13 +1,13 @@
-"""Bandwidth allocation, P3 (Eq. 19-21): hertz per device, one split per forward pass or one per layer.
+"""Bandwidth allocation, P3 (Eq. 19-21): hertz per device, one split per layer or, in hindsight, one per forward pass.
 
 A new allocator is one file with one function and one line in ALLOCATORS.
 """
 
-from .base import Allocation, allocate
+from .base import PRIMARY_SCOPE, SCOPE_LABELS, SCOPE_MEANING, Allocation, Scope, allocate
 from .optimal import optimal
 from .slsqp import slsqp
 from .uniform import uniform
 
 ALLOCATORS = {"uniform": uniform, "slsqp": slsqp, "optimal": optimal}
 
-__all__ = ["ALLOCATORS", "Allocation", "allocate"]
+__all__ = ["ALLOCATORS", "PRIMARY_SCOPE", "SCOPE_LABELS", "SCOPE_MEANING", "Allocation", "Scope", "allocate"]

@@ -11,7 +11,14 @@ from ..errors import AllocationError, unknown_name
 from ..latency import Array, LinkBudget, waiting_latency_s
 from .optimal import relative_gap, solve
 
-Scope = Literal["pass", "layer"]
+Scope = Literal["layer", "pass"]
+PRIMARY_SCOPE: Scope = "layer"  # what tables, figures and commands show first
+SCOPE_LABELS: dict[str, str] = {"layer": "layer", "pass": "pass (hindsight)"}  # as people read them
+SCOPE_MEANING: dict[str, str] = {
+    "layer": "one bandwidth split per layer",
+    "pass": "one bandwidth split for all layers of a forward pass; it needs the loads of layers that are not routed "
+    "yet, so it cannot be run",
+}
 LARGEST_LOAD = 1e12
 
 
@@ -31,7 +38,7 @@ class Allocator(Protocol):
 class Allocation:
     """Bandwidth allocations of forward passes, and what they give.
 
-    bandwidth_hz:    [passes, layers, devices]; one row in place of the layers for scope `pass`
+    bandwidth_hz:    [passes, layers, devices]; one row in place of the layers for scope `pass` (hindsight)
     layer_latency_s: [passes, layers] attention waiting latency, Eq. (11)
     lower_bound_s:   [passes] by duality no allocation of this scope waits less; None where it was not asked for
     """
@@ -64,6 +71,9 @@ def allocate(
 ) -> Allocation:
     """Split the bandwidth of forward passes by the named method.
 
+    scope:              `layer` splits the bandwidth in every layer, P3 for each layer (our reading: it fits Table II
+                        and can be run); `pass` has one split for all layers, P3 to the letter, in hindsight: it needs
+                        the loads of layers that are not routed yet, and bounds what any single split could save
     device_load:        [passes, layers, devices] tokens, Eq. (9); [layers, devices] is a single pass
     expert_evaluations: same shape; default: the loads
     budget:             SNRs [devices], or broadcasting to [passes, layers, devices] where the channel changes

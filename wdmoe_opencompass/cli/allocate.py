@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     from ..channel.profile import ChannelProfile
     from ..channel.propagation import Channel
 
-EXAMPLES = ("wdmoe allocate paper_8_devices --loads loads.json --scope layer --json",)
+EXAMPLES = ("wdmoe allocate paper_8_devices --loads loads.json --json",)
 
 
 def allocate_command(
     profile: ProfileArgument,
     loads: Annotated[Path, typer.Option(help="JSON file: a list of layers, each a list of tokens per device.")],
-    scope: Scope = "pass",
+    scope: Scope = "layer",
     method: Allocator = "optimal",
     hidden_size: HiddenSize = MIXTRAL_HIDDEN_SIZE,
     ffn_size: FfnSize = MIXTRAL_FFN_SIZE,
     as_json: AsJson = False,
 ) -> None:
     """Split the bandwidth for given device loads, P3 (Eq. 19-21), with a proof of how good the split is."""
-    from ..allocation import allocate
+    from ..allocation import SCOPE_LABELS, allocate
     from ..channel.profile import load_profile
     from ..latency import ExpertShape, link_budget
 
@@ -68,7 +68,7 @@ def allocate_command(
     splits = [dict(zip(names, row, strict=True)) for row in answer.bandwidth_hz[0].tolist()]
     print_table([dict(layer=k) | split for k, split in enumerate(splits, 1)] if scope == "layer" else splits)
     print(
-        f"hertz per device, one row per {scope}; waiting latency {answer.waiting_latency_s[0]:.6g} s, "
+        f"hertz per device, scope {SCOPE_LABELS[scope]}; waiting latency {answer.waiting_latency_s[0]:.6g} s, "
         f"at most {answer.relative_gap[0]:.1e} above the optimum; method {method}, profile {loaded.name}"
     )
 

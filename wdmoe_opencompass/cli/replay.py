@@ -35,7 +35,7 @@ def replay_command(
         str | None, typer.Option(help=f"{PROFILE_HELP} Default: the run's own.", autocompletion=profile_names)
     ] = None,
     allocation: Allocator = "uniform",
-    scope: Scope = "pass",
+    scope: Scope = "layer",
     sweep: Annotated[
         str | None,
         typer.Option(help="KEY=FROM:TO:POINTS, as total_bandwidth_hz=20e6:120e6:6 or devices[0].distance_m=…"),
@@ -46,6 +46,7 @@ def replay_command(
     as_json: AsJson = False,
 ) -> None:
     """Attention waiting latency of recorded passes under any profile with the same devices, Eq. (11)."""
+    from ..allocation import SCOPE_LABELS
     from ..channel.profile import changed_profile, load_profile
     from ..replay import check_same_devices
     from ..routing.trace import read_trace
@@ -74,8 +75,9 @@ def replay_command(
     if as_csv:
         print_csv(records)
     else:
-        print_table(records)
-        print(f"mean per forward pass; allocation {allocation}, scope {scope}")
+        label = SCOPE_LABELS[scope]
+        print_table([record | dict(scope=label) for record in records])
+        print(f"mean per forward pass; allocation {allocation}, scope {label}")
         print(f"replayed under profile {loaded.name} (hash {loaded.content_hash[:12]})")
         for name, run_hash in dict.fromkeys((t.metadata.profile.name, t.metadata.profile_hash[:12]) for t in read):
             print(f"recorded, and experts selected, under profile {name} (hash {run_hash})")

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..allocation import PRIMARY_SCOPE
 from ..errors import WdmoeError
 from ..files import write_whole
 from ..replay import replay
@@ -25,7 +26,6 @@ from .unfinished import FAILURE_SUFFIX, beside, read_whole
 
 WAITING, RUNNING, INTERRUPTED, FAILED, FINISHED = STATES = ("waiting", "running", "interrupted", "failed", "finished")
 METHODS = ("uniform", "optimal")  # bandwidth allocations that the waiting latency is computed for
-SCOPE = "pass"
 EVEN, OPTIMAL = "waiting, even split (ms per batch)", "waiting, optimal split (ms per batch)"  # columns of these
 SILENT_S = 120.0  # where no lock tells, a dataset whose files did not change for so long is not running
 LONGEST_REASON = 300
@@ -88,7 +88,7 @@ class DatasetProgress:
     state: one of STATES; reason: why it failed or was interrupted, or who runs it. prompts, prompts_done: see Begun.
     accuracy: percent, the metric that OpenCompass shows, named by `metric`; of the whole dataset: None before.
     share_dropped: of the assignments so far. waiting_latency_s_per_batch: attention waiting latency, Eq. (11), summed
-    over layers and passes, mean over the batches so far, by bandwidth allocation (scope `pass`). elapsed_s: all tries
+    over layers and passes, mean over the batches so far, by bandwidth allocation (scope `layer`). elapsed_s: all tries
     together; remaining_s: at the pace of this one.
     """
 
@@ -164,7 +164,7 @@ class Counted:
         """Add further batches; WdmoeError where their latency cannot be computed."""
         self._add_counts(trace)
         for method in self.methods:
-            waiting_s = replay(trace, trace.metadata.profile, method, SCOPE).waiting_latency_s.sum()
+            waiting_s = replay(trace, trace.metadata.profile, method, PRIMARY_SCOPE).waiting_latency_s.sum()
             self.waiting_s[method] = self.waiting_s.get(method, 0.0) + float(waiting_s)
 
     def _add_counts(self, trace: RoutingTrace) -> None:

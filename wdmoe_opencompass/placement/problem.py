@@ -42,7 +42,7 @@ def transfers(devices: int) -> Objective:
 
 
 def latency(profile: ChannelProfile, shape: ExpertShape) -> Objective:
-    """Attention waiting latency in seconds, Eq. (11), under evenly split bandwidth.
+    """Attention waiting latency in seconds, Eq. (11), under evenly split bandwidth, the same in both scopes.
 
     The gains are the profile's own draw; where its fading changes during a run, those without fading (our choice: one
     placement holds for the whole run).

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..allocation import PRIMARY_SCOPE, SCOPE_LABELS
 from .batches import BatchSums
 from .differences import SIGNIFICANT, Benchmarks, difference_text, p_cells, paired_records
 from .items import ItemResults
@@ -17,7 +18,8 @@ ITEMS_FILE, BATCHES_FILE = "items.json", "batches.json"
 COLUMNS = ["quantity", "model", "row", "benchmark", "A", "B", "B - A", "B / A", "McNemar p", "Holm p", "significant"]
 TEXT = (
     "B - A with its 95 % interval, accuracy in percentage points; - where it has none: items.json or batches.json of "
-    "the runs do not hold the same items or batches, or too few. Latency: scope pass, phase all, mean per batch",
+    "the runs do not hold the same items or batches, or too few. Latency: scope "
+    f"{PRIMARY_SCOPE}, phase all, mean per batch",
     "accuracy: paired bootstrap over items (5000 resamples within each dataset, half a pseudo-item of each outcome), "
     "uncorrected",
     f"latency: {BATCH_METHOD}",
@@ -35,10 +37,10 @@ def item_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
 
 
 def batch_records(cells: Sequence[tuple[dict[str, Any], BatchSums]]) -> list[dict[str, Any]]:
-    """Latency in seconds per group of batches, for the cells of Table II with scope pass, per batch, phase all."""
+    """Latency in seconds per group of batches, for the cells of Table II with scope layer, per batch, phase all."""
     return [
         dict(
-            **{key: record[key] for key in ("row", "model", "dataset")},
+            **{key: record[key] for key in ("row", "model", "dataset", "scope")},
             items=sums.items,
             latency_s=sums.latency_s.tolist(),
             passes=sums.passes.tolist(),
@@ -76,6 +78,11 @@ def notes_of(a: Records, b: Records) -> list[str]:
                 f"{name}: which items were answered right is not in its summary; write that anew: opencompass CONFIG "
                 "-r TIME --mode viz"
             )
+        if any(_scope_of_batches(record) != PRIMARY_SCOPE for record in records["batches"]):
+            notes.append(
+                f"{name}: its batches.json holds latencies of scope {SCOPE_LABELS['pass']}, so differences of "
+                "latencies have no interval; write it again: opencompass CONFIG -r TIME --mode viz"
+            )
     if {o["profile_hash"] for o in a["origin"]} != {o["profile_hash"] for o in b["origin"]}:
         notes.append("the runs were made under different channel profiles: their latencies are of different systems")
     for what, of in (("accuracy", _accuracies), ("latency", _latencies)):
@@ -90,7 +97,7 @@ Key = tuple[str, str, str]  # model, row of Table II or "-", benchmark
 
 
 def _is_shown(record: dict[str, Any]) -> bool:
-    return (record["scope"], record["per"], record["phase"]) == ("pass", "batch", "all")
+    return (record["scope"], record["per"], record["phase"]) == (PRIMARY_SCOPE, "batch", "all")
 
 
 def _accuracies(run: Records) -> dict[Key, float]:
@@ -109,7 +116,13 @@ def _batches(run: Records) -> dict[Key, BatchSums]:
             *(np.array(r[name], dtype=float) for name in ("latency_s", "passes", "batches")),
         )
         for r in run["batches"]
+        if _scope_of_batches(r) == PRIMARY_SCOPE
     }
+
+
+def _scope_of_batches(record: dict[str, Any]) -> str:
+    """Records of earlier versions name no scope: theirs was `pass`."""
+    return str(record.get("scope", "pass"))
 
 
 def _items(run: Records, model: str) -> Benchmarks:

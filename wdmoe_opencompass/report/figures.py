@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..allocation import PRIMARY_SCOPE
 from ..channel.profile import ChannelProfile, changed_profile
 from ..files import write_whole
 from ..replay import Advance, ignore, pooled_mean, replay
@@ -24,7 +25,7 @@ ROW_STYLE = {  # colour-blind safe (Okabe-Ito), one marker each
 }
 NOTE_LETTERS_PER_INCH = 20  # what fits beneath a figure at 6 points
 MOST_MODELS, PAPERS_POLICIES = 8, ("top_k", "wlr")
-ALLOCATIONS = f"allocation uniform or {OPTIMISED}, scope pass"
+ALLOCATIONS = f"allocation uniform or {OPTIMISED}, scope {PRIMARY_SCOPE}"
 CAVEAT = "selection was made under the run's own profile"
 
 
@@ -33,7 +34,7 @@ def write_figures(
 ) -> list[Path]:
     """Draw every figure that the traces allow into `folder`; -> the files written; `advance` is told each one's share.
 
-    Rows are those of Table II, scope `pass`. Each figure names profile, seed and the caveat that selection was made
+    Rows are those of Table II, scope `layer`. Each figure names profile, seed and the caveat that selection was made
     under the run's own profile.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +77,7 @@ def figure_5(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
     for panel, benchmark in zip(panels, benchmarks):
         for row, label, run in _rows(runs, benchmark, ("vanilla_even", "both")):
             colour, marker = ROW_STYLE[row]
-            latency = np.array(sweep_s(run.traces_of(benchmark), ROWS[row][1], "pass"))
+            latency = np.array(sweep_s(run.traces_of(benchmark), ROWS[row][1], PRIMARY_SCOPE))
             panel.plot(BANDWIDTHS_HZ / 1e6, 1e3 * latency, color=colour, marker=marker, label=label)
         panel.set(title=benchmark, xlabel="total bandwidth (MHz)", ylabel="latency per batch (ms)", ylim=(0, None))
         panel.legend()
@@ -110,7 +111,7 @@ def _bars(runs: Sequence[ModelRun], benchmark: str) -> Iterator[tuple[str, str, 
     vanilla: dict[tuple[str, str], float] = {}
     for row, label, run in _rows(runs, benchmark, ("vanilla_even", "both")):
         traces = run.traces_of(benchmark)
-        value_s = _batch_mean_s(traces, traces[0].metadata.profile, ROWS[row][1], "pass")
+        value_s = _batch_mean_s(traces, traces[0].metadata.profile, ROWS[row][1], PRIMARY_SCOPE)
         if value_s is not None and row == "vanilla_even":
             vanilla[run.base] = value_s
         if value_s is not None and run.base in vanilla:
@@ -133,7 +134,7 @@ def figure_7(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
 
 def _batch_points(trace: RoutingTrace, method: str) -> np.ndarray:
     """-> [2, batches] tokens and latency in seconds of every batch."""
-    waiting = replay(trace, trace.metadata.profile, method, "pass").waiting_latency_s
+    waiting = replay(trace, trace.metadata.profile, method, PRIMARY_SCOPE).waiting_latency_s
     return np.array([np.bincount(trace.batch, weights=values) for values in (trace.tokens, waiting)])
 
 

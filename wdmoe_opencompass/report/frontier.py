@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..allocation import PRIMARY_SCOPE
 from .batches import BatchSums
 from .differences import METHOD, difference_text, p_cells, paired_records, significant_words
 from .statistics import SIGNIFICANCE, Interval, accuracy_interval, holm, mcnemar_p
@@ -16,9 +17,9 @@ FULL_PAYLOAD_BITS = 16  # the paper's; taken to leave answers as they are
 TEXT = (
     "one row per model that routes through a policy; accuracy in %, plain mean over {benchmarks}; attention waiting "
     "latency relative to vanilla with an even split, geometric mean over the benchmarks of the ratios per batch, scope "
-    "pass, phase all, under the optimal and the even split; kept: assignments kept of the router's (%), measured over "
-    "all layers and real tokens; matched: what the policy's knob was turned to keep on the calibration sample. "
-    "Selection was made under the run's own profile."
+    f"{PRIMARY_SCOPE}, phase all, under the optimal and the even split; kept: assignments kept of the router's (%), "
+    "measured over all layers and real tokens; matched: what the policy's knob was turned to keep on the calibration "
+    "sample. Selection was made under the run's own profile."
 )
 FRONT = (
     "on front: no other model of the same weights, profile and payload has at least its accuracy and at most its "
@@ -41,7 +42,7 @@ def frontier_records(runs: Sequence[ModelRun], benchmarks: Sequence[str], cells:
     cells: what `tables.latency_cells` gives. accuracy, accuracy_low and accuracy_high in percent; difference (and
     difference_low, difference_high) to vanilla in points with McNemar's p over all items, Holm's over the models of
     one vanilla; latency_ratio (and _low, _high) to vanilla under even split, latency_ratio_even that of the even split;
-    waiting_latency_s: plain mean over the benchmarks of the mean per batch, optimal split, scope pass.
+    waiting_latency_s: plain mean over the benchmarks of the mean per batch, optimal split, scope layer.
     """
     records = []
     families = {run.abbr: _family(run) for run in runs if run.policy != DENSE and run.all_traces}
@@ -91,6 +92,7 @@ def _record(run: ModelRun, vanilla: ModelRun, benchmarks: Sequence[str], sums: S
         matched_share=metadata.kept_share,
         payload_bits=metadata.profile.payload_bits,
         family=_family(run),
+        scope=PRIMARY_SCOPE,
         kept_share=after / before,
         accuracy=sum(percent for _, percent in accuracies) / len(accuracies),
         waiting_latency_s=float(np.mean([mean for mean, _ in splits["optimal"]])),  # type: ignore[union-attr]
@@ -105,7 +107,7 @@ def _sums(cells: Cells) -> Sums:
     return {
         (record["model"], record["allocation"], record["dataset"]): (record["latency_s"], sums)
         for record, sums in cells
-        if (record["scope"], record["per"], record["phase"]) == ("pass", "batch", "all")
+        if (record["scope"], record["per"], record["phase"]) == (PRIMARY_SCOPE, "batch", "all")
     }
 
 

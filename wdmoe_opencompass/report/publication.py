@@ -142,5 +142,5 @@ def _commands(run_folder: Path, profiles: Sequence[str]) -> str:
     ]
     for name in sorted(profiles):
         command = f"    wdmoe replay predictions/*/*.trace.safetensors --profile {name}"
-        lines += [f"{command} --allocation {method} --scope pass" for method in ("uniform", "optimal")]
+        lines += [f"{command} --allocation {method} --scope layer" for method in ("uniform", "optimal")]
     return "\n".join(lines) + "\n"

@@ -5,6 +5,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from ..allocation import PRIMARY_SCOPE, SCOPE_LABELS, SCOPE_MEANING
 from ..files import write_whole
 from ..routing.trace import PHASES
 from .compare import BATCHES_FILE, ITEMS_FILE, batch_records, item_records
@@ -12,7 +13,7 @@ from .differences import difference_notes, difference_records, difference_table
 from .events import write_events
 from .figures import save_figure
 from .frontier import FRONTIER, draw_frontier, frontier_notes, frontier_records, frontier_table, frontier_text
-from .paper import NO_COMPARISON, paper_comparison
+from .paper import COMPARED, NO_COMPARISON, paper_comparison
 from .paper import TEXT as COMPARISON_TEXT
 from .provenance import PROVENANCE_FILE, footnote, origin_records, profile_line, provenance
 from .tables import (
@@ -36,16 +37,21 @@ from .tables import (
 )
 from .testbed import write_testbed
 
-MAIN = ("table_1_accuracy", "table_2_latency_pass_per_batch_all")  # the two that are printed
+MAIN = ("table_1_accuracy", f"table_2_latency_{PRIMARY_SCOPE}_per_batch_all")  # the two that are printed
 COMPARISON, DIFFERENCES = "paper_comparison", "differences"
-SHOWN = dict(scope="pass", per="batch", phase="all")  # of the latencies that other tables take up
+SHOWN = dict(scope=PRIMARY_SCOPE, per="batch", phase="all")  # of the latencies that other tables take up
 FRONTIER_RECORDS_FILE = "frontier_records.json"
 LATENCY_TEXT = (
     "attention waiting latency in ms, Eq. (11) summed over the MoE layers of a forward pass, mean per {per}, "
-    "phase: {phase}, bandwidth scope: {scope}, allocation: uniform or {method} (Eq. 19-21); in brackets the saving "
-    "against vanilla_even, with its interval. Base station compute is neglected, as in the paper. Selection was made "
-    "under the run's own profile."
+    "phase: {phase}, bandwidth scope: {scope}, {meaning}; allocation: uniform or {method} (Eq. 19-21); in brackets the "
+    "saving against vanilla_even, with its interval. Base station compute is neglected, as in the paper. Selection was "
+    "made under the run's own profile."
 )
+MEAN_TEXT = {
+    "batch": "a batch is one call of `generate` or `get_ppl` with all its forward passes; the paper's batch is one "
+    "forward pass: compare the tables per pass with its Table II",
+    "pass": "what the paper's Table II calls a batch is one forward pass",
+}
 ACCURACY_TEXT = (
     "accuracy in % as OpenCompass's evaluators score it; active experts and dropped assignments count real tokens "
     "only, over all MoE layers, mean over the datasets."
@@ -97,7 +103,7 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
     comparison = paper_comparison(runs, records)
     if not comparison.empty:
         notes = footnote(runs, COMPARISON_TEXT[0]) + COMPARISON_TEXT[1:] + accuracy_notes(runs)
-        write_table(folder / COMPARISON, comparison, notes, provenance(runs, **SHOWN))
+        write_table(folder / COMPARISON, comparison, notes, provenance(runs, **COMPARED))
     printed.append(f"{NO_COMPARISON if comparison.empty else f'ours beside the paper: {folder / COMPARISON}.md'}\n")
     printed += write_testbed(runs, benchmarks, folder.parent / "predictions", folder)
     printed += write_events(folder.parent / "predictions", folder, runs)
@@ -114,7 +120,9 @@ def _write_latency_tables(
     for scope, per, phase in product(SCOPES, ("pass", "batch"), ("all", *PHASES)):
         where = dict(scope=scope, per=per, phase=phase)
         chosen = [record for record in records if where.items() <= record.items()]
-        notes = footnote(runs, LATENCY_TEXT.format(**where, method=OPTIMISED)) + saving_notes(chosen)
+        labelled = where | dict(scope=SCOPE_LABELS[scope], meaning=SCOPE_MEANING[scope])
+        notes = footnote(runs, LATENCY_TEXT.format(**labelled, method=OPTIMISED))
+        notes += [MEAN_TEXT[per], *saving_notes(chosen)]
         table, name = table_2(records, benchmarks, scope, per, phase), f"table_2_latency_{scope}_per_{per}_{phase}"
         text = write_table(folder / name, table, notes, provenance(runs, **where))
         printed = text if where == SHOWN else printed

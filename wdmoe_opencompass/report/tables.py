@@ -213,10 +213,10 @@ def _names(run: ModelRun) -> list[str]:
 def latency_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
     """One record per row of Table II, dataset or group, scope, per (pass or batch) and phase; latency_s in seconds.
 
-    A group's mean is over all passes or batches of its datasets. A row without bandwidth allocation reads the same in
-    both scopes. saving is relative to the vanilla_even row of the same weights, profile, dataset, scope, per and phase.
-    Both have the ends of their 95 % interval (`_low`, `_high`; None without one, for the reason in no_interval), drawn
-    over groups of batches under the run's own channel draws.
+    A group's mean is over all passes or batches of its datasets. Scope `layer` comes first, `pass` is hindsight; a row
+    without bandwidth allocation reads the same in both. saving is relative to the vanilla_even row of the same weights,
+    profile, dataset, scope, per and phase. Both have the ends of their 95 % interval (`_low`, `_high`; None without
+    one, for the reason in no_interval), drawn over groups of batches under the run's own channel draws.
     """
     return [record for record, _ in latency_cells(runs)]
 

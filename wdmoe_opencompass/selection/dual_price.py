@@ -26,7 +26,7 @@ class DualPrice(SelectionPolicy):
     worth:        what a token's whole weight is worth, in waiting per token where nothing waits for a straggler; one
                   rate for all layers, so that every layer gives up weight for waiting at the same terms
     split:        `optimal`, T under the best split of the bandwidth in this layer; `even`, under the even split: it
-                  evens out the devices' times, which one split for all layers of a pass (the paper's P3) rewards
+                  evens out the devices' times, which one split for all layers of a pass (scope `pass`) rewards
     may_lose_all: whether a token may lose its highest weight too; it then may lose all
 
     What is proven, with one expert per device (the paper's setting):

@@ -1,4 +1,4 @@
-"""The optimal bandwidth split of a single layer, on the model's own device: Eq. (19)-(21) with the scope `layer`."""
+"""The optimal bandwidth split of a single layer, on the model's own device: Eq. (19)-(21) in scope `layer`."""
 
 from typing import NamedTuple
 

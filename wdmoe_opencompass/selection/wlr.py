@@ -18,8 +18,12 @@ class WeightToLatencyRatio(SelectionPolicy):
     theta:              initial threshold on the cosine similarity of Eq. (18)
     theta_step:         how much theta grows per round
     gain:               the loop goes on while the summed WLR is at most `gain` times its initial value
-    extra_pass:         whether one more round follows the loop (step 3)
+    extra_pass:         whether one more round, at the raised theta, follows the loop (step 3); see below
     similarity_weights: `softmax`, all weights enter Eq. (18) (our choice); `top_k`, those outside the top-k are 0
+
+    Lines 11 and 12 of Algorithm 1 drop once more with the final theta. Our choice: they restate the loop's last round,
+    so nothing follows it. What the paper's Table II implies fits this reading alone (docs/reconstruction.md): the other
+    one, theta raised by theta_step and a further round, drops two to four times as much. `extra_pass=True` is that one.
 
     Our choices: the loop ends at theta > 1 at the latest; it runs per layer and forward pass; with several experts on
     one device the WLR's numerator sums their weights and its denominator counts one transfer and each computation;
@@ -31,12 +35,12 @@ class WeightToLatencyRatio(SelectionPolicy):
     """
 
     knob = Knob("theta", 0.0, 1.0)
-    neutral: ClassVar[dict[str, Any]] = dict(theta=0.0, gain=0.5)  # no round of the loop, an extra pass that drops none
+    neutral: ClassVar[dict[str, Any]] = dict(theta=0.0, gain=0.5)  # no round of the loop; an extra pass would drop none
 
     theta: float = 0.5
     theta_step: float = 0.1
     gain: float = 1.01
-    extra_pass: bool = True
+    extra_pass: bool = False
     similarity_weights: Literal["softmax", "top_k"] = "softmax"
 
     def __post_init__(self) -> None:
@@ -47,7 +51,7 @@ class WeightToLatencyRatio(SelectionPolicy):
         check_choice("wlr", "similarity_weights", self.similarity_weights, ("softmax", "top_k"))
 
     def thresholds(self) -> list[float]:
-        """Theta of every possible round; the last, above 1, only serves the extra pass."""
+        """Theta of every possible round; the last, above 1, only serves an extra pass."""
         rounds = int((1 - self.theta) / self.theta_step + 1e-9) + 1
         return [self.theta + n * self.theta_step for n in range(rounds + 1)]
 

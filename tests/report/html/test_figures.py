@@ -92,7 +92,7 @@ def test_figure_5_is_the_latency_at_every_bandwidth(run, drawn):
         recorded = trace_of(run, MODEL_OF[vanilla], "writing")
         wanted = [
             1e3
-            * replay(recorded, changed_profile(profile, "total_bandwidth_hz", hertz), method, "pass").mean_s(
+            * replay(recorded, changed_profile(profile, "total_bandwidth_hz", hertz), method, "layer").mean_s(
                 "batch", "all"
             )
             for hertz in BANDWIDTHS_HZ.tolist()
@@ -106,7 +106,7 @@ def test_figure_7_is_the_latency_of_every_batch(run, drawn):
     assert set(found) == set(ROWS)
     for row, (vanilla, method) in ROWS.items():
         recorded = trace_of(run, MODEL_OF[vanilla], "writing")
-        seconds = np.bincount(recorded.batch, weights=replay(recorded, profile, method, "pass").waiting_latency_s)
+        seconds = np.bincount(recorded.batch, weights=replay(recorded, profile, method, "layer").waiting_latency_s)
         assert found[row]["x"] == np.bincount(recorded.batch, weights=recorded.tokens).tolist()
         assert found[row]["y"] == approx((1e3 * seconds).tolist(), rel=DIGITS)
 
@@ -151,7 +151,7 @@ def test_prefill_and_decode_are_drawn_as_replay_has_them(run, drawn):
     assert ticks["ticktext"] == list(ROWS)
     for phase in ("prefill", "decode"):
         wanted = [
-            1e3 * replay(trace_of(run, MODEL_OF[vanilla], "writing"), profile, method, "pass").mean_s("batch", phase)
+            1e3 * replay(trace_of(run, MODEL_OF[vanilla], "writing"), profile, method, "layer").mean_s("batch", phase)
             for vanilla, method in ROWS.values()
         ]
         assert found[phase]["x"] == approx(wanted, rel=DIGITS)
@@ -159,13 +159,13 @@ def test_prefill_and_decode_are_drawn_as_replay_has_them(run, drawn):
 
 
 def device_times(recorded, profile, method):
-    """-> [passes, layers, devices] seconds until each device has answered, one split per pass."""
+    """-> [passes, layers, devices] seconds until each device has answered, one split per layer."""
     one = recorded.metadata
     budget = link_budget(profile, draw_channel(profile), ExpertShape(one.hidden_size, one.ffn_size))
     load, evaluations = (np.asarray(array, float) for array in (recorded.device_load, recorded.expert_evaluations))
     hertz = profile.total_bandwidth_hz / len(profile.devices)
     if method == "optimal":
-        hertz = allocate(method, "pass", budget, load, profile.total_bandwidth_hz, evaluations).bandwidth_hz
+        hertz = allocate(method, "layer", budget, load, profile.total_bandwidth_hz, evaluations).bandwidth_hz
         hertz = hertz.reshape(len(load), -1, len(profile.devices))
     return device_latency_s(budget, hertz, load, evaluations)
 
@@ -192,7 +192,7 @@ def test_heat_maps_and_map_are_a_plain_count(run, drawn, method, near, phase):
     framed = visit.page.eval_on_selector_all(
         "#heat-time td[data-value]", "nodes => nodes.map(n => n.classList.contains('waits'))"
     )
-    if method == "uniform":  # several splits can be equally good for a pass, and differ in its layers
+    if method == "uniform":  # under the optimal split all loaded devices of a layer are the last
         assert framed == (waits > waits.max(axis=1, keepdims=True) - 1e-9).ravel().tolist()
         assert 0 < sum(framed) < len(framed)
         assert framed != [k == 0 for _ in waits for k in range(waits.shape[1])]
@@ -222,7 +222,7 @@ def test_intervals_of_figure_6_are_those_of_the_ratio(run, drawn):
     found = traces(visit, "figure-6")["both"]
     for place, name in enumerate(BENCHMARKS):
         vanilla, both = (
-            batch_sums([replay(trace_of(run, model, name), profile, method, "pass")], "all")
+            batch_sums([replay(trace_of(run, model, name), profile, method, "layer")], "all")
             for model, method in (("vanilla", "uniform"), ("wdmoe", "optimal"))
         )
         ratio = latency_ratio_interval(vanilla.latency_s, vanilla.count("batch"), both.latency_s, both.count("batch"))

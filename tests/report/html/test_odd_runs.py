@@ -125,7 +125,7 @@ def test_any_name_is_a_name(open_page, tmp_path):
     cells = one.cells()
     assert len(cells) == 18
     for (row, model, dataset), value in cells.items():
-        mean_s = replay(trace_of(run, model, dataset), profile, ROWS[row][1], "pass").mean_s("batch", "all")
+        mean_s = replay(trace_of(run, model, dataset), profile, ROWS[row][1], "layer").mean_s("batch", "all")
         assert value == approx(mean_s, rel=DIGITS)
     for model in models:
         one.page.select_option("#model", model)
@@ -306,7 +306,7 @@ def test_the_frontier_says_what_its_latencies_are_the_mean_of(visit):
     assert "decode on 1 of 2 benchmarks" in title
     visit.page.click("#reset")
     assert "for the run's own settings alone" not in visit.page.inner_text("#frontier-lead")
-    visit.click("[name=scope][value=layer]")
+    visit.click("[name=scope][value=pass]")
     assert "for the run's own settings alone" in visit.page.inner_text("#frontier-lead")
 
 

@@ -33,7 +33,7 @@ def trace_of(run, model, dataset):
     return read_trace(run / "predictions" / model / f"{dataset}.trace.safetensors")
 
 
-def expected(run, profile, scope="pass", per="batch", phase="all"):
+def expected(run, profile, scope="layer", per="batch", phase="all"):
     found = {}
     for row, (vanilla, method) in ROWS.items():
         for dataset in ("choice", "writing"):
@@ -57,7 +57,7 @@ def test_the_first_numbers_are_those_of_the_tables(run, visit):
     records = json.loads((run / "summary" / "latency.json").read_text())
     shown = [one for one in records if SHOWN.items() <= one.items()]
     assert visit.cells() == {(one["row"], one["model"], one["dataset"]): one["latency_s"] for one in shown}
-    table = json.loads((run / "summary" / "table_2_latency_pass_per_batch_all.json").read_text())
+    table = json.loads((run / "summary" / "table_2_latency_layer_per_batch_all.json").read_text())
     text = visit.page.inner_text("#table-latency")
     for row in table["rows"][:4]:
         for dataset in ("choice", "writing"):
@@ -78,14 +78,14 @@ CONTROLS = {
         {},
     ),
     "fading": (["#fading"], without_fading(PROFILE), {}),
-    "scope": (["[name=scope][value=layer]"], PROFILE, dict(scope="layer")),
+    "scope": (["[name=scope][value=pass]"], PROFILE, dict(scope="pass")),
     "per": (["[name=per][value=pass]"], PROFILE, dict(per="pass")),
     "prefill": (["[name=phase][value=prefill]"], PROFILE, dict(phase="prefill")),
     "decode": (["[name=phase][value=decode]"], PROFILE, dict(phase="decode")),
     "several": (
-        [("#total-number", 60), "[name=scope][value=layer]", "[name=phase][value=decode]", "[name=per][value=pass]"],
+        [("#total-number", 60), "[name=scope][value=pass]", "[name=phase][value=decode]", "[name=per][value=pass]"],
         changed_profile(PROFILE, "total_bandwidth_hz", 60e6),
-        dict(scope="layer", phase="decode", per="pass"),
+        dict(scope="pass", phase="decode", per="pass"),
     ),
 }
 
@@ -105,7 +105,7 @@ def test_intervals_of_a_changed_channel_are_those_of_python(run, visit):
     visit.settled()
     profile = changed_profile(PROFILE, "total_bandwidth_hz", 45e6)
     vanilla, both = (
-        batch_sums([replay(trace_of(run, model, "writing"), profile, method, "pass")], "all")
+        batch_sums([replay(trace_of(run, model, "writing"), profile, method, "layer")], "all")
         for model, method in (("vanilla", "uniform"), ("wdmoe", "optimal"))
     )
     low, high = latency_interval(both.latency_s, both.count("batch"))
@@ -124,7 +124,7 @@ def test_heat_maps_and_phases_follow_the_controls(run, visit):
     trace = trace_of(run, "wdmoe", "writing")
     loads = visit.page.eval_on_selector_all("#heat-load td[data-value]", "nodes => nodes.map(n => +n.dataset.value)")
     assert loads == approx(trace.device_load.mean(axis=0).ravel().tolist(), rel=DIGITS)
-    answer = replay(trace, profile, "optimal", "pass")
+    answer = replay(trace, profile, "optimal", "layer")
     phases = visit.page.eval_on_selector_all(
         "#table-phases td[data-row=both]", "nodes => nodes.map(n => +n.dataset.value)"
     )

@@ -96,6 +96,7 @@ class Point(Part):
     policy: str
     payload_bits: int
     family: list[str]
+    scope: str
     accuracy: Number
     accuracy_low: Number | None
     accuracy_high: Number | None

@@ -310,7 +310,7 @@ function drawFrontierText() {
     lines.push("Benchmarks without such a pass, or that do not follow the controls, are in no latency here.");
   if (!isTableView())
     lines.push(
-      "Intervals of the latency are shown for the run's own settings alone, per batch, all passes, one split per pass.",
+      "Intervals of the latency are shown for the run's own settings alone, per batch, all passes, one split per layer.",
     );
   byId("frontier-lead").textContent =
     facts.frontier.length > 1

@@ -53,7 +53,7 @@ function start() {
   byId("item-more").addEventListener("click", moreItems);
   drawAccuracyTables();
   drawMissing();
-  replace("notes-latency", notes(facts.notes.table_2_latency_pass_per_batch_all));
+  replace("notes-latency", notes(facts.notes.table_2_latency_layer_per_batch_all));
   drawTestbed();
   drawProvenance();
   changed();
