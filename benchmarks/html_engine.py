@@ -26,7 +26,7 @@ from wdmoe_opencompass.routing.trace import FORMAT_VERSION, RoutingTrace, TraceM
 
 LAYERS, CALLS, PASSES_PER_BATCH = 4, 15, 4
 PASSES = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
-SETTINGS = (("uniform", "pass"), ("optimal", "layer"), ("optimal", "pass"))
+SETTINGS = (("uniform", "layer"), ("optimal", "layer"), ("optimal", "pass"))
 CHANNELS = {  # changes of paper_8_devices
     "one draw": {},
     "a draw per pass": dict(coherence="pass"),
