@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import time
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -83,12 +84,16 @@ def test_help_tells_the_exit_codes():
 
 
 def test_names_in_the_help_are_those_of_the_registries():
-    from wdmoe_opencompass.allocation import ALLOCATORS
+    from wdmoe_opencompass.allocation import ALLOCATORS, PRIMARY_SCOPE, SCOPE_LABELS
+    from wdmoe_opencompass.cli.allocate import allocate_command
+    from wdmoe_opencompass.cli.replay import replay_command
     from wdmoe_opencompass.placement import OBJECTIVES
     from wdmoe_opencompass.report.tables import FORMATS, SCOPES
 
     assert tuple(ALLOCATORS) == commands.ALLOCATOR_NAMES
-    assert commands.SCOPE_NAMES == SCOPES
+    assert commands.SCOPE_NAMES == SCOPES == tuple(SCOPE_LABELS)
+    for command in (allocate_command, replay_command):
+        assert signature(command).parameters["scope"].default == PRIMARY_SCOPE == SCOPES[0]
     assert set(commands.OBJECTIVE_NAMES) == set(OBJECTIVES)
     assert tuple(commands.Format) == FORMATS
     assert ExpertShape(commands.MIXTRAL_HIDDEN_SIZE, commands.MIXTRAL_FFN_SIZE) == ExpertShape()
