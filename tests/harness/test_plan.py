@@ -422,6 +422,12 @@ def human_eval(cfg):
         (first_model(type="wdmoe_opencompass.harness.models.Wdmo"), "Wdmo cannot be imported"),
         (first_model(type="opencompass.models.HuggingFaceBaseModel"), "ignores wdmoe=dict(...)"),
         (first_model(type=f"{OURS}HuggingFacewithChatTemplate"), "gives no perplexity"),
+        (
+            first_model(
+                type=f"{OURS}HuggingFacewithChatTemplate", wdmoe=dict(profile="paper_8_devices", perplexity="exact")
+            ),
+            "wdmoe.perplexity must be 'stock'",
+        ),
         (first_model(batch_size=None), "perplexity needs batch_size"),
         (stock_task, "task must be WdmoeInferTask"),
         (stock_summarizer, "must be dict(type=WdmoeSummarizer)"),

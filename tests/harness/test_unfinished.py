@@ -162,7 +162,7 @@ def test_a_journal_of_another_version_is_no_trace_of_predictions(files):
     predictions.write_text(json.dumps(GENERATED))
     older = Journal(growing, metadata(format_version=4))
     older.resume(0)
-    assert "format_version must be 5" in redo_unfinished(predictions, results, MOE, dataset("d"))
+    assert "format_version must be 6" in redo_unfinished(predictions, results, MOE, dataset("d"))
     assert not predictions.exists()
 
 
@@ -304,9 +304,10 @@ def test_only_batches_that_follow_each_other_can_be_gone_on_with(files, blocks):
     assert Journal(growing, metadata()).resumable(100) == (4 if blocks and blocks[0]["first_item"][0] == 0 else 0)
 
 
-def test_a_journal_of_other_settings_is_not_gone_on_with(tmp_path):
+@pytest.mark.parametrize("other", [dict(policy="top_k"), dict(perplexity="exact")])
+def test_a_journal_of_other_settings_is_not_gone_on_with(tmp_path, other):
     grow(tmp_path / "d.trace.part", block(0))
-    assert journal(tmp_path, policy="top_k").resumable(4) == 0
+    assert journal(tmp_path, **other).resumable(4) == 0
 
 
 def test_no_answers_leave_no_file(files):

@@ -52,6 +52,17 @@ def test_a_model_is_compared_with_the_vanilla_of_its_own_weights_and_profile():
     assert found == {("wdmoe a", "vanilla a"), ("wdmoe b", "vanilla b")}
 
 
+def test_a_model_is_compared_with_the_vanilla_whose_texts_were_scored_alike():
+    runs = [
+        run_of(f"{kind} {way}", policy) for way in ("stock", "exact") for kind, policy in (("v", "top_k"), ("w", "wlr"))
+    ]
+    for run in runs:
+        run.perplexity = run.abbr.split()[1]
+    found = {(record["model"], record["vanilla"]) for record in difference_records(runs, BENCHMARKS)}
+    assert found == {("w stock", "v stock"), ("w exact", "v exact")}
+    assert difference_records(runs[1:3], BENCHMARKS) == []
+
+
 def test_records_are_the_statistics_of_the_items():
     vanilla, wdmoe = run_of("vanilla", "top_k"), run_of("wdmoe", "wlr", lost=0.2)
     records = {r["benchmark"]: r for r in difference_records([vanilla, wdmoe], BENCHMARKS)}

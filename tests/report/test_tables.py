@@ -230,6 +230,14 @@ def test_runs_of_other_profiles_are_said_to_be_of_other_systems():
     assert "different channel profiles" in "\n".join(notes_of(a, b))
 
 
+def test_runs_that_scored_texts_in_other_ways_are_said_to():
+    a, b = records_of(run_of()), records_of(run_of())
+    b["origin"][0]["perplexity"] = "exact"
+    assert "perplexity of A: stock; of B: exact" in "\n".join(notes_of(a, b))
+    del a["origin"][0]["perplexity"], b["origin"][0]["perplexity"]  # a summary of an older version
+    assert "perplexity" not in "\n".join(notes_of(a, b))
+
+
 def test_a_table_reads_the_same_in_every_format():
     table = table_1([run_of()], ["mmlu", "piqa"])
     assert json.loads(formatted(table, ["n"], "json"))["rows"] == table.to_dict("records")

@@ -35,6 +35,7 @@ class Expected:
     renormalise: bool | str
     kept_share: float | None
     calibration_hash: str | None
+    perplexity: str
     profile_hash: str
 
     @classmethod
@@ -67,6 +68,7 @@ class Expected:
             renormalise=kind.renormalise if settings.renormalise is None else settings.renormalise,
             kept_share=settings.kept_share,
             calibration_hash=calibration_hash,
+            perplexity=settings.perplexity,
             profile_hash=profile_hash,
         )
 
@@ -128,6 +130,7 @@ def _unlike_config(one: TraceMetadata, name: str, expected: Expected) -> str | N
         ("renormalise", one.renormalise, expected.renormalise),
         ("kept_share", one.kept_share, expected.kept_share),
         ("calibration", calibration, expected.calibration_hash),
+        ("perplexity", one.perplexity, expected.perplexity),
         ("channel profile of hash", one.profile_hash, expected.profile_hash),
     ):
         if found != wanted:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from opencompass.models import HuggingFaceBaseModel, HuggingFacewithChatTemplate
+from opencompass.models.huggingface_above_v4_33 import _convert_base_messages
 
 from ..errors import ModelError, unknown_name
 from ..files import write_whole
@@ -28,8 +29,9 @@ from ..routing.trace import (
     TraceMetadata,
 )
 from ..testbed.history import MeasuredHistory
+from .perplexity import exact_perplexity
 from .precision import check_precision, precision_name
-from .settings import parse_settings, policy_parameters
+from .settings import WdmoeSettings, parse_settings, policy_parameters
 
 if TYPE_CHECKING:
     from ..testbed.client import LabClient
@@ -57,8 +59,11 @@ class _OpenTrace:
 class WdmoeMixin:
     """Adds `wdmoe=dict(...)` to an OpenCompass Hugging Face model class, and nothing else to its arguments."""
 
+    ranks_by_perplexity = False
+
     def __init__(self, *args: Any, wdmoe: Any = None, **kwargs: Any):
         self.settings = parse_settings(wdmoe)
+        self.check_settings(self.settings)
         self.profile = self.settings.load_profile()
         self._payload_is_rounded = self.settings.payload_is_rounded
         self._trace: _OpenTrace | None = None
@@ -68,6 +73,15 @@ class WdmoeMixin:
         if kwargs.get("max_seq_len") is None:  # the base class would look it up trusting remote code
             kwargs["max_seq_len"] = _longest_input(path, bool(kwargs.get("model_kwargs", {}).get("trust_remote_code")))
         super().__init__(*args, **kwargs)
+
+    @classmethod
+    def check_settings(cls, settings: WdmoeSettings) -> None:
+        """Raise ModelError for a setting that means nothing to this class of model."""
+        if settings.perplexity != "stock" and not cls.ranks_by_perplexity:
+            raise ModelError(
+                f"wdmoe.perplexity must be 'stock' with {cls.__name__}, which only generates, got "
+                f"{settings.perplexity!r}; WdmoeHuggingFaceBaseModel ranks answers by perplexity"
+            )
 
     def _refuse_unknown(self, kwargs: dict) -> None:
         stock = next(base for base in type(self).__mro__ if base.__module__.startswith("opencompass."))
@@ -199,6 +213,7 @@ class WdmoeMixin:
             kept_share=self.settings.kept_share,
             calibration_hash=self._calibration_hash(),
             quantise_payload=self._payload_is_rounded,
+            perplexity=self.settings.perplexity,
             profile=self.profile,
             profile_hash=self.profile.content_hash,
             seed=self.profile.fading.seed,
@@ -271,10 +286,15 @@ class WdmoeMixin:
 class WdmoeHuggingFaceBaseModel(WdmoeMixin, HuggingFaceBaseModel):
     """`HuggingFaceBaseModel` with a selection policy: perplexity and generation without a chat template."""
 
+    ranks_by_perplexity = True
+
     def get_ppl(self, inputs: list, mask_length: list[int] | None = None) -> Any:
-        """Perplexities as the base class computes them; the batch enters the trace."""
+        """Perplexities as the base class computes them, or independent of the batch; the batch enters the trace."""
         with self._batch(len(inputs)):
-            return super().get_ppl(inputs, mask_length)
+            if self.settings.perplexity == "stock" or self.drop_middle:  # the latter takes one text at a time
+                return super().get_ppl(inputs, mask_length)
+            texts = _convert_base_messages(inputs)
+            return exact_perplexity(self.model, self.tokenizer, texts, self.max_seq_len, mask_length)
 
 
 class WdmoeHuggingFacewithChatTemplate(WdmoeMixin, HuggingFacewithChatTemplate):

@@ -198,7 +198,7 @@ def _look_at_model(cfg: ConfigDict, runner: Any, plan: Plan) -> _Model:
         problem(f"its type {cfg.get('type')} cannot be imported")
         return model
     if _is_subclass(kind, WdmoeMixin):
-        _look_at_settings(model, problem)
+        _look_at_settings(model, kind, problem)
     elif "wdmoe" in cfg:
         problem(f"{kind.__name__} ignores wdmoe=dict(...); take a model class of wdmoe_opencompass.harness.models")
     if not _is_subclass(kind, HuggingFacewithChatTemplate):
@@ -214,9 +214,10 @@ def _look_at_model(cfg: ConfigDict, runner: Any, plan: Plan) -> _Model:
     return model
 
 
-def _look_at_settings(model: _Model, problem: Callable) -> None:
+def _look_at_settings(model: _Model, kind: type[WdmoeMixin], problem: Callable) -> None:
     try:
         settings = parse_settings(model.cfg.get("wdmoe"))
+        kind.check_settings(settings)
     except WdmoeError as error:
         problem(error)
         return

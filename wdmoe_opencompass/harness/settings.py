@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..channel.profile import ChannelProfile, load_profile
 from ..errors import ModelError, PolicyError, unknown_name
+from ..routing.trace import Perplexity
 from ..selection import POLICIES, SelectionPolicy, build_policy
 from ..selection.calibration import Calibration, read_calibration
 from ..selection.matching import ChannelOfLayer, matched_parameters
@@ -24,6 +25,8 @@ class WdmoeSettings(BaseModel):
     calibration:       file of `wdmoe calibrate` for this model, for policies with measured constants and for kept_share
     kept_share:        turn the policy's knob until it keeps this share of the calibration's assignments
     quantise_payload:  round what is sent to and from the devices to the profile's payload_bits in the forward pass too
+    perplexity:        `stock`, as OpenCompass's own class, whose scores depend on the batch's padding; `exact`, what
+                       each text gets alone (harness/perplexity.py)
     testbed:           lab file: send the tokens to real devices; its placement and payload bits replace the profile's
     """
 
@@ -36,6 +39,7 @@ class WdmoeSettings(BaseModel):
     calibration: str | None = None
     kept_share: Annotated[float, Field(gt=0, le=1)] | None = None
     quantise_payload: bool = False
+    perplexity: Perplexity = "stock"
     testbed: str | None = None
 
     @field_validator("policy_parameters", mode="before")

@@ -109,6 +109,7 @@ class WdmoeSummarizer(DefaultSummarizer):
             run = ModelRun(abbr, expected.routing, (expected.weights, expected.profile_hash))
             run.couples_tokens = any(couples_tokens(trace.metadata) for trace in sealed.values())
             run.batch_size = model_cfg.get("batch_size")
+            run.perplexity = expected.perplexity
         else:
             run = ModelRun(abbr, DENSE, (str(model_cfg.get("path", "")), ""))
         run.groups = self._groups()

@@ -85,6 +85,12 @@ def notes_of(a: Records, b: Records) -> list[str]:
             )
     if {o["profile_hash"] for o in a["origin"]} != {o["profile_hash"] for o in b["origin"]}:
         notes.append("the runs were made under different channel profiles: their latencies are of different systems")
+    scored = [sorted({o.get("perplexity", "stock") for o in records["origin"]}) for records in (a, b)]
+    if scored[0] != scored[1]:
+        notes.append(
+            f"texts were scored in different ways (perplexity of A: {', '.join(scored[0])}; of B: "
+            f"{', '.join(scored[1])}): accuracies of tasks ranked by perplexity differ for that too"
+        )
     for what, of in (("accuracy", _accuracies), ("latency", _latencies)):
         for name, mine, other in (("A", of(a), of(b)), ("B", of(b), of(a))):
             alone = sorted({f"{model} on {benchmark}" for model, _, benchmark in mine.keys() - other.keys()})

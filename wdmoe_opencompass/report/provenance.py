@@ -15,6 +15,8 @@ from .tables import DENSE, ModelRun, datasets_of, missing_cells
 PROVENANCE_FILE = "provenance.json"
 ASSUMPTIONS = "values marked `assumption` in the profile file are ours, not the paper's"
 
+PADDED = " (OpenCompass's own: a text's score depends on the padding of its batch)"
+
 
 def provenance(runs: Sequence[ModelRun], **where: str) -> dict[str, Any]:
     """The facts of a table of these runs, for its JSON.
@@ -102,10 +104,11 @@ def files_digest(run: ModelRun) -> str:
 
 
 def origin_records(runs: Sequence[ModelRun]) -> list[dict[str, str]]:
-    """The profiles that the runs' traces were recorded under: hash, and what a footnote says of it."""
+    """The profiles and ways to score texts that the runs' traces were recorded with, and what a footnote says."""
+    found = {(trace.metadata.profile_hash, trace.metadata.perplexity): trace.metadata for trace in _all_traces(runs)}
     return [
-        dict(profile_hash=one.profile_hash, text=f"{_described(one)}; {_versions(one)}")
-        for one in _by_profile(runs).values()
+        dict(profile_hash=digest, perplexity=perplexity, text=f"{_described(metadata)}; {_versions(metadata)}")
+        for (digest, perplexity), metadata in found.items()
     ]
 
 
@@ -115,7 +118,11 @@ def profile_line(runs: Sequence[ModelRun]) -> str:
 
 
 def _by_profile(runs: Sequence[ModelRun]) -> dict[str, TraceMetadata]:
-    return {trace.metadata.profile_hash: trace.metadata for run in runs for trace in run.all_traces}
+    return {trace.metadata.profile_hash: trace.metadata for trace in _all_traces(runs)}
+
+
+def _all_traces(runs: Sequence[ModelRun]) -> list[RoutingTrace]:
+    return [trace for run in runs for trace in run.all_traces]
 
 
 def _packages(every: Sequence[TraceMetadata]) -> dict[str, list[str]]:
@@ -147,6 +154,7 @@ def _model(run: ModelRun) -> dict[str, Any]:
             kept_share=one.kept_share,
             calibration_hash=one.calibration_hash,
             quantise_payload=one.quantise_payload,
+            perplexity=one.perplexity,
             couples_tokens=run.couples_tokens,
             dtype=one.dtype,
             top_k=one.top_k,
@@ -179,9 +187,9 @@ def _model_notes(run: ModelRun) -> list[str]:
     parameters = ", ".join(f"{k}={v}" for k, v in one.policy_parameters.items()) or "no parameters"
     digest = f", SHA-256 of all files {files_digest(run)[:12]} (of each: {PROVENANCE_FILE})" if run.sources else ""
     return [
-        f"{run.abbr}: policy {one.policy} ({parameters}), renormalise {one.renormalise}, {one.dtype}; weights "
-        f"{one.weights}, top-{one.top_k} of {one.experts} experts; {len(traces)} traces of format "
-        f"{one.format_version}{digest}"
+        f"{run.abbr}: policy {one.policy} ({parameters}), renormalise {one.renormalise}, {one.dtype}; perplexity "
+        f"{one.perplexity}{PADDED if one.perplexity == 'stock' else ''}; weights {one.weights}, top-{one.top_k} of "
+        f"{one.experts} experts; {len(traces)} traces of format {one.format_version}{digest}"
     ]
 
 

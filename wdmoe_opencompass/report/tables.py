@@ -52,6 +52,7 @@ class ModelRun:
     no_items:   dataset with an accuracy -> why that is not known: its accuracy has no interval then
     sources:    dataset -> files its traces and times were read from, by path in the run folder -> SHA-256 of each
     batch_size: as the config names it; couples_tokens: whether what a token keeps depends on the others of its pass
+    perplexity: how texts were scored, `stock` or `exact`; answers of the two are not compared
     """
 
     abbr: str
@@ -67,6 +68,7 @@ class ModelRun:
     sources: dict[str, dict[str, str]] = field(default_factory=dict)
     batch_size: int | None = None
     couples_tokens: bool = False
+    perplexity: str = "stock"
 
     @property
     def is_vanilla(self) -> bool:
@@ -111,8 +113,9 @@ class ModelRun:
 
 
 def vanilla_of(run: ModelRun, runs: Sequence[ModelRun]) -> ModelRun | None:
-    """The run that `run` is compared with: the first of the same weights and channel profile that routes by top-k."""
-    return next((one for one in runs if one.is_vanilla and one.base == run.base), None)
+    """The run that `run` is compared with: the first of the same weights, profile and scoring that routes by top-k."""
+    alike = (other for other in runs if (other.base, other.perplexity) == (run.base, run.perplexity))
+    return next((other for other in alike if other.is_vanilla), None)
 
 
 def benchmarks_of(datasets: Sequence[str], groups: dict[str, list[str]]) -> list[str]:
@@ -156,6 +159,7 @@ def runs_from_traces(run_folder: Path) -> list[ModelRun]:
         trace = read_trace(path)
         one = trace.metadata
         run = runs.setdefault(one.model, ModelRun(one.model, one.routing, (one.weights, one.profile_hash)))
+        run.perplexity = one.perplexity
         if run.base != (one.weights, one.profile_hash):
             raise TraceError(f"{path}: recorded with other weights or another channel profile than {one.model}'s first")
         run.traces.setdefault(dataset_of(one.dataset, datasets), []).append(trace)

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from ..files import write_whole
 from ..regular_file import read_regular
 from ..sealed_file import BROKEN, MOST_BYTES, check_version, read_sealed, write_sealed
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 RATIO_BINS = 50
 FRAME_BYTES = 8 + 32  # before a journal's block: its length and SHA-256
 SEALED_SUFFIX = ".trace.safetensors"
@@ -38,6 +38,7 @@ PHASES = ("prefill", "decode")
 Arrays = dict[str, tuple[str, tuple[str, ...]]]
 Count = Annotated[int, Field(ge=0, lt=1 << 31, strict=True)]
 Metadata = TypeVar("Metadata", bound=BaseModel)
+Perplexity = Literal["stock", "exact"]  # how texts were scored: as OpenCompass does, or independent of the batch
 
 # name -> (dtype, axes after the first; the first is passes or batches)
 PER_PASS: Arrays = {
@@ -89,6 +90,7 @@ class TraceMetadata(BaseModel):
     kept_share: Annotated[float, Field(ge=0, le=1)] | None = None
     calibration_hash: str | None = None
     quantise_payload: bool = False
+    perplexity: Perplexity = "stock"
     profile: ChannelProfile
     profile_hash: str
     seed: Annotated[int, Field(ge=0, le=MOST_SEED, strict=True)]

@@ -140,6 +140,7 @@ def _runs(run_folder: Path) -> tuple[list[ModelRun], list[str]]:
     for one in facts["models"]:
         run = ModelRun(one["model"], one["policy"], (one["weights"], one.get("profile_hash", "")))
         run.groups, run.batch_size = groups, one.get("batch_size")
+        run.perplexity = one.get("perplexity", run.perplexity)
         for dataset, digests in one["files"].items():
             names = [name for name in digests if name.endswith(SEALED_SUFFIX)]
             try:
