@@ -9,11 +9,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ..channel.origin import keys_by_origin
 from ..routing.trace import RoutingTrace, TraceMetadata
 from .tables import DENSE, ModelRun, datasets_of, missing_cells
 
 PROVENANCE_FILE = "provenance.json"
-ASSUMPTIONS = "values marked `assumption` in the profile file are ours, not the paper's"
 
 
 def provenance(runs: Sequence[ModelRun], **where: str) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def provenance(runs: Sequence[ModelRun], **where: str) -> dict[str, Any]:
     every = [trace.metadata for run in runs for trace in run.all_traces]
     return dict(
         packages=_packages(every),
-        profiles=[_profile(one) for one in _by_profile(runs).values()],
+        profiles=[_profile(one) for one in _by_profile(runs)],
         datasets=datasets_of(runs),
         **where,
         models=[_model(run) for run in runs],
@@ -39,7 +39,9 @@ def footnote(runs: Sequence[ModelRun], text: str) -> list[str]:
 
 def origin_notes(runs: Sequence[ModelRun]) -> list[str]:
     """Lines of the facts of `provenance`: profile, seed, policies, weights, versions; and what is empty and why."""
-    lines = [f"{_described(one)}; {ASSUMPTIONS}" for one in _by_profile(runs).values()]
+    lines = []
+    for one in _by_profile(runs):
+        lines += [_described(one), f"profile {one.profile.name}: {one.profile.origin_sentence}"]
     lines += [line for run in runs for line in _model_notes(run)]
     for name, members in next((run.groups for run in runs), {}).items():
         whole = f" of its {runs[0].group_size[name]}" if name in runs[0].group_size else ""
@@ -104,18 +106,20 @@ def files_digest(run: ModelRun) -> str:
 def origin_records(runs: Sequence[ModelRun]) -> list[dict[str, str]]:
     """The profiles that the runs' traces were recorded under: hash, and what a footnote says of it."""
     return [
-        dict(profile_hash=one.profile_hash, text=f"{_described(one)}; {_versions(one)}")
-        for one in _by_profile(runs).values()
+        dict(profile_hash=one.profile_hash, text=f"{_described(one)}; {_versions(one)}") for one in _by_profile(runs)
     ]
 
 
 def profile_line(runs: Sequence[ModelRun]) -> str:
     """Profiles and seeds of the runs' traces, in one line."""
-    return "; ".join(_described(one) for one in _by_profile(runs).values())
+    return "; ".join(_described(one) for one in _by_profile(runs))
 
 
-def _by_profile(runs: Sequence[ModelRun]) -> dict[str, TraceMetadata]:
-    return {trace.metadata.profile_hash: trace.metadata for run in runs for trace in run.all_traces}
+def _by_profile(runs: Sequence[ModelRun]) -> list[TraceMetadata]:
+    """-> metadata of one trace under each profile; equal values of different origins are two profiles."""
+    every = [trace.metadata for run in runs for trace in run.all_traces]
+    keys = [json.dumps([one.profile_hash, one.profile.name, one.profile.origin]) for one in every]
+    return list(dict(zip(keys, every, strict=True)).values())
 
 
 def _packages(every: Sequence[TraceMetadata]) -> dict[str, list[str]]:
@@ -132,7 +136,7 @@ def _profile(one: TraceMetadata) -> dict[str, Any]:
         seed=one.seed,
         fading=fading.model,
         coherence=fading.coherence,
-        assumptions=ASSUMPTIONS,
+        origin=keys_by_origin(one.profile.value_origins()),
     )
 
 
