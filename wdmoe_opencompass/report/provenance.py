@@ -59,7 +59,8 @@ def coupling_notes(runs: Sequence[ModelRun]) -> list[str]:
     """Lines on what depends on how a dataset was cut: choices that couple tokens, and fading that changes."""
     lines = []
     for run in runs:
-        uneven = [name for name, traces in run.traces.items() if batches_are_uneven(traces, run.batch_size)]
+        sizes = {name: run.own_batch_sizes.get(name, run.batch_size) for name in run.traces}
+        uneven = [name for name, traces in run.traces.items() if batches_are_uneven(traces, sizes[name])]
         if run.couples_tokens and uneven:
             lines.append(
                 f"{run.abbr}: its policy weighs the tokens of a forward pass together, and {', '.join(uneven)} was "
@@ -157,6 +158,7 @@ def _model(run: ModelRun) -> dict[str, Any]:
             experts=one.experts,
             layers=one.layers,
             batch_size=run.batch_size,
+            own_batch_sizes=run.own_batch_sizes,
             profile_hash=one.profile_hash,
             seed=one.seed,
             trace_format=one.format_version,
