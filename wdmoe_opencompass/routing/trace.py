@@ -26,7 +26,7 @@ from ..files import write_whole
 from ..regular_file import read_regular
 from ..sealed_file import BROKEN, MOST_BYTES, check_version, read_sealed, write_sealed
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 RATIO_BINS = 50
 FRAME_BYTES = 8 + 32  # before a journal's block: its length and SHA-256
 SEALED_SUFFIX = ".trace.safetensors"
