@@ -70,8 +70,6 @@ def _is_stated(statements: Statements, path: str, value: Any) -> bool:
             stated = stated[number] if number < len(stated) else None
     else:
         stated = statements.get(path)
-    if isinstance(stated, Mapping):  # a file may name an expert 0 where JSON has "0"
-        stated = {str(key): held for key, held in stated.items()}
     return stated == value
 
 

@@ -142,6 +142,20 @@ class ChannelProfile(_Part):
     placement: Placement = Placement()
     origin: dict[str, dict[str, Any]] | None = None
 
+    @field_validator("origin")
+    @classmethod
+    def _experts_are_named_as_in_json(cls, origin: dict[str, dict[str, Any]] | None) -> dict[str, dict] | None:
+        """An expert is 0 in a file and "0" in JSON; one of them, so that equal profiles are equal."""
+        if origin is None:
+            return None
+        return {
+            word: {
+                path: {str(key): held for key, held in value.items()} if isinstance(value, dict) else value
+                for path, value in statements.items()
+            }
+            for word, statements in origin.items()
+        }
+
     @model_validator(mode="after")
     def _names_belong_together(self) -> "ChannelProfile":
         names = Counter(device.name for device in self.devices)

@@ -132,7 +132,8 @@ def placed_profile(profile: ChannelProfile, device_of_expert: Places) -> Channel
     """The profile with every expert placed by name; it says that the placement was computed."""
     experts = {expert: profile.devices[int(device)].name for expert, device in enumerate(device_of_expert)}
     placed = profile.model_copy(update=dict(placement=Placement(experts=experts)))
-    return placed.with_statements("computed", {"placement.others": "modulo", "placement.experts": experts})
+    stated = placed.placement.model_dump(mode="json")
+    return placed.with_statements("computed", {f"placement.{key}": value for key, value in stated.items()})
 
 
 def profile_text(comparison: Comparison, traces: Sequence[RoutingTrace]) -> str:

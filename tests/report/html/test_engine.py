@@ -541,7 +541,7 @@ def test_a_control_applies_if_and_only_if_it_changes_a_latency(engine, name):
         transmit_power_w=dict(devices=[dict(name=first, transmit_power_w=1e-4)]),
         fading=False,
         allocation="uniform",
-        scope="layer",
+        scope="pass",
     )
     run = split_run(profile)
     cases = [{}, *(change if isinstance(change, dict) else {key: change} for key, change in changes.items())]
