@@ -81,7 +81,7 @@ def test_every_value_of_a_shipped_profile_has_an_origin_and_the_papers_are_the_p
         if name != "testbed_4_devices":
             assert profile.origin["paper"].items() <= STATED_BY_THE_PAPER.items()
     fitted = keys_by_origin(PAPER.value_origins())["fitted"]
-    assert fitted == ["devices[*].distance_m", "devices[*].compute_flops"]
+    assert {"devices[*].distance_m", "devices[*].compute_flops"} <= set(fitted)
 
 
 @given(profile=st_profiles())

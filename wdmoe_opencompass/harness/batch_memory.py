@@ -44,12 +44,14 @@ class BatchMemory:
 def token_bytes(config: Any, item_bytes: int, expert_parameters: int, top_k: int) -> TokenBytes | None:
     """Of a model by its text config; None where that does not say how its attention keeps keys and values.
 
-    item_bytes: of an activation; expert_parameters: of one expert, two or three matrices of hidden x FFN size.
+    item_bytes: of an activation; expert_parameters: of one expert, hidden x FFN size each matrix; 0 of a dense model.
     """
     layers, hidden = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
     heads, vocabulary = getattr(config, "num_attention_heads", None), getattr(config, "vocab_size", None)
     if not (layers and hidden and heads and vocabulary):
         return None
+    if not expert_parameters:  # a dense model: its one feed-forward network
+        expert_parameters, top_k = 3 * hidden * (getattr(config, "intermediate_size", None) or 4 * hidden), 1
     key_heads = getattr(config, "num_key_value_heads", None) or heads
     head = getattr(config, "head_dim", None) or hidden // heads
     key_size = getattr(config, "qk_head_dim", None) or head  # multi-head latent attention: as transformers caches it
@@ -86,18 +88,17 @@ def batch_sentence(needed: BatchMemory, weight_bytes: int, gpus: int, free_bytes
 
     free_bytes: over all of them; None where that is not known.
     """
-    parts = max(gpus, 1)
-    need, where = needed.bytes_per_gpu(weight_bytes, parts), "in the host's memory"
-    if gpus:
-        where = "on the GPU" if gpus == 1 else f"on each of {gpus} GPUs"
     longest = f"longest on {needed.dataset}, {needed.prompt} + {needed.new_tokens} tokens"
-    size = f"{needed.batch_size} ({longest})"
-    return f"batch size {size}: {_verdict(needed, weight_bytes, parts, need, where, free_bytes)}; " + (
+    return (
+        f"batch size {needed.batch_size} ({longest}): {_verdict(needed, weight_bytes, gpus, free_bytes)}; "
         f"Table II corresponds to about {TABLE_2_SEQUENCES} sequences per forward pass"
     )
 
 
-def _verdict(needed: BatchMemory, weight_bytes: int, parts: int, need: int, where: str, free_bytes: int | None) -> str:
+def _verdict(needed: BatchMemory, weight_bytes: int, gpus: int, free_bytes: int | None) -> str:
+    where = {0: "in the host's memory", 1: "on the GPU"}.get(gpus, f"on each of {gpus} GPUs")
+    parts = max(gpus, 1)
+    need = needed.bytes_per_gpu(weight_bytes, parts)
     parts_text = (
         f"weights {weight_bytes / parts / 1e9:.3g}, key/value cache {needed.cache_bytes / parts / 1e9:.3g}, "
         f"activations {needed.activation_bytes / 1e9:.3g}"
