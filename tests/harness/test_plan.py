@@ -1,4 +1,5 @@
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from tests.conftest import ROOT, SMALL, environment
 from tests.harness.test_run import MODELS, TASKS, trace_of
 from wdmoe_opencompass import load_profile
 from wdmoe_opencompass.errors import ModelError, WdmoeError
+from wdmoe_opencompass.harness.batch_memory import batch_memory, batch_sentence
 from wdmoe_opencompass.harness.offline import no_network
 from wdmoe_opencompass.harness.plan import HEADER_BYTES, make_plan
 from wdmoe_opencompass.harness.weights import measure_weights, missing_files
@@ -211,6 +213,71 @@ def test_bitsandbytes_leaves_the_experts_in_16_bit(mixtral_config):
     bytes_ = measure_weights(mixtral_config, four_bit).bytes
     assert bytes_ == pytest.approx(2 * MIXTRAL_PARAMETERS - 1.5 * 32 * ATTENTION, rel=1e-3)
     assert bytes_ > 90e9
+
+
+def test_a_token_of_mixtral_takes_what_is_counted_by_hand(mixtral_config):
+    token = measure_weights(mixtral_config, dict(torch_dtype="torch.bfloat16")).token
+    assert token.cache == 32 * 2 * 8 * 128 * 2  # layers, keys and values, key heads, head size, bytes
+    assert token.experts == 2 * (4096 + 3 * 14336 + 4096) * 2  # experts, what goes in, between and out, bytes
+    assert token.logits == 32000 * (2 + 4 + 4)
+
+
+def test_a_batch_is_weights_and_cache_over_the_gpus_and_activations_on_one(mixtral_config):
+    facts = measure_weights(mixtral_config, dict(torch_dtype="torch.bfloat16"))
+    gsm8k = batch_memory("gsm8k", facts.token, "gen", 64, 1, 1585, 512)
+    cache, experts = 64 * (1585 + 512) * 131072, 64 * 1585 * 204800
+    assert gsm8k.bytes_per_gpu(facts.bytes, 2) == (facts.bytes + cache) // 2 + experts
+    fits = batch_sentence(gsm8k, facts.bytes, 2, int(2 * 84e9))
+    assert fits.startswith("batch size 64 (longest on gsm8k, 1585 + 512 tokens): fits, with 76.3 of 84 GB on each of 2")
+    assert fits.endswith("; Table II corresponds to about 64 sequences per forward pass")
+    on_one = batch_sentence(gsm8k, facts.bytes, 1, int(141e9))
+    assert ": fits, with 132 of 141 GB on the GPU" in on_one
+    too_large = batch_memory("history", facts.token, "ppl", 64, 1, 3000, 0)
+    need = (facts.bytes + 64 * 3000 * 131072) / 2 + 64 * 3000 * 320000
+    told = batch_sentence(too_large, facts.bytes, 2, int(2 * 84e9))
+    assert f": needs {need / 1e9:.3g} GB on each of 2 GPUs" in told
+    (largest,) = re.findall(r"free: 84 GB; about (\d+) would fit", told)
+    for batch_size, is_enough in ((int(largest), True), (int(largest) + 1, False)):
+        other = batch_memory("history", facts.token, "ppl", batch_size, 1, 3000, 0)
+        assert (other.bytes_per_gpu(facts.bytes, 2) <= 84e9) == is_enough
+    assert "would fit" not in batch_sentence(too_large, facts.bytes, 1, int(80e9))  # not even the weights do
+    assert "needs 121 GB on each of 2 GPUs" in batch_sentence(too_large, facts.bytes, 2, None)
+
+
+def test_the_key_value_cache_is_that_of_a_real_forward_pass():
+    from transformers import AutoModelForCausalLM
+
+    folder = ROOT / "quickstart" / "model"
+    token = measure_weights(folder, dict(torch_dtype="torch.float32")).token
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        answer = model(torch.zeros((3, 7), dtype=torch.long), use_cache=True)
+    kept = sum(part.nbytes for layer in answer.past_key_values.layers for part in (layer.keys, layer.values))
+    assert kept == 3 * 7 * token.cache
+    assert token.logits == answer.logits.shape[2] * (4 + 4 + 4)
+
+
+def test_the_plan_says_what_the_largest_batch_needs(quickstart, changed, mixtral_config, monkeypatch):
+    (note,) = [one for one in quickstart["notes"] if "batch size" in one]
+    assert note.startswith("model quickstart-vanilla-hf and 1 more: batch size 25 (longest on qs_")
+    assert "GB in the host's memory" in note
+    gpus(monkeypatch, 2, free_bytes=84e9)
+
+    def mixtral(cfg):
+        cfg.models = cfg.models[:1]
+        cfg.models[0].path = str(mixtral_config)
+        cfg.models[0].model_kwargs = dict(torch_dtype="torch.bfloat16")
+        cfg.models[0].run_cfg.num_gpus = 2
+        cfg.models[0].batch_size = 5000
+        cfg.datasets[0].infer_cfg.inferencer.batch_size = 64
+
+    (note,) = [one for one in changed(mixtral).notes if "batch size" in one]
+    assert re.search(r"batch size 5000 \(longest on .*\): needs [\d.e+]+ GB on each of 2 GPUs", note)
+    assert "free: 84 GB; about" in note
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    (note,) = [one for one in changed(mixtral).notes if "batch size" in one]
+    assert "GB on each of 2 GPUs" in note
+    assert "free" not in note
 
 
 @pytest.mark.parametrize("dtype", ["torch.float32", "torch.bfloat16"])

@@ -127,6 +127,12 @@ def test_the_file_is_a_whole_profile_that_the_other_commands_take(written, tmp_p
     profile = load_profile(out)
     assert profile.content_hash == answer["profile_hash"]
     assert profile.devices == PROFILE.devices[:4]
+    origins = profile.value_origins()
+    assert (origins["placement.experts"], origins["placement.others"]) == ("computed", "computed")
+    before = PROFILE.value_origins()
+    assert {key: before[key] for key in origins if not key.startswith("placement.")} == {
+        key: word for key, word in origins.items() if not key.startswith("placement.")
+    }
     place = np.array(profile.device_of_expert(8))
     assert ((place[:, None] == place) == (group[:, None] == group)).all()
     assert answer["placement"] == {str(e): profile.devices[d].name for e, d in enumerate(place)}

@@ -27,7 +27,7 @@ from tests.testbed.synthetic import (
     probe,
 )
 from wdmoe_opencompass import ExpertShape, allocate, draw_channel, link_budget, load_profile
-from wdmoe_opencompass.channel.profile import changed_profile
+from wdmoe_opencompass.channel.profile import MEASURED, changed_profile
 from wdmoe_opencompass.cli import app
 from wdmoe_opencompass.errors import PolicyError, ProfileError
 from wdmoe_opencompass.latency import device_latency_s, waiting_latency_s
@@ -169,7 +169,13 @@ def test_a_measured_profile_is_written_read_and_shown(tmp_path):
     )
     assert CliRunner().invoke(app, ["profile", "validate", str(path)]).exit_code == 0
     assert "rates: measured" in path.read_text()
+    origins, measured_keys = load_profile(path).value_origins(), (*MEASURED, "compute_flops")
+    wanted = {f"devices[{k}].{key}": "measured" for k in range(DEVICES) for key in measured_keys}
+    assert wanted.items() <= origins.items()
+    assert origins["base_station.message_s"] == "measured"
+    assert not {"total_bandwidth_hz", "path_loss", "fading.model", "devices[0].distance_m"} & origins.keys()
     slower = changed_profile(profile, "devices[0].downlink_bit_per_s", 1e6)
+    assert slower.value_origins() == origins | {"devices[0].downlink_bit_per_s": "own"}
     assert slower.content_hash != profile.content_hash
 
 

@@ -47,7 +47,8 @@ TEXT = [
     "why per forward pass: a batch of Table II is one forward pass of about 64 sequences; why scope layer: it alone "
     "reaches the paper's savings, and one split for all layers cannot be run (evidence: docs/reconstruction.md)",
     f"{CANNOT_MATCH} cannot match: the paper states neither the devices' distances and FLOP/s nor N0 nor batch "
-    "sizes; our channel profile marks its own as assumption. Savings are ratios and can be compared with care.",
+    "sizes; what the run's profile says instead, and from where, is listed above. Savings are ratios and can be "
+    "compared with care.",
     "accuracy depends on prompts and answer extraction: the paper names OpenCompass, not the dataset configs; the "
     "stock ARC configs read the dev set",
     "paper: arXiv 2411.06681, Tables I and II",

@@ -9,11 +9,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ..channel.origin import keys_by_origin
 from ..routing.trace import RoutingTrace, TraceMetadata
 from .tables import DENSE, ModelRun, datasets_of, missing_cells
 
 PROVENANCE_FILE = "provenance.json"
-ASSUMPTIONS = "values marked `assumption` in the profile file are ours, not the paper's"
 
 PADDED = " (OpenCompass's own: a text's score depends on the padding of its batch)"
 
@@ -26,7 +26,7 @@ def provenance(runs: Sequence[ModelRun], **where: str) -> dict[str, Any]:
     every = [trace.metadata for run in runs for trace in run.all_traces]
     return dict(
         packages=_packages(every),
-        profiles=[_profile(one) for one in _by_profile(runs).values()],
+        profiles=[_profile(one) for one in _by_profile(runs)],
         datasets=datasets_of(runs),
         **where,
         models=[_model(run) for run in runs],
@@ -41,7 +41,9 @@ def footnote(runs: Sequence[ModelRun], text: str) -> list[str]:
 
 def origin_notes(runs: Sequence[ModelRun]) -> list[str]:
     """Lines of the facts of `provenance`: profile, seed, policies, weights, versions; and what is empty and why."""
-    lines = [f"{_described(one)}; {ASSUMPTIONS}" for one in _by_profile(runs).values()]
+    lines = []
+    for one in _by_profile(runs):
+        lines += [_described(one), f"profile {one.profile.name}: {one.profile.origin_sentence}"]
     lines += [line for run in runs for line in _model_notes(run)]
     for name, members in next((run.groups for run in runs), {}).items():
         whole = f" of its {runs[0].group_size[name]}" if name in runs[0].group_size else ""
@@ -59,7 +61,8 @@ def coupling_notes(runs: Sequence[ModelRun]) -> list[str]:
     """Lines on what depends on how a dataset was cut: choices that couple tokens, and fading that changes."""
     lines = []
     for run in runs:
-        uneven = [name for name, traces in run.traces.items() if batches_are_uneven(traces, run.batch_size)]
+        sizes = {name: run.own_batch_sizes.get(name, run.batch_size) for name in run.traces}
+        uneven = [name for name, traces in run.traces.items() if batches_are_uneven(traces, sizes[name])]
         if run.couples_tokens and uneven:
             lines.append(
                 f"{run.abbr}: its policy weighs the tokens of a forward pass together, and {', '.join(uneven)} was "
@@ -105,20 +108,30 @@ def files_digest(run: ModelRun) -> str:
 
 def origin_records(runs: Sequence[ModelRun]) -> list[dict[str, str]]:
     """The profiles and ways to score texts that the runs' traces were recorded with, and what a footnote says."""
-    found = {(trace.metadata.profile_hash, trace.metadata.perplexity): trace.metadata for trace in _all_traces(runs)}
+    every = [trace.metadata for trace in _all_traces(runs)]
+    found = {(_profile_key(metadata), metadata.perplexity): metadata for metadata in every}
     return [
-        dict(profile_hash=digest, perplexity=perplexity, text=f"{_described(metadata)}; {_versions(metadata)}")
-        for (digest, perplexity), metadata in found.items()
+        dict(
+            profile_hash=metadata.profile_hash,
+            perplexity=metadata.perplexity,
+            text=f"{_described(metadata)}; {_versions(metadata)}",
+        )
+        for metadata in found.values()
     ]
 
 
 def profile_line(runs: Sequence[ModelRun]) -> str:
     """Profiles and seeds of the runs' traces, in one line."""
-    return "; ".join(_described(one) for one in _by_profile(runs).values())
+    return "; ".join(_described(one) for one in _by_profile(runs))
 
 
-def _by_profile(runs: Sequence[ModelRun]) -> dict[str, TraceMetadata]:
-    return {trace.metadata.profile_hash: trace.metadata for trace in _all_traces(runs)}
+def _by_profile(runs: Sequence[ModelRun]) -> list[TraceMetadata]:
+    """-> metadata of one trace under each profile; equal values of different origins are two profiles."""
+    return list({_profile_key(trace.metadata): trace.metadata for trace in _all_traces(runs)}.values())
+
+
+def _profile_key(one: TraceMetadata) -> str:
+    return json.dumps([one.profile_hash, one.profile.name, one.profile.origin])
 
 
 def _all_traces(runs: Sequence[ModelRun]) -> list[RoutingTrace]:
@@ -139,7 +152,7 @@ def _profile(one: TraceMetadata) -> dict[str, Any]:
         seed=one.seed,
         fading=fading.model,
         coherence=fading.coherence,
-        assumptions=ASSUMPTIONS,
+        origin=keys_by_origin(one.profile.value_origins()),
     )
 
 
@@ -161,6 +174,7 @@ def _model(run: ModelRun) -> dict[str, Any]:
             experts=one.experts,
             layers=one.layers,
             batch_size=run.batch_size,
+            own_batch_sizes=run.own_batch_sizes,
             profile_hash=one.profile_hash,
             seed=one.seed,
             trace_format=one.format_version,

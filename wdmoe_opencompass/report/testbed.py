@@ -398,7 +398,8 @@ def prediction_notes(measured: Sequence[MeasuredRun], profile: ChannelProfile | 
     traces = [trace for one in measured for pairs in one.measured.values() for trace, _ in pairs]
     every = {one.content_hash: one for one in ([profile] if profile else [t.metadata.profile for t in traces])}
     named = ", ".join(f"{one.name} (hash {key[:12]}, {one.rates} rates)" for key, one in every.items())
-    return [*assumed(measured, profile), PREDICTION_TEXT, f"predicted from profile {named}; payload as on the wire"]
+    lines = [*assumed(measured, profile), PREDICTION_TEXT, f"predicted from profile {named}; payload as on the wire"]
+    return lines + [f"profile {one.name}: {one.origin_sentence}" for one in every.values() if profile]
 
 
 def assumed(measured: Sequence[MeasuredRun], profile: ChannelProfile | None) -> list[str]:

@@ -142,6 +142,30 @@ def test_the_saved_profile_gives_the_page_s_numbers(run, visit, tmp_path):
     assert path.name == "paper_8_devices_what_if.yaml"
     assert visit.cells() == approx(expected(run, load_profile(path)), rel=DIGITS)
     assert CliRunner().invoke(app, ["profile", "validate", str(path)]).exit_code == 0
+    own = {key for key, word in load_profile(path).value_origins().items() if word == "own"}
+    assert own == {"payload_bits", "devices[1].distance_m"}
+    assert {PROFILE.value_origins()[key] for key in own} == {"paper", "fitted"}
+
+
+def test_the_page_calls_no_changed_value_the_papers(visit):
+    told = "#channel-origin"
+    before = visit.page.inner_text(told)
+    assert PROFILE.origin_sentence in before
+    assert "own:" not in before
+    assert visit.page.inner_text("#origin-note") == ""
+    visit.set("#total-number", 45)
+    visit.settled()
+    profile = changed_profile(PROFILE, "total_bandwidth_hz", 45e6)
+    assert f"as changed: {profile.origin_sentence}" in visit.page.inner_text(told)
+    assert f"as changed: {profile.origin_sentence}" in visit.page.inner_text("#origin-note")
+
+
+def test_scope_layer_is_offered_first_and_pass_is_called_hindsight(visit):
+    choices = "nodes => nodes.map(node => [node.value, node.parentElement.textContent])"
+    offered = visit.page.eval_on_selector_all("#choose-scope input", choices)
+    assert offered == [["layer", "layer"], ["pass", "pass (hindsight)"]]
+    visit.click("[name=scope][value=pass]")
+    assert "in hindsight" in visit.page.inner_text("#table-latency caption")
 
 
 def test_reset_brings_the_run_s_own_numbers_back(visit):
