@@ -39,7 +39,7 @@ def test_replay_meets_the_runs_own_draws(coherence):
     latency = replay(trace, profile, "uniform", "layer").layer_latency_s
     for row in range(len(trace.batch)):
         for layer in range(3):
-            moment = ("d", int(trace.first_item[trace.batch[row]]), int(trace.pass_index[row]), layer)
+            moment = ("d", int(trace.items_before[trace.batch[row]]), int(trace.pass_index[row]), layer)
             budget = link_budget(profile, draw_channel(profile, *moment), SHAPE)
             per_token = token_latency_s(budget, 12.5e6)
             load, extra = (
