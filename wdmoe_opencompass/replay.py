@@ -108,6 +108,10 @@ class DrawnLatency:
         draws = len(self.mean_latency_s)
         return float(self.mean_latency_s.std(ddof=1) / np.sqrt(draws)) if draws > 1 else None
 
+    def saving_over(self, other: "DrawnLatency") -> Array:
+        """-> [draws] 1 - latency / other's latency, draw by draw."""
+        return 1 - self.mean_latency_s / other.mean_latency_s
+
     def quantile_s(self, share: float) -> float:
         """Quantile over the draws of the mean latency per pass."""
         return float(np.quantile(self.mean_latency_s, share))
@@ -245,7 +249,7 @@ class _Distinct:
         return max(1, self.load[0].size) if len(self.load) else 1
 
     def sampled(self, points: int) -> "_Distinct":
-        """-> layers at points spread evenly over all tokens, the smallest layers first; each with an equal part of them.
+        """-> layers at points spread evenly over all tokens, smallest layers first; each with an equal part of them.
 
         The weights make every sum that is proportional to a layer's tokens the one over all layers.
         """

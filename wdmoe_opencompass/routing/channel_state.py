@@ -28,7 +28,8 @@ class ChannelStates:
     """The channel state of every layer of every forward pass, under evenly split bandwidth, Eq. (6) and (7).
 
     A profile of measured rates has no curve over the bandwidth: they are the same at any.
-    Set `dataset` and `items_before` (see `draw_channel`) before each batch; states are kept on the device that asked until the draw changes.
+    Set `dataset` and `items_before` (see `draw_channel`) before each batch; states are kept on the device that asked
+    until the draw changes.
     Where a testbed measures, `history` (testbed/history.py) adds its mean times per token as they are at the moment.
     """
 
