@@ -209,20 +209,20 @@ def test_a_killed_run_goes_on_under_the_draws_it_would_have_met(changing, tmp_pa
     seen = SeenChannel(monkeypatch)
     model, predictions = changing, tmp_path / "d.json"
 
-    def go_on(answered, batches):
+    def go_on(answered, times):
         first = model.open_trace(predictions, "m", "d", items_total=4, answered=answered)
         assert first == answered
         with torch.no_grad():
-            for batch in batches:
+            for _ in range(times):
                 model.generate(PROMPTS[:1] * 2, 3)
                 seen.batch += 1
 
-    go_on(0, range(2))
+    go_on(0, 2)
     model.close_trace(seal=True)
     whole = read_trace(predictions.with_name("d.trace.safetensors"))
-    go_on(0, range(2))
+    go_on(0, 2)
     model.close_trace(seal=False)  # killed: the last block was torn, or the last batch's answers were not kept
-    go_on(2, range(1))
+    go_on(2, 1)
     model.close_trace(seal=True)
     resumed = read_trace(predictions.with_name("d.trace.safetensors"))
     latency_s = replay(resumed, model.profile, "uniform", "pass").layer_latency_s

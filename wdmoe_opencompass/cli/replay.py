@@ -26,8 +26,8 @@ EXAMPLES = (
     "wdmoe replay d.trace.safetensors --profile p.yaml --sweep payload_bits=4:8:2",
 )
 SELECTED_UNDER_ONE = (
-    "selection never saw the other draws: it was made under each run's own; a saving is paired, draw by draw, and given "
-    "as its median and 5 to 95 % range over the draws"
+    "selection never saw the other draws: it was made under each run's own; a saving is paired, draw by draw, and "
+    "given as its median and 5 to 95 % range over the draws"
 )
 MOST_POINTS, MOST_DRAWS = 10_000, 10_000_000
 INFINITE_MEAN = (
