@@ -12,6 +12,7 @@ from tests.conftest import ROOT
 from tests.routing.test_trace import block, metadata
 from wdmoe_opencompass import ExpertShape, draw_channel, link_budget, load_profile, token_latency_s
 from wdmoe_opencompass.channel.profile import changed_profile
+from wdmoe_opencompass.replay import replay_draws
 from wdmoe_opencompass.routing.trace import join, read_trace, write_trace
 
 
@@ -58,6 +59,45 @@ def test_replay_gives_every_pass_and_the_mean(trace, allocation):
         assert one["waiting_latency_s"] == pytest.approx(sum(one["layer_latency_s"]))
     mean = np.mean([one["waiting_latency_s"] for one in answer["passes"]])
     assert answer["mean_waiting_latency_s"] == pytest.approx(mean)
+
+
+SHARES = {"median": 0.5, "quantile_0.05": 0.05, "quantile_0.95": 0.95}
+
+
+def test_draws_give_paired_savings_over_the_even_split_and_over_vanilla(trace, tmp_path):
+    """In JSON and CSV; a model's own split is compared with its own even split and with that of vanilla's trace."""
+    vanilla = tmp_path / "vanilla.trace.safetensors"
+    write_trace(vanilla, join(metadata(policy="top_k"), [block(0, seed=2), block(4, seed=3)]))
+    files = [vanilla, trace]
+    options = ["--allocation", "optimal", "--scope", "layer", "--draws", 30]
+    answer = json.loads(wdmoe("replay", *files, *options, "--json").stdout)
+    rows = list(csv.DictReader(wdmoe("replay", *files, *options, "--csv").stdout.splitlines()))
+    profile = read(trace).metadata.profile
+    even, best = (
+        [replay_draws(read(path), profile, method, "layer", 30).mean_latency_s for path in files]
+        for method in ("uniform", "optimal")
+    )
+    for number, record in enumerate(answer["summary"]):
+        for against, other in (("even", even[number]), ("vanilla_even", even[0])):
+            saving = 1 - best[number] / other
+            for name, share in SHARES.items():
+                key = f"{name}_saving_over_{against}"
+                assert record[key] == pytest.approx(np.quantile(saving, share))
+                assert float(rows[number][key]) == record[key]
+    assert any("selection never saw the other draws" in note for note in answer["notes"])
+    assert "selection never saw the other draws" in wdmoe("replay", *files, *options).stdout
+
+
+def test_what_has_nothing_to_be_compared_with_has_no_saving(trace, tmp_path):
+    """The even split saves nothing over itself; a trace of other weights is not vanilla's."""
+    other = tmp_path / "other.trace.safetensors"
+    write_trace(other, join(metadata(policy="top_k", weights="models/other"), [block(0, seed=2)]))
+    for options in ([trace], [trace, other]):
+        answer = json.loads(wdmoe("replay", *options, "--draws", 5, "--json").stdout)
+        assert not [key for record in answer["summary"] for key in record if "saving" in key]
+    alone = json.loads(wdmoe("replay", trace, "--allocation", "optimal", "--draws", 5, "--json").stdout)["summary"][0]
+    assert alone["median_saving_over_even"] > 0
+    assert "median_saving_over_vanilla_even" not in alone
 
 
 def test_replay_names_both_hashes(trace, tmp_path):

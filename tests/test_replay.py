@@ -7,11 +7,13 @@ from pytest import approx
 from tests import oracles
 from tests.routing.test_trace import block, metadata
 from wdmoe_opencompass import ExpertShape, draw_channel, link_budget, load_profile, token_latency_s
+from wdmoe_opencompass.allocation import allocate
 from wdmoe_opencompass.channel.profile import changed_profile
+from wdmoe_opencompass.channel.propagation import Channel, FadingSource
 from wdmoe_opencompass.errors import ProfileError, TraceError
 from wdmoe_opencompass.latency import expert_flop
 from wdmoe_opencompass.replay import replay, replay_draws
-from wdmoe_opencompass.routing.trace import join
+from wdmoe_opencompass.routing.trace import RoutingTrace, empty_arrays, join
 
 PROFILE = load_profile("paper_8_devices")
 SHAPE = ExpertShape(32, 48)
@@ -39,7 +41,7 @@ def test_replay_meets_the_runs_own_draws(coherence):
     latency = replay(trace, profile, "uniform", "layer").layer_latency_s
     for row in range(len(trace.batch)):
         for layer in range(3):
-            moment = ("d", int(trace.first_item[trace.batch[row]]), int(trace.pass_index[row]), layer)
+            moment = ("d", int(trace.items_before[trace.batch[row]]), int(trace.pass_index[row]), layer)
             budget = link_budget(profile, draw_channel(profile, *moment), SHAPE)
             per_token = token_latency_s(budget, 12.5e6)
             load, extra = (
@@ -77,6 +79,72 @@ def test_draws_do_not_depend_on_the_chunks(coherence, monkeypatch):
     monkeypatch.setattr("wdmoe_opencompass.replay.CHUNK_NUMBERS", 500)
     pieces = replay_draws(trace, profile, "uniform", "pass", 50)
     assert whole.mean_latency_s == approx(pieces.mean_latency_s, rel=1e-12)
+
+
+@pytest.mark.parametrize("duplex", ["shared", "frequency_division"])
+@pytest.mark.parametrize("coherence", ["run", "pass", "layer"])
+@pytest.mark.parametrize("method", ["uniform", "optimal"])
+def test_every_draw_is_the_mean_of_its_passes_allocated_one_by_one(method, coherence, duplex):
+    profile = with_fading(coherence=coherence).model_copy(update=dict(duplex=duplex))
+    trace = trace_of(passes=2, batches=2)
+    trace.arrays["device_load"][1], trace.arrays["expert_evaluations"][1] = 0, 0  # a pass without load
+    trace.arrays["device_load"][2] = trace.arrays["device_load"][0]  # and layers that are alike
+    trace.arrays["expert_evaluations"][2] = trace.arrays["expert_evaluations"][0]
+    expected = np.zeros(4)
+    for row, batch in enumerate(trace.batch):
+        for layer in range(3):
+            source = FadingSource(profile, "d", int(trace.items_before[batch]), int(trace.pass_index[row]), layer)
+            drawn = source.draw(4)
+            for n in range(4):
+                budget = link_budget(profile, Channel(drawn.downlink_gain[n], drawn.uplink_gain[n]), SHAPE)
+                loads = trace.device_load[row, [layer]], trace.expert_evaluations[row, [layer]]
+                answer = allocate(method, "layer", budget, loads[0], profile.total_bandwidth_hz, loads[1])
+                expected[n] += answer.waiting_latency_s[0] / len(trace.batch)
+    assert replay_draws(trace, profile, method, "layer", 4).mean_latency_s == approx(expected, rel=1e-9)
+
+
+def test_measured_rates_are_the_same_in_every_draw():
+    profile = load_profile("testbed_4_devices")
+    measured = profile.model_copy(
+        update=dict(
+            rates="measured",
+            fading=profile.fading.model_copy(update=dict(model="none")),
+            devices=tuple(
+                d.model_copy(update=dict(downlink_bit_per_s=1e7 * (k + 1), uplink_bit_per_s=5e6, fixed_s=0.01))
+                for k, d in enumerate(profile.devices)
+            ),
+        )
+    )
+    one = metadata(profile=measured, profile_hash=measured.content_hash)
+    load = np.random.default_rng(0).integers(0, 9, (3, 3, 4)).astype(np.int32)
+    arrays = empty_arrays(one) | dict(
+        batch=np.zeros(3, np.int32), pass_index=np.arange(3, dtype=np.int32), device_load=load, expert_evaluations=load,
+        first_item=np.zeros(1, np.int32), items=np.ones(1, np.int32),
+    )  # fmt: skip
+    trace = RoutingTrace(one, arrays)
+    mean_s = replay(trace, measured, "uniform", "layer").waiting_latency_s.mean()
+    for method in ("uniform", "optimal"):
+        assert replay_draws(trace, measured, method, "layer", 3).mean_latency_s == approx(np.full(3, mean_s))
+
+
+def test_a_sample_of_a_trace_s_layers_stands_for_all():
+    """Few passes hold most of the tokens, as prefill does."""
+    trace = trace_of(passes=60, batches=8)
+    scale = np.where(trace.pass_index == 0, 400, 1).astype(np.int32)[:, None, None]
+    for name in ("device_load", "expert_evaluations"):
+        trace.arrays[name] = np.minimum(trace.arrays[name], 40) * scale + (trace.arrays[name] > 0)
+    whole, sampled = (replay_draws(trace, PROFILE, "optimal", "layer", 6, max_layers=n) for n in (None, 512))
+    assert sampled.mean_latency_s == approx(whole.mean_latency_s, rel=3e-3)
+    assert (sampled.mean_latency_s != whole.mean_latency_s).all()
+    enough = replay_draws(trace, PROFILE, "optimal", "layer", 6, max_layers=10_000)
+    assert (enough.mean_latency_s == whole.mean_latency_s).all()
+
+
+def test_a_saving_is_of_equal_draws():
+    trace = trace_of()
+    even, best = (replay_draws(trace, PROFILE, method, "layer", 30) for method in ("uniform", "optimal"))
+    assert (best.saving_over(even) == 1 - best.mean_latency_s / even.mean_latency_s).all()
+    assert (best.saving_over(even) > 0).all()
 
 
 def test_progress_adds_up_to_the_whole_work(monkeypatch):

@@ -4,7 +4,7 @@ from pytest import approx
 
 from tests import oracles
 from wdmoe_opencompass.channel import draw_channel, list_profiles, load_profile
-from wdmoe_opencompass.channel.propagation import mean_amplitude, path_loss_db
+from wdmoe_opencompass.channel.propagation import FadingSource, mean_amplitude, path_loss_db
 
 DRAWS = 20_000
 # The mean of n exponential (Rayleigh) draws has a relative standard error of 1 (0.52) / sqrt(n): five of them.
@@ -34,6 +34,56 @@ def test_rayleigh_draws_have_the_papers_mean_amplitude_and_the_power_that_follow
     amplitude = mean_amplitude(profile)
     assert np.sqrt(gains).mean(axis=0) / amplitude == approx(np.ones(8), abs=AMPLITUDE_TOLERANCE)
     assert gains.mean(axis=0) / (4 * amplitude**2 / np.pi) == approx(np.ones(8), abs=POWER_TOLERANCE)
+
+
+def with_duplex(profile, duplex):
+    return profile.model_copy(update={"duplex": duplex})
+
+
+def test_the_draw_of_a_seed_stays_what_was_published():
+    """Of PCG64 seeded by the SHA-256 of its text; numbers of before the directions could differ."""
+    profile = load_profile("paper_8_devices")
+    unit = draw_channel(profile).downlink_gain / (4 * mean_amplitude(profile) ** 2 / np.pi)
+    assert unit == approx(
+        [
+            0.356449304122,
+            0.861578181226,
+            2.17697403819,
+            0.181472560302,
+            0.25236225333,
+            0.963564000928,
+            2.66081667092,
+            0.556780492993,
+        ],
+        rel=1e-9,
+    )
+
+
+@pytest.mark.parametrize("coherence", ["run", "pass", "layer"])
+def test_directions_share_a_gain_where_they_share_a_band(coherence):
+    profile = with_fading(load_profile("paper_8_devices"), coherence=coherence)
+    shared, divided = (
+        draw_channel(with_duplex(profile, duplex), "d", 4, 1, 2) for duplex in ("shared", "frequency_division")
+    )
+    assert np.array_equal(shared.downlink_gain, shared.uplink_gain)
+    assert np.array_equal(shared.downlink_gain, divided.downlink_gain)
+    assert (divided.uplink_gain != divided.downlink_gain).all()
+
+
+def test_directions_of_divided_bands_fade_independently_by_the_same_law():
+    profile = with_duplex(load_profile("paper_8_devices"), "frequency_division")
+    drawn = FadingSource(profile, "", 0, 0, 0).draw(DRAWS)
+    down, up = (gain / (4 * mean_amplitude(profile) ** 2 / np.pi) for gain in (drawn.downlink_gain, drawn.uplink_gain))
+    assert up.mean(axis=0) == approx(np.ones(8), abs=POWER_TOLERANCE)
+    assert np.sqrt(up).mean(axis=0) == approx(np.full(8, np.sqrt(np.pi) / 2), abs=AMPLITUDE_TOLERANCE)
+    for k in range(8):
+        assert abs(np.corrcoef(down[:, k], up[:, k])[0, 1]) < POWER_TOLERANCE
+    assert np.array_equal(draw_channel(profile).uplink_gain, drawn.uplink_gain[0])
+
+
+def test_divided_bands_without_fading_have_equal_gains():
+    profile = with_duplex(with_fading(load_profile("paper_8_devices"), model="none"), "frequency_division")
+    assert np.array_equal(draw_channel(profile).downlink_gain, draw_channel(profile).uplink_gain)
 
 
 @pytest.mark.parametrize(("coherence", "changing"), [("run", []), ("pass", [0, 1, 2]), ("layer", [0, 1, 2, 3])])

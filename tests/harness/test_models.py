@@ -1,11 +1,19 @@
+import re
+
+import numpy as np
 import pytest
 import torch
 from opencompass.models import HuggingFaceBaseModel, HuggingFacewithChatTemplate
+from pytest import approx
 
 from tests.conftest import ROOT
 from tests.routing.test_odd_models import mixed_mixtral
+from wdmoe_opencompass import ExpertShape, draw_channel, link_budget
 from wdmoe_opencompass.errors import ModelError, PolicyError, ProfileError
 from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel, WdmoeHuggingFacewithChatTemplate
+from wdmoe_opencompass.replay import replay
+from wdmoe_opencompass.routing.channel_state import ChannelStates
+from wdmoe_opencompass.routing.trace import read_trace
 
 MODEL = dict(
     path=str(ROOT / "quickstart" / "model"),
@@ -134,6 +142,94 @@ def test_a_model_without_a_router_fails_with_one_sentence_and_writes_no_predicti
     written = {path.name: path.read_text() for path in (tmp_path / "run" / "predictions").rglob("*.*")}
     assert list(written) == ["qs_choice_small.failed.txt"]
     assert written["qs_choice_small.failed.txt"].startswith("LlamaForCausalLM has no MoE layer")
+
+
+class SeenChannel:
+    """What the selection of every layer and pass saw of the channel, by the test's own count of batches."""
+
+    def __init__(self, monkeypatch):
+        self.batch = 0
+        self.communication_s = {}
+        asked = ChannelStates.__call__
+
+        def see(states, pass_index, layer, device):
+            state = asked(states, pass_index, layer, device)
+            seen = tuple(state.communication_s.tolist())
+            assert self.communication_s.setdefault((self.batch, pass_index, layer), seen) == seen
+            return state
+
+        monkeypatch.setattr(ChannelStates, "__call__", see)
+
+    def layer_latency_s(self, trace, batches):
+        """-> [passes, layers] Eq. (11) under the channel that each pass's selection saw; batches: the trace's own."""
+        budget = link_budget(trace.metadata.profile, draw_channel(trace.metadata.profile), ExpertShape(128, 256))
+        return np.array([
+            [
+                (load * np.array(self.communication_s[batches[batch], number, layer])
+                 + evaluations * budget.computation_s).max()
+                for layer, (load, evaluations) in enumerate(zip(loads, evaluated))
+            ]
+            for batch, number, loads, evaluated in zip(
+                trace.batch, trace.pass_index, trace.device_load, trace.expert_evaluations
+            )
+        ])  # fmt: skip
+
+
+@pytest.fixture(params=["pass", "layer"])
+def changing(request, tmp_path):
+    """A profile file whose fading changes, with divided bands: both directions differ too."""
+    text = (ROOT / "channel_profiles" / "paper_8_devices.yaml").read_text()
+    path = tmp_path / "changing.yaml"
+    changed = re.sub("coherence: run", f"coherence: {request.param}", text)
+    path.write_text("duplex: frequency_division\n" + re.sub(r"(?m)^duplex:.*\n", "", changed))
+    return WdmoeHuggingFaceBaseModel(**MODEL, wdmoe=dict(profile=str(path), policy="wlr"))
+
+
+def test_labels_and_passes_meet_draws_of_their_own_and_replay_has_the_same(changing, tmp_path, monkeypatch):
+    seen = SeenChannel(monkeypatch)
+    model, predictions = changing, tmp_path / "d.json"
+    model.open_trace(predictions, "m", "d", items_total=3, answered=0)
+    with torch.no_grad():
+        for label in (" A", " B"):
+            for items in (PROMPTS[:2], PROMPTS[2:]):
+                model.get_ppl([item + label for item in items])
+                seen.batch += 1
+    model.close_trace(seal=True)
+    trace = read_trace(predictions.with_name("d.trace.safetensors"))
+    assert trace.first_item.tolist() == [0, 2, 0, 2]
+    assert trace.items_before.tolist() == [0, 2, 3, 5]
+    assert len({seen.communication_s[batch, 0, 0] for batch in range(4)}) == 4
+    by_layer = len({seen.communication_s[0, 0, layer] for layer in range(trace.metadata.layers)})
+    assert by_layer == (trace.metadata.layers if model.profile.fading.coherence == "layer" else 1)
+    latency_s = replay(trace, model.profile, "uniform", "pass").layer_latency_s
+    assert latency_s == approx(seen.layer_latency_s(trace, range(4)), rel=1e-5)
+
+
+def test_a_killed_run_goes_on_under_the_draws_it_would_have_met(changing, tmp_path, monkeypatch):
+    seen = SeenChannel(monkeypatch)
+    model, predictions = changing, tmp_path / "d.json"
+
+    def go_on(answered, times):
+        first = model.open_trace(predictions, "m", "d", items_total=4, answered=answered)
+        assert first == answered
+        with torch.no_grad():
+            for _ in range(times):
+                model.generate(PROMPTS[:1] * 2, 3)
+                seen.batch += 1
+
+    go_on(0, 2)
+    model.close_trace(seal=True)
+    whole = read_trace(predictions.with_name("d.trace.safetensors"))
+    go_on(0, 2)
+    model.close_trace(seal=False)  # killed: the last block was torn, or the last batch's answers were not kept
+    go_on(2, 1)
+    model.close_trace(seal=True)
+    resumed = read_trace(predictions.with_name("d.trace.safetensors"))
+    latency_s = replay(resumed, model.profile, "uniform", "pass").layer_latency_s
+    assert latency_s == approx(seen.layer_latency_s(resumed, [2, 4]), rel=1e-5)
+    assert (latency_s == replay(whole, model.profile, "uniform", "pass").layer_latency_s).all()
+    assert (whole.pass_index > 0).any()
+    assert len({seen.communication_s[0, number, 0] for number in range(3)}) == 3
 
 
 def test_layers_may_differ_in_experts(monkeypatch):

@@ -157,6 +157,7 @@ def test_a_long_journal_is_given_out_in_pieces(tmp_path, monkeypatch):
     pieces = list(JournalTail(growing.path).new_traces())
     assert len(pieces) > 1
     assert [first for one in pieces for first in one.first_item.tolist()] == [0, 4, 8, 12, 16, 20]
+    assert [before for one in pieces for before in one.items_before.tolist()] == [0, 4, 8, 12, 16, 20]
 
 
 # -- one dataset -----------------------------------------------------------------------------------------------------

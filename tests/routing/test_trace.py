@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -68,6 +69,15 @@ def begun(tmp_path):
 
 def equal(a, b):
     return a.metadata == b.metadata and all(np.array_equal(a.arrays[n], b.arrays[n]) for n in a.arrays)
+
+
+def test_items_run_before_a_batch_count_every_label():
+    """Two labels of six items in batches of four: an item's second run is not its first."""
+    trace = join(metadata(), [block(0, 4), block(4, 2), block(0, 4), block(4, 2)])
+    assert trace.first_item.tolist() == [0, 4, 0, 4]
+    assert trace.items_before.tolist() == [0, 4, 6, 10]
+    assert replace(trace, items_before_first=12).items_before.tolist() == [12, 16, 18, 22]
+    assert join(metadata(), []).items_before.tolist() == []
 
 
 def test_a_sealed_trace_reads_back_as_the_joined_batches(tmp_path):

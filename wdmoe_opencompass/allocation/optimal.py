@@ -206,11 +206,12 @@ def _first_guess(part: _DeviceMajor) -> Array:
     work = part.weight * scale
     fixed = part.fixed + part.weight * (even.value - devices * scale)
     finish = (fixed + work).max(axis=0)  # before the root of a convex, falling function
+    shortest = np.maximum(work, 1e-300)  # what is left for a device's work, but for rounding; cut off without work
     for _ in range(FIRST_GUESS_STEPS):
-        inverse = 1 / np.maximum(finish - fixed, 1e-300)  # cut off only where there is no work either
+        inverse = 1 / np.maximum(finish - fixed, shortest)
         ratio = work * inverse
         finish = finish + (ratio.sum(axis=0) - 1) / (ratio * inverse).sum(axis=0)
-    b = work / np.maximum(finish - fixed, 1e-300)
+    b = work / np.maximum(finish - fixed, shortest)
     return b / b.sum(axis=0)
 
 

@@ -34,15 +34,18 @@ def mean_amplitude(profile: ChannelProfile) -> NDArray[np.float64]:
 
 
 def draw_channel(
-    profile: ChannelProfile, dataset: str = "", first_item: int = 0, pass_index: int = 0, layer: int = 0
+    profile: ChannelProfile, dataset: str = "", items_before: int = 0, pass_index: int = 0, layer: int = 0
 ) -> Channel:
     """Draw the gains that hold in one layer of one forward pass, a pure function of all its arguments.
 
-    Both directions see one gain (channel reciprocity, our choice). `coherence` says which arguments matter: `run` none,
-    `pass` all but the layer, `layer` all.
+    items_before: items that were run before the pass's batch, each counted as often as it was run: no two batches of a
+    dataset have the same number, also where perplexity runs every item once per label
+    pass_index:   of the pass within its batch
+
+    `coherence` says which arguments matter: `run` none, `pass` all but the layer, `layer` all.
     """
-    gain = FadingSource(profile, dataset, first_item, pass_index, layer).power_gains(1)[0]
-    return Channel(downlink_gain=gain, uplink_gain=gain.copy())
+    channel = FadingSource(profile, dataset, items_before, pass_index, layer).draw(1)
+    return Channel(channel.downlink_gain[0], channel.uplink_gain[0])
 
 
 class FadingSource:
@@ -50,29 +53,40 @@ class FadingSource:
 
     Without fading the power gain is a^2. Rayleigh fading: the paper fixes the mean *amplitude* a, so the power gain is
     exponential with mean ``4 a^2 / pi`` (our choice of reading; taking a^2 as the mean would be 21 % too low).
+
+    With `duplex: shared` both directions use one band and see one gain (channel reciprocity, our choice). With
+    `frequency_division` they use different bands and fade independently; the downlink's gains are those of `shared`.
     """
 
-    def __init__(self, profile: ChannelProfile, dataset: str, first_item: int, pass_index: int, layer: int):
+    def __init__(self, profile: ChannelProfile, dataset: str, items_before: int, pass_index: int, layer: int):
         self._amplitude = mean_amplitude(profile)
-        self._generator = None
+        self._downlink = self._uplink = None
         if profile.fading.model != "none":
-            self._generator = np.random.default_rng(_draw_seed(profile, dataset, first_item, pass_index, layer))
+            moment = _moment(profile, dataset, items_before, pass_index, layer)
+            self._downlink = _generator(moment)
+            if profile.duplex == "frequency_division":
+                self._uplink = _generator((*moment, "uplink"))
 
-    def power_gains(self, draws: int) -> NDArray[np.float64]:
-        """-> [draws, devices] the next draws' power gains."""
+    def draw(self, draws: int) -> Channel:
+        """-> the next draws' power gains, [draws, devices] each."""
+        downlink = self._power_gains(self._downlink, draws)
+        return Channel(downlink, downlink if self._uplink is None else self._power_gains(self._uplink, draws))
+
+    def _power_gains(self, generator: np.random.Generator | None, draws: int) -> NDArray[np.float64]:
         shape = (draws, len(self._amplitude))
-        if self._generator is None:
+        if generator is None:
             return np.broadcast_to(self._amplitude**2, shape).copy()
-        return 4 * self._amplitude**2 / np.pi * self._generator.standard_exponential(shape)
+        return 4 * self._amplitude**2 / np.pi * generator.standard_exponential(shape)
 
 
-def _draw_seed(profile: ChannelProfile, dataset: str, first_item: int, pass_index: int, layer: int) -> int:
-    coherence = profile.fading.coherence
+def _moment(profile: ChannelProfile, dataset: str, items_before: int, pass_index: int, layer: int) -> tuple:
+    seed, coherence = profile.fading.seed, profile.fading.coherence
     if coherence == "run":
-        moment: tuple = ()
-    elif coherence == "pass":
-        moment = (dataset, first_item, pass_index)
-    else:
-        moment = (dataset, first_item, pass_index, layer)
-    text = repr((profile.fading.seed, *moment))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
+        return (seed,)
+    moment = (seed, dataset, items_before, pass_index)
+    return moment if coherence == "pass" else (*moment, layer)
+
+
+def _generator(moment: tuple) -> np.random.Generator:
+    digest = hashlib.sha256(repr(moment).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "little"))

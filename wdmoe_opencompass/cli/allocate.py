@@ -81,8 +81,8 @@ def _channel_of_layers(profile: ChannelProfile, layers: int) -> Channel:
 
     if profile.fading.coherence != "layer":
         return draw_channel(profile)
-    gains = np.array([draw_channel(profile, layer=layer).downlink_gain for layer in range(layers)])
-    return Channel(gains, gains)
+    drawn = [draw_channel(profile, layer=layer) for layer in range(layers)]
+    return Channel(*(np.array([getattr(one, gain) for one in drawn]) for gain in ("downlink_gain", "uplink_gain")))
 
 
 def _read_loads(path: Path) -> list[list[float]]:

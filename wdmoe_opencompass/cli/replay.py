@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,8 @@ from ..console import Progress, print_csv, print_json, print_table
 from ..errors import TraceError, WdmoeError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ..channel.profile import ChannelProfile
     from ..replay import DrawnLatency, ReplayedLatency
     from ..routing.trace import RoutingTrace
@@ -21,6 +24,10 @@ EXAMPLES = (
     "wdmoe replay RUN/predictions/*/*.trace.safetensors --profile paper_8_devices",
     "wdmoe replay d.trace.safetensors --draws 100 --csv",
     "wdmoe replay d.trace.safetensors --profile p.yaml --sweep payload_bits=4:8:2",
+)
+SELECTED_UNDER_ONE = (
+    "selection never saw the other draws: it was made under each run's own; a saving is paired, draw by draw, and "
+    "given as its median and 5 to 95 % range over the draws"
 )
 MOST_POINTS, MOST_DRAWS = 10_000, 10_000_000
 INFINITE_MEAN = (
@@ -40,7 +47,12 @@ def replay_command(
         str | None,
         typer.Option(help="KEY=FROM:TO:POINTS, as total_bandwidth_hz=20e6:120e6:6 or devices[0].distance_m=…"),
     ] = None,
-    draws: Annotated[int, typer.Option(min=1, max=MOST_DRAWS, help="Fading draws; the first is the run's own.")] = 1,
+    draws: Annotated[
+        int,
+        typer.Option(
+            min=1, max=MOST_DRAWS, help="Fading draws, the first the run's own; also savings paired over them."
+        ),
+    ] = 1,
     payload_bits: Annotated[int | None, typer.Option(help="Bits per value instead of the profile's.")] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
     as_json: AsJson = False,
@@ -62,12 +74,12 @@ def replay_command(
         check_same_devices(trace, loaded)
     points = _sweep_points(loaded, sweep)
     records, passes = _replayed(read, points, sweep.split("=")[0] if sweep else None, allocation, scope, draws)
-    infinite_mean = draws > 1 and loaded.fading.model == "rayleigh"
+    notes = [SELECTED_UNDER_ONE, INFINITE_MEAN] if draws > 1 and loaded.fading.model == "rayleigh" else []
     if as_json:
         answer: dict[str, Any] = dict(allocation=allocation, scope=scope, profile_hash=loaded.content_hash)
         answer["origin"] = keys_by_origin(loaded.value_origins())
         answer["recorded_profile_hashes"] = sorted({trace.metadata.profile_hash for trace in read})
-        answer |= dict(draws=draws, notes=[INFINITE_MEAN] if infinite_mean else [])
+        answer |= dict(draws=draws, notes=notes)
         if sweep is None:  # a mean over the points of a sweep would be of no system
             total = sum(record["passes"] for record in records)
             answer["mean_waiting_latency_s"] = sum(r["passes"] * r["mean_waiting_latency_s"] for r in records) / total
@@ -83,8 +95,8 @@ def replay_command(
         print(f"replayed under profile {loaded.name} (hash {loaded.content_hash[:12]}): {loaded.origin_sentence}")
         for name, run_hash in dict.fromkeys((t.metadata.profile.name, t.metadata.profile_hash[:12]) for t in read):
             print(f"recorded, and experts selected, under profile {name} (hash {run_hash})")
-        if infinite_mean:
-            print(INFINITE_MEAN)
+        for note in notes:
+            print(note)
 
 
 def _own_profile(traces: list[RoutingTrace]) -> ChannelProfile:
@@ -124,18 +136,18 @@ def _replayed(
     draws: int,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """-> one record per sweep point and trace, and, for the runs' own draws alone, one per forward pass."""
-    from ..replay import replay, replay_draws
+    from ..replay import replay
 
     records: list[dict[str, Any]] = []
     passes: list[dict[str, Any]] = []
     with Progress("replaying", len(points) * len(traces)) as progress:
         for value, profile in points:
+            drawn = _Drawn(traces, profile, allocation, scope, draws)
             for trace in traces:
                 record: dict[str, Any] = {key: value} if key else {}
                 record |= dict(model=trace.metadata.model, dataset=trace.metadata.dataset, passes=len(trace.batch))
                 if draws > 1:
-                    drawn = replay_draws(trace, profile, allocation, scope, draws, progress.advance)
-                    record |= _drawn_columns(drawn)
+                    record |= drawn.columns(trace, progress.advance)
                 elif not len(trace.batch):
                     raise TraceError(f"the trace of {trace.metadata.dataset} holds no forward pass")
                 else:
@@ -144,7 +156,13 @@ def _replayed(
                     passes += own.records()
                 origin = dict(allocation=allocation, scope=scope, profile_hash=profile.content_hash[:12])
                 records.append(record | origin | dict(recorded_profile_hash=trace.metadata.profile_hash[:12]))
-    return records, passes
+    return _without_empty_columns(records), passes
+
+
+def _without_empty_columns(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records without the savings that none of them has."""
+    empty = [key for key in records[0] if all(record[key] is None for record in records) and "_saving_" in key]
+    return [{key: value for key, value in record.items() if key not in empty} for record in records]
 
 
 def _own_columns(own: ReplayedLatency) -> dict[str, Any]:
@@ -157,6 +175,57 @@ def _own_columns(own: ReplayedLatency) -> dict[str, Any]:
     if energy.computation_j is not None:
         columns["mean_computation_energy_j"] = own.mean(energy.computation_j, "pass", "all")
     return columns
+
+
+class _Drawn:
+    """Latencies of traces over fading draws under one profile, and what they save against an even split.
+
+    Draw n is the same for all of them. vanilla_even is the even split of the trace of the same weights and items whose
+    experts the model's own router chose, where it is among the traces.
+    """
+
+    def __init__(self, traces: list[RoutingTrace], profile: ChannelProfile, allocation: str, scope: str, draws: int):
+        self._profile, self._allocation, self._scope, self._draws = profile, allocation, scope, draws
+        self._even: dict[int, DrawnLatency] = {}
+        vanilla = [trace for trace in reversed(traces) if trace.metadata.routing == "top_k"]
+        self._vanilla = {_answered(trace): trace for trace in vanilla}
+
+    def columns(self, trace: RoutingTrace, advance: Callable[[float], None]) -> dict[str, Any]:
+        """-> what the record of a trace says of the draws; a saving against itself is None."""
+        from ..replay import replay_draws
+
+        even, vanilla = self._even_of(trace), self._vanilla.get(_answered(trace))
+        own, is_even = even, self._allocation == "uniform"
+        if not is_even:
+            own = replay_draws(trace, self._profile, self._allocation, self._scope, self._draws, advance)
+        over_even = None if is_even else own.saving_over(even)
+        over_vanilla = own.saving_over(self._even_of(vanilla)) if vanilla else None
+        if is_even and vanilla is trace:
+            over_vanilla = None
+        columns = _drawn_columns(own) | _saving_columns("even", over_even)
+        return columns | _saving_columns("vanilla_even", over_vanilla)
+
+    def _even_of(self, trace: RoutingTrace) -> DrawnLatency:
+        from ..replay import replay_draws
+
+        if id(trace) not in self._even:
+            self._even[id(trace)] = replay_draws(trace, self._profile, "uniform", self._scope, self._draws)
+        return self._even[id(trace)]
+
+
+def _answered(trace: RoutingTrace) -> tuple[str, str, str]:
+    """What the traces of two models have in common where their latencies can be compared."""
+    return trace.metadata.weights, trace.metadata.dataset, trace.metadata.test_range
+
+
+def _saving_columns(against: str, saving: NDArray | None) -> dict[str, float | None]:
+    import numpy as np
+
+    shares = {"median": 0.5, "quantile_0.05": 0.05, "quantile_0.95": 0.95}
+    return {
+        f"{name}_saving_over_{against}": None if saving is None else float(np.quantile(saving, share))
+        for name, share in shares.items()
+    }
 
 
 def _drawn_columns(drawn: DrawnLatency) -> dict[str, Any]:

@@ -242,7 +242,7 @@ class WdmoeMixin:
             recorder.reset()
             return
         self._channel.dataset = trace.journal.metadata.dataset if trace.journal.metadata else ""
-        self._channel.first_item = trace.first_item()
+        self._channel.items_before = trace.next_item
         yield
         block = recorder.finish_batch(trace.first_item(), items)
         if trace.times is not None:  # first: what is there twice after a kill is dropped, what lacks cannot be made up

@@ -11,6 +11,7 @@ from ..routing.trace import PHASES
 from .compare import BATCHES_FILE, ITEMS_FILE, batch_records, item_records
 from .differences import difference_notes, difference_records, difference_table
 from .events import write_events
+from .fading import add_draws, draw_notes
 from .figures import save_figure
 from .frontier import FRONTIER, draw_frontier, frontier_notes, frontier_records, frontier_table, frontier_text
 from .paper import COMPARED, NO_COMPARISON, paper_comparison
@@ -80,6 +81,7 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
     write_json(folder / ITEMS_FILE, item_records(runs))
     cells = latency_cells(runs)
     records = [record for record, _ in cells]
+    add_draws(runs, records)
     public = [{key: value for key, value in record.items() if key != "base"} for record in records]
     write_json(folder / "latency.json", public)
     write_json(folder / BATCHES_FILE, batch_records(cells))
@@ -122,7 +124,7 @@ def _write_latency_tables(
         chosen = [record for record in records if where.items() <= record.items()]
         labelled = where | dict(scope=SCOPE_LABELS[scope], meaning=SCOPE_MEANING[scope])
         notes = footnote(runs, LATENCY_TEXT.format(**labelled, method=OPTIMISED))
-        notes += [MEAN_TEXT[per], *saving_notes(chosen)]
+        notes += [MEAN_TEXT[per], *saving_notes(chosen), *draw_notes(runs, chosen)]
         table, name = table_2(records, benchmarks, scope, per, phase), f"table_2_latency_{scope}_per_{per}_{phase}"
         text = write_table(folder / name, table, notes, provenance(runs, **where))
         printed = text if where == SHOWN else printed

@@ -331,7 +331,8 @@ def table_2(
 ) -> pd.DataFrame:
     """Table II's rows by datasets: waiting latency in ms; in brackets the saving against vanilla_even and its interval.
 
-    A saving without an interval is not shown.
+    A saving without an interval is not shown. Below a row is one with its median saving over fading draws and in square
+    brackets its 5 to 95 % range, where the records have one. The last rows are the sizes of each model's batches.
     """
     chosen = [r for r in records if (r["scope"], r["per"], r["phase"]) == (scope, per, phase)]
     rows: list[dict[str, str]] = []
@@ -339,10 +340,16 @@ def table_2(
     for _, row, model in sorted(models, key=lambda entry: entry[0]):
         cells = {r["dataset"]: r for r in chosen if (r["row"], r["model"]) == (row, model)}
         rows.append({"row": row, "model": model} | {d: _latency_cell(cells.get(d)) for d in datasets})
-    vanilla = {r["dataset"]: r for r in chosen if r["row"] == "vanilla_even"}
+        draws = next((r["draws"] for r in cells.values() if r.get("draws")), None)
+        if draws:
+            rows.append(
+                {"row": f"{row}, {draws} draws", "model": model} | {d: _draws_cell(cells.get(d)) for d in datasets}
+            )
+    even = [r for r in chosen if ROWS[r["row"]][1] == "uniform"]
     for title, key in (("tokens per batch", "tokens_per_batch"), ("passes per batch", "passes_per_batch")):
-        sizes = {d: f"{vanilla[d][key]:.1f}" if d in vanilla else "-" for d in datasets}
-        rows.append({"row": title, "model": "vanilla"} | sizes)
+        for model in dict.fromkeys(r["model"] for r in even):
+            sizes = {r["dataset"]: f"{r[key]:.1f}" for r in even if r["model"] == model}
+            rows.append({"row": title, "model": model} | {d: sizes.get(d, "-") for d in datasets})
     return pd.DataFrame(rows)
 
 
@@ -359,6 +366,13 @@ def _latency_cell(record: dict[str, Any] | None) -> str:
         return text
     interval = Interval(100 * record["saving_low"], 100 * record["saving_high"])
     return f"{text} ({100 * record['saving']:+.1f} % {bracketed(interval)[0]})"
+
+
+def _draws_cell(record: dict[str, Any] | None) -> str:
+    if record is None or not record.get("draws"):
+        return "-"
+    low, median, high = (100 * record[f"saving_draws_{which}"] for which in ("low", "median", "high"))
+    return f"{median:+.1f} % {bracketed(Interval(low, high))[0]}"
 
 
 def bracketed(interval: Interval | None, number: str = "{:.1f}") -> list[str]:

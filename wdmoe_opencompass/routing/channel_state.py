@@ -28,7 +28,8 @@ class ChannelStates:
     """The channel state of every layer of every forward pass, under evenly split bandwidth, Eq. (6) and (7).
 
     A profile of measured rates has no curve over the bandwidth: they are the same at any.
-    Set `dataset` and `first_item` before each batch; states are kept on the device that asked until the draw changes.
+    Set `dataset` and `items_before` (see `draw_channel`) before each batch; states are kept on the device that asked
+    until the draw changes.
     Where a testbed measures, `history` (testbed/history.py) adds its mean times per token as they are at the moment.
     """
 
@@ -39,13 +40,13 @@ class ChannelStates:
         self.shape = shape
         self.history = history
         self.dataset = ""
-        self.first_item = 0
+        self.items_before = 0
         self._device_of_expert = profile.device_of_expert(num_experts)
         self._held: dict[Any, ChannelState] = {}
 
     def __call__(self, pass_index: int, layer: int, device: torch.device) -> ChannelState:
         """State of one layer of one pass, as tensors on `device`."""
-        moment = (self.dataset, self.first_item, pass_index, layer)
+        moment = (self.dataset, self.items_before, pass_index, layer)
         lasting = {"run": (), "pass": moment[:3], "layer": moment}
         coherence = "run" if self.profile.fading.model == "none" else self.profile.fading.coherence
         key = (device, lasting[coherence])

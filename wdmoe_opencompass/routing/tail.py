@@ -4,6 +4,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,6 +34,7 @@ class JournalTail:
         self._last: tuple[int, bytes] | None = None  # where that frame is, and its head
         self._journal: Journal | None = None  # with its metadata, once they were read
         self._blocks = 0
+        self._items_before = 0  # what was given out last
 
     def began_anew(self) -> bool:
         """Whether what was given out so far is no longer the beginning of the journal."""
@@ -76,7 +78,9 @@ class JournalTail:
     def _joined(self, group: list[dict[str, NDArray]]) -> RoutingTrace:
         assert self._journal is not None
         assert self._journal.metadata is not None
-        return join(self._journal.metadata, group)
+        trace = replace(join(self._journal.metadata, group), items_before_first=self._items_before)
+        self._items_before += int(trace.items.sum())
+        return trace
 
     def _opened(self) -> BinaryIO:
         file = os.fdopen(os.open(self.path, os.O_RDONLY | NOT_BLOCKING), "rb")

@@ -122,16 +122,25 @@ class RoutingTrace:
     station included. [batches]: first_item, items. [batches, layers, pairs]: co_selection, tokens whose router chose
     both experts of a pair, in the order of ``numpy.triu_indices(experts, 1)``. [batches, layers, ratio_bins]:
     ratio_counts, tokens by their second router weight over the first, in RATIO_BINS equal bins from 0 to 1.
+
+    items_before_first: items that were run before the first batch; not 0 only in a piece of a growing trace
     """
 
     metadata: TraceMetadata
     arrays: dict[str, NDArray]
+    items_before_first: int = 0
 
     def __getattr__(self, name: str) -> NDArray:
         try:
             return self.__dict__["arrays"][name]
         except KeyError:
             raise AttributeError(name) from None
+
+    @property
+    def items_before(self) -> NDArray[np.int64]:
+        """-> [batches] items that were run before each batch, every run of an item counted: what fading is drawn by."""
+        items = self.arrays["items"].astype(np.int64)
+        return self.items_before_first + np.cumsum(items) - items
 
     def is_phase(self, phase: str) -> NDArray[np.bool_]:
         """-> [passes] which passes belong to `phase`: all, prefill or decode."""

@@ -67,6 +67,26 @@ def test_the_first_numbers_are_those_of_the_tables(run, visit):
     assert "as in its tables" in visit.page.inner_text("#announce")
 
 
+def test_savings_over_fading_draws_are_shown_as_recorded_and_follow_no_control(run, visit):
+    records = json.loads((run / "summary" / "latency.json").read_text())
+    where = SHOWN | dict(scope="layer")
+    drawn = {(one["row"], one["model"], one["dataset"]): one for one in records if where.items() <= one.items()}
+    drawn = {key: one for key, one in drawn.items() if one["draws"]}
+    visit.click("[name=scope][value=layer]")
+    cells = visit.page.locator("#table-latency [data-draws]")
+    assert cells.count() == len(drawn) == 3 * 2
+    for cell in cells.all():
+        key = tuple(cell.get_attribute(f"data-{name}") for name in ("draws", "model", "benchmark"))
+        low, median, high = (100 * drawn[key][f"saving_draws_{which}"] for which in ("low", "median", "high"))
+        assert [f"{median:+.1f}", f"[{low:.1f},"] == cell.inner_text().replace("\u2212", "-").split()[:3:2]
+        assert f"{high:.1f}]" in cell.inner_text()
+    assert "does not follow the controls" not in visit.page.inner_text("#table-latency")
+    visit.set("#total-number", 45)
+    visit.settled()
+    assert "allocation_only, 200 draws" in visit.page.inner_text("#table-latency")
+    assert "does not follow the controls" in visit.page.inner_text("#table-latency")
+
+
 CONTROLS = {
     "total bandwidth": ([("#total-number", 37)], changed_profile(PROFILE, "total_bandwidth_hz", 37e6), {}),
     "slider": ([("#total-range", 150)], changed_profile(PROFILE, "total_bandwidth_hz", 150e6), {}),

@@ -102,7 +102,7 @@ def _model(run: ModelRun) -> dict[str, Any]:
         layers=one.layers,
         devices=[device.name for device in one.profile.devices],
         groups=run.groups,
-        run_draw=_pack(_draws(one.profile, [("", 0, 0)], 1)) if _is_one_draw(one.profile) else None,
+        run_draws=_packed_gains(one.profile, [("", 0, 0)], 1) if _is_one_draw(one.profile) else None,
     )
 
 
@@ -121,8 +121,7 @@ def packed_dataset(traces: Sequence[RoutingTrace]) -> Packed:
 
     rows: [rows, devices] distinct device loads of a layer of a pass (`load`) and what the evaluations exceed them by
     (`extra`, left out where that is nothing); index: [passes, layers] into them, left out where it is 0, 1, 2, ...
-    draws: [draws, devices] or [draws, layers, devices] unit exponential draws of the run's own fading where it changes
-    from pass to pass, by which engine.js multiplies the mean power gain; draw: [passes] into them.
+    draws: of `_packed_gains`, of the run's own fading where it changes from pass to pass; draw: [passes] into them.
     """
     for trace in traces[1:]:
         check_same_devices(traces[0], trace.metadata.profile)
@@ -164,25 +163,36 @@ def _packed_draws(traces: Sequence[RoutingTrace]) -> Packed:
     if profile.fading.model == "none" or _is_one_draw(profile):
         return {}
     moments = [
-        (trace.metadata.dataset, int(trace.first_item[batch]), int(pass_index))
+        (trace.metadata.dataset, int(items_before), int(pass_index))
         for trace in traces
-        for batch, pass_index in zip(trace.batch, trace.pass_index)
+        for items_before, pass_index in zip(trace.items_before[trace.batch], trace.pass_index)
     ]
     number = {moment: n for n, moment in enumerate(dict.fromkeys(moments))}
-    draws = _draws(profile, number, layers if profile.fading.coherence == "layer" else 1)
-    return dict(draws=_pack(draws), draw=_pack(np.array([number[moment] for moment in moments], dtype=np.int64)))
+    draws = _packed_gains(profile, number, layers if profile.fading.coherence == "layer" else 1)
+    return dict(draws=draws, draw=_pack(np.array([number[moment] for moment in moments], dtype=np.int64)))
 
 
 def _is_one_draw(profile: ChannelProfile) -> bool:
     return profile.fading.model != "none" and profile.fading.coherence == "run"
 
 
-def _draws(profile: ChannelProfile, moments: Iterable[tuple[str, int, int]], layers: int) -> NDArray[np.float64]:
-    """-> [moments * layers, devices] power gain over its mean of each moment of the run (FadingSource's first draw)."""
+def _packed_gains(profile: ChannelProfile, moments: Iterable[tuple[str, int, int]], layers: int) -> Packed:
+    """-> down, up: [moments * layers, devices] unit exponential draws, by which engine.js multiplies mean power gains.
+
+    They are FadingSource's first draw of each moment of the run; `up` is left out where it is `down`.
+    """
     at_1_m = tuple(device.model_copy(update=dict(distance_m=1.0)) for device in profile.devices)
     near = profile.model_copy(update=dict(devices=at_1_m, carrier_frequency_hz=1e9))  # gains that keep all digits
-    gains = [FadingSource(near, *moment, layer).power_gains(1)[0] for moment in moments for layer in range(layers)]
-    return np.array(gains).reshape(-1, len(at_1_m)) / (4 * mean_amplitude(near) ** 2 / np.pi)
+    channels = [FadingSource(near, *moment, layer).draw(1) for moment in moments for layer in range(layers)]
+    mean_gain = 4 * mean_amplitude(near) ** 2 / np.pi
+
+    def packed(gains: list[NDArray[np.float64]]) -> Packed:
+        return _pack(np.array(gains).reshape(-1, len(at_1_m)) / mean_gain)
+
+    down = dict(down=packed([channel.downlink_gain for channel in channels]))
+    if profile.duplex == "shared":
+        return down
+    return down | dict(up=packed([channel.uplink_gain for channel in channels]))
 
 
 def _pack(array: NDArray) -> Packed:

@@ -46,7 +46,7 @@ WdmoeEngine.origin_sentence(profile) -> which values come from the paper, a fit,
     channel/origin.py says it
 
 counts = {format: 1, most_bytes, models: [{abbr, routing, profile, profile_hash, hidden_size, ffn_size, layers, devices,
-    groups, run_draw, left_out, datasets: {name: {passes, batches, parts: [{name, batches}], rows, load, extra, index,
+    groups, run_draws, left_out, datasets: {name: {passes, batches, parts: [{name, batches}], rows, load, extra, index,
     passes_of_batch, first_item, items, phase, draws, draw}}}]}; packed arrays are {dtype, data}, see counts.py. The
 profile is as its file has it, but for a fading seed beyond 2^53, which is a text.
 
@@ -119,8 +119,13 @@ both prove (per pass; single layers of a pass can differ by more where several s
   function loaded_model(packed) {
     const datasets = Object.create(null); // a dataset may have any name, __proto__ too
     for (const [name, one] of Object.entries(packed.datasets)) datasets[name] = loaded_dataset(name, one, packed);
-    const run_draw = packed.run_draw ? decoded(packed.run_draw) : null;
-    return { ...packed, run_draw, datasets };
+    return { ...packed, run_draws: packed.run_draws ? loaded_draws(packed.run_draws) : null, datasets };
+  }
+
+  // unit exponential draws of both directions, [draws, layers or 1, devices] each; one and the same where `up` lacks
+  function loaded_draws(packed) {
+    const down = decoded(packed.down);
+    return { down, up: packed.up ? decoded(packed.up) : down };
   }
 
   function loaded_dataset(name, packed, model) {
@@ -141,7 +146,7 @@ both prove (per pass; single layers of a pass can differ by more where several s
       first_item: decoded(packed.first_item),
       items: decoded(packed.items),
       phase,
-      draws: packed.draws ? decoded(packed.draws) : null, // [draws, layers or 1, devices]
+      draws: packed.draws ? loaded_draws(packed.draws) : null,
       draw_of: packed.draw ? decoded(packed.draw) : null, // [passes]
       draws_by_layer: model.profile.fading.coherence === "layer",
       found: {}, // distinct problems, kept from one computation to the next
@@ -495,27 +500,31 @@ both prove (per pass; single layers of a pass can differ by more where several s
     };
   }
 
-  // [draws, devices]; one row where the channel is one for all passes
+  // {down, up}: [draws, devices] each; one row where the channel is one for all passes
   function power_gains(model, dataset, profile) {
     const path_loss_db = PATH_LOSS_MODELS[profile.path_loss];
     if (!path_loss_db) throw new Error(`path-loss model ${profile.path_loss} is not known to this page`);
     const amplitude = profile.devices.map((device) => {
       return 10 ** (-path_loss_db(device.distance_m, profile.carrier_frequency_hz) / 20);
     });
-    if (profile.fading.model === "none") return Float64Array.from(amplitude, (a) => a * a);
-    const draws = dataset.draws ?? model.run_draw;
-    return draws.map((draw, i) => ((4 * amplitude[i % amplitude.length] ** 2) / Math.PI) * draw);
+    if (profile.fading.model === "none") {
+      const without_fading = Float64Array.from(amplitude, (a) => a * a);
+      return { down: without_fading, up: without_fading };
+    }
+    const gain = (draw, i) => ((4 * amplitude[i % amplitude.length] ** 2) / Math.PI) * draw;
+    const { down, up } = dataset.draws ?? model.run_draws;
+    return { down: down.map(gain), up: up.map(gain) };
   }
 
   function set_snr(radio, profile, gains) {
     const noise_w = (10 ** (profile.noise_psd_dbm_per_hz / 10) / 1000) * profile.total_bandwidth_hz;
     const { devices } = profile;
-    radio.down = gains.map((gain) => (profile.base_station.transmit_power_w * gain) / noise_w);
-    radio.up = gains.map((gain, i) => (devices[i % devices.length].transmit_power_w * gain) / noise_w);
-    radio.even_value = new Float64Array(gains.length); // of the even split
-    radio.even_slope = new Float64Array(gains.length);
+    radio.down = gains.down.map((gain) => (profile.base_station.transmit_power_w * gain) / noise_w);
+    radio.up = gains.up.map((gain, i) => (devices[i % devices.length].transmit_power_w * gain) / noise_w);
+    radio.even_value = new Float64Array(gains.down.length); // of the even split
+    radio.even_slope = new Float64Array(gains.down.length);
     const out = new Float64Array(4);
-    for (let i = 0; i < gains.length; i++) {
+    for (let i = 0; i < gains.down.length; i++) {
       out[SPLIT] = 0.5;
       both_directions(radio.duplex, radio.down[i], radio.up[i], 1 / devices.length, out, false);
       radio.even_value[i] = out[VALUE];
@@ -539,7 +548,7 @@ both prove (per pass; single layers of a pass can differ by more where several s
 
   function distinct_layers(dataset) {
     const { passes, layers, devices, draws, draw_of, row_of, draws_by_layer } = dataset;
-    const moments = draws.length / devices;
+    const moments = draws.down.length / devices;
     const numbers = new Map();
     const of = new Int32Array(passes * layers);
     const row = [];
@@ -736,13 +745,13 @@ both prove (per pass; single layers of a pass can differ by more where several s
         let sum = -1;
         let steep = 0;
         for (let n = 0; n < count; n++) {
-          const inverse = 1 / Math.max(finish - offset[n], TINY);
+          const inverse = 1 / Math.max(finish - offset[n], work[n], TINY); // work: what is left for it, but for rounding
           sum += work[n] * inverse;
           steep += work[n] * inverse * inverse;
         }
         finish += sum / steep;
       }
-      for (let n = 0; n < count; n++) share[n] = work[n] / Math.max(finish - offset[n], TINY);
+      for (let n = 0; n < count; n++) share[n] = work[n] / Math.max(finish - offset[n], work[n], TINY);
       normalise(share, count);
     }
 

@@ -46,6 +46,7 @@ TABLES = (DIFFERENCES, FRONTIER, COMPARISON, TABLE_3, TABLE_4, PREDICTION, EVENT
 LATENCY_KEYS = (
     *("row", "model", "dataset", "scope", "per", "phase", "latency_s", "latency_low_s", "latency_high_s", "saving"),
     *("saving_low", "saving_high", "no_interval", "tokens_per_batch", "passes_per_batch"),
+    *("draws", "saving_draws_low", "saving_draws_median", "saving_draws_high"),
 )
 
 

@@ -87,6 +87,10 @@ class Latency(Part):
     no_interval: str | None
     tokens_per_batch: Number | None
     passes_per_batch: Number | None
+    draws: int | None
+    saving_draws_low: Number | None
+    saving_draws_median: Number | None
+    saving_draws_high: Number | None
 
 
 class Point(Part):

@@ -137,11 +137,12 @@ function plainTable({ rows, notes: lines }, caption) {
   );
 }
 
-const rowHead = (row, abbr) => el("span", {}, swatch(styleOf(row, abbr)), row, el("span", { class: "interval" }, abbr));
+const rowHead = (row, abbr, title = row, note = abbr) =>
+  el("span", {}, swatch(styleOf(row, abbr)), title, el("span", { class: "interval" }, note));
 
 function drawLatencyTable() {
   const columns = [{ title: "row" }, ...facts.benchmarks.map((name) => ({ title: name }))];
-  const rows = allRows().map(([row, abbr]) => [
+  const rowOf = (row, abbr) => [
     rowHead(row, abbr),
     ...facts.benchmarks.map((benchmark) => {
       const cell = cellOf(row, abbr, benchmark);
@@ -169,19 +170,9 @@ function drawLatencyTable() {
         "data-value": cell.latency_s,
       };
     }),
-  ]);
-  for (const [title, key] of [
-    ["tokens per batch", "tokens_per_batch"],
-    ["passes per batch", "passes_per_batch"],
-  ]) {
-    rows.push([
-      `${title}, vanilla`,
-      ...facts.benchmarks.map((benchmark) => {
-        const record = vanillas.map((model) => recordOf("vanilla_even", model.abbr, benchmark)).find(Boolean);
-        return record ? fixed(record[key], 1) : "–";
-      }),
-    ]);
-  }
+  ];
+  const rows = allRows().flatMap(([row, abbr]) => [rowOf(row, abbr), ...drawsRow(row, abbr)]);
+  rows.push(...batchRows());
   const caption = `Mean ${PER[view.per]} in ms, ${PHASE[view.phase]}, ${SCOPE[view.scope]}; its 95 % interval; saving against vanilla_even`;
   scrollable("table-latency", table(caption, columns, rows));
   const lacking = [...new Set([...cells.values()].map((cell) => cell.why).filter(Boolean))];
@@ -208,6 +199,46 @@ function changedOrigins() {
     return `${profile.name} as changed: ${WdmoeEngine.origin_sentence(profile)}.`;
   });
   return [...new Set(lines), "The notes below are of the run's own profile."].join(" ");
+}
+
+/** The run's own savings over many fading draws, below a row that has any in view; they follow no control. */
+function drawsRow(row, abbr) {
+  const records = facts.benchmarks.map((benchmark) => recordOf(row, abbr, benchmark));
+  const draws = records.find((record) => record?.draws)?.draws;
+  if (!draws) return [];
+  const title = `Median saving over ${draws} fading draws and its 5 to 95 % range, under the run's own profile; selection never saw the other draws.`;
+  const cellsOfRow = records.map((record) => {
+    if (!record?.draws) return "–";
+    const range = bracket(record.saving_draws_low, record.saving_draws_high, (x) => fixed(100 * x, 1));
+    return {
+      content: [`${signed(100 * record.saving_draws_median)} % `, intervalNode(range)],
+      title,
+      class: isOwn() ? "" : "stale",
+      "data-draws": row,
+      "data-model": abbr,
+      "data-benchmark": record.dataset,
+      "data-value": record.saving_draws_median,
+    };
+  });
+  const note = isOwn() ? abbr : `${abbr}, ${NOT_FOLLOWING}`;
+  return [[rowHead(row, abbr, `${row}, ${draws} draws`, note), ...cellsOfRow]];
+}
+
+function batchRows() {
+  const sizes = [
+    ["tokens per batch", "tokens_per_batch"],
+    ["passes per batch", "passes_per_batch"],
+  ];
+  const even = allRows().filter(([row]) => facts.rows[row].allocation === "uniform");
+  return sizes.flatMap(([title, key]) =>
+    even.map(([row, abbr]) => [
+      `${title}, ${abbr}`,
+      ...facts.benchmarks.map((benchmark) => {
+        const record = recordOf(row, abbr, benchmark);
+        return record ? fixed(record[key], 1) : "–";
+      }),
+    ]),
+  );
 }
 
 function drawCards() {

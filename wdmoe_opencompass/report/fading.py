@@ -1,0 +1,112 @@
+"""What Table II's savings are under other fading draws than the run's own."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..replay import is_constant, replay_draws
+from ..routing.trace import RoutingTrace
+from .statistics import Array
+from .tables import ROWS, ModelRun
+
+DRAWS = 200
+QUANTILES = (0.05, 0.5, 0.95)
+MAX_LAYERS = 1024  # of a trace that are solved per draw where one draw holds for the whole run; see `replay_draws`
+MAX_PROBLEMS = 10_000_000  # layers times draws of a trace whose fading changes within the run: half a minute or so
+SCOPE, PHASE = "layer", "all"  # of the savings that are drawn
+NOTHING = dict(draws=None, saving_draws_low=None, saving_draws_median=None, saving_draws_high=None, no_draws=None)
+NO_FADING = "its channel profile has no fading"
+TOO_MANY = (
+    f"its fading changes within the run, and {DRAWS} draws of all its passes are more than {MAX_PROBLEMS:,} layers to "
+    "split the bandwidth of; `wdmoe replay --draws` does it"
+)
+TEXT = (
+    f"rows of {DRAWS} draws: median saving against vanilla_even and its 5 to 95 % range over {DRAWS} fading draws, the "
+    "first of them the run's own; draw n is the same for both (common random numbers). Selection never saw the other "
+    "draws: it was made under the run's own. The range tells of other fading, not of other prompts"
+)
+SAMPLED = (
+    f"a trace with more than {MAX_LAYERS:,} distinct layer loads: the optimal split of {MAX_LAYERS:,} drawn in "
+    "proportion to their tokens stands for all (within 0.1 percentage points)"
+)
+
+
+def add_draws(runs: Sequence[ModelRun], records: Sequence[dict[str, Any]]) -> None:
+    """Add to each record of Table II what its saving is over fading draws.
+
+    draws: how many; saving_draws_median, saving_draws_low, saving_draws_high: median, 5 and 95 % quantile; all of them
+    None but in scope `layer`, phase `all`, and for vanilla_even itself. no_draws: why there is none where one belongs.
+    """
+    by_name = {run.abbr: run for run in runs}
+    vanilla = {(r["base"], r["dataset"]): r["model"] for r in reversed(records) if r["row"] == "vanilla_even"}
+    drawn = _Drawn()
+    for record in records:
+        record |= NOTHING
+        first = vanilla.get((record["base"], record["dataset"]))
+        is_drawn = (record["scope"], record["phase"]) == (SCOPE, PHASE) and record["saving"] is not None
+        if not is_drawn or first is None or (record["row"], record["model"]) == ("vanilla_even", first):
+            continue
+        own = by_name[record["model"]].traces_of(record["dataset"])
+        base = by_name[first].traces_of(record["dataset"])
+        why = _why_not([*own, *base])
+        if why:
+            record["no_draws"] = why
+            continue
+        means = [
+            drawn.total_s(traces, ROWS[row][1]) / _count(traces, record["per"])
+            for traces, row in ((base, "vanilla_even"), (own, record["row"]))
+        ]
+        low, median, high = (float(q) for q in np.quantile(1 - means[1] / means[0], QUANTILES))
+        record |= dict(draws=DRAWS, saving_draws_low=low, saving_draws_median=median, saving_draws_high=high)
+
+
+class _Drawn:
+    """Waiting latency of traces over the draws; each trace and allocation is computed once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, str], Array] = {}
+
+    def total_s(self, traces: Sequence[RoutingTrace], method: str) -> Array:
+        """-> [draws] summed over all passes of the traces."""
+        return np.sum([self._of_trace(trace, method) for trace in traces if len(trace.batch)], axis=0)
+
+    def _of_trace(self, trace: RoutingTrace, method: str) -> Array:
+        key = (id(trace), method)
+        if key not in self._known:
+            drawn = replay_draws(trace, trace.metadata.profile, method, SCOPE, DRAWS, max_layers=MAX_LAYERS)
+            self._known[key] = drawn.mean_latency_s * len(trace.batch)
+        return self._known[key]
+
+
+def _count(traces: Sequence[RoutingTrace], per: str) -> int:
+    return sum(len(trace.batch) if per == "pass" else len(np.unique(trace.batch)) for trace in traces)
+
+
+def _why_not(traces: Sequence[RoutingTrace]) -> str | None:
+    if any(trace.metadata.profile.fading.model == "none" for trace in traces):
+        return NO_FADING
+    changing = [trace for trace in traces if not is_constant(trace.metadata.profile)]
+    if any(len(trace.batch) * trace.metadata.layers * DRAWS > MAX_PROBLEMS for trace in changing):
+        return TOO_MANY
+    return None
+
+
+def draw_notes(runs: Sequence[ModelRun], records: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines under a table with rows of draws; none where no record of it has any."""
+    lacking: dict[str, list[str]] = {}
+    for record in records:
+        if record["no_draws"]:
+            lacking.setdefault(record["no_draws"], []).append(record["dataset"])
+    lines = [f"no range over draws on {', '.join(dict.fromkeys(where))}: {why}" for why, where in lacking.items()]
+    if not any(record["draws"] for record in records):
+        return lines
+    is_sampled = any(_distinct_layers(trace) > MAX_LAYERS for run in runs for trace in run.all_traces)
+    return [TEXT, *([SAMPLED] if is_sampled else []), *lines]
+
+
+def _distinct_layers(trace: RoutingTrace) -> int:
+    if trace.device_load.shape[0] * trace.device_load.shape[1] <= MAX_LAYERS or not is_constant(trace.metadata.profile):
+        return 0
+    both = np.concatenate([trace.device_load, trace.expert_evaluations], axis=2)
+    return len(np.unique(both.reshape(-1, both.shape[2]), axis=0))
