@@ -53,6 +53,7 @@ def block(first_item, items=4, passes=2, seed=0):
     }
     arrays["batch"] = np.zeros(passes, dtype=np.int32)
     arrays["expert_evaluations"] *= arrays["device_load"]  # what is computed was sent
+    arrays["item_passes"] = rng.integers(1, passes + 1, items).astype(np.int32)
     return arrays | {"first_item": np.array([first_item], np.int32), "items": np.array([items], np.int32)}
 
 
@@ -131,7 +132,7 @@ def test_bad_traces_get_one_sentence(tmp_path):
         read_trace(path)
     text = json.loads(metadata().model_dump_json()) | dict(format_version=99)
     path.write_bytes(save(block(0), metadata={"wdmoe_trace": json.dumps(text)}))
-    with pytest.raises(TraceError, match="format_version must be 5, got 99"):
+    with pytest.raises(TraceError, match="format_version must be 6, got 99"):
         read_trace(path)
     arrays = block(0)
     arrays["device_load"] = arrays["device_load"][:, :2]
