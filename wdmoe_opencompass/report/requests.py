@@ -20,9 +20,9 @@ TEXT = (
     "the forward passes of the request, under the run's own channel draw; bandwidth scope: layer"
 )
 LOCKSTEP = (
-    "a request waits from the first pass of its batch to the one that gives its last token. Its batch runs in lockstep: "
-    "each pass takes as long as the tokens of all its requests make it, so another batch size gives other latencies. "
-    "Where answers are ranked by perplexity it waits once per possible answer"
+    "a request waits from the first pass of its batch to the one that gives its last token. Its batch runs in "
+    "lockstep: each pass takes as long as the tokens of all its requests make it, so another batch size gives other "
+    "latencies. Where answers are ranked by perplexity a request waits once per possible answer"
 )
 NO_QUEUE = "nothing else is in it: not the base station's computing, and no time in a queue before the batch begins"
 

@@ -13,12 +13,12 @@ from .tables import DENSE, ModelRun
 
 SPEED, SPEED_RECORDS_FILE = "speed", "speed_records.json"
 TEXT = (
-    "measured wall-clock of this run on the machine that it ran on, whatever else ran there; no simulated latency is in "
-    "it, and no simulated latency depends on it. Prefill: real tokens over the time of the forward passes over the "
-    "prompts. Decode: real tokens of the later passes over the time from the first of them to the end of the "
-    "generation, choosing the tokens included; the token that the prefill gives is not counted. s per item: all calls of "
-    "`generate` or `get_ppl` of an item's batches over their items, tokenizing included; loading the model and scoring "
-    "are not. Selection and recording are part of all three, and so is the first batch, which warms the machine up"
+    "measured wall-clock of this run on the machine that it ran on, with whatever else ran there; nothing simulated is "
+    "in it. Prefill: real tokens over the time of the forward passes over the prompts. Decode: real tokens of the "
+    "later passes over the time from the first of them to the end of the generation, choosing the tokens included; "
+    "the token that the prefill gives is not counted. s per item: the calls of `generate` or `get_ppl` over the items, "
+    "tokenizing included; loading the model and scoring are not. Selection and recording are part of all three, and "
+    "so is the first batch, in which a machine warms up"
 )
 COLUMNS = ("model", "dataset", "prefill (tokens/s)", "decode (tokens/s)", "s per item", "device", "dtype", "batch size")
 
