@@ -347,7 +347,7 @@ def with_about(content, key, **changes):
 
 
 NO_COUNTS = ["device_load", "device_load_before", "expert_evaluations", "assignments", "tokens", "items", "first_item"]
-NO_COUNTS += ["co_selection", "ratio_counts", "pass_index", "batch"]
+NO_COUNTS += ["co_selection", "ratio_counts", "pass_index", "batch", "item_passes"]
 
 
 @pytest.mark.parametrize("array", NO_COUNTS)

@@ -20,6 +20,7 @@ from wdmoe_opencompass.routing.trace import read_trace
 CONFIG = ROOT / "tests" / "harness" / "eval_kills.py"
 TABLES = (".json", ".csv", ".md", ".tex")
 NO_TABLES = ("origin.json", "manifest.json", "reproduce.md")  # these and summary_TIME.* carry time or command
+MEASURED = ("speed.json", "speed.csv", "speed.md", "speed.tex", "speed_records.json")  # no two runs take equally long
 LEFTOVERS = ("*.part", "tmp_*", ".*.lock", ".*.tmp")
 DEADLINE_S = 300.0
 KILLED = ("a task", "the runner", "all")
@@ -211,7 +212,7 @@ def tasks_of(session):
 def different_tables(folder, reference):
     """-> names of tables that are not byte for byte the reference's, but for the runs' folders."""
     names = {path.name for run in (folder, reference) for path in (run / "summary").iterdir() if path.suffix in TABLES}
-    names = {name for name in names if name not in NO_TABLES and not name.startswith("summary_")}
+    names = {name for name in names if name not in NO_TABLES + MEASURED and not name.startswith("summary_")}
     return sorted(name for name in names if table(folder, name) != table(reference, name))
 
 

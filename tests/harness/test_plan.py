@@ -140,7 +140,7 @@ def test_trace_bytes_are_the_files_size(small_run, small_runs):
     for (model, task), estimate in small_runs.items():
         trace = trace_of(small_run, model, task)
         size = (small_run / "predictions" / model / f"{task}_small.trace.safetensors").stat().st_size
-        arrays = array_bytes(trace.metadata.sizes(), len(trace.tokens), len(trace.items))
+        arrays = array_bytes(trace.metadata.sizes(), len(trace.tokens), len(trace.items), len(trace.item_passes))
         assert arrays == sum(array.nbytes for array in trace.arrays.values())
         assert header + arrays == pytest.approx(size, rel=0.03)
         if task in TASKS[:3]:

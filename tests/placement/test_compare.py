@@ -27,6 +27,8 @@ def trace_of(counts, passes_per_batch=1, **changes):
     arrays = empty_arrays(about)
     passes = counts.batches * passes_per_batch
     for name, array in arrays.items():
+        if name == "item_passes":  # of no item
+            continue
         rows = counts.batches if name in ("first_item", "items", "co_selection") else passes
         arrays[name] = np.zeros((rows, *array.shape[1:]), array.dtype)
     arrays["batch"] = np.repeat(np.arange(counts.batches, dtype=np.int32), passes_per_batch)

@@ -89,6 +89,9 @@ def test_loads_equal_a_token_by_token_replay(family, setting):
     replayed = counted(routed(model, lambda: [token_by_token(model, row) for row in rows]))
     assert torch.equal(torch.tensor(block["device_load"]).sum(dim=0), replayed)
     assert len({len(row) for row in rows}) > 2  # sequences ended at different times
+    real = mask.sum(dim=1).tolist()
+    own = [len(row) - real[number // per_prompt] + 1 for number, row in enumerate(rows)]  # a prefill and the rest
+    assert block["item_passes"].tolist() == [max(own[n * per_prompt : (n + 1) * per_prompt]) for n in range(5)]
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "deepseek_v3"])
@@ -164,6 +167,7 @@ def test_every_beam_counts_until_the_search_of_its_prompt_is_over(family, early_
     assert torch.equal(together.sum(dim=0), sum(counted(search) for search in searches))
     passes = [len(search[0]) for search in searches]
     assert len(together) == max(passes)
+    assert block["item_passes"].tolist() == passes
     assert len(set(passes)) > 1  # searches ended at different times
 
 

@@ -54,6 +54,7 @@ def block(first_item, items=4, passes=2, seed=0):
     }
     arrays["batch"] = np.zeros(passes, dtype=np.int32)
     arrays["expert_evaluations"] *= arrays["device_load"]  # what is computed was sent
+    arrays["item_passes"] = rng.integers(1, passes + 1, items).astype(np.int32)
     return arrays | {"first_item": np.array([first_item], np.int32), "items": np.array([items], np.int32)}
 
 
@@ -150,6 +151,34 @@ def test_bad_traces_get_one_sentence(tmp_path):
         read_trace(path)
     write_sealed(path, arrays, {"wdmoe_trace": metadata().model_dump_json()})
     with pytest.raises(TraceError, match="array device_load must be int32"):
+        read_trace(path)
+
+
+@pytest.mark.parametrize(
+    ("item_passes", "sentence"),
+    [
+        ([1, 2, 1], "must have 4 rows, one per item, got 3"),
+        ([1, 2, 1, 1, 1], "must have 4 rows, one per item, got 5"),
+        ([1, 2, 3, 1], "must be between 1 and the passes of the item's batch throughout"),
+        ([1, 2, 0, 1], "must be between 1 and the passes of the item's batch throughout"),
+    ],
+)
+def test_items_wait_for_passes_that_their_batch_has(tmp_path, item_passes, sentence):
+    path = tmp_path / "d.trace.safetensors"
+    bad = block(0) | dict(item_passes=np.array(item_passes, np.int32))
+    write_trace(path, join(metadata(), [bad]))
+    with pytest.raises(TraceError, match=sentence):
+        read_trace(path)
+    growing = begun(tmp_path)
+    growing.append(bad)
+    with pytest.raises(TraceError, match=sentence):
+        growing.joined()
+
+
+def test_items_that_a_forged_batch_claims_take_no_memory(tmp_path):
+    path = tmp_path / "d.trace.safetensors"
+    write_trace(path, join(metadata(), [block(0) | dict(items=np.array([2**31 - 1], np.int32))]))
+    with pytest.raises(TraceError, match="must have 2147483647 rows, one per item, got 4"):
         read_trace(path)
 
 

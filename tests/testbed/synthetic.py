@@ -107,4 +107,5 @@ def trace_beside(times, profile=None, **changes):
     block["assignments"] = block["assignments_before"] = loads.sum(axis=2).astype(np.int32)
     block |= {name: times.arrays[name] for name in ("batch", "pass_index", "first_item", "items")}
     block["tokens"] = times.pass_tokens
+    block["item_passes"] = np.repeat(np.bincount(times.batch), times.items).astype(np.int32)
     return join(metadata, [block])

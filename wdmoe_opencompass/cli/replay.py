@@ -166,9 +166,12 @@ def _without_empty_columns(records: list[dict[str, Any]]) -> list[dict[str, Any]
 
 
 def _own_columns(own: ReplayedLatency) -> dict[str, Any]:
+    from ..report.requests import percentiles
+
     energy = own.energy
     columns = dict(
         mean_waiting_latency_s=own.mean_s("pass", "all"),
+        **{f"request_{name}": value for name, value in percentiles(own.request_latency_s).items()},
         mean_downlink_energy_j=own.mean(energy.downlink_j, "pass", "all"),
         mean_uplink_energy_j=own.mean(energy.uplink_j, "pass", "all"),
     )

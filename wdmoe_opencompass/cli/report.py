@@ -17,6 +17,10 @@ REPORT_EXAMPLES = (
 )
 COMPARE_EXAMPLES = ("wdmoe compare outputs/a/TIME outputs/b/TIME --format csv",)
 WRITE_ANEW = "write it anew: opencompass CONFIG -r TIME --mode viz"
+TITLES = {
+    "requests": "Waiting latency of single requests, simulated",
+    "speed": "Speed of the run, measured wall-clock",
+}
 FRONTIER_EXAMPLES = ("wdmoe frontier outputs/policies/TIME --json",)
 
 
@@ -27,6 +31,8 @@ def report_command(
     as_json: AsJson = False,
 ) -> None:
     """Print a run's main tables, or write its page; exit code 1 if a cell is empty, with the reason of each."""
+    from ..report.requests import REQUESTS
+    from ..report.speed import SPEED
     from ..report.summary import MAIN
     from ..report.tables import MAIN_TABLES_FILE, MISSING_FILE
 
@@ -35,16 +41,18 @@ def report_command(
     form = format_of(form, as_json)
     summary = run_folder / "summary"
     missing = _read_summary(run_folder, MISSING_FILE, list)
+    further = [name for name in (REQUESTS, SPEED) if (summary / f"{name}.json").is_file()]  # not in older runs
     if html:
         _write_page(run_folder, as_json)
     elif form is None or form == Format.md:
         text = (summary / MAIN_TABLES_FILE).read_text()
+        text = "\n".join([text, *(f"{TITLES[name]}:\n\n" + (summary / f"{name}.md").read_text() for name in further)])
         print_markdown(text) if form is None else print(text)
         print(f"all formats: {summary}")
     elif form == Format.json:
-        print_json({name: _read_summary(run_folder, f"{name}.json", dict) for name in MAIN})
+        print_json({name: _read_summary(run_folder, f"{name}.json", dict) for name in (*MAIN, *further)})
     else:
-        print("\n".join((summary / f"{name}.{form.value}").read_text() for name in MAIN), end="")
+        print("\n".join((summary / f"{name}.{form.value}").read_text() for name in (*MAIN, *further)), end="")
     for cell in missing:
         print_aside(f"empty: {cell}")
     if missing:

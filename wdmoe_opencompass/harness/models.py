@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +18,10 @@ from opencompass.models.huggingface_above_v4_33 import _convert_base_messages
 from ..errors import ModelError, unknown_name
 from ..files import write_whole
 from ..routing.channel_state import ChannelStates
+from ..routing.clock import device_names
 from ..routing.layers import MoeLayer
 from ..routing.patch import Attachment, find_moe_layers
+from ..routing.speed import MAX_DEVICE_NAME, SPEED_SUFFIX, BatchSpeed, append_speed, keep_speed
 from ..routing.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, TimesJournal, TimesMetadata, TimesRecorder
 from ..routing.trace import (
     EVENTS_SUFFIX,
@@ -49,7 +52,10 @@ class _OpenTrace:
         self.items_total = items_total
         self.next_item = first_item
         self.times: TimesJournal | None = None
-        self.events = sealed.with_name(sealed.name.removesuffix(SEALED_SUFFIX) + EVENTS_SUFFIX)
+        self.events, self.speed = (
+            sealed.with_name(sealed.name.removesuffix(SEALED_SUFFIX) + suffix)
+            for suffix in (EVENTS_SUFFIX, SPEED_SUFFIX)
+        )
 
     def first_item(self) -> int:
         """Perplexity goes through all items once per label: the count starts over with each."""
@@ -155,6 +161,7 @@ class WdmoeMixin:
             one.resume(first_item)
         self._trace = _OpenTrace(journal, predictions.with_name(dataset + SEALED_SUFFIX), items_total, first_item)
         forget_events(self._trace.events, first_item)
+        keep_speed(self._trace.speed, first_item)
         if times is not None:
             self._trace.times = times
             recorded = times.recorded()
@@ -231,8 +238,9 @@ class WdmoeMixin:
 
     @contextmanager
     def _batch(self, items: int) -> Iterator[None]:
-        recorder = self.attachment.recorder
+        recorder, clock = self.attachment.recorder, self.attachment.clock
         recorder.reset()  # whatever an exception left behind
+        clock.reset()
         trace = self._trace
         if self.testbed is not None:
             self.testbed.take_times()
@@ -243,13 +251,27 @@ class WdmoeMixin:
             return
         self._channel.dataset = trace.journal.metadata.dataset if trace.journal.metadata else ""
         self._channel.items_before = trace.next_item
+        began_s = time.perf_counter()
         yield
+        clock.stop()
+        batch_s = time.perf_counter() - began_s
         block = recorder.finish_batch(trace.first_item(), items)
         if trace.times is not None:  # first: what is there twice after a kill is dropped, what lacks cannot be made up
             trace.times.append(self._measured(block["tokens"].tolist(), trace.first_item(), items))
         trace.journal.append(block)
         self._write_events(trace)
         trace.next_item += items
+        append_speed(
+            trace.speed,
+            BatchSpeed(
+                end=trace.next_item,
+                items=items,
+                prefill_s=clock.seconds["prefill"],
+                decode_s=clock.seconds["decode"],
+                batch_s=batch_s,
+                device=device_names(clock.devices)[:MAX_DEVICE_NAME],
+            ),
+        )
 
     def _measured(self, tokens: list[int], first_item: int, items: int) -> dict[str, Any]:
         """-> the batch's measured times as one block; tokens: real ones of each pass."""

@@ -418,7 +418,8 @@ def _estimate_run(model: _Model, dataset: _Dataset, counted: dict, plan: Plan) -
         except Exception as error:  # a chat template is a program too
             return problem(f"its prompts cannot be tokenized: {_one_line(error)}")
 
-    rows = facts.items * (facts.labels if method == "ppl" else _rows_per_prompt(model.cfg))
+    prompts = facts.items * (facts.labels if method == "ppl" else 1)
+    rows = prompts * (_rows_per_prompt(model.cfg) if method == "gen" else 1)
     batches = facts.labels * ceil(facts.items / (batch_size or 1))
     decode = out_tokens - 1 if method == "gen" else 0  # the prefill gives the first token
     prompt_tokens = round(float(np.mean(counted[key])) * rows)
@@ -433,7 +434,7 @@ def _estimate_run(model: _Model, dataset: _Dataset, counted: dict, plan: Plan) -
             passes=batches * (1 + decode),
             prompt_tokens=prompt_tokens,
             tokens=prompt_tokens + rows * decode,
-            trace_bytes=_trace_bytes(model, batches * (1 + decode), batches),
+            trace_bytes=_trace_bytes(model, batches * (1 + decode), batches, prompts),
         )
     )
     return None
@@ -479,12 +480,12 @@ def _look_at_trace_sizes(plan: Plan) -> None:
             (plan.notes if run.at_most else plan.problems).append(sentence)
 
 
-def _trace_bytes(model: _Model, passes: int, batches: int) -> int | None:
+def _trace_bytes(model: _Model, passes: int, batches: int, prompts: int) -> int | None:
     weights, profile = model.facts.weights, model.profile
     if weights is None or profile is None:
         return None
     sizes = axis_sizes(weights.layers, len(profile.devices), weights.experts)
-    return HEADER_BYTES + len(json.dumps(profile.model_dump_json())) + array_bytes(sizes, passes, batches)
+    return HEADER_BYTES + len(json.dumps(profile.model_dump_json())) + array_bytes(sizes, passes, batches, prompts)
 
 
 def _plain(value: Any) -> Any:

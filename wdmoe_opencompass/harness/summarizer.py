@@ -30,7 +30,10 @@ from .unfinished import (
     why_not_parts_of,
 )
 
-OURS = ("table_*", "figure_*", "frontier*", "differences.*", "paper_comparison.*", "testbed_*", "predicted_*")
+OURS = (
+    *("table_*", "figure_*", "frontier*", "differences.*", "paper_comparison.*", "requests.*", "speed.*"),
+    *("testbed_*", "predicted_*"),
+)
 NO_TRACE = (
     "no routing trace: the stock infer task ran (--models, --datasets, --slurm and --dlc on the command line put it "
     "back) or the run was interrupted; start it again with -r"

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import NotReadableNow, OtherVersion, TraceError
 from ..files import remove_torn_writes, write_whole
+from ..routing.speed import SPEED_SUFFIX
 from ..routing.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, TimesJournal, check_belongs, read_times
 from ..routing.trace import EVENTS_SUFFIX, JOURNAL_SUFFIX, SEALED_SUFFIX, Journal, RoutingTrace, read_trace
 
@@ -22,6 +23,7 @@ WRITTEN_WHOLE = (
     TIMES_SUFFIX,
     TIMES_JOURNAL_SUFFIX,
     EVENTS_SUFFIX,
+    SPEED_SUFFIX,
     FAILURE_SUFFIX,
 )
 PART = re.compile(r"\[(\d+): ?(\d+)\]")  # which items of a dataset OpenCompass's partitioners put into a part

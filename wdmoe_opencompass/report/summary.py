@@ -17,6 +17,18 @@ from .frontier import FRONTIER, draw_frontier, frontier_notes, frontier_records,
 from .paper import COMPARED, NO_COMPARISON, paper_comparison
 from .paper import TEXT as COMPARISON_TEXT
 from .provenance import PROVENANCE_FILE, footnote, origin_records, profile_line, provenance
+from .requests import (
+    LOCKSTEP,
+    NO_QUEUE,
+    REQUEST_RECORDS_FILE,
+    REQUESTS,
+    SCOPE,
+    request_records,
+    request_table,
+)
+from .requests import TEXT as REQUESTS_TEXT
+from .speed import SPEED, SPEED_RECORDS_FILE, speed_notes, speed_records, speed_table
+from .speed import TEXT as SPEED_TEXT
 from .tables import (
     DATASETS_FILE,
     GROUPS_FILE,
@@ -88,6 +100,8 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
     notes = footnote(runs, ACCURACY_TEXT) + accuracy_notes(runs)
     printed = [write_table(folder / "table_1_accuracy", table_1(runs, benchmarks), notes, origin)]
     printed.append(_write_latency_tables(runs, benchmarks, records, folder))
+    printed += _write_requests(runs, benchmarks, folder)
+    printed += _write_speed(runs, benchmarks, folder)
     differences = difference_records(runs, benchmarks)
     write_json(folder / "accuracy_differences.json", differences)
     if differences:
@@ -112,6 +126,28 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
     write_json(folder / MISSING_FILE, missing_cells(runs))
     write_whole(folder / MAIN_TABLES_FILE, "\n".join(printed))
     return printed
+
+
+def _write_requests(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Path) -> list[str]:
+    """Write what single requests wait; -> a sentence for the screen, or nothing without traces."""
+    records = request_records(runs)
+    write_json(folder / REQUEST_RECORDS_FILE, records)
+    if not records:
+        return []
+    notes = [*footnote(runs, REQUESTS_TEXT), LOCKSTEP, NO_QUEUE]
+    write_table(folder / REQUESTS, request_table(records, benchmarks), notes, provenance(runs, scope=SCOPE))
+    return [f"waiting latency of single requests, percentiles: {folder / REQUESTS}.md\n"]
+
+
+def _write_speed(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Path) -> list[str]:
+    """Write the measured wall-clock, which differs from run to run; -> a sentence for the screen, or nothing."""
+    records = speed_records(runs, folder.parent / "predictions")
+    write_json(folder / SPEED_RECORDS_FILE, records)
+    if not records:
+        return []
+    notes = footnote(runs, SPEED_TEXT) + speed_notes(records)
+    write_table(folder / SPEED, speed_table(records, benchmarks), notes, provenance(runs))
+    return [f"measured speed of the run (wall-clock, not simulated): {folder / SPEED}.md\n"]
 
 
 def _write_latency_tables(

@@ -57,12 +57,12 @@ class FinishedBeams:
 class WatchedGenerate:
     """`generate` of a model, watched: `finished_rows` says which rows of the next pass are no load.
 
-    failed: called when a generation ends in an exception or an interrupt
+    ended: called when a generation has ended; failed: when it has in an exception or an interrupt
     """
 
-    def __init__(self, model: Any, failed: Callable[[], None]):
+    def __init__(self, model: Any, ended: Callable[[], None], failed: Callable[[], None]):
         self.model = model
-        self._failed = failed
+        self._ended, self._failed = ended, failed
         self._own = model.__dict__.get("generate")
         self._generate = model.generate
         self._rows: FinishedRows | None = None
@@ -95,7 +95,9 @@ class WatchedGenerate:
                 self._beams = FinishedBeams(getattr(self.model, HAS_UNFINISHED))
                 stack.enter_context(_replaced(self.model, HAS_UNFINISHED, self._beams))
             try:
-                return self._generate(*args, **kwargs)
+                answer = self._generate(*args, **kwargs)
+                self._ended()
+                return answer
             except BaseException:
                 self._failed()
                 raise

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import ModelError
 from ..selection.base import ChannelState, Renormalise, Routing, Selection, SelectionPolicy
 from ..selection.top_k import TopK
+from .clock import PhaseClock
 from .contract import Choice, Handle, Kept
 from .finished import WatchedGenerate
 from .layers import MoeLayer, find_moe_layers
@@ -86,6 +87,7 @@ class Attachment:
         self.payload_bits, self.sender = payload_bits, sender
         self.num_experts = max(layer.num_experts for layer in self.layers)
         self.recorder = Recorder(len(self.layers), self.num_experts)
+        self.clock = PhaseClock()
         self._pass: tuple[int, str, Tensor] | None = None
         self._arguments = list(inspect.signature(type(model).forward).parameters)[1:]
         self._attach()
@@ -112,7 +114,7 @@ class Attachment:
             select = self._selecting(number, layer)
             self._handles += layer.contract.tap(layer.router, layer.experts, select)
         if hasattr(model, "generate"):
-            self._watched = WatchedGenerate(model, self._forget_batch)
+            self._watched = WatchedGenerate(model, self.clock.stop, self._forget_batch)
         if self.sender is not None:
             self._handles += [self.sender.send_layer(number) for number in range(len(self.layers))]
         elif self.changes_experts:  # vanilla runs keep the model's own experts implementation
@@ -171,18 +173,21 @@ class Attachment:
         if finished is not None:
             is_load = is_load & ~finished.to(is_load.device)[:, None]
         phase = "prefill" if past == 0 else "decode"
-        self._pass = (self.recorder.begin_pass(phase), phase, is_load.flatten())
+        self._pass = (self.recorder.begin_pass(phase, finished), phase, is_load.flatten())
+        self.clock.begin_pass(phase)
         if self.sender is not None:
             self.sender.pass_index = self._pass[0]
 
     def _end_pass(self, module: nn.Module, args: tuple, answer: Any) -> None:
         if self._pass is not None:  # else it never began
+            self.clock.end_pass()
             self._pass = None
             self.recorder.end_pass(failed=answer is None)
 
     def _forget_batch(self) -> None:
         self._pass = None
         self.recorder.reset()
+        self.clock.reset()
 
     def _selecting(self, number: int, layer: MoeLayer) -> Callable[[Choice], Kept | None]:
         return lambda choice: self._select(number, layer, choice)
@@ -192,6 +197,7 @@ class Attachment:
             raise ModelError(f"{layer.name} was run outside a forward pass of the attached model")
         pass_index, phase, is_load = self._pass
         device = choice.top_k_index.device
+        self.clock.devices.add(device)
         channel = self._channel(pass_index, number, layer, device)
         with exact(device):
             routing = Routing(

@@ -54,6 +54,7 @@ class Recorder:
     def reset(self) -> None:
         """Forget an unfinished batch (after an exception inside a forward pass, say)."""
         self._phases: list[int] = []
+        self._finished: list[Tensor | None] = []  # [rows] of each pass
         self._pending: list[_Routed] = []
         self._pending_size = 0
         self._counted: list[tuple[list[int], list[int], Tensor]] = []  # passes, layers, counts [rows, columns]
@@ -65,9 +66,13 @@ class Recorder:
         """Forward passes since the batch began."""
         return len(self._phases)
 
-    def begin_pass(self, phase: str) -> int:
-        """Open a forward pass; -> its index within the batch."""
+    def begin_pass(self, phase: str, finished: Tensor | None = None) -> int:
+        """Open a forward pass; -> its index within the batch.
+
+        finished: [rows] which rows have had their last token, and are forwarded for the others' sake; None: none has
+        """
         self._phases.append(PHASES.index(phase))
+        self._finished.append(finished)
         self._recorded = 0
         return len(self._phases) - 1
 
@@ -132,7 +137,7 @@ class Recorder:
             self._ratios[device].index_add_(0, layer_index, counted.scatter_add_(1, column, is_load.double()))
 
     def finish_batch(self, first_item: int, items: int) -> dict[str, NDArray]:
-        """-> the batch as one block of a trace (names and shapes: trace.PER_PASS, trace.PER_BATCH)."""
+        """-> the batch as one block of a trace (names and shapes: trace.EVERY_ARRAY)."""
         if not self._phases:
             raise RuntimeError("a batch without any forward pass cannot be recorded")
         self._count_pending()
@@ -152,9 +157,27 @@ class Recorder:
             "items": np.array([items], dtype=np.int32),
             "co_selection": np.rint(pairs[:, upper[0], upper[1]])[None].astype(np.int32),
             "ratio_counts": np.rint(ratios)[None].astype(np.int32),
+            "item_passes": self._item_passes(items),
         }
         self.reset()
         return block
+
+    def _item_passes(self, items: int) -> NDArray[np.int32]:
+        """-> [items] how many passes of the batch each item waits for: up to the last in which one of its rows runs.
+
+        The rows of an item follow each other, as transformers repeats prompts for beams and for several answers. Where
+        rows are no multiple of the items, nothing says whose they are: the items wait for all passes.
+        """
+        waits = np.ones((self.passes, items), dtype=bool)
+        known = {
+            n: rows for n, rows in enumerate(self._finished) if rows is not None and items and not len(rows) % items
+        }
+        if known:
+            ends = np.cumsum([len(rows) for rows in known.values()])
+            finished = np.split(torch.cat(list(known.values())).cpu().numpy(), ends[:-1])  # one copy to the host
+            for number, rows in zip(known, finished, strict=True):
+                waits[number] = ~rows.reshape(items, -1).all(axis=1)
+        return (self.passes - np.argmax(waits[::-1], axis=0)).astype(np.int32)
 
     @staticmethod
     def _split(counts: NDArray) -> dict[str, NDArray]:

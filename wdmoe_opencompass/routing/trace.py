@@ -40,7 +40,7 @@ Count = Annotated[int, Field(ge=0, lt=1 << 31, strict=True)]
 Metadata = TypeVar("Metadata", bound=BaseModel)
 Perplexity = Literal["stock", "exact"]  # how texts were scored: as OpenCompass does, or independent of the batch
 
-# name -> (dtype, axes after the first; the first is passes or batches)
+# name -> (dtype, axes after the first; the first is passes, batches, or the items of all batches)
 PER_PASS: Arrays = {
     "batch": ("int32", ()),
     "pass_index": ("int32", ()),
@@ -61,6 +61,9 @@ PER_BATCH: Arrays = {
     "co_selection": ("int32", ("layers", "pairs")),
     "ratio_counts": ("int32", ("layers", "ratio_bins")),
 }
+PER_ITEM: Arrays = {"item_passes": ("int32", ())}
+TABLES = (PER_PASS, PER_BATCH, PER_ITEM)
+EVERY_ARRAY = PER_PASS | PER_BATCH | PER_ITEM
 
 
 def routing_name(policy: str, quantised_bits: int | None) -> str:
@@ -114,7 +117,7 @@ class TraceMetadata(BaseModel):
 
 @dataclass(frozen=True)
 class RoutingTrace:
-    """A trace in memory: metadata and the arrays named in PER_PASS and PER_BATCH.
+    """A trace in memory: metadata and the arrays named in PER_PASS, PER_BATCH and PER_ITEM.
 
     [passes]: batch (row in the per-batch arrays), pass_index (0 is the batch's first forward pass), phase (index into
     PHASES), tokens (real ones). [passes, layers, devices]: device_load and expert_evaluations after selection, the same
@@ -122,6 +125,9 @@ class RoutingTrace:
     station included. [batches]: first_item, items. [batches, layers, pairs]: co_selection, tokens whose router chose
     both experts of a pair, in the order of ``numpy.triu_indices(experts, 1)``. [batches, layers, ratio_bins]:
     ratio_counts, tokens by their second router weight over the first, in RATIO_BINS equal bins from 0 to 1.
+    [items], the items of the first batch, then those of the second, and so on: item_passes, how many passes of its
+    batch an item waits for, from the first to the one that gives its last token. With several rows per item (beams,
+    several answers) the row that takes longest counts.
 
     items_before_first: items that were run before the first batch; not 0 only in a piece of a growing trace
     """
@@ -142,6 +148,13 @@ class RoutingTrace:
         items = self.arrays["items"].astype(np.int64)
         return self.items_before_first + np.cumsum(items) - items
 
+    @property
+    def item_numbers(self) -> NDArray[np.int64]:
+        """-> number within its dataset of every item of the per-item arrays; one that is in several batches recurs."""
+        starts = np.cumsum(self.arrays["items"], dtype=np.int64) - self.arrays["items"]
+        within = np.arange(len(self.arrays["item_passes"])) - np.repeat(starts, self.arrays["items"])
+        return np.repeat(self.arrays["first_item"].astype(np.int64), self.arrays["items"]) + within
+
     def is_phase(self, phase: str) -> NDArray[np.bool_]:
         """-> [passes] which passes belong to `phase`: all, prefill or decode."""
         if phase == "all":
@@ -154,23 +167,23 @@ def axis_sizes(layers: int, devices: int, experts: int) -> dict[str, int]:
     return {"layers": layers, "devices": devices, "pairs": experts * (experts - 1) // 2, "ratio_bins": RATIO_BINS}
 
 
-def array_bytes(sizes: dict[str, int], passes: int, batches: int) -> int:
-    """Bytes of the arrays of a trace; `sizes` is what `axis_sizes` gives."""
+def array_bytes(sizes: dict[str, int], passes: int, batches: int, items: int) -> int:
+    """Bytes of the arrays of a trace; `sizes` is what `axis_sizes` gives, items those of all batches."""
 
     def row(table: Arrays) -> int:
         return sum(np.dtype(dtype).itemsize * math.prod(sizes[axis] for axis in axes) for dtype, axes in table.values())
 
-    return passes * row(PER_PASS) + batches * row(PER_BATCH)
+    return passes * row(PER_PASS) + batches * row(PER_BATCH) + items * row(PER_ITEM)
 
 
 def empty_arrays(metadata: TraceMetadata) -> dict[str, NDArray]:
     """Arrays of a trace without passes."""
-    return joined_arrays(metadata.sizes(), PER_PASS | PER_BATCH, [])
+    return joined_arrays(metadata.sizes(), EVERY_ARRAY, [])
 
 
 def join(metadata: TraceMetadata, blocks: list[dict[str, NDArray]]) -> RoutingTrace:
     """One trace from consecutive batches; their `batch` numbers are counted anew."""
-    return RoutingTrace(metadata, joined_arrays(metadata.sizes(), PER_PASS | PER_BATCH, blocks))
+    return RoutingTrace(metadata, joined_arrays(metadata.sizes(), EVERY_ARRAY, blocks))
 
 
 def joined_arrays(sizes: dict[str, int], tables: Arrays, blocks: Iterable[dict[str, NDArray]]) -> dict[str, NDArray]:
@@ -196,13 +209,13 @@ def read_trace(path: Path | str) -> RoutingTrace:
     path = Path(path)
     text, arrays = read_sealed(path, METADATA_KEY, "routing trace", FORMAT_VERSION)
     metadata = _metadata(path, text)
-    checked_arrays(path, metadata.sizes(), (PER_PASS, PER_BATCH), arrays)
+    checked_arrays(path, metadata.sizes(), TABLES, arrays)
     return RoutingTrace(metadata, arrays)
 
 
 def _metadata(path: Path, text: str) -> TraceMetadata:
     metadata = parsed_metadata(path, text, TraceMetadata, FORMAT_VERSION)
-    check_sizes(path, metadata.sizes(), PER_PASS | PER_BATCH)
+    check_sizes(path, metadata.sizes(), EVERY_ARRAY)
     expected = metadata.profile.content_hash
     if metadata.profile_hash != expected:
         raise TraceError(
@@ -234,7 +247,8 @@ def checked_arrays(
 ) -> None:
     """Raise TraceError unless the arrays are those of the tables, of their types, shapes and ranges.
 
-    A table's arrays have equally many rows. Nothing is negative, infinite or not a number; `batch` ascends.
+    A table's arrays have equally many rows. Nothing is negative, infinite or not a number; `batch` ascends. Each item
+    of a batch waits for at least one of its passes, and for no more than there are.
     """
     for table in tables:
         rows = None
@@ -255,6 +269,18 @@ def checked_arrays(
     batch = arrays["batch"]
     if len(batch) and (batch[-1] >= len(arrays["first_item"]) or (batch[1:] < batch[:-1]).any()):
         raise TraceError(f"{source}: batch numbers are out of range, or do not ascend")
+    if PER_ITEM in tables:
+        _check_item_passes(source, arrays)
+
+
+def _check_item_passes(source: Path | str, arrays: dict[str, NDArray]) -> None:
+    item_passes, items = arrays["item_passes"], arrays["items"]
+    wanted = int(items.sum(dtype=np.int64))
+    if len(item_passes) != wanted:
+        raise TraceError(f"{source}: array item_passes must have {wanted} rows, one per item, got {len(item_passes)}")
+    passes = np.repeat(np.bincount(arrays["batch"], minlength=len(items)), items)
+    if (item_passes < 1).any() or (item_passes > passes).any():
+        raise TraceError(f"{source}: array item_passes must be between 1 and the passes of the item's batch throughout")
 
 
 def _check_range(source: Path | str, name: str, array: NDArray) -> None:
@@ -276,7 +302,7 @@ class Journal:
     contents: ClassVar[str] = "a routing trace"
     suffix: ClassVar[str] = JOURNAL_SUFFIX
     sealed_suffix: ClassVar[str] = SEALED_SUFFIX
-    tables: ClassVar[tuple[Arrays, ...]] = (PER_PASS, PER_BATCH)
+    tables: ClassVar[tuple[Arrays, ...]] = TABLES
 
     def __init__(self, path: Path, metadata: TraceMetadata | None = None):
         self.path = path

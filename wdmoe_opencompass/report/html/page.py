@@ -25,6 +25,8 @@ from ..events import EVENTS
 from ..figures import BANDWIDTHS_HZ, CAVEAT, MOST_MODELS, PAPERS_POLICIES, ROW_STYLE, largest_pair_share
 from ..frontier import FRONTIER
 from ..provenance import PROVENANCE_FILE
+from ..requests import REQUESTS
+from ..speed import SPEED
 from ..statistics import BATCH_RESAMPLES, LEAST_GROUPS, TAILS
 from ..summary import COMPARISON, DIFFERENCES, FRONTIER_RECORDS_FILE, MAIN, SHOWN
 from ..tables import DATASETS_FILE, DENSE, GROUPS_FILE, MISSING_FILE, ROWS, ModelRun, benchmarks_of, vanilla_of
@@ -42,7 +44,7 @@ PARTS = (  # of the page's own script, one closure
     *("state", "helpers", "styles", "latencies", "tables", "figures", "benchmark", "heat", "channel", "items"),
     *("origin", "controls", "drawing", "start"),
 )
-TABLES = (DIFFERENCES, FRONTIER, COMPARISON, TABLE_3, TABLE_4, PREDICTION, EVENTS)  # shown as written
+TABLES = (DIFFERENCES, REQUESTS, SPEED, FRONTIER, COMPARISON, TABLE_3, TABLE_4, PREDICTION, EVENTS)  # shown as written
 LATENCY_KEYS = (
     *("row", "model", "dataset", "scope", "per", "phase", "latency_s", "latency_low_s", "latency_high_s", "saving"),
     *("saving_low", "saving_high", "no_interval", "tokens_per_batch", "passes_per_batch"),
@@ -71,7 +73,7 @@ def write_page(run_folder: Path) -> tuple[Path, Page]:
 
 
 def make_page(run_folder: Path) -> Page:
-    """The page of a run: equal runs give equal pages."""
+    """The page of a run: equal runs give equal pages, but for the measured speed."""
     runs, problems = _runs(run_folder)
     facts = _facts(run_folder, runs)
     facts["problems"] = problems

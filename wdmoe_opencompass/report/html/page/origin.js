@@ -1,4 +1,17 @@
-// ---- testbed and provenance
+// ---- requests, speed, testbed and provenance
+
+function drawRequests() {
+  const titles = {
+    requests: "Simulated waiting latency of a request (ms): 50th / 90th / 99th percentile",
+    speed: "Measured speed of this run (wall-clock)",
+  };
+  const found = Object.keys(titles).filter((name) => facts.tables[name]);
+  byId("requests").hidden = !found.length;
+  replace(
+    "requests-body",
+    found.map((name) => plainTable(facts.tables[name], titles[name])),
+  );
+}
 
 function drawTestbed() {
   const titles = {

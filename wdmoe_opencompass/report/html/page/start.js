@@ -54,6 +54,7 @@ function start() {
   drawAccuracyTables();
   drawMissing();
   replace("notes-latency", notes(facts.notes.table_2_latency_layer_per_batch_all));
+  drawRequests();
   drawTestbed();
   drawProvenance();
   changed();

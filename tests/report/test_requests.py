@@ -1,0 +1,179 @@
+"""What requests wait against an oracle that goes pass by pass, and the tables of it and of the measured speed."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytest import approx
+
+from tests.report.html.synthetic import ITEMS, write_run
+from tests.routing.test_trace import PROFILE, block, metadata
+from wdmoe_opencompass.replay import replay
+from wdmoe_opencompass.report.requests import percentiles, request_records, request_table
+from wdmoe_opencompass.report.speed import speed_notes, speed_records, speed_table
+from wdmoe_opencompass.report.summary import write_report
+from wdmoe_opencompass.report.tables import ROWS, ModelRun, runs_from_traces
+from wdmoe_opencompass.routing.speed import BatchSpeed, append_speed
+from wdmoe_opencompass.routing.trace import join
+
+
+def waited_s(part):
+    """Item by item, pass by pass: -> {item: seconds}."""
+    trace, waits, found, row = part.trace, part.waiting_latency_s, {}, 0
+    for batch, (first, items) in enumerate(zip(trace.first_item.tolist(), trace.items.tolist(), strict=True)):
+        passes = [n for n in range(len(trace.batch)) if trace.batch[n] == batch]
+        for item in range(first, first + items):
+            found[item] = found.get(item, 0.0) + sum(waits[n] for n in passes[: trace.item_passes[row]])
+            row += 1
+    return found
+
+
+def ranked(labels, sizes):
+    """Perplexity: all items once per label."""
+    starts = np.cumsum([0, *sizes[:-1]]).tolist()
+    return [
+        block(first, items, 1, seed=10 * label + first)
+        for label in range(labels)
+        for first, items in zip(starts, sizes, strict=True)
+    ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    passes=st.integers(1, 6),
+    labels=st.integers(1, 3),
+    method=st.sampled_from(["uniform", "optimal"]),
+    scope=st.sampled_from(["pass", "layer"]),
+)
+def test_a_request_waits_for_the_passes_of_its_batches(sizes, passes, labels, method, scope):
+    first, blocks = 0, ranked(labels, sizes) if labels > 1 else []
+    for number, items in enumerate(sizes if labels == 1 else ()):
+        blocks.append(block(first, items, 1 + (passes + number) % 6, seed=number))
+        first += items
+    part = replay(join(metadata(), blocks), PROFILE, method, scope)
+    expected = waited_s(part)
+    assert sorted(expected) == list(range(sum(sizes)))
+    assert part.request_latency_s.tolist() == approx([expected[item] for item in range(sum(sizes))], rel=1e-12)
+
+
+def test_requests_of_a_batch_that_end_earlier_wait_less():
+    one = block(0, 3, 5) | dict(item_passes=np.array([5, 1, 3], np.int32))
+    part = replay(join(metadata(), [one]), PROFILE, "uniform", "layer")
+    waits = part.waiting_latency_s
+    assert part.request_latency_s == approx([waits.sum(), waits[0], waits[:3].sum()])
+
+
+def test_without_a_batch_nobody_waits():
+    part = replay(join(metadata(), []), PROFILE, "uniform", "layer")
+    assert part.request_latency_s.shape == (0,)
+
+
+def test_items_far_from_zero_take_no_memory():
+    part = replay(join(metadata(), [block(2**31 - 8)]), PROFILE, "uniform", "layer")
+    assert part.request_latency_s.shape == (4,)
+
+
+def test_percentiles_are_over_requests():
+    assert percentiles(np.arange(101.0)) == dict(latency_p50_s=50, latency_p90_s=90, latency_p99_s=99)
+    assert percentiles(np.array([3.0])) == dict(latency_p50_s=3, latency_p90_s=3, latency_p99_s=3)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path / "run")
+
+
+def records(folder, name):
+    return json.loads((folder / "summary" / f"{name}.json").read_text())
+
+
+def test_records_have_every_row_and_dataset_and_follow_from_the_traces(run):
+    found = records(run, "request_records")
+    assert len(found) == len(ROWS) * 2
+    of = {(model.abbr, dataset): traces for model in runs_from_traces(run) for dataset, traces in model.traces.items()}
+    for record in found:
+        (trace,) = of[record["model"], record["dataset"]]
+        waits = list(waited_s(replay(trace, trace.metadata.profile, record["allocation"], "layer")).values())
+        assert record["requests"] == len(waits) == int(trace.items.sum())
+        for percent in (50, 90, 99):
+            assert record[f"latency_p{percent}_s"] == approx(np.percentile(waits, percent))
+        assert record["scope"] == "layer"
+    table = records(run, "requests")
+    assert [row["row"] for row in table["rows"]] == [*ROWS, "requests"]
+    first = next(record for record in found if (record["row"], record["dataset"]) == ("vanilla_even", "writing"))
+    expected = " / ".join(f"{1e3 * first[f'latency_p{percent}_s']:.3f}" for percent in (50, 90, 99))
+    assert table["rows"][0]["writing"] == expected
+    assert table["rows"][-1] == dict(row="requests", model="-", choice="32", writing="28")
+    assert "simulated" in table["notes"][0]
+    assert table["provenance"]["scope"] == "layer"
+
+
+def test_parts_and_groups_are_pooled_request_by_request():
+    parts = {"d": [join(metadata(), [block(0), block(4, seed=1)]), join(metadata(), [block(0, seed=2)])]}
+    parts["e"] = [join(metadata(), [block(0, seed=n) for n in range(2)])]  # two possible answers
+    one = ModelRun("m", "top_k", ("w", PROFILE.content_hash), traces=parts, groups={"both": ["d", "e"]})
+    found = {(r["row"], r["dataset"]): r for r in request_records([one])}
+    assert {name: found["vanilla_even", name]["requests"] for name in ("d", "e", "both")} == dict(d=12, e=4, both=16)
+    waits = [waited_s(replay(t, PROFILE, "uniform", "layer")).values() for of in parts.values() for t in of]
+    pooled = [wait for of in waits for wait in of]
+    assert found["vanilla_even", "both"]["latency_p90_s"] == approx(np.percentile(pooled, 90))
+    del one.traces["e"]
+    assert "both" not in {record["dataset"] for record in request_records([one])}
+    assert request_table(request_records([one]), ["d", "both"])["both"].tolist() == ["-", "-", "-"]
+
+
+# -- measured speed --------------------------------------------------------------------------------------------------
+def measure(run, model, dataset, batches, **changes):
+    for number in range(batches):
+        line = dict(end=ITEMS * (number + 1), items=ITEMS, prefill_s=0.5, decode_s=2.0, batch_s=3.0, device="GPU X")
+        append_speed(run / "predictions" / model / f"{dataset}.speed.jsonl", BatchSpeed(**line | changes))
+
+
+def test_speed_is_tokens_of_the_measured_batches_over_their_seconds(run):
+    measure(run, "vanilla", "writing", batches=7)
+    measure(run, "wdmoe", "writing", batches=5)
+    measure(run, "vanilla", "choice", batches=8, decode_s=0.0)
+    runs = runs_from_traces(run)
+    runs[0].batch_size = ITEMS
+    found = {(r["model"], r["dataset"]): r for r in speed_records(runs, run / "predictions")}
+    assert set(found) == {("vanilla", "writing"), ("wdmoe", "writing"), ("vanilla", "choice")}
+    for (model, dataset), batches in (("vanilla", "writing"), 7), (("wdmoe", "writing"), 5), (("vanilla", "choice"), 8):
+        trace = next(one for one in runs if one.abbr == model).traces[dataset][0]
+        measured = trace.batch < batches
+        record = found[model, dataset]
+        prefill, decode = (int(trace.tokens[measured & (trace.phase == phase)].sum()) for phase in (0, 1))
+        assert record["prefill_tokens_per_s"] == approx(prefill / (0.5 * batches))
+        assert record["decode_tokens_per_s"] == (approx(decode / (2.0 * batches)) if decode else None)
+        assert record["seconds_per_item"] == approx(3.0 / ITEMS)
+        assert (record["prompts"], record["prompts_measured"]) == (trace.items.sum(), batches * ITEMS)
+        assert (record["device"], record["dtype"]) == ("GPU X", "float32")
+    assert speed_notes(list(found.values())) == ["wdmoe, writing: measured on 20 of its 28 prompts"]
+    table = speed_table(list(found.values()), ["writing"])
+    assert table["dataset"].tolist() == ["writing", "writing"]
+    assert table["batch size"].tolist() == [str(ITEMS), "-"]
+
+
+def test_an_item_takes_the_time_of_all_its_possible_answers(tmp_path):
+    trace = join(metadata(dataset="d", model="m"), [block(0, passes=1, seed=n) for n in range(3)])
+    one = ModelRun("m", "top_k", ("w", PROFILE.content_hash), traces={"d": [trace]})
+    (tmp_path / "m").mkdir()
+    for end in (4, 8, 12):
+        speed = BatchSpeed(end=end, items=4, prefill_s=1.0, decode_s=0.0, batch_s=2.0, device="GPU X")
+        append_speed(tmp_path / "m" / "d.speed.jsonl", speed)
+    (record,) = speed_records([one], tmp_path)
+    assert record["seconds_per_item"] == approx(3 * 2.0 / 4)
+
+
+def test_two_machines_are_both_named_and_nothing_measured_leaves_no_table(run):
+    assert not (run / "summary" / "speed.md").exists()
+    assert records(run, "speed_records") == []
+    measure(run, "vanilla", "choice", batches=1)
+    measure(run, "vanilla", "choice", batches=2, device="GPU Y")  # gone on elsewhere; the first batch is known already
+    printed = write_report(runs_from_traces(run), ["choice", "writing"], run / "summary")
+    assert any("measured speed of the run (wall-clock, not simulated)" in text for text in printed)
+    table = records(run, "speed")
+    assert [row["device"] for row in table["rows"]] == ["GPU X; GPU Y"]
+    assert table["notes"][0].startswith("measured wall-clock")

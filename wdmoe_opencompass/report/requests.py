@@ -1,0 +1,67 @@
+"""What single requests wait: percentiles of the waiting latency over the items of a benchmark, simulated."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..allocation.base import Scope
+from ..replay import replay
+from .tables import ROWS, ROWS_ORDER, ModelRun, row_runs
+
+REQUESTS, REQUEST_RECORDS_FILE = "requests", "request_records.json"
+PERCENTILES = (50, 90, 99)
+SCOPE: Scope = "layer"
+TEXT = (
+    f"attention waiting latency of one request (item) in ms, simulated; in each cell the {PERCENTILES[0]}th, "
+    f"{PERCENTILES[1]}th and {PERCENTILES[2]}th percentile over the requests, linear between two neighbours: of fewer "
+    "than 100 requests the last lies between the two that wait longest. Eq. (11) summed over the MoE layers and over "
+    "the forward passes of the request, under the run's own channel draw; bandwidth scope: layer"
+)
+LOCKSTEP = (
+    "a request waits from the first pass of its batch to the one that gives its last token. Its batch runs in "
+    "lockstep: each pass takes as long as the tokens of all its requests make it, so another batch size gives other "
+    "latencies. Where answers are ranked by perplexity a request waits once per possible answer"
+)
+NO_QUEUE = "nothing else is in it: not the base station's computing, and no time in a queue before the batch begins"
+
+
+def request_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
+    """One record per row of Table II and dataset or group: requests and percentiles of their latency, in seconds.
+
+    A group's percentiles are over the requests of all its datasets.
+    """
+    records = []
+    for row, (_, method) in ROWS.items():
+        for run in row_runs(runs, row):
+            for name in dict.fromkeys([*run.traces, *run.groups]):
+                parts = [replay(trace, trace.metadata.profile, method, SCOPE) for trace in run.traces_of(name)]
+                latency_s = np.concatenate([part.request_latency_s for part in parts]) if parts else np.zeros(0)
+                if len(latency_s):
+                    record = dict(row=row, model=run.abbr, dataset=name, scope=SCOPE, allocation=method)
+                    records.append(record | dict(requests=len(latency_s)) | percentiles(latency_s))
+    return records
+
+
+def percentiles(latency_s: np.ndarray) -> dict[str, float]:
+    """latency_s: [requests] -> `latency_p50_s` and so on for PERCENTILES."""
+    values = np.percentile(latency_s, PERCENTILES)
+    return {f"latency_p{percent}_s": float(value) for percent, value in zip(PERCENTILES, values, strict=True)}
+
+
+def request_table(records: Sequence[dict[str, Any]], benchmarks: Sequence[str]) -> pd.DataFrame:
+    """Table II's rows by benchmarks, in each cell the percentiles in ms; then how many requests they are over."""
+    of = {(record["row"], record["model"], record["dataset"]): record for record in records}
+    names = sorted(dict.fromkeys((row, model) for row, model, _ in of), key=lambda name: ROWS_ORDER[name[0]])
+    rows = [
+        {"row": row, "model": model} | {b: _cell(of.get((row, model, b))) for b in benchmarks} for row, model in names
+    ]
+    counts = {record["dataset"]: str(record["requests"]) for record in reversed(records)}
+    return pd.DataFrame([*rows, {"row": "requests", "model": "-"} | {b: counts.get(b, "-") for b in benchmarks}])
+
+
+def _cell(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return "-"
+    return " / ".join(f"{1e3 * record[f'latency_p{percent}_s']:.3f}" for percent in PERCENTILES)

@@ -1,0 +1,103 @@
+"""How quick the run itself was on its machine: measured wall-clock, which no latency of the tables depends on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..routing.speed import SPEED_SUFFIX, BatchSpeed, measured_batches
+from ..routing.trace import PHASES, RoutingTrace
+from .tables import DENSE, ModelRun
+
+SPEED, SPEED_RECORDS_FILE = "speed", "speed_records.json"
+TEXT = (
+    "measured wall-clock of this run on the machine that it ran on, with whatever else ran there; nothing simulated is "
+    "in it. Prefill: real tokens over the time of the forward passes over the prompts. Decode: real tokens of the "
+    "later passes over the time from the first of them to the end of the generation, choosing the tokens included; "
+    "the token that the prefill gives is not counted. s per item: the calls of `generate` or `get_ppl` over the items, "
+    "tokenizing included; loading the model and scoring are not. Selection and recording are part of all three, and "
+    "so is the first batch, in which a machine warms up"
+)
+COLUMNS = ("model", "dataset", "prefill (tokens/s)", "decode (tokens/s)", "s per item", "device", "dtype", "batch size")
+
+
+def speed_records(runs: Sequence[ModelRun], predictions: Path) -> list[dict[str, Any]]:
+    """One record per model and dataset or group of which batches were measured.
+
+    prefill_tokens_per_s, decode_tokens_per_s: None without such passes; seconds_per_item; prompts, prompts_measured:
+    items of all batches, each possible answer by itself, and those of the batches that were measured; device: all that
+    it ran on; dtype; batch_size: as the config names it. predictions: the folder that the traces lie in.
+    """
+    records = []
+    for run in runs:
+        if run.policy == DENSE:
+            continue
+        for name in dict.fromkeys([*run.traces, *run.groups]):
+            parts = [(t, _measured(predictions / run.abbr, t)) for t in run.traces_of(name)]
+            if any(measured for _, measured in parts):
+                records.append(dict(model=run.abbr, dataset=name) | _record(parts) | dict(batch_size=run.batch_size))
+    return records
+
+
+def _measured(folder: Path, trace: RoutingTrace) -> dict[int, BatchSpeed]:
+    return measured_batches(folder / f"{trace.metadata.dataset}{SPEED_SUFFIX}", trace)
+
+
+def _record(parts: Sequence[tuple[RoutingTrace, dict[int, BatchSpeed]]]) -> dict[str, Any]:
+    tokens = dict.fromkeys(PHASES, 0)
+    seconds = dict.fromkeys(PHASES, 0.0)
+    batch_s, measured, prompts, items = 0.0, 0, 0, 0
+    for trace, speeds in parts:
+        of_phase = {p: np.bincount(trace.batch, trace.tokens * trace.is_phase(p), len(trace.items)) for p in PHASES}
+        for number, speed in speeds.items():
+            batch_s += speed.batch_s
+            measured += speed.items
+            for phase, value in (("prefill", speed.prefill_s), ("decode", speed.decode_s)):
+                seconds[phase] += value
+                tokens[phase] += int(of_phase[phase][number])
+        prompts += int(trace.items.sum())
+        items += len(np.unique(trace.item_numbers))
+    rates = {p: tokens[p] / seconds[p] if tokens[p] and seconds[p] else None for p in PHASES}
+    return dict(
+        prefill_tokens_per_s=rates["prefill"],
+        decode_tokens_per_s=rates["decode"],
+        seconds_per_item=batch_s / measured * prompts / items,
+        prompts=prompts,
+        prompts_measured=measured,
+        device="; ".join(dict.fromkeys(speed.device for _, speeds in parts for speed in speeds.values())),
+        dtype=", ".join(dict.fromkeys(trace.metadata.dtype for trace, _ in parts)),
+    )
+
+
+def speed_table(records: Sequence[dict[str, Any]], benchmarks: Sequence[str]) -> pd.DataFrame:
+    """One row per model and benchmark."""
+    rows = [
+        (
+            record["model"],
+            record["dataset"],
+            *(_rate(record[f"{phase}_tokens_per_s"]) for phase in PHASES),
+            f"{record['seconds_per_item']:.4g}",
+            record["device"],
+            record["dtype"],
+            record["batch_size"] or "-",
+        )
+        for record in records
+        if record["dataset"] in benchmarks
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(str)
+
+
+def _rate(tokens_per_s: float | None) -> str:
+    return "-" if tokens_per_s is None else f"{tokens_per_s:.1f}"
+
+
+def speed_notes(records: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for every dataset of which only some batches were measured: the others' lines were lost with a kill."""
+    return [
+        f"{record['model']}, {record['dataset']}: measured on {record['prompts_measured']} of its "
+        f"{record['prompts']} prompts"
+        for record in records
+        if record["prompts_measured"] < record["prompts"]
+    ]
