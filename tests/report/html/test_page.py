@@ -67,6 +67,15 @@ def test_the_first_numbers_are_those_of_the_tables(run, visit):
     assert "as in its tables" in visit.page.inner_text("#announce")
 
 
+def test_accuracies_and_their_differences_from_vanilla_are_those_of_table_1(run, visit):
+    table = json.loads((run / "summary" / "table_1_accuracy.json").read_text())
+    text = " ".join(visit.page.inner_text("#table-accuracy").replace("\N{MINUS SIGN}", "-").split())
+    cells = [row[dataset] for row in table["rows"] for dataset in ("choice", "writing")]
+    assert sum("(" in cell for cell in cells) == 2
+    for cell in cells:
+        assert cell in text
+
+
 CONTROLS = {
     "total bandwidth": ([("#total-number", 37)], changed_profile(PROFILE, "total_bandwidth_hz", 37e6), {}),
     "slider": ([("#total-range", 150)], changed_profile(PROFILE, "total_bandwidth_hz", 150e6), {}),
