@@ -1,4 +1,4 @@
-"""Every selection policy on the quickstart's small Mixtral, all items of its tasks; then `wdmoe frontier` on its folder.
+"""Every selection policy on the quickstart's small Mixtral and all items; then `wdmoe frontier` on its folder.
 
 opencompass eval_configs/eval_policies.py -w outputs/policies
 """
