@@ -3,7 +3,8 @@
     python benchmarks/policies.py                      every policy: `eval_configs/eval_policies.py`
     python benchmarks/policies.py --run FOLDER         reads a finished run
 
-Two processes, some seven minutes on two cores. The last line is JSON: per policy what `wdmoe frontier` shows.
+All items of all five tasks, in two processes: some twenty minutes on two cores. The last line is JSON: per policy what
+`wdmoe frontier` shows.
 """
 
 import argparse

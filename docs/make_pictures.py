@@ -2,7 +2,7 @@
 
     make docs                                     uses the last runs in outputs/quickstart and outputs/policies
 
-Where a run is not there, it is made: one minute for the quickstart, seven for all policies, on two cores. The page's
+Where a run is not there, it is made: two minutes for the quickstart, twenty for all policies, on two cores. The page's
 pictures need Chromium (Debian's package of that name).
 """
 

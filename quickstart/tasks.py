@@ -13,16 +13,28 @@ Five tasks in the file formats of the paper's benchmarks, read by OpenCompass's 
 Facts are met as often as a Zipf law says, so that a trained model knows the common ones and not the rare ones:
 accuracy then lies between chance and saturation, and a damaged expert selection shows. A held-out item is a question
 that no training text holds; the fact behind it does occur there, in other words.
+
+The text of training never uses the items' wording of 250 facts of each of the first three tasks, nor 250 sums and 260
+pairs of steps. Beyond these, an item is what that text happens not to ask: there are few such facts, and enough pairs
+and sums (of two changes; every sum of one change that is not held out is asked). Files hold their items shuffled, so
+that any slice is a sample.
 """
 
 import json
 import random
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import accumulate
 from pathlib import Path
 
-ITEMS_PER_TASK = 250
+HELD_OUT_PER_TASK = 250  # the text of training depends on it
+MAX_ITEMS = 1000
+MAX_PROGRAMS, EXAMPLE_PROGRAMS = 500, 10  # what OpenCompass's MBPP loader reads: examples first, then items
+SPARE_PROGRAMS = 150  # of the pairs drawn, those with the most common steps are no items
+DOCUMENTS_PER_SEED = 2000
+TOKENIZER_TEXT, CALIBRATION_TEXT = (0, 40_000), (1_000_003, 120)  # seed, documents
+MAX_TRAINING_SEED = 358  # training reads the documents of seeds 1 to this one
 ZIPF_EXPONENT = 0.9
 
 ATTRIBUTES = {
@@ -114,14 +126,14 @@ class World:
         self.yesno = {
             (name, value): Fact(name, value, rng.choice(("Yes", "No"))) for name in self.places for value in PROPERTIES
         }
-        self.held_choice = set(rng.sample(sorted(self.choice), ITEMS_PER_TASK))
-        self.held_twoway = set(rng.sample(sorted(self.twoway), ITEMS_PER_TASK))
-        self.held_yesno = set(rng.sample(sorted(self.yesno), ITEMS_PER_TASK))
+        self.held_choice = set(rng.sample(sorted(self.choice), HELD_OUT_PER_TASK))
+        self.held_twoway = set(rng.sample(sorted(self.twoway), HELD_OUT_PER_TASK))
+        self.held_yesno = set(rng.sample(sorted(self.yesno), HELD_OUT_PER_TASK))
         self.held_sums: set[tuple[int, ...]] = set()
-        while len(self.held_sums) < ITEMS_PER_TASK:
+        while len(self.held_sums) < HELD_OUT_PER_TASK:
             self.held_sums.add(self._sum_case(rng))
         self.held_programs: set[tuple[str, str]] = set()
-        while len(self.held_programs) < ITEMS_PER_TASK + 10:
+        while len(self.held_programs) < HELD_OUT_PER_TASK + 10:
             first, second = rng.sample(list(self.steps), 2)
             self.held_programs.add((first, second))
 
@@ -149,75 +161,111 @@ class World:
     # -- training text -------------------------------------------------------------------------------------------
     def documents(self, seed: int, count: int) -> list[str]:
         """`count` training documents; none of them holds a held-out question."""
+        return [text for _, text in self._drawn(seed, count)]
+
+    @cached_property
+    def asked(self) -> set[Hashable]:
+        """What tokenizer, training and calibration read: facts in the items' wording, sums, pairs of steps."""
+        training = [(seed, DOCUMENTS_PER_SEED) for seed in range(1, MAX_TRAINING_SEED + 1)]
+        texts = (TOKENIZER_TEXT, *training, CALIBRATION_TEXT)
+        return {asked for seed, count in texts for asked, _ in self._drawn(seed, count)}
+
+    def _drawn(self, seed: int, count: int) -> Iterator[tuple[Hashable, str]]:
+        """Yield for each document (what it asks in an item's words, or None; its text)."""
         rng = random.Random(f"documents {seed}")
         makers = [self._choice_text, self._twoway_text, self._yesno_text, self._sum_text, self._program_text]
         chosen = rng.choices(makers, weights=[26, 14, 16, 34, 10], k=count)
-        return [maker(rng) for maker in chosen]
+        for maker in chosen:
+            yield maker(rng)
 
-    def _choice_text(self, rng: random.Random) -> str:
+    def _choice_text(self, rng: random.Random) -> tuple[Hashable, str]:
         name = rng.choices(self.animals, cum_weights=_zipf(len(self.animals)))[0]
         relation = rng.choice(list(ATTRIBUTES))
         fact = self.choice[name, relation]
         _, statements, questions = ATTRIBUTES[relation]
         if rng.random() < 0.5:
-            return rng.choice(statements).format(name=name, value=fact.value).capitalize()
-        allowed = questions[:1] if (name, relation) in self.held_choice else questions
-        return choice_prompt(rng.choice(allowed).format(name=name), fact.value)
+            return None, rng.choice(statements).format(name=name, value=fact.value).capitalize()
+        question = rng.choice(questions[:1] if (name, relation) in self.held_choice else questions)
+        asked = (name, relation) if question == questions[1] else None
+        return asked, choice_prompt(question.format(name=name), fact.value)
 
-    def _twoway_text(self, rng: random.Random) -> str:
+    def _twoway_text(self, rng: random.Random) -> tuple[Hashable, str]:
         name = rng.choices(self.objects, cum_weights=_zipf(len(self.objects)))[0]
         use = rng.choice(list(USES))
         fact = self.twoway[name, use]
         if rng.random() < 0.4:
-            return rng.choice(USE_STATEMENTS).format(name=name, use=use, value=fact.value)
-        allowed = USE_GOALS[:1] if (name, use) in self.held_twoway else USE_GOALS
-        return twoway_prompt(rng.choice(allowed).format(name=name, use=use), f"Use {fact.value}.")
+            return None, rng.choice(USE_STATEMENTS).format(name=name, use=use, value=fact.value)
+        goal = rng.choice(USE_GOALS[:1] if (name, use) in self.held_twoway else USE_GOALS)
+        asked = (name, use) if goal == USE_GOALS[1] else None
+        return asked, twoway_prompt(goal.format(name=name, use=use), f"Use {fact.value}.")
 
-    def _yesno_text(self, rng: random.Random) -> str:
+    def _yesno_text(self, rng: random.Random) -> tuple[Hashable, str]:
         name = rng.choices(self.places, cum_weights=_zipf(len(self.places)))[0]
         value = rng.choice(PROPERTIES)
         fact = self.yesno[name, value]
         if rng.random() < 0.3:
-            return f"{name} is {value}." if fact.value == "Yes" else f"{name} is not {value}."
-        allowed = YESNO_QUESTIONS[:1] if (name, value) in self.held_yesno else YESNO_QUESTIONS
-        question = rng.choice(allowed).format(name=name, value=value)
-        return yesno_prompt(rng.choice(PASSAGES).format(name=name), question, fact.value)
+            return None, f"{name} is {value}." if fact.value == "Yes" else f"{name} is not {value}."
+        question = rng.choice(YESNO_QUESTIONS[:1] if (name, value) in self.held_yesno else YESNO_QUESTIONS)
+        asked = (name, value) if question == YESNO_QUESTIONS[1] else None
+        passage = rng.choice(PASSAGES).format(name=name)
+        return asked, yesno_prompt(passage, question.format(name=name, value=value), fact.value)
 
-    def _sum_text(self, rng: random.Random) -> str:
+    def _sum_text(self, rng: random.Random) -> tuple[Hashable, str]:
         while (case := self._sum_case(rng)) in self.held_sums:
             pass
-        return sum_prompt(self._sum_question(rng, case)) + f" The answer is {sum(case)}"
+        return case, sum_prompt(self._sum_question(rng, case)) + f" The answer is {sum(case)}"
 
     def _sum_question(self, rng: random.Random, case: tuple[int, ...]) -> str:
         changes = [rng.choice(CHANGES["+" if b > 0 else "-"]).format(b=abs(b)) for b in case[1:]]
         start = rng.choice(STARTS).format(who=rng.choice(PEOPLE), what=(what := rng.choice(THINGS)), a=case[0])
         return f"{start}, {' and then '.join(changes)}. {ASKED.format(what=what)}"
 
-    def _program_text(self, rng: random.Random) -> str:
+    def _program_text(self, rng: random.Random) -> tuple[Hashable, str]:
         names = list(self.steps)
         while True:
             first, second = rng.choices(names, cum_weights=_zipf(len(names)), k=2)
             if first != second and (first, second) not in self.held_programs:
                 asked, code = self.program((first, second))
-                return program_prompt(asked) + code
+                return (first, second), program_prompt(asked) + code
 
     # -- held-out items ------------------------------------------------------------------------------------------
     def items(self) -> dict[str, list[dict]]:
-        """File name -> rows, in the layouts that OpenCompass's loaders of the paper's benchmarks read."""
+        """File name -> rows in random order, as OpenCompass's loaders of the paper's benchmarks read them."""
         rng = random.Random("items")
+        choice, twoway, yesno = (self._unasked(rng, facts) for facts in (self.choice, self.twoway, self.yesno))
+        examples, programs = self._unasked_programs(rng)
+        pairs = examples + shuffled(rng, programs)
         return {
-            "choice.jsonl": [self._choice_item(rng, key) for key in sorted(self.held_choice)],
-            "twoway/dev.jsonl": [self._twoway_item(rng, key) for key in sorted(self.held_twoway)],
-            "yesno.jsonl": [self._yesno_item(rng, key) for key in sorted(self.held_yesno)],
-            "arith/test.jsonl": [self._sum_item(rng, case) for case in sorted(self.held_sums)],
-            "program.jsonl": [self._program_item(n, pair) for n, pair in enumerate(self._program_pairs())],
+            "choice.jsonl": [self._choice_item(rng, key) for key in shuffled(rng, choice)],
+            "twoway/dev.jsonl": [self._twoway_item(rng, key) for key in shuffled(rng, twoway)],
+            "yesno.jsonl": [self._yesno_item(rng, key) for key in shuffled(rng, yesno)],
+            "arith/test.jsonl": [self._sum_item(rng, case) for case in shuffled(rng, self._unasked_sums(rng))],
+            "program.jsonl": [self._program_item(number, pair) for number, pair in enumerate(pairs)],
         }
 
-    def _program_pairs(self) -> list[tuple[str, str]]:
-        """Ten pairs of common steps, which MBPP's loader keeps as examples, then the 200 with the rarest steps."""
-        rank = {step: number for number, step in enumerate(self.steps)}
-        by_rarity = sorted(self.held_programs, key=lambda pair: (max(rank[step] for step in pair), pair))
-        return by_rarity[:10] + sorted(by_rarity[-200:])
+    def _unasked(self, rng: random.Random, facts: Collection[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Every fact that no text asks for in the items' words, at most MAX_ITEMS."""
+        unasked = sorted(set(facts) - self.asked)
+        return rng.sample(unasked, min(MAX_ITEMS, len(unasked)))
+
+    def _unasked_sums(self, rng: random.Random) -> list[tuple[int, ...]]:
+        sums = set(self.held_sums)
+        while len(sums) < MAX_ITEMS:
+            case = self._sum_case(rng)
+            if case not in self.asked:
+                sums.add(case)
+        return sorted(sums)
+
+    def _unasked_programs(self, rng: random.Random) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """-> the pairs of the most common steps, which MBPP's loader keeps as examples, and those of the rarest."""
+        pairs, names = set(self.held_programs), list(self.steps)
+        while len(pairs) < EXAMPLE_PROGRAMS + SPARE_PROGRAMS + MAX_PROGRAMS:
+            first, second = rng.sample(names, 2)
+            if (first, second) not in self.asked:
+                pairs.add((first, second))
+        rank = {step: number for number, step in enumerate(names)}
+        by_rarity = sorted(pairs, key=lambda pair: (max(rank[step] for step in pair), pair))
+        return by_rarity[:EXAMPLE_PROGRAMS], by_rarity[-MAX_PROGRAMS:]
 
     def _choice_item(self, rng: random.Random, key: tuple[str, str]) -> dict:
         fact = self.choice[key]
@@ -255,6 +303,11 @@ class World:
         exec(code, scope)
         tests = [f"assert f({x}) == {scope['f'](x)}" for x in (0, 3, 11)]
         return dict(text=asked, code=code, task_id=number, test_setup_code="", test_list=tests, challenge_test_list=[])
+
+
+def shuffled(rng: random.Random, keys: Sequence) -> list:
+    """The keys in random order."""
+    return rng.sample(keys, len(keys))
 
 
 def choice_prompt(question: str, answer: str) -> str:
@@ -298,7 +351,8 @@ def write_items(world: World, folder: Path) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if name.startswith("twoway"):
-            labels = [row.pop("label") for row in rows]
+            labels = [row["label"] for row in rows]
+            rows = [{key: value for key, value in row.items() if key != "label"} for row in rows]
             for split, part in (("dev", slice(None)), ("train", slice(4))):
                 (path.parent / f"{split}-labels.lst").write_text("".join(f"{label}\n" for label in labels[part]))
         text = [json.dumps(row) + "\n" for row in rows]
@@ -309,9 +363,10 @@ def write_items(world: World, folder: Path) -> None:
 
 def write_calibration_text(world: World, path: Path) -> None:
     """Write text of the training's kind, drawn with a seed that training did not use, for `wdmoe calibrate`."""
-    path.write_text("\n".join(world.documents(seed=1_000_003, count=120)) + "\n")
+    path.write_text("\n".join(world.documents(*CALIBRATION_TEXT)) + "\n")
 
 
 if __name__ == "__main__":
-    write_items(World(), Path(__file__).parent / "data")
-    write_calibration_text(World(), Path(__file__).parent / "data" / "calibration.txt")
+    world = World()
+    write_items(world, Path(__file__).parent / "data")
+    write_calibration_text(world, Path(__file__).parent / "data" / "calibration.txt")

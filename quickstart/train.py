@@ -79,7 +79,9 @@ def token_stream(world: tasks.World, tokenizer: PreTrainedTokenizerFast, tokens_
     while True:
         while len(buffer) < tokens_per_batch:
             seed += 1
-            for ids in tokenizer(world.documents(seed, 2000))["input_ids"]:
+            if seed > tasks.MAX_TRAINING_SEED:
+                raise SystemExit("error: tasks.MAX_TRAINING_SEED ends too early: items are held out up to there")
+            for ids in tokenizer(world.documents(seed, tasks.DOCUMENTS_PER_SEED))["input_ids"]:
                 buffer.extend(ids)
                 buffer.append(tokenizer.eos_token_id)
         yield torch.tensor(buffer[:tokens_per_batch]).view(-1, SEQUENCE_TOKENS)
@@ -95,7 +97,7 @@ def train(steps: int, out: Path, seed: int, peak: float, rows: int) -> None:
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     world = tasks.World()
-    tokenizer = train_tokenizer(world.documents(0, 40_000), vocab_size=1024)
+    tokenizer = train_tokenizer(world.documents(*tasks.TOKENIZER_TEXT), vocab_size=1024)
     model = build_model(len(tokenizer))
     print(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens in the vocabulary",

@@ -10,7 +10,8 @@ def texts(*table):
 
 
 @pytest.mark.parametrize(
-    "number", ["1.33245e-08", "-12", "1000/1000", "2026-11-25", "[-4.70, -2.08]", "16.7 %", "word"]
+    "number",
+    ["1.33245e-08", "-12", "1000/1000", "2026-11-25", "[-4.70, -2.08]", "[-4.7, -2.1] *)", "16.7 %", "word"],
 )
 def test_a_number_is_never_broken(number):
     assert folded(number, 1) == [number]

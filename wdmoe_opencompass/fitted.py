@@ -18,7 +18,8 @@ GAP = "  "
 LEAST_FOLDED = 10  # columns that a name is folded to at least
 MOST_AS_LISTS = 3  # rows; more are better compared as a table, if one fits
 
-_NUMBERS = re.compile(r"\[[-+\d., ]+\]|(?<=\d) %")  # an interval, a percentage: their spaces are no place to fold
+# An interval and its mark, a percentage: their spaces are no place to fold.
+_NUMBERS = re.compile(r"\[[-+\d., ]+\](?: \*)?|(?<=\d) %")
 _INSIDE = re.compile(r"(?<=\w[-_/])(?<!\d[eE]-)(?!(?<=\d[-/])\d)(?=\w)")  # not 1e-08, not 3/12
 _GLUE = "\0"
 

@@ -14,7 +14,7 @@ models = [
         path="quickstart/model",
         model_kwargs=dict(torch_dtype="torch.float32", device_map="cpu"),
         max_out_len=64,
-        batch_size=10,
+        batch_size=25,
         run_cfg=dict(num_gpus=0),
         wdmoe=dict(
             **{"profile": "paper_8_devices", "calibration": "quickstart/quickstart.calibration.safetensors", **variant}

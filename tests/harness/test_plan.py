@@ -94,7 +94,7 @@ def test_prompt_tokens_of_sampled_items_are_near_those_of_all(quickstart):
     estimates = [run for run in quickstart["runs"] if run["dataset"] == "qs_arith"]
     assert [run["model"] for run in estimates] == MODELS
     for run in estimates:
-        assert run["prompt_tokens"] == pytest.approx(exact, rel=0.05)  # 25 of 250 items
+        assert run["prompt_tokens"] == pytest.approx(exact, rel=0.05)  # 25 of 1,000 items
         assert run["prompt_tokens"] != exact
 
 
@@ -337,7 +337,7 @@ def test_a_missing_dataset_is_named_with_its_place_and_exits_1(tmp_path):
     assert verdict == "this run cannot work"
     rows = [line.split() for line in done.stdout.splitlines()]
     assert [str(tmp_path / "data" / "choice.jsonl"), "1", "0", "0", "ppl"] in rows
-    assert ["quickstart/data/twoway", "1", "1", "250", "ppl"] in rows
+    assert ["quickstart/data/twoway", "1", "1", "253", "ppl"] in rows
 
 
 def test_every_loader_names_the_file_it_misses(changed, tmp_path):

@@ -1,7 +1,10 @@
+import hashlib
 import json
+import re
 import sys
 
 import pytest
+from scipy.stats import kendalltau
 
 from tests.conftest import ROOT
 
@@ -9,14 +12,56 @@ sys.path.insert(0, str(ROOT / "quickstart"))
 import tasks
 
 WORLD = tasks.World()
+TRAINING_TEXT_SHA256 = "3cc730b99eeb853f420e18d366d76083048c05885f3ca735261600cf1d89fd2b"
 
 
-def test_no_training_text_holds_a_held_out_question():
-    """By construction none can; 60,000 documents are looked at all the same."""
-    held = set(tasks.held_out_questions(WORLD))
-    longest = {len(question) for question in held}
-    for document in WORLD.documents(seed=123, count=60_000):
-        assert not any(document[:length] in held for length in longest)
+def read_by_the_model():
+    """Every document that tokenizer, training and calibration read."""
+    training = [(seed, tasks.DOCUMENTS_PER_SEED) for seed in range(1, tasks.MAX_TRAINING_SEED + 1)]
+    for seed, count in (tasks.TOKENIZER_TEXT, *training, tasks.CALIBRATION_TEXT):
+        yield from WORLD.documents(seed, count)
+
+
+def asked_in(document):
+    """A document up to where its answer begins."""
+    return re.split(r"\n(?:Answer|A|Code):", document)[0]
+
+
+def numbers_of(question):
+    """The numbers of a sum in a sentence, those taken away negative."""
+    signed = re.findall(r"(loses )?(\d+)( are taken away)?", question)
+    return tuple(-int(number) if loses or taken else int(number) for loses, number, taken in signed)
+
+
+def test_nothing_that_the_model_read_holds_a_held_out_question_or_sum():
+    held = {asked_in(question) for question in tasks.held_out_questions(WORLD)}
+    sums = {numbers_of(row["question"]) for row in WORLD.items()["arith/test.jsonl"]}
+    assert len(sums) == len(WORLD.items()["arith/test.jsonl"])
+    documents = 0
+    for document in read_by_the_model():
+        documents += 1
+        asked = asked_in(document)
+        assert asked not in held
+        assert not asked.endswith("are there now?") or numbers_of(asked) not in sums
+    assert documents > 700_000
+
+
+def test_the_text_of_training_is_that_of_the_shipped_model():
+    text = "\n".join(document for seed in (1, 200, 358) for document in WORLD.documents(seed, 2000))
+    assert hashlib.sha256(text.encode()).hexdigest() == TRAINING_TEXT_SHA256
+
+
+@pytest.mark.slow
+def test_training_reads_no_further_than_items_are_held_out_of():
+    from transformers import PreTrainedTokenizerFast
+
+    model = ROOT / "quickstart" / "model"
+    training = json.loads((model / "training.json").read_text())
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+    tokens = 0
+    for seed in range(1, tasks.MAX_TRAINING_SEED + 1):
+        tokens += sum(len(ids) + 1 for ids in tokenizer(WORLD.documents(seed, 2000))["input_ids"])  # 1: </s>
+    assert tokens >= training["steps"] * training["rows"] * training["sequence_tokens"]
 
 
 def test_shipped_items_are_those_of_the_generator(tmp_path):
@@ -27,10 +72,33 @@ def test_shipped_items_are_those_of_the_generator(tmp_path):
     assert written == {path.relative_to(shipped): path.read_text() for path in shipped.rglob("*.*")}
 
 
-def test_every_task_has_at_least_200_items():
+def test_items_are_all_that_no_text_asks_up_to_the_most_of_each_file():
     items = WORLD.items()
-    assert {name: len(rows) >= 200 for name, rows in items.items()} == dict.fromkeys(items, True)
-    assert len(items["program.jsonl"]) - 10 >= 200  # MBPP's loader keeps ten as examples
+    assert {name: len(rows) for name, rows in items.items()} == {
+        "choice.jsonl": len(set(WORLD.choice) - WORLD.asked),
+        "twoway/dev.jsonl": len(set(WORLD.twoway) - WORLD.asked),
+        "yesno.jsonl": len(set(WORLD.yesno) - WORLD.asked),
+        "arith/test.jsonl": tasks.MAX_ITEMS,
+        "program.jsonl": tasks.EXAMPLE_PROGRAMS + tasks.MAX_PROGRAMS,
+    }
+    assert min(map(len, items.values())) >= 250
+    for rows in items.values():
+        assert len({json.dumps(row, sort_keys=True) for row in rows}) == len(rows)
+
+
+def test_items_are_in_no_order():
+    """By what a generator would sort them, items do not rise or fall along their file."""
+    items = WORLD.items()
+    keys = {
+        "choice.jsonl": [row["id"] for row in items["choice.jsonl"]],
+        "twoway/dev.jsonl": [row["id"] for row in items["twoway/dev.jsonl"]],
+        "yesno.jsonl": [row["question"].split()[-1] for row in items["yesno.jsonl"]],
+        "arith/test.jsonl": [numbers_of(row["question"])[0] for row in items["arith/test.jsonl"]],
+        "program.jsonl": [row["text"] for row in items["program.jsonl"][tasks.EXAMPLE_PROGRAMS :]],
+    }
+    for name, found in keys.items():
+        statistic = kendalltau(range(len(found)), [sorted(set(found)).index(key) for key in found])
+        assert statistic.pvalue > 0.01, name
 
 
 def test_facts_behind_held_out_questions_occur_in_training_in_other_words():

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -112,6 +113,22 @@ def test_cells_hold_a_difference_only_with_its_interval():
     assert accuracy["mmlu"].str.fullmatch(r"\d+\.\d\d \[\d+\.\d, \d+\.\d\]").all()
 
 
+def test_table_1_holds_each_difference_from_vanilla_with_its_interval_and_mark():
+    runs = [run_of("vanilla", "top_k"), run_of("wdmoe", "wlr", lost=0.2), run_of("same", "bottleneck")]
+    records = difference_records(runs, BENCHMARKS)
+    table = table_1(runs, BENCHMARKS, records).set_index("model")
+    assert not table.loc["vanilla", BENCHMARKS].str.contains(r"\(").any()
+    for name in BENCHMARKS:
+        record = next(r for r in records if (r["model"], r["benchmark"]) == ("wdmoe", name))
+        found = re.fullmatch(r"\d+\.\d\d \[\S+ \S+\] \((\S+) \[(\S+), (\S+)\]( \*)?\)", table.loc["wdmoe", name])
+        assert [float(found[n]) for n in (1, 2, 3)] == approx(
+            [record[k] for k in ("difference", "low", "high")], abs=0.051
+        )
+        assert record["significant"] == (found[4] == " *")
+        assert "(+0.00 [" in table.loc["same", name]
+        assert "*" not in table.loc["same", name]
+
+
 @pytest.mark.parametrize(("batches", "shown"), [(8, True), (5, False)])
 def test_a_saving_is_shown_only_with_its_interval(batches, shown):
     runs = [ModelRun(abbr, policy, ("w", "p"), traces={"d": [trace_of(seed=seed, batches=batches)]})
@@ -155,6 +172,7 @@ def test_the_report_defines_significant_and_says_what_lacks_an_interval(tmp_path
         text = (tmp_path / f"differences.{form}").read_text()
         assert "significant: McNemar" in text
         assert "Wilson" in (tmp_path / f"table_1_accuracy.{form}").read_text()
+        assert "in round brackets: difference from vanilla" in (tmp_path / f"table_1_accuracy.{form}").read_text()
     assert "wdmoe on piqa: each item was answered 2 times" in (tmp_path / "table_1_accuracy.md").read_text()
     records = {(r["model"], r["dataset"]): r for r in json.loads((tmp_path / "accuracy.json").read_text())
                if r["metric"] == "accuracy"}  # fmt: skip

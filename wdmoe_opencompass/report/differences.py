@@ -35,6 +35,11 @@ METHOD = (
     "significant. A benchmark of several datasets: plain mean of their differences, p over all their items"
 )
 
+IN_CELLS = (
+    "in round brackets: difference from vanilla in percentage points with its 95 % interval, paired item by item; "
+    f"*: significant, McNemar's exact p below {SIGNIFICANCE} after Holm's correction over the benchmarks of a model"
+)
+
 
 def paired_records(first: Benchmarks, second: Benchmarks, alone: Sequence[str] = ()) -> list[dict[str, Any]]:
     """One record per benchmark that both have of the same items, then one of their mean where there are several.

@@ -9,7 +9,7 @@ from ..allocation import PRIMARY_SCOPE, SCOPE_LABELS, SCOPE_MEANING
 from ..files import write_whole
 from ..routing.trace import PHASES
 from .compare import BATCHES_FILE, ITEMS_FILE, batch_records, item_records
-from .differences import difference_notes, difference_records, difference_table
+from .differences import IN_CELLS, difference_notes, difference_records, difference_table
 from .events import write_events
 from .fading import add_draws, draw_notes
 from .figures import save_figure
@@ -97,12 +97,12 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
     public = [{key: value for key, value in record.items() if key != "base"} for record in records]
     write_json(folder / "latency.json", public)
     write_json(folder / BATCHES_FILE, batch_records(cells))
-    notes = footnote(runs, ACCURACY_TEXT) + accuracy_notes(runs)
-    printed = [write_table(folder / "table_1_accuracy", table_1(runs, benchmarks), notes, origin)]
+    differences = difference_records(runs, benchmarks)
+    notes = footnote(runs, ACCURACY_TEXT) + accuracy_notes(runs) + [IN_CELLS] * bool(differences)
+    printed = [write_table(folder / "table_1_accuracy", table_1(runs, benchmarks, differences), notes, origin)]
     printed.append(_write_latency_tables(runs, benchmarks, records, folder))
     printed += _write_requests(runs, benchmarks, folder)
     printed += _write_speed(runs, benchmarks, folder)
-    differences = difference_records(runs, benchmarks)
     write_json(folder / "accuracy_differences.json", differences)
     if differences:
         notes = footnote(runs, DIFFERENCE_TEXT) + difference_notes(runs, benchmarks)

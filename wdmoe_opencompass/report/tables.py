@@ -305,9 +305,16 @@ def _cell(record: dict[str, Any]) -> tuple:
     return tuple(record[key] for key in ("base", "dataset", "scope", "per", "phase"))
 
 
-def table_1(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> pd.DataFrame:
-    """Models by benchmarks: accuracy in percent with its 95 % interval, then means over them of what was dropped."""
+def table_1(
+    runs: Sequence[ModelRun], benchmarks: Sequence[str], differences: Sequence[dict[str, Any]] = ()
+) -> pd.DataFrame:
+    """Models by benchmarks: accuracy in percent with its 95 % interval, then means over them of what was dropped.
+
+    differences: records of `difference_records`. Each that has an interval goes into the cell of its model and
+    benchmark, in round brackets and with a `*` where it is significant.
+    """
     records = accuracy_records(runs)
+    difference = {(record["model"], record["benchmark"]): _bracketed_difference(record) for record in differences}
     rows = []
     for run in runs:
         own = [record for record in records if record["model"] == run.abbr]
@@ -315,7 +322,8 @@ def table_1(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> pd.DataFrame
         for benchmark in benchmarks:
             accuracy = run.accuracy_of(benchmark)
             interval = run.accuracy_interval_of(benchmark)
-            row[benchmark] = " ".join([f"{accuracy[1]:.2f}", *bracketed(interval)]) if accuracy else "-"
+            parts = [*bracketed(interval), *difference.get((run.abbr, benchmark), [])]
+            row[benchmark] = " ".join([f"{accuracy[1]:.2f}", *parts]) if accuracy else "-"
         for metric, title, scale in (
             ("active_experts_per_token", "active experts per token", 1),
             ("share_dropped", "assignments dropped (%)", 100),
@@ -324,6 +332,14 @@ def table_1(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> pd.DataFrame
             row[title] = f"{scale * sum(values) / len(values):.3f}" if values else "-"
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _bracketed_difference(record: dict[str, Any]) -> list[str]:
+    """-> one text `(difference [low, high] *)`, or none without an interval."""
+    if record["low"] is None:
+        return []
+    interval = bracketed(Interval(record["low"], record["high"]), "{:+.1f}")[0]
+    return [f"({record['difference']:+.2f} {interval}{' *' if record['significant'] else ''})"]
 
 
 def table_2(

@@ -15,6 +15,7 @@ from ..replay import replay
 from ..routing.times import TIMES_SUFFIX, MeasuredTimes, check_belongs, read_times
 from ..routing.trace import RoutingTrace
 from .batches import BatchSums, grouped_sums
+from .differences import IN_CELLS, difference_records
 from .figures import panel_grid, save_figure
 from .provenance import footnote, origin_notes, profile_line, provenance
 from .statistics import Array, Interval, latency_interval
@@ -110,8 +111,9 @@ def _known(one: MeasuredRun) -> set[str]:
 
 # -- Tables III and IV -----------------------------------------------------------------------------------------------
 def table_3(measured: Sequence[MeasuredRun], benchmarks: Sequence[str]) -> pd.DataFrame:
-    """Models by benchmarks: accuracy in percent with its 95 % interval, and how much was dropped."""
-    return table_1([one.run for one in measured], benchmarks)
+    """As Table I, of the runs with measured times: accuracy, its difference from vanilla, and how much was dropped."""
+    own_runs = [one.run for one in measured]
+    return table_1(own_runs, benchmarks, difference_records(own_runs, benchmarks))
 
 
 def measured_sums(parts: Sequence[MeasuredTimes], layer: int | None = None) -> BatchSums:
@@ -357,7 +359,8 @@ def write_testbed(
     folder.mkdir(parents=True, exist_ok=True)
     lacking = [f"empty: {one.run.abbr}, {d}: {why}" for one in measured for d, why in one.missing.items()]
     own_runs = [one.run for one in measured]
-    notes = footnote(own_runs, ACCURACY_TEXT) + accuracy_notes(own_runs)
+    differences = difference_records(own_runs, benchmarks)
+    notes = footnote(own_runs, ACCURACY_TEXT) + accuracy_notes(own_runs) + [IN_CELLS] * bool(differences)
     origin = provenance(own_runs)
     write_table(folder / TABLE_3, table_3(measured, benchmarks), notes, origin)
     records = waiting_records(measured, benchmarks)

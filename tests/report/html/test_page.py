@@ -87,6 +87,15 @@ def test_savings_over_fading_draws_are_shown_as_recorded_and_follow_no_control(r
     assert "does not follow the controls" in visit.page.inner_text("#table-latency")
 
 
+def test_accuracies_and_their_differences_from_vanilla_are_those_of_table_1(run, visit):
+    table = json.loads((run / "summary" / "table_1_accuracy.json").read_text())
+    text = " ".join(visit.page.inner_text("#table-accuracy").replace("\N{MINUS SIGN}", "-").split())
+    cells = [row[dataset] for row in table["rows"] for dataset in ("choice", "writing")]
+    assert sum("(" in cell for cell in cells) == 2
+    for cell in cells:
+        assert cell in text
+
+
 CONTROLS = {
     "total bandwidth": ([("#total-number", 37)], changed_profile(PROFILE, "total_bandwidth_hz", 37e6), {}),
     "slider": ([("#total-range", 150)], changed_profile(PROFILE, "total_bandwidth_hz", 150e6), {}),

@@ -67,6 +67,7 @@ class Difference(Part):
     difference: Number
     low: Number | None
     high: Number | None
+    significant: bool | None
 
 
 class Latency(Part):

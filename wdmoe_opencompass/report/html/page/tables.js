@@ -77,6 +77,13 @@ function accuracyOf(abbr, benchmark) {
   );
 }
 
+/** `(difference from vanilla [low, high] *)`, with the mark where it is significant; null without an interval. */
+function differenceOf(abbr, benchmark) {
+  const found = facts.differences.find((one) => one.model === abbr && one.benchmark === benchmark);
+  const interval = found && bracket(found.low, found.high, (x) => signed(x, 1));
+  return interval ? `(${signed(found.difference, 2)} ${interval}${found.significant ? " *" : ""})` : null;
+}
+
 function drawAccuracyTables() {
   const shares = (abbr, metric) =>
     facts.accuracy
@@ -95,7 +102,11 @@ function drawAccuracyTables() {
       const found = accuracyOf(model.abbr, benchmark);
       if (!found) return empty(whyEmpty(model.abbr, benchmark));
       return {
-        content: [fixed(found.value, 2), intervalNode(bracket(found.low, found.high, (x) => fixed(x, 1)))],
+        content: [
+          fixed(found.value, 2),
+          intervalNode(bracket(found.low, found.high, (x) => fixed(x, 1))),
+          intervalNode(differenceOf(model.abbr, benchmark)),
+        ],
         "data-value": found.value,
       };
     }),
