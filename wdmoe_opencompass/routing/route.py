@@ -4,6 +4,7 @@ Open loop: a drop does not change what later layers see, as it would in the mode
 """
 
 from collections.abc import Iterable
+from importlib.metadata import version
 from itertools import groupby
 from typing import Any
 
@@ -12,16 +13,83 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..channel.profile import ChannelProfile
 from ..errors import PolicyError, TraceError
+from ..latency import ExpertShape
+from ..selection import build_policy, policy_parameters
 from ..selection.base import Routing, SelectionPolicy
 from .channel_state import ChannelStates
 from .recorder import Recorder
-from .recording import RouterPass
-from .trace import RoutingTrace, TraceMetadata, empty_arrays, join
+from .recording import Recording, RouterPass
+from .trace import FORMAT_VERSION, RoutingTrace, TraceMetadata, empty_arrays, join
 
 CPU = torch.device("cpu")
 UNCHANGED = "top_k"
+ROUTED_PACKAGES = ("wdmoe_opencompass", "torch", "numpy")
 WEIGHT_COUNTS = ("weight_sum", "weight_sum_before", "ratio_counts")
+
+
+def route_recording(
+    recording: Recording,
+    policy: str,
+    parameters: dict[str, Any],
+    profile: ChannelProfile,
+    batch_size: int | None = None,
+    top_k_mass: float | None = None,
+    sha256: str = "",
+) -> RoutingTrace:
+    """Run a policy on a recording, under the fading draws that a run of its batches meets; -> the routing trace.
+
+    batch_size: see `Recording.router_passes`. top_k_mass: see `full_probabilities`. sha256: of the recording's file.
+
+    Raises PolicyError where the policy or a parameter is unknown, or the recording lacks what the policy reads.
+    """
+    told = recording.metadata
+    built = build_policy(policy, parameters)
+    _check_top_k_mass(recording, top_k_mass)
+    metadata = TraceMetadata(
+        format_version=FORMAT_VERSION,
+        model=f"{told.model}-{policy}",
+        weights=told.weights or told.model,
+        dataset=told.dataset,
+        test_range=told.test_range,
+        policy=policy,
+        policy_parameters=policy_parameters(built),
+        renormalise=built.renormalise,
+        profile=profile,
+        profile_hash=profile.content_hash,
+        seed=profile.fading.seed,
+        layers=told.layers,
+        experts=told.num_experts,
+        top_k=told.top_k,
+        hidden_size=told.hidden_size,
+        ffn_size=told.ffn_size,
+        dtype=told.dtype or "precision not recorded",
+        versions={package: version(package) for package in ROUTED_PACKAGES},
+        routed_from="recording",
+        recording_sha256=sha256,
+        recorded_routing=told.routing,
+        softmax_recorded=told.has_probabilities,
+        top_k_mass=top_k_mass,
+    )
+    channel = ChannelStates(profile, ExpertShape(told.hidden_size, told.ffn_size), told.num_experts)
+    return route_passes(recording.router_passes(batch_size), built, channel, metadata, top_k_mass)
+
+
+def _check_top_k_mass(recording: Recording, top_k_mass: float | None) -> None:
+    told = recording.metadata
+    if top_k_mass is None:
+        return
+    if not 0 < top_k_mass <= 1:
+        raise PolicyError(f"--top-k-mass must be > 0 and <= 1, got {top_k_mass}")
+    if told.has_probabilities:
+        raise PolicyError(
+            "--top-k-mass stands for a softmax that was not recorded, and this recording has it; leave it out"
+        )
+    if not told.has_weights:
+        raise PolicyError("--top-k-mass needs the weights of the top-k, and the recording has expert ids only")
+    if told.router_is_softmax is False:
+        raise PolicyError("--top-k-mass is of a softmax over all experts, and the recorded router is none")
 
 
 def route_passes(
@@ -56,18 +124,18 @@ def route_passes(
     return join(metadata, blocks) if blocks else RoutingTrace(metadata, empty_arrays(metadata))
 
 
-def vanilla_trace(trace: RoutingTrace) -> RoutingTrace:
+def vanilla_trace(trace: RoutingTrace, model: str | None = None) -> RoutingTrace:
     """-> the trace of `top_k` on the same router outputs: what `trace` counted before selection.
 
-    Only of a trace made by `route_passes`: in a model a drop changes what later layers see.
+    model: its name there, by default the trace's. Only of a trace made by `route_passes`: in a model a drop changes
+    what later layers see.
     """
-    if trace.metadata.routed_from == "model":
-        raise TraceError(
-            f"the trace of {trace.metadata.dataset} is of a model's run: its router outputs depend on drops"
-        )
+    own = trace.metadata
+    if own.routed_from == "model":
+        raise TraceError(f"the trace of {own.dataset} is of a model's run, whose router outputs depend on drops")
     after = {name.removesuffix("_before"): array for name, array in trace.arrays.items() if name.endswith("_before")}
-    changes = dict(policy=UNCHANGED, policy_parameters={}, renormalise="model")
-    return RoutingTrace(trace.metadata.model_copy(update=changes), trace.arrays | after)
+    changes = dict(model=model or own.model, policy=UNCHANGED, policy_parameters={}, renormalise="model")
+    return RoutingTrace(own.model_copy(update=changes), trace.arrays | after)
 
 
 def check_policy_can_run(

@@ -76,7 +76,9 @@ class TraceMetadata(BaseModel):
     on the calibration of that hash; quantise_payload whether what was sent was rounded to the profile's payload_bits.
     routed_from says whose router outputs the policy was run on: those of the model as it ran, of a `recording` (whose
     SHA-256 is recording_sha256) or of a `generator`. The last two have no answers, and a drop changed nothing in later
-    layers. top_k_mass is what their top-k were taken to weigh together where no full softmax was known.
+    layers. Where softmax_recorded is False the recording lacks the full softmax: a policy knew the top-k only, or took
+    the rest to be spread evenly if top_k_mass says what the top-k weigh together. recorded_routing is the routing of
+    the run that was recorded.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")  # a parameter may be infinite
@@ -104,6 +106,8 @@ class TraceMetadata(BaseModel):
     versions: dict[str, str]
     routed_from: Literal["model", "recording", "generator"] = "model"
     recording_sha256: str = ""
+    recorded_routing: str = ""
+    softmax_recorded: bool | None = None
     top_k_mass: Annotated[float, Field(gt=0, le=1)] | None = None
 
     @property
@@ -247,7 +251,7 @@ def checked_arrays(
     for name in arrays:
         if not any(name in table for table in tables):
             raise TraceError(f"{source}: array {shown(name)} does not belong there")
-    batch = arrays["batch"]
+    batch = arrays.get("batch", np.zeros(0, np.int32))
     if len(batch) and (batch[-1] >= len(arrays["first_item"]) or (batch[1:] < batch[:-1]).any()):
         raise TraceError(f"{source}: batch numbers are out of range, or do not ascend")
 
@@ -379,10 +383,13 @@ class Journal:
             block = load_arrays(frame)
         except BROKEN:
             raise TraceError(f"{source}: its arrays are not readable") from None
-        checked_arrays(source, metadata.sizes(), self.tables, block)
+        self._check_block(source, metadata, block)
         if not len(block["first_item"]):
             raise TraceError(f"{source}: must hold a batch, got none")
         return block
+
+    def _check_block(self, source: str, metadata: Any, block: dict[str, NDArray]) -> None:
+        checked_arrays(source, metadata.sizes(), self.tables, block)
 
     def _parse_metadata(self, text: str) -> TraceMetadata:
         return _metadata(self.path, text)
