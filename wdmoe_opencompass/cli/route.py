@@ -53,7 +53,8 @@ def route_command(
     given = _parameters(parameters)
     read = read_recording(recording)
     with Progress(f"routing {recording}"):
-        digest = hashlib.sha256(recording.read_bytes()).hexdigest()
+        with recording.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         routed = route_recording(read, policy, given, loaded, batch_size, top_k_mass, digest)
         vanilla = vanilla_trace(routed, f"{read.metadata.model}-{UNCHANGED}")
         rows = routed_rows(vanilla, routed, scope)
