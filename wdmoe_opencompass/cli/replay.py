@@ -60,11 +60,12 @@ def replay_command(
         check_same_devices(trace, loaded)
     points = _sweep_points(loaded, sweep)
     records, passes = _replayed(read, points, sweep.split("=")[0] if sweep else None, allocation, scope, draws)
+    routed = list(dict.fromkeys(note for trace in read for note in trace.metadata.routed_notes()))
     infinite_mean = draws > 1 and loaded.fading.model == "rayleigh"
     if as_json:
         answer: dict[str, Any] = dict(allocation=allocation, scope=scope, profile_hash=loaded.content_hash)
         answer["recorded_profile_hashes"] = sorted({trace.metadata.profile_hash for trace in read})
-        answer |= dict(draws=draws, notes=[INFINITE_MEAN] if infinite_mean else [])
+        answer |= dict(draws=draws, notes=[*routed, *([INFINITE_MEAN] if infinite_mean else [])])
         if sweep is None:  # a mean over the points of a sweep would be of no system
             total = sum(record["passes"] for record in records)
             answer["mean_waiting_latency_s"] = sum(r["passes"] * r["mean_waiting_latency_s"] for r in records) / total
@@ -79,6 +80,8 @@ def replay_command(
         print(f"replayed under profile {loaded.name} (hash {loaded.content_hash[:12]})")
         for name, run_hash in dict.fromkeys((t.metadata.profile.name, t.metadata.profile_hash[:12]) for t in read):
             print(f"recorded, and experts selected, under profile {name} (hash {run_hash})")
+        for note in routed:
+            print(note)
         if infinite_mean:
             print(INFINITE_MEAN)
 

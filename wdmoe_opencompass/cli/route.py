@@ -45,7 +45,7 @@ def route_command(
     No model runs: a drop does not change what later layers see, and there are no answers, so no accuracy.
     """
     from ..channel.profile import load_profile
-    from ..report.routed import routed_notes, routed_rows, write_routed
+    from ..report.routed import routed_rows, write_routed
     from ..routing.recording import read_recording
     from ..routing.route import UNCHANGED, route_recording, vanilla_trace
 
@@ -60,7 +60,7 @@ def route_command(
         rows = routed_rows(vanilla, routed, scope)
         if out is not None:
             write_routed(out, vanilla, routed)
-    answer = _answer(routed, rows, routed_notes(routed.metadata)) | (dict(out=str(out)) if out else {})
+    answer = _answer(routed, rows, routed.metadata.routed_notes()) | (dict(out=str(out)) if out else {})
     if as_json:
         print_json(answer)
         return

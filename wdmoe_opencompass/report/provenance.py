@@ -54,35 +54,9 @@ def origin_notes(runs: Sequence[ModelRun]) -> list[str]:
     return lines + coupling_notes(runs) + [f"empty: {cell}" for cell in missing_cells(runs)]
 
 
-def routed_notes(one: TraceMetadata) -> list[str]:
-    """Lines on what a trace cannot know that was routed without its model; none of a model's run."""
-    if one.routed_from == "model":
-        return []
-    source = "generated router outputs"
-    if one.routed_from == "recording":
-        source = f"a recording of the router (SHA-256 {one.recording_sha256[:12] or 'unknown'})"
-    lines = [
-        f"routed from {source}, without the model: a drop does not change what later layers see (open loop), and there "
-        "are no answers, so no accuracy"
-    ]
-    if one.recorded_routing not in ("", "top_k"):
-        lines.append(f"the recorded run routed by {one.recorded_routing}: later layers saw what it had dropped")
-    if one.softmax_recorded is False and one.top_k_mass is None:
-        lines.append(
-            "the recording lacks the full softmax: similarities as in Eq. (18) know the top-k only, all other weights "
-            "are taken as 0"
-        )
-    elif one.top_k_mass is not None:
-        lines.append(
-            f"the recording lacks the full softmax: the top-k are taken to weigh {one.top_k_mass:g} together, and the "
-            "rest to be spread evenly over the other experts"
-        )
-    return lines
-
-
 def _all_routed_notes(runs: Sequence[ModelRun]) -> list[str]:
     return list(
-        dict.fromkeys(line for run in runs for trace in run.all_traces for line in routed_notes(trace.metadata))
+        dict.fromkeys(line for run in runs for trace in run.all_traces for line in trace.metadata.routed_notes())
     )
 
 
@@ -137,7 +111,7 @@ def files_digest(run: ModelRun) -> str:
 def origin_records(runs: Sequence[ModelRun]) -> list[dict[str, str]]:
     """The profiles that the runs' traces were recorded under: hash, and what a footnote says of it."""
     return [
-        dict(profile_hash=one.profile_hash, text=f"{_described(one)}; {_versions(one)}")
+        dict(profile_hash=one.profile_hash, text="; ".join([_described(one), _versions(one), *one.routed_notes()]))
         for one in _by_profile(runs).values()
     ]
 

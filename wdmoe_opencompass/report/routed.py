@@ -5,17 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import TraceError
 from ..replay import replay
 from ..routing.trace import SEALED_SUFFIX, RoutingTrace, write_trace
 from ..selection import build_policy
 from .figures import write_figures
 from .html.page import write_page
-from .provenance import routed_notes
 from .summary import write_report
 from .tables import ROWS, ModelRun, benchmarks_of, runs_from_traces
-
-__all__ = ["routed_notes", "routed_rows", "write_routed"]
 
 
 def routed_rows(vanilla: RoutingTrace, routed: RoutingTrace, scope: str) -> list[dict[str, Any]]:
@@ -48,6 +47,7 @@ def write_routed(folder: Path, *traces: RoutingTrace) -> list[Path]:
         for run in runs_from_traces(folder):
             for trace in run.all_traces:
                 _check_alike(folder, trace, traces[0])
+                _check_parameters(folder, trace, traces)
     for path, trace in zip(paths, traces, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_trace(path, trace)
@@ -60,12 +60,24 @@ def _check_alike(folder: Path, found: RoutingTrace, new: RoutingTrace) -> None:
         ("routed from", found.metadata.routed_from, new.metadata.routed_from),
         ("of a recording with SHA-256", found.metadata.recording_sha256, new.metadata.recording_sha256),
         ("under a profile with hash", found.metadata.profile_hash, new.metadata.profile_hash),
-        ("of passes", len(found.batch), len(new.batch)),
         ("with a top-k mass of", found.metadata.top_k_mass, new.metadata.top_k_mass),
     ):
         if one != other:
             raise TraceError(
                 f"{folder}: holds the trace of {found.metadata.model}, {what} {one}, not {other}; give another folder"
+            )
+    if not np.array_equal(found.tokens, new.tokens):
+        raise TraceError(f"{folder}: holds traces of other passes, of another batch size perhaps; give another folder")
+
+
+def _check_parameters(folder: Path, found: RoutingTrace, new: Sequence[RoutingTrace]) -> None:
+    """One folder holds a policy once: under other parameters it would take the place of what was there."""
+    own = found.metadata
+    for trace in new:
+        if trace.metadata.model == own.model and trace.metadata.policy_parameters != own.policy_parameters:
+            raise TraceError(
+                f"{folder}: holds the trace of {own.model} with policy parameters {own.policy_parameters}, not "
+                f"{trace.metadata.policy_parameters}; give another folder"
             )
 
 
@@ -79,7 +91,6 @@ def write_summary(folder: Path) -> None:
             for trace in run.all_traces
         )
     benchmarks = benchmarks_of([dataset for run in runs for dataset in run.traces], runs[0].groups)
-    benchmarks = list(dict.fromkeys(benchmarks))
     write_report(runs, benchmarks, folder / "summary")
     write_figures(runs, benchmarks, folder / "summary")
     write_page(folder)

@@ -41,7 +41,7 @@ class RecordingMetadata(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format_version: int = RECORDING_VERSION
+    format_version: Annotated[int, Field(strict=True)] = RECORDING_VERSION
     source: Literal["run", "import"]
     model: str
     weights: str = ""

@@ -115,6 +115,31 @@ class TraceMetadata(BaseModel):
         """What the tables call the run's routing; `top_k` alone is the unchanged model."""
         return routing_name(self.policy, self.profile.payload_bits if self.quantise_payload else None)
 
+    def routed_notes(self) -> list[str]:
+        """Lines on what a trace cannot know that was routed without its model; none of a model's run."""
+        if self.routed_from == "model":
+            return []
+        source = "generated router outputs"
+        if self.routed_from == "recording":
+            source = f"a recording of the router (SHA-256 {self.recording_sha256[:12] or 'unknown'})"
+        lines = [
+            f"routed from {source}, without the model: a drop does not change what later layers see (open loop), and "
+            "there are no answers, so no accuracy"
+        ]
+        if self.recorded_routing not in ("", "top_k"):
+            lines.append(f"the recorded run routed by {self.recorded_routing}: later layers saw what it had dropped")
+        if self.softmax_recorded is False and self.top_k_mass is None:
+            lines.append(
+                "the recording lacks the full softmax: similarities as in Eq. (18) know the top-k only, all other "
+                "weights are taken as 0"
+            )
+        elif self.top_k_mass is not None:
+            lines.append(
+                f"the recording lacks the full softmax: the top-k are taken to weigh {self.top_k_mass:g} together, and "
+                "the rest to be spread evenly over the other experts"
+            )
+        return lines
+
     def sizes(self) -> dict[str, int]:
         """Length of every named axis."""
         return axis_sizes(self.layers, len(self.profile.devices), self.experts)
