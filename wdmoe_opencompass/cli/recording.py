@@ -17,7 +17,7 @@ app = new_app(help="Recordings of a router, for wdmoe route: import, show.")
     "import",
     epilog=examples(
         "wdmoe recording import mixtral.npz --out mixtral.routing.safetensors",
-        "wdmoe recording import tokens.jsonl --out r.routing.safetensors --num-experts 8 --model mixtral",
+        "wdmoe recording import x.jsonl --out x.routing.safetensors --num-experts 8",
     ),
 )
 def recording_import(

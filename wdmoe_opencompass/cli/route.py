@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "wdmoe route mixtral.routing.safetensors --policy wlr",
-    "wdmoe route r.routing.safetensors --policy wlr --parameters '{\"theta\": 0.4}' --batch-size 64 --json",
+    "wdmoe route r.routing.safetensors --policy fixed_k --parameters '{\"k\": 1}'",
     "wdmoe route r.routing.safetensors --policy bottleneck --out routed",
 )
 

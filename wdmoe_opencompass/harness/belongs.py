@@ -123,6 +123,7 @@ def _unlike_config(one: TraceMetadata, name: str, expected: Expected) -> str | N
         ("model", one.model, expected.model),
         ("weights", one.weights, expected.weights),
         ("dataset", one.dataset, name),
+        ("router outputs of a", one.routed_from, "model"),
         ("policy", one.routing, expected.routing),
         ("policy parameters", _as_json(known), expected.parameters),
         ("renormalise", one.renormalise, expected.renormalise),

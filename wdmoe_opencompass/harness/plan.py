@@ -54,7 +54,7 @@ from .weights import local_folder, measure_weights, missing_files
 
 SAMPLED_ITEMS = 25  # of each dataset, evenly spaced, whose prompts are rendered
 CHARACTERS_PER_TOKEN = 4  # our choice, where the tokenizer is not on this machine
-HEADER_BYTES = 1750  # of a trace: array names, versions, policy; its channel profile comes on top
+HEADER_BYTES = 1880  # of a trace: array names, versions, policy; its channel profile comes on top
 CHEAP_RETRIEVERS = (ZeroRetriever, FixKRetriever, RandomRetriever, SlidingWindowRetriever)
 
 
