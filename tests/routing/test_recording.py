@@ -23,10 +23,12 @@ from wdmoe_opencompass.routing import recording_import
 from wdmoe_opencompass.routing.recording import (
     RecordingJournal,
     check_recording,
+    expert_loads,
     read_recording,
+    summary,
     write_recording,
 )
-from wdmoe_opencompass.routing.recording_import import expert_loads, import_recording, summary
+from wdmoe_opencompass.routing.recording_import import import_recording
 
 SHARED = ROOT.parent / "shared" / "routing"
 ARRAYS = (

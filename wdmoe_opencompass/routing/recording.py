@@ -346,3 +346,42 @@ def why_not_of_trace(recording: Recording, trace: RoutingTrace) -> str | None:
         if np.array_equal(np.bincount(pass_number, minlength=start[-1]), trace.tokens):
             return None
     return "the recording of the router is not of the passes of its trace"
+
+
+def summary(recording: Recording) -> dict[str, Any]:
+    """-> what `wdmoe recording show` prints: sizes, what is known of the router, and how evenly its load is spread.
+
+    largest_to_mean_load: of a layer, the most used expert's tokens over the mean of all, mean and worst of the layers
+    """
+    metadata = recording.metadata
+    loads = expert_loads(recording)
+    ratio = loads.max(axis=1) * metadata.num_experts / np.maximum(loads.sum(axis=1), 1)
+    return dict(
+        source=metadata.source,
+        model=metadata.model,
+        dataset=metadata.dataset,
+        routing=metadata.routing,
+        sequences=len(recording.prompt_length),
+        tokens=len(recording.sequence),
+        prompt_tokens=int(recording.is_prompt.sum()),
+        new_tokens=int((~recording.is_prompt).sum()),
+        batches=len(recording.first_item),
+        layers=metadata.layers,
+        num_experts=metadata.num_experts,
+        top_k=metadata.top_k,
+        hidden_size=metadata.hidden_size,
+        ffn_size=metadata.ffn_size,
+        weights=metadata.has_weights,
+        probabilities=metadata.has_probabilities,
+        router_is_softmax=metadata.router_is_softmax,
+        router_normalises=metadata.router_normalises,
+        largest_to_mean_load=float(ratio.mean()),
+        worst_largest_to_mean_load=float(ratio.max()),
+    )
+
+
+def expert_loads(recording: Recording) -> NDArray[np.int64]:
+    """-> [layers, experts] tokens whose router chose an expert."""
+    index, experts = recording.expert_index, recording.metadata.num_experts
+    layers = range(index.shape[1])
+    return np.stack([np.bincount(index[:, layer].ravel(), minlength=experts) for layer in layers])

@@ -8,7 +8,6 @@ import json
 import math
 import zipfile
 import zlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +217,7 @@ def _array(path: Path, name: str, values: Any) -> NDArray:
             raise ValueError
     except (ValueError, TypeError, OverflowError, MemoryError):
         raise TraceError(f"{path}: {name} must be numbers, and lists of the same length in every line") from None
-    is_float = len(ARRAYS[name][0]) > 2 and ARRAYS[name][1] == "f" if name in ARRAYS else False
+    is_float = name in ARRAYS and ARRAYS[name][1] == "f"
     return array.astype(np.float64) if is_float else array
 
 
@@ -246,8 +245,9 @@ def _by_layer(path: Path, columns: dict[str, NDArray]) -> dict[str, NDArray]:
 
 
 def _difference(first: list[tuple[int, int]], other: int, own: list[tuple[int, int]]) -> str:
-    lacking = [token for token in first if token not in set(own)]
-    added = [token for token in own if token not in set(first)]
+    in_first, in_own = set(first), set(own)
+    lacking = [token for token in first if token not in in_own]
+    added = [token for token in own if token not in in_first]
     for tokens, has, lacks in ((lacking, 0, other), (added, other, 0)):
         if tokens:
             sequence, position = tokens[0]
@@ -347,42 +347,3 @@ def _check_repeated_rows(path: Path, arrays: dict[str, NDArray]) -> None:
 def _has_equal_sums(weights: NDArray[np.float32]) -> bool:
     sums = weights.sum(axis=2, dtype=np.float64)
     return bool(sums.max() - sums.min() <= SAME_SUM * sums.max())
-
-
-def summary(recording: Recording) -> dict[str, Any]:
-    """-> what `wdmoe recording show` prints: sizes, what is known of the router, and how evenly its load is spread.
-
-    largest_to_mean_load: of a layer, the most used expert's tokens over the mean of all, mean and worst of the layers
-    """
-    metadata = recording.metadata
-    loads = expert_loads(recording)
-    ratio = loads.max(axis=1) * metadata.num_experts / np.maximum(loads.sum(axis=1), 1)
-    return dict(
-        source=metadata.source,
-        model=metadata.model,
-        dataset=metadata.dataset,
-        routing=metadata.routing,
-        sequences=len(recording.prompt_length),
-        tokens=len(recording.sequence),
-        prompt_tokens=int(recording.is_prompt.sum()),
-        new_tokens=int((~recording.is_prompt).sum()),
-        batches=len(recording.first_item),
-        layers=metadata.layers,
-        num_experts=metadata.num_experts,
-        top_k=metadata.top_k,
-        hidden_size=metadata.hidden_size,
-        ffn_size=metadata.ffn_size,
-        weights=metadata.has_weights,
-        probabilities=metadata.has_probabilities,
-        router_is_softmax=metadata.router_is_softmax,
-        router_normalises=metadata.router_normalises,
-        largest_to_mean_load=float(ratio.mean()),
-        worst_largest_to_mean_load=float(ratio.max()),
-    )
-
-
-def expert_loads(recording: Recording) -> NDArray[np.int64]:
-    """-> [layers, experts] tokens whose router chose an expert."""
-    index, experts = recording.expert_index, recording.metadata.num_experts
-    layers: Iterable[int] = range(index.shape[1])
-    return np.stack([np.bincount(index[:, layer].ravel(), minlength=experts) for layer in layers])
