@@ -2,8 +2,8 @@
 
     python -m tests.fuzz 2000 [SEED]
 
-mutates so many profiles, labs, recordings (sealed traces, sealed times, journals) and calibrations, and prints what was
-found.
+mutates so many profiles, labs, traces, times, recordings of a router, their journals and calibrations, and prints what
+was found.
 """
 
 import copy
@@ -24,10 +24,13 @@ import torch
 import yaml
 from safetensors.numpy import load, save
 
+from tests.routing.recordings import recording_block, recording_metadata, run_recording
 from tests.routing.test_trace import block, metadata
 from tests.testbed.synthetic import measured_times, random_loads, times_block, times_metadata
 from wdmoe_opencompass.channel.profile import ChannelProfile, list_profiles, load_profile
 from wdmoe_opencompass.errors import WdmoeError
+from wdmoe_opencompass.routing.recording import METADATA_KEY as RECORDING_KEY
+from wdmoe_opencompass.routing.recording import RecordingJournal, read_recording, write_recording
 from wdmoe_opencompass.routing.times import METADATA_KEY as TIMES_KEY
 from wdmoe_opencompass.routing.times import TimesJournal, read_times, write_times
 from wdmoe_opencompass.routing.trace import METADATA_KEY, Journal, join, read_trace, write_trace
@@ -437,12 +440,12 @@ def bad_metadata(rng: Rng, about: Any) -> Any:
     if change == 0:
         about["layers"] = wrong
     elif change == 1:
-        about["format_version"] = [*WRONG_NUMBERS, 1, 3, math.inf, math.nan][int(rng.integers(13))]
+        about["format_version"] = [*WRONG_NUMBERS, 99, 3, math.inf, math.nan][int(rng.integers(13))]
     elif change == 2:
         about["extra" * int(rng.integers(1, 100))] = 1
     elif change == 3:
-        key = ["model", "dataset", "policy", "layers", "ffn_size", "hidden_size"][int(rng.integers(6))]
-        del about[key]
+        required = [key for key in ("model", "dataset", "policy", "layers", "ffn_size", "hidden_size") if key in about]
+        del about[required[int(rng.integers(len(required)))]]
     elif change == 4 and "profile" in about:
         about["profile_hash"] = ["", "0" * 64, "x" * 9999, 5][int(rng.integers(4))]
     elif change == 5 and "profile" in about:
@@ -547,18 +550,26 @@ SEALED_MUTATIONS = (bytes_of, bytes_of, forged, forged, forged, nonsense, edited
 
 
 def fuzz_traces(count: int, seed: int) -> dict[str, Any]:
-    """Read so many mutated sealed traces, sealed times and journals; -> what was found."""
+    """Read so many mutated sealed traces, times and recordings, and journals; -> what was found."""
     rng, found = np.random.default_rng(seed), Found()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_trace(folder / "trace", join(metadata(), [block(0), block(4, seed=1)]))
         write_times(folder / "times", measured_times(batches=2))
-        sources = [(folder / "trace", METADATA_KEY, read_trace)] * 3 + [(folder / "times", TIMES_KEY, read_times)]
+        write_recording(folder / "recording", run_recording())
+        sources = [(folder / "trace", METADATA_KEY, read_trace)] * 3 + [
+            (folder / "times", TIMES_KEY, read_times),
+            (folder / "recording", RECORDING_KEY, read_recording),
+        ]
         contents = {path: path.read_bytes() for path, _, _ in sources}
-        journals = [_journal(folder / "j.trace.part"), _times_journal(folder / "j.times.part")]
+        journals = [
+            _journal(folder / "j.trace.part"),
+            _times_journal(folder / "j.times.part"),
+            _recording_journal(folder / "j.routing.part"),
+        ]
         while found.files < count:
             if rng.random() < 0.15:
-                _fuzz_journal(rng, found, *journals[int(rng.integers(2))])
+                _fuzz_journal(rng, found, *journals[int(rng.integers(3))])
                 continue
             source, key, read = sources[int(rng.integers(len(sources)))]
             mutation = SEALED_MUTATIONS[int(rng.integers(len(SEALED_MUTATIONS)))]
@@ -585,6 +596,14 @@ def _times_journal(path: Path) -> tuple[Journal, bytes]:
     growing.resume(0)
     for number in range(2):
         growing.append(times_block(4 * number, random_loads(number)))
+    return growing, path.read_bytes()
+
+
+def _recording_journal(path: Path) -> tuple[Journal, bytes]:
+    growing = RecordingJournal(path, recording_metadata())
+    growing.resume(0)
+    for number in range(2):
+        growing.append(recording_block(2 * number, seed=number))
     return growing, path.read_bytes()
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from tests import fuzz
 from tests.channel.test_profile import GOOD
+from tests.routing.recordings import run_recording
 from tests.routing.test_trace import block, metadata
 from tests.testbed.synthetic import measured_times
 from tests.testbed.test_lab import GOOD as LAB
@@ -33,6 +34,8 @@ from wdmoe_opencompass.errors import (
 )
 from wdmoe_opencompass.regular_file import read_regular
 from wdmoe_opencompass.routing import trace as traces
+from wdmoe_opencompass.routing.recording import METADATA_KEY as RECORDING_KEY
+from wdmoe_opencompass.routing.recording import read_recording, write_recording
 from wdmoe_opencompass.routing.times import METADATA_KEY as TIMES_KEY
 from wdmoe_opencompass.routing.times import read_times, write_times
 from wdmoe_opencompass.routing.trace import METADATA_KEY, Journal, join, read_trace, write_trace
@@ -41,7 +44,12 @@ from wdmoe_opencompass.testbed.lab import load_lab
 
 TEXT = yaml.safe_dump(GOOD)
 READERS = {"profile": (load_profile, ProfileError), "lab": (load_lab, LabError)}
-OTHERS = {"trace": read_trace, "times": read_times, "calibration": lambda path: read_calibration(str(path))}
+OTHERS = {
+    "trace": read_trace,
+    "times": read_times,
+    "recording": read_recording,
+    "calibration": lambda path: read_calibration(str(path)),
+}
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -305,11 +313,12 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     write_trace(folder / "trace", join(metadata(), [block(0), block(4, seed=1)]))
     write_times(folder / "times", measured_times(batches=2))
-    keys = dict(trace=METADATA_KEY, times=TIMES_KEY)
+    write_recording(folder / "recording", run_recording())
+    keys = dict(trace=METADATA_KEY, times=TIMES_KEY, recording=RECORDING_KEY)
     return {name: ((folder / name).read_bytes(), keys[name], OTHERS[name]) for name in keys}
 
 
-@pytest.mark.parametrize("name", ["trace", "times"])
+@pytest.mark.parametrize("name", ["trace", "times", "recording"])
 def test_a_changed_byte_anywhere_in_a_sealed_file_is_noticed(tmp_path, files, name):
     content, _, read = files[name]
     path = tmp_path / "x"
@@ -321,7 +330,7 @@ def test_a_changed_byte_anywhere_in_a_sealed_file_is_noticed(tmp_path, files, na
             read(path)
 
 
-@pytest.mark.parametrize("name", ["trace", "times"])
+@pytest.mark.parametrize("name", ["trace", "times", "recording"])
 def test_an_older_file_is_told_its_version_before_anything_else(tmp_path, files, name):
     content, key, read = files[name]
     header, data = fuzz.header_and_data(content)

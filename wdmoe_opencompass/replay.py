@@ -54,7 +54,7 @@ class ReplayedLatency:
         last_pass = np.repeat(first_pass, trace.items) + trace.item_passes - 1
         in_batch_s = np.concatenate([np.zeros(0), *map(np.cumsum, np.split(self.waiting_latency_s, first_pass[1:]))])
         _, item = np.unique(trace.item_numbers, return_inverse=True)
-        return np.bincount(item, weights=in_batch_s[last_pass])
+        return np.bincount(item, weights=in_batch_s[last_pass]).astype(np.float64)
 
     def mean_s(self, per: str, phase: str) -> float | None:
         """Mean waiting latency per pass or batch; None without any such pass."""

@@ -14,3 +14,4 @@ for dataset in datasets:
     dataset["reader_cfg"]["test_range"] = "[0:24]"
 for model in models:
     model["batch_size"] = 4
+    model["wdmoe"]["record_routing"] = True

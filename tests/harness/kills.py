@@ -15,6 +15,7 @@ import numpy as np
 from mmengine.config import Config
 
 from tests.conftest import ROOT, command, environment
+from wdmoe_opencompass.routing.recording import read_recording
 from wdmoe_opencompass.routing.trace import read_trace
 
 CONFIG = ROOT / "tests" / "harness" / "eval_kills.py"
@@ -126,6 +127,10 @@ def outcome(how, complete, predictions, reference):
         found.items_twice += int(np.maximum(runs[0] - runs[1], 0).sum())
         same = all(np.array_equal(traces[0].arrays[name], traces[1].arrays[name]) for name in traces[1].arrays)
         found.is_equal &= ours == theirs and same and traces[0].metadata == traces[1].metadata
+        recordings = [read_recording(one.with_suffix(".routing.safetensors")) for one in (path, expected)]
+        first, second = (dict(vars(recording)) for recording in recordings)
+        found.is_equal &= first.pop("metadata") == second.pop("metadata")
+        found.is_equal &= all(np.array_equal(first[name], second[name]) for name in second)
     leftovers = [path for pattern in LEFTOVERS for path in predictions.glob(pattern)]
     found.is_complete &= not leftovers
     return found

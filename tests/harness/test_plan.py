@@ -147,6 +147,22 @@ def test_trace_bytes_are_the_files_size(small_run, small_runs):
             assert estimate.trace_bytes == header + arrays
 
 
+def test_the_bound_on_a_recordings_size_holds_and_is_near_where_the_tokens_are_known(small_run, small_runs):
+    for (model, task), estimate in small_runs.items():
+        size = (small_run / "predictions" / model / f"{task}_small.routing.safetensors").stat().st_size
+        assert size <= 1.01 * estimate.recording_bytes
+        if task in TASKS[:3]:
+            assert size == pytest.approx(estimate.recording_bytes, rel=0.03)
+
+
+def test_a_recording_is_announced_only_where_one_is_asked_for(changed):
+    def columns(**settings):
+        return changed(lambda cfg: [model["wdmoe"].update(settings) for model in cfg.models]).run_rows()[-1]
+
+    assert columns(record_routing=True)["recording MB, at most"] > 0
+    assert "recording MB, at most" not in columns(record_routing=False)
+
+
 def test_a_full_length_generation_takes_exactly_the_passes_of_the_bound(changed):
     """max_new_tokens = n is one prefill and n - 1 decode passes: counted on the model itself."""
     from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel

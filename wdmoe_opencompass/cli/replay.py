@@ -74,7 +74,8 @@ def replay_command(
         check_same_devices(trace, loaded)
     points = _sweep_points(loaded, sweep)
     records, passes = _replayed(read, points, sweep.split("=")[0] if sweep else None, allocation, scope, draws)
-    notes = [SELECTED_UNDER_ONE, INFINITE_MEAN] if draws > 1 and loaded.fading.model == "rayleigh" else []
+    notes = list(dict.fromkeys(note for trace in read for note in trace.metadata.routed_notes()))
+    notes += [SELECTED_UNDER_ONE, INFINITE_MEAN] if draws > 1 and loaded.fading.model == "rayleigh" else []
     if as_json:
         answer: dict[str, Any] = dict(allocation=allocation, scope=scope, profile_hash=loaded.content_hash)
         answer["origin"] = keys_by_origin(loaded.value_origins())

@@ -18,6 +18,7 @@ from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, mode
 
 from ..errors import WdmoeError
 from ..files import write_whole
+from ..routing.recording import RECORDING_SUFFIX
 from ..routing.times import TIMES_SUFFIX
 from ..routing.trace import SEALED_SUFFIX
 from .command import module_command
@@ -109,7 +110,7 @@ class WdmoeInferTask(OpenICLInferTask):
                 super()._inference()
             return
         try:
-            for suffix in (SEALED_SUFFIX, TIMES_SUFFIX):  # of earlier predictions, if there are any
+            for suffix in (SEALED_SUFFIX, TIMES_SUFFIX, RECORDING_SUFFIX):  # of earlier predictions, if there are any
                 beside(predictions, suffix).unlink(missing_ok=True)
             first = self.model.open_trace(
                 predictions,

@@ -21,6 +21,8 @@ from ..routing.channel_state import ChannelStates
 from ..routing.clock import device_names
 from ..routing.layers import MoeLayer
 from ..routing.patch import Attachment, find_moe_layers
+from ..routing.recording import RECORDING_JOURNAL_SUFFIX, RECORDING_SUFFIX, RecordingJournal, RecordingMetadata
+from ..routing.router_recorder import RouterRecorder
 from ..routing.speed import MAX_DEVICE_NAME, SPEED_SUFFIX, BatchSpeed, append_speed, keep_speed
 from ..routing.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, TimesJournal, TimesMetadata, TimesRecorder
 from ..routing.trace import (
@@ -31,10 +33,11 @@ from ..routing.trace import (
     Journal,
     TraceMetadata,
 )
+from ..selection import policy_parameters
 from ..testbed.history import MeasuredHistory
 from .perplexity import exact_perplexity
 from .precision import check_precision, precision_name
-from .settings import WdmoeSettings, parse_settings, policy_parameters
+from .settings import WdmoeSettings, parse_settings
 
 if TYPE_CHECKING:
     from ..testbed.client import LabClient
@@ -52,6 +55,7 @@ class _OpenTrace:
         self.items_total = items_total
         self.next_item = first_item
         self.times: TimesJournal | None = None
+        self.recording: RecordingJournal | None = None
         self.events, self.speed = (
             sealed.with_name(sealed.name.removesuffix(SEALED_SUFFIX) + suffix)
             for suffix in (EVENTS_SUFFIX, SPEED_SUFFIX)
@@ -119,6 +123,8 @@ class WdmoeMixin:
         self.attachment = Attachment(
             model, policy, self._channel, self.settings.renormalise, payload_bits, self.testbed
         )
+        if self.settings.record_routing:
+            self.attachment.router_recorder = RouterRecorder(layers)
         if self.testbed is not None:
             self.testbed.keep_own_experts(path)
 
@@ -154,12 +160,19 @@ class WdmoeMixin:
                 predictions.with_name(dataset + TIMES_JOURNAL_SUFFIX), self._times_metadata(model_abbr, dataset)
             )
             journals.append(times)
+        recording = None
+        if self.attachment.router_recorder is not None:
+            recording = RecordingJournal(
+                predictions.with_name(dataset + RECORDING_JOURNAL_SUFFIX), self._recording_metadata(metadata)
+            )
+            journals.append(recording)
         first_item = answered
-        for one in (*journals, journal):  # the first again: a journal may lack what the other one has
+        for one in journals * len(journals):  # again and again: a journal may lack what the other ones have
             first_item = one.resumable(first_item)
         for one in journals:
             one.resume(first_item)
         self._trace = _OpenTrace(journal, predictions.with_name(dataset + SEALED_SUFFIX), items_total, first_item)
+        self._trace.recording = recording
         forget_events(self._trace.events, first_item)
         keep_speed(self._trace.speed, first_item)
         if times is not None:
@@ -175,9 +188,10 @@ class WdmoeMixin:
             self._write_events(self._trace)
         if self._trace is not None and seal:
             self._trace.journal.seal(self._trace.sealed)
-            if self._trace.times is not None:
-                name = self._trace.sealed.name.removesuffix(SEALED_SUFFIX) + TIMES_SUFFIX
-                self._trace.times.seal(self._trace.sealed.with_name(name))
+            for journal, suffix in ((self._trace.times, TIMES_SUFFIX), (self._trace.recording, RECORDING_SUFFIX)):
+                if journal is not None:
+                    name = self._trace.sealed.name.removesuffix(SEALED_SUFFIX) + suffix
+                    journal.seal(self._trace.sealed.with_name(name))
         self._trace = None
 
     def _times_metadata(self, model_abbr: str, dataset: str) -> TimesMetadata:
@@ -193,6 +207,29 @@ class WdmoeMixin:
             ffn_size=layer.shape.ffn_size,
             payload_bits=lab.payload_bits or own_bits,
             lab_hash=lab.content_hash,
+        )
+
+    def _recording_metadata(self, trace: TraceMetadata) -> RecordingMetadata:
+        recorder = self.attachment.router_recorder
+        assert recorder is not None
+        return RecordingMetadata(
+            source="run",
+            model=trace.model,
+            weights=trace.weights,
+            dataset=trace.dataset,
+            test_range=trace.test_range,
+            routing=trace.routing,
+            layers=trace.layers,
+            num_experts=trace.experts,
+            top_k=trace.top_k,
+            hidden_size=trace.hidden_size,
+            ffn_size=trace.ffn_size,
+            router_is_softmax=recorder.is_softmax,
+            router_normalises=recorder.normalises,
+            has_weights=True,
+            has_probabilities=recorder.is_softmax,
+            dtype=trace.dtype,
+            versions=trace.versions,
         )
 
     def _write_events(self, trace: _OpenTrace) -> None:
@@ -239,8 +276,11 @@ class WdmoeMixin:
     @contextmanager
     def _batch(self, items: int) -> Iterator[None]:
         recorder, clock = self.attachment.recorder, self.attachment.clock
+        router_recorder = self.attachment.router_recorder
         recorder.reset()  # whatever an exception left behind
         clock.reset()
+        if router_recorder is not None:
+            router_recorder.reset()
         trace = self._trace
         if self.testbed is not None:
             self.testbed.take_times()
@@ -248,6 +288,8 @@ class WdmoeMixin:
         if trace is None:
             yield
             recorder.reset()
+            if router_recorder is not None:
+                router_recorder.reset()
             return
         self._channel.dataset = trace.journal.metadata.dataset if trace.journal.metadata else ""
         self._channel.items_before = trace.next_item
@@ -258,6 +300,8 @@ class WdmoeMixin:
         block = recorder.finish_batch(trace.first_item(), items)
         if trace.times is not None:  # first: what is there twice after a kill is dropped, what lacks cannot be made up
             trace.times.append(self._measured(block["tokens"].tolist(), trace.first_item(), items))
+        if trace.recording is not None and router_recorder is not None:
+            trace.recording.append(router_recorder.finish_batch(trace.first_item(), items))
         trace.journal.append(block)
         self._write_events(trace)
         trace.next_item += items

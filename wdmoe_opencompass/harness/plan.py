@@ -41,6 +41,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..channel.profile import ChannelProfile
 from ..errors import WdmoeError, shown
+from ..routing.recording import RecordingMetadata
 from ..routing.trace import array_bytes, axis_sizes
 from ..sealed_file import MOST_BYTES
 from .batch_memory import batch_memory, batch_sentence
@@ -54,7 +55,7 @@ from .weights import local_folder, measure_weights, missing_files
 
 SAMPLED_ITEMS = 25  # of each dataset, evenly spaced, whose prompts are rendered
 CHARACTERS_PER_TOKEN = 4  # our choice, where the tokenizer is not on this machine
-HEADER_BYTES = 1750  # of a trace: array names, versions, policy; its channel profile comes on top
+HEADER_BYTES = 1880  # of a trace: array names, versions, policy; its channel profile comes on top
 CHEAP_RETRIEVERS = (ZeroRetriever, FixKRetriever, RandomRetriever, SlidingWindowRetriever)
 
 
@@ -65,6 +66,7 @@ class _Model:
     cfg: ConfigDict
     facts: ModelFacts
     profile: ChannelProfile | None = None
+    records_routing: bool = False
     instance: Any = None
 
     def token_counter(self, method: str) -> Callable[[Any], int]:
@@ -224,7 +226,7 @@ def _look_at_settings(model: _Model, kind: type[WdmoeMixin], problem: Callable) 
         problem(error)
         return
     model.facts.policy, model.facts.profile = settings.policy, settings.profile
-    model.profile = settings.load_profile()
+    model.profile, model.records_routing = settings.load_profile(), settings.record_routing
 
 
 def _look_at_weights(model: _Model, problem: Callable) -> None:
@@ -435,6 +437,7 @@ def _estimate_run(model: _Model, dataset: _Dataset, counted: dict, plan: Plan) -
             prompt_tokens=prompt_tokens,
             tokens=prompt_tokens + rows * decode,
             trace_bytes=_trace_bytes(model, batches * (1 + decode), batches, prompts),
+            recording_bytes=_recording_bytes(model, prompt_tokens + rows * decode, rows, batches),
         )
     )
     return None
@@ -478,6 +481,11 @@ def _look_at_trace_sizes(plan: Plan) -> None:
                 f"{run.trace_bytes} bytes, and a file must hold at most {MOST_BYTES}: split the dataset"
             )
             (plan.notes if run.at_most else plan.problems).append(sentence)
+        if (run.recording_bytes or 0) > MOST_BYTES:
+            plan.notes.append(
+                f"{run.model}, {run.dataset}: the recording of its router takes at most {run.recording_bytes} bytes, "
+                f"and a file must hold at most {MOST_BYTES}: split the dataset, or record fewer items (test_range)"
+            )
 
 
 def _trace_bytes(model: _Model, passes: int, batches: int, prompts: int) -> int | None:
@@ -486,6 +494,26 @@ def _trace_bytes(model: _Model, passes: int, batches: int, prompts: int) -> int 
         return None
     sizes = axis_sizes(weights.layers, len(profile.devices), weights.experts)
     return HEADER_BYTES + len(json.dumps(profile.model_dump_json())) + array_bytes(sizes, passes, batches, prompts)
+
+
+def _recording_bytes(model: _Model, tokens: int, sequences: int, batches: int) -> int | None:
+    """At most: whether the router is a softmax, whose probabilities are recorded too, shows only when it runs."""
+    weights = model.facts.weights
+    if weights is None or not model.records_routing or not weights.layers:
+        return None
+    metadata = RecordingMetadata(
+        source="run",
+        model=model.facts.abbr,
+        dataset="",
+        layers=weights.layers,
+        num_experts=weights.experts,
+        top_k=weights.top_k,
+        hidden_size=1,
+        ffn_size=1,
+        has_weights=True,
+        has_probabilities=True,
+    )
+    return HEADER_BYTES + tokens * metadata.token_bytes() + 12 * (sequences + batches)
 
 
 def _plain(value: Any) -> Any:

@@ -47,7 +47,10 @@ class ModelFacts:
 
 @dataclass
 class RunEstimate:
-    """One model on one dataset. `at_most`: generation may stop earlier; for perplexity the passes are exact."""
+    """One model on one dataset. `at_most`: generation may stop earlier; for perplexity the passes are exact.
+
+    recording_bytes: of the recording of the router, at most; None where none is asked for, or the model is unknown
+    """
 
     model: str
     dataset: str
@@ -58,6 +61,7 @@ class RunEstimate:
     prompt_tokens: int
     tokens: int
     trace_bytes: int | None
+    recording_bytes: int | None = None
 
 
 @dataclass
@@ -114,10 +118,12 @@ def _model_row(model: ModelFacts) -> dict[str, Any]:
 
 def _sums(runs: list[RunEstimate]) -> dict[str, Any]:
     traces = [run.trace_bytes for run in runs if run.trace_bytes is not None]
-    return {
+    recordings = [run.recording_bytes for run in runs if run.recording_bytes is not None]
+    sums = {
         "passes": sum(run.passes for run in runs),
         "passes are": "at most" if any(run.at_most for run in runs) else "exact",
         "prompt tokens": sum(run.prompt_tokens for run in runs),
         "tokens": sum(run.tokens for run in runs),
         "trace MB": sum(traces) / 1e6 if len(traces) == len(runs) else "-",
     }
+    return sums | ({"recording MB, at most": sum(recordings) / 1e6} if recordings else {})

@@ -27,6 +27,7 @@ class WdmoeSettings(BaseModel):
     quantise_payload:  round what is sent to and from the devices to the profile's payload_bits in the forward pass too
     perplexity:        `stock`, as OpenCompass's own class, whose scores depend on the batch's padding; `exact`, what
                        each text gets alone (harness/perplexity.py)
+    record_routing:    leave a recording of the router beside each trace, for `wdmoe route`
     testbed:           lab file: send the tokens to real devices; its placement and payload bits replace the profile's
     """
 
@@ -40,6 +41,7 @@ class WdmoeSettings(BaseModel):
     kept_share: Annotated[float, Field(gt=0, le=1)] | None = None
     quantise_payload: bool = False
     perplexity: Perplexity = "stock"
+    record_routing: bool = False
     testbed: str | None = None
 
     @field_validator("policy_parameters", mode="before")
@@ -113,8 +115,3 @@ def parse_settings(wdmoe: Any) -> WdmoeSettings:
         if policy.knob is None:
             raise PolicyError(f"selection policy {settings.policy!r} has no parameter to match wdmoe.kept_share by")
     return settings
-
-
-def policy_parameters(policy: SelectionPolicy) -> dict[str, Any]:
-    """Every parameter of a policy, those left at their defaults included."""
-    return {name: getattr(policy, name) for name in inspect.signature(type(policy)).parameters}

@@ -11,6 +11,13 @@ import numpy as np
 
 from ..errors import NotReadableNow, OtherVersion, TraceError
 from ..files import remove_torn_writes, write_whole
+from ..routing.recording import (
+    RECORDING_JOURNAL_SUFFIX,
+    RECORDING_SUFFIX,
+    RecordingJournal,
+    read_recording,
+    why_not_of_trace,
+)
 from ..routing.speed import SPEED_SUFFIX
 from ..routing.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, TimesJournal, check_belongs, read_times
 from ..routing.trace import EVENTS_SUFFIX, JOURNAL_SUFFIX, SEALED_SUFFIX, Journal, RoutingTrace, read_trace
@@ -22,6 +29,8 @@ WRITTEN_WHOLE = (
     JOURNAL_SUFFIX,
     TIMES_SUFFIX,
     TIMES_JOURNAL_SUFFIX,
+    RECORDING_SUFFIX,
+    RECORDING_JOURNAL_SUFFIX,
     EVENTS_SUFFIX,
     SPEED_SUFFIX,
     FAILURE_SUFFIX,
@@ -40,9 +49,10 @@ def redo_unfinished(predictions: Path, results: Path, model_cfg: Any, dataset_cf
 
     predictions, results: a dataset's files, whether they are there or not. A predictions file is finished if it is
     whole and, of a model with a `wdmoe` section, its sealed trace is whole and counts the same items, and so are the
-    measured times of a testbed; journals that do are sealed. What is not finished is kept under another name,
-    `DATASET.json.unfinished`. dataset_cfg: None where the config has no such part of a dataset any more. To be called
-    by who holds the dataset's lock. Raises OSError or NotReadableNow where a file cannot be read now.
+    measured times of a testbed and, where the config asks for one, the recording of the router; journals that do are
+    sealed. What is not finished is kept under another name, `DATASET.json.unfinished`. dataset_cfg: None where the
+    config has no such part of a dataset any more. To be called by who holds the dataset's lock. Raises OSError or
+    NotReadableNow where a file cannot be read now.
     """
     for path in (_partial(predictions), *(beside(predictions, suffix) for suffix in WRITTEN_WHOLE)):
         remove_torn_writes(path)
@@ -52,7 +62,7 @@ def redo_unfinished(predictions: Path, results: Path, model_cfg: Any, dataset_cf
     if why is None:
         _partial(predictions).unlink(missing_ok=True)  # a kill between the last write and this
         return None
-    for path in (results, beside(predictions, SEALED_SUFFIX), beside(predictions, TIMES_SUFFIX)):
+    for path in (results, *(beside(predictions, s) for s in (SEALED_SUFFIX, TIMES_SUFFIX, RECORDING_SUFFIX))):
         path.unlink(missing_ok=True)
     predictions.replace(predictions.with_name(f"{predictions.name}.unfinished"))
     LOG.warning("%s: %s: it is run again", predictions, why)
@@ -68,7 +78,11 @@ def _why_unfinished(predictions: Path, wdmoe: Any, dataset_cfg: Any) -> str | No
     if wdmoe is None:
         return None
     why = _why_untraced(predictions, answers, dataset_cfg)
-    return _why_without_times(predictions) if why is None and wdmoe.get("testbed") else why
+    if why is None and wdmoe.get("testbed"):
+        why = _why_without_times(predictions)
+    if why is None and wdmoe.get("record_routing"):
+        why = _why_without_recording(predictions)
+    return why
 
 
 def _why_untraced(predictions: Path, answers: dict[str, Any], dataset_cfg: Any) -> str | None:
@@ -115,6 +129,25 @@ def _why_without_times(predictions: Path) -> str | None:
     except TraceError as error:
         return str(error)
     return None
+
+
+def _why_without_recording(predictions: Path) -> str | None:
+    """A recording of the router cannot be made up either."""
+    sealed, journal = beside(predictions, RECORDING_SUFFIX), beside(predictions, RECORDING_JOURNAL_SUFFIX)
+    try:
+        trace = read_trace(beside(predictions, SEALED_SUFFIX))
+        if journal.exists():
+            why = why_not_of_trace(RecordingJournal(journal).joined(), trace)
+            if why is not None:
+                return why
+            RecordingJournal(journal).seal(sealed)
+        return why_not_of_trace(read_recording(sealed), trace)
+    except OtherVersion:
+        return None
+    except NotReadableNow:
+        raise
+    except TraceError as error:
+        return str(error)
 
 
 def read_whole(path: Path) -> dict[str, Any] | None:

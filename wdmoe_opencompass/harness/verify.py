@@ -20,11 +20,13 @@ from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 
 from ..errors import TraceError, WdmoeError
 from ..report.publication import MANIFEST_FILE, manifest
+from ..routing.recording import RECORDING_JOURNAL_SUFFIX, RECORDING_SUFFIX, read_recording, why_not_of_trace
 from ..routing.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, check_belongs, read_times
 from ..routing.trace import JOURNAL_SUFFIX, SEALED_SUFFIX, RoutingTrace
 from .belongs import Expected, Place, parts_of, read_traces, why_refused
 from .unfinished import FAILURE_SUFFIX, read_whole, why_not_of
 
+JOURNALS = (JOURNAL_SUFFIX, TIMES_JOURNAL_SUFFIX, RECORDING_JOURNAL_SUFFIX)
 NOTHING = "no such file"
 RECOMPUTED = "recomputed"  # how the run is called in the folder where it is computed again
 STAMPED = re.compile(r"summary_(\d{8}_\d{6})\.(txt|csv|md)$")  # OpenCompass's own tables, by the time of writing
@@ -123,7 +125,7 @@ def unfinished_files(run: Run) -> Iterator[Mismatch]:
     datasets = [dataset_abbr_from_cfg(cfg) for cfg in run.config["datasets"]]
     for folder in sorted((run.folder / "predictions").glob("*/")):
         names = [name for dataset in datasets for name in _names_of(run, folder, dataset)]
-        for path in (folder / (name + suffix) for name in names for suffix in (JOURNAL_SUFFIX, TIMES_JOURNAL_SUFFIX)):
+        for path in (folder / (name + suffix) for name in names for suffix in JOURNALS):
             if path.exists():
                 yield Mismatch(_name(run, path), "a journal that was never sealed", "none: continue the run with -r")
     for part in ("predictions", "results", "summary"):
@@ -195,6 +197,7 @@ def _pair(
     if why is not None:
         yield Mismatch(_name(run, sealed), why, "every item of its predictions, as often as it was run")
     yield from _times(run, folder / (name + TIMES_SUFFIX), trace)
+    yield from _recording(run, folder / (name + RECORDING_SUFFIX), trace)
 
 
 def _times(run: Run, path: Path, trace: RoutingTrace) -> Iterator[Mismatch]:
@@ -203,6 +206,16 @@ def _times(run: Run, path: Path, trace: RoutingTrace) -> Iterator[Mismatch]:
             check_belongs(read_times(path), trace)
         except TraceError as error:
             yield Mismatch(_name(run, path), str(error), "measured times of the passes of its trace")
+
+
+def _recording(run: Run, path: Path, trace: RoutingTrace) -> Iterator[Mismatch]:
+    if path.exists():
+        try:
+            why = why_not_of_trace(read_recording(path), trace)
+        except TraceError as error:
+            why = str(error)
+        if why is not None:
+            yield Mismatch(_name(run, path), why, "a recording of the passes of its trace")
 
 
 def changed_files(run: Run) -> Iterator[Mismatch]:

@@ -73,7 +73,7 @@ def notes_of(a: Records, b: Records) -> list[str]:
     notes = list(TEXT)
     for name, records in (("A", a), ("B", b)):
         notes += [f"{name}: {origin['text']}" for origin in records["origin"]]
-        if not records["items"]:
+        if _accuracies(records) and not records["items"]:
             notes.append(
                 f"{name}: which items were answered right is not in its summary; write that anew: opencompass CONFIG "
                 "-r TIME --mode viz"

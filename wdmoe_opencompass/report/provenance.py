@@ -30,7 +30,7 @@ def provenance(runs: Sequence[ModelRun], **where: str) -> dict[str, Any]:
         datasets=datasets_of(runs),
         **where,
         models=[_model(run) for run in runs],
-        notes=coupling_notes(runs),
+        notes=_all_routed_notes(runs) + coupling_notes(runs),
     )
 
 
@@ -41,7 +41,7 @@ def footnote(runs: Sequence[ModelRun], text: str) -> list[str]:
 
 def origin_notes(runs: Sequence[ModelRun]) -> list[str]:
     """Lines of the facts of `provenance`: profile, seed, policies, weights, versions; and what is empty and why."""
-    lines = []
+    lines = _all_routed_notes(runs)
     for one in _by_profile(runs):
         lines += [_described(one), f"profile {one.profile.name}: {one.profile.origin_sentence}"]
     lines += [line for run in runs for line in _model_notes(run)]
@@ -55,6 +55,12 @@ def origin_notes(runs: Sequence[ModelRun]) -> list[str]:
     if versions:
         lines.append("versions: " + ", ".join(f"{name} {' and '.join(them)}" for name, them in versions.items()))
     return lines + coupling_notes(runs) + [f"empty: {cell}" for cell in missing_cells(runs)]
+
+
+def _all_routed_notes(runs: Sequence[ModelRun]) -> list[str]:
+    return list(
+        dict.fromkeys(line for run in runs for trace in run.all_traces for line in trace.metadata.routed_notes())
+    )
 
 
 def coupling_notes(runs: Sequence[ModelRun]) -> list[str]:
@@ -114,7 +120,7 @@ def origin_records(runs: Sequence[ModelRun]) -> list[dict[str, str]]:
         dict(
             profile_hash=metadata.profile_hash,
             perplexity=metadata.perplexity,
-            text=f"{_described(metadata)}; {_versions(metadata)}",
+            text="; ".join([_described(metadata), _versions(metadata), *metadata.routed_notes()]),
         )
         for metadata in found.values()
     ]
@@ -122,7 +128,7 @@ def origin_records(runs: Sequence[ModelRun]) -> list[dict[str, str]]:
 
 def profile_line(runs: Sequence[ModelRun]) -> str:
     """Profiles and seeds of the runs' traces, in one line."""
-    return "; ".join(_described(one) for one in _by_profile(runs))
+    return "; ".join([*_all_routed_notes(runs), *(_described(one) for one in _by_profile(runs))])
 
 
 def _by_profile(runs: Sequence[ModelRun]) -> list[TraceMetadata]:
@@ -179,6 +185,9 @@ def _model(run: ModelRun) -> dict[str, Any]:
             seed=one.seed,
             trace_format=one.format_version,
         )
+        if one.routed_from != "model":
+            names = ("routed_from", "recording_sha256", "recorded_routing", "softmax_recorded", "top_k_mass")
+            facts |= {name: getattr(one, name) for name in names}
     return facts | dict(datasets=list(run.traces), files=run.sources, files_sha256=files_digest(run))
 
 

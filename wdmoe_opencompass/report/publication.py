@@ -73,10 +73,15 @@ def manifest(run_folder: Path) -> dict[str, str]:
     """-> relative path -> SHA-256 of every published file but the manifest itself."""
     files = sorted(path for folder in PUBLISHED for path in (run_folder / folder).rglob("*") if path.is_file())
     return {
-        path.relative_to(run_folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        path.relative_to(run_folder).as_posix(): _digest(path)
         for path in files
         if path.name != MANIFEST_FILE and not path.name.startswith("tmp_")
     }
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:  # a recording may be larger than memory
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def list_in_manifest(run_folder: Path, paths: Sequence[Path]) -> None:

@@ -17,6 +17,7 @@ from .finished import WatchedGenerate
 from .layers import MoeLayer, find_moe_layers
 from .payload import FEWEST_BITS, Payload
 from .recorder import Recorder, exact
+from .router_recorder import RouterRecorder
 
 __all__ = ["Attachment", "MoeLayer", "find_moe_layers"]
 
@@ -43,6 +44,7 @@ class Attachment:
     payload_bits: what is sent to and from the devices is rounded to so many bits per value; None leaves it as it is.
     sender: sends the tokens to real devices (and rounds what it sends, so payload_bits must be None); tokens that are
     no load, padding for one, are not sent and not computed unless it sends padding.
+    router_recorder: keeps what the router chose for every token; None, as at first, keeps counts alone.
 
     What a policy reads as `probabilities` is the full softmax where the router is one (scaled and normalised ones, and
     those that choose within groups or with a bias, included). Any other router (sigmoid, sparsemixer, one expert per
@@ -87,6 +89,7 @@ class Attachment:
         self.payload_bits, self.sender = payload_bits, sender
         self.num_experts = max(layer.num_experts for layer in self.layers)
         self.recorder = Recorder(len(self.layers), self.num_experts)
+        self.router_recorder: RouterRecorder | None = None
         self.clock = PhaseClock()
         self._pass: tuple[int, str, Tensor] | None = None
         self._arguments = list(inspect.signature(type(model).forward).parameters)[1:]
@@ -175,6 +178,8 @@ class Attachment:
         phase = "prefill" if past == 0 else "decode"
         self._pass = (self.recorder.begin_pass(phase, finished), phase, is_load.flatten())
         self.clock.begin_pass(phase)
+        if self.router_recorder is not None:
+            self.router_recorder.begin_pass(phase, is_load)
         if self.sender is not None:
             self.sender.pass_index = self._pass[0]
 
@@ -183,11 +188,15 @@ class Attachment:
             self.clock.end_pass()
             self._pass = None
             self.recorder.end_pass(failed=answer is None)
+            if self.router_recorder is not None:
+                self.router_recorder.end_pass(failed=answer is None)
 
     def _forget_batch(self) -> None:
         self._pass = None
         self.recorder.reset()
         self.clock.reset()
+        if self.router_recorder is not None:
+            self.router_recorder.reset()
 
     def _selecting(self, number: int, layer: MoeLayer) -> Callable[[Choice], Kept | None]:
         return lambda choice: self._select(number, layer, choice)
@@ -210,6 +219,8 @@ class Attachment:
             )
             selection = self.policy.select(routing, channel)
         self.recorder.record(routing, channel, selection.expert_index, selection.keep)
+        if self.router_recorder is not None:
+            self.router_recorder.record(routing)
         if self.sender is not None:
             weights = self._kept_weights(layer, choice.top_k_weights, selection) if self.changes_experts else None
             self.sender.is_load = routing.is_load

@@ -78,6 +78,11 @@ class TraceMetadata(BaseModel):
     config says it (empty: all). profile is the whole channel profile of the run, so that a
     trace explains itself; seed is that of its fading. kept_share is what the policy's knob was matched to, if it was,
     on the calibration of that hash; quantise_payload whether what was sent was rounded to the profile's payload_bits.
+    routed_from says whose router outputs the policy was run on: those of the model as it ran, of a `recording` (whose
+    SHA-256 is recording_sha256) or of a `generator`. The last two have no answers, and a drop changed nothing in later
+    layers. Where softmax_recorded is False the recording lacks the full softmax: a policy knew the top-k only, or took
+    the rest to be spread evenly if top_k_mass says what the top-k weigh together. recorded_routing is the routing of
+    the run that was recorded.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")  # a parameter may be infinite
@@ -104,11 +109,41 @@ class TraceMetadata(BaseModel):
     ffn_size: Count
     dtype: str
     versions: dict[str, str]
+    routed_from: Literal["model", "recording", "generator"] = "model"
+    recording_sha256: str = ""
+    recorded_routing: str = ""
+    softmax_recorded: bool | None = None
+    top_k_mass: Annotated[float, Field(gt=0, le=1)] | None = None
 
     @property
     def routing(self) -> str:
         """What the tables call the run's routing; `top_k` alone is the unchanged model."""
         return routing_name(self.policy, self.profile.payload_bits if self.quantise_payload else None)
+
+    def routed_notes(self) -> list[str]:
+        """Lines on what a trace cannot know that was routed without its model; none of a model's run."""
+        if self.routed_from == "model":
+            return []
+        source = "generated router outputs"
+        if self.routed_from == "recording":
+            source = f"a recording of the router (SHA-256 {self.recording_sha256[:12] or 'unknown'})"
+        lines = [
+            f"routed from {source}, without the model: a drop does not change what later layers see (open loop), and "
+            "there are no answers, so no accuracy"
+        ]
+        if self.recorded_routing not in ("", "top_k"):
+            lines.append(f"the recorded run routed by {self.recorded_routing}: later layers saw what it had dropped")
+        if self.softmax_recorded is False and self.top_k_mass is None:
+            lines.append(
+                "the recording lacks the full softmax: similarities as in Eq. (18) know the top-k only, all other "
+                "weights are taken as 0"
+            )
+        elif self.top_k_mass is not None:
+            lines.append(
+                f"the recording lacks the full softmax: the top-k are taken to weigh {self.top_k_mass:g} together, and "
+                "the rest to be spread evenly over the other experts"
+            )
+        return lines
 
     def sizes(self) -> dict[str, int]:
         """Length of every named axis."""
@@ -266,7 +301,7 @@ def checked_arrays(
     for name in arrays:
         if not any(name in table for table in tables):
             raise TraceError(f"{source}: array {shown(name)} does not belong there")
-    batch = arrays["batch"]
+    batch = arrays.get("batch", np.zeros(0, np.int32))
     if len(batch) and (batch[-1] >= len(arrays["first_item"]) or (batch[1:] < batch[:-1]).any()):
         raise TraceError(f"{source}: batch numbers are out of range, or do not ascend")
     if PER_ITEM in tables:
@@ -410,10 +445,13 @@ class Journal:
             block = load_arrays(frame)
         except BROKEN:
             raise TraceError(f"{source}: its arrays are not readable") from None
-        checked_arrays(source, metadata.sizes(), self.tables, block)
+        self._check_block(source, metadata, block)
         if not len(block["first_item"]):
             raise TraceError(f"{source}: must hold a batch, got none")
         return block
+
+    def _check_block(self, source: str, metadata: Any, block: dict[str, NDArray]) -> None:
+        checked_arrays(source, metadata.sizes(), self.tables, block)
 
     def _parse_metadata(self, text: str) -> TraceMetadata:
         return _metadata(self.path, text)
