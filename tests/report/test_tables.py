@@ -6,7 +6,6 @@ import pytest
 from pytest import approx
 
 from tests.test_replay import trace_of
-from wdmoe_opencompass.harness.settings import policy_parameters
 from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.report.compare import batch_records, compared, item_records, notes_of
 from wdmoe_opencompass.report.items import ItemResults
@@ -23,7 +22,7 @@ from wdmoe_opencompass.report.tables import (
     latency_records,
     table_1,
 )
-from wdmoe_opencompass.selection import build_policy
+from wdmoe_opencompass.selection import build_policy, policy_parameters
 
 MIXTRAL = "mistralai/Mixtral-8x7B-Instruct-v0.1"
 GROUPS = {"mmlu": ["m_1", "m_2"]}

@@ -101,6 +101,8 @@ class RouterPass(NamedTuple):
     expert_index: [tokens, layers, k] integers, the router's top-k, in its order
     weights:      [tokens, layers, k] float32 as the model uses them; None where they were not recorded
     probabilities: [tokens, layers, experts] float32 softmax over all experts; None where it was not recorded
+    finished:     [rows] whether each row of the batch (a sequence, as many per item) has had its last token before;
+                  None: none has
     """
 
     batch: int
@@ -110,6 +112,7 @@ class RouterPass(NamedTuple):
     expert_index: NDArray
     weights: NDArray[np.float32] | None
     probabilities: NDArray[np.float32] | None
+    finished: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -167,12 +170,14 @@ class Recording:
             return
         size = batch_size or DEFAULT_BATCH_SIZE
         for batch, start in enumerate(range(0, len(self.prompt_length), size)):
-            tokens = slice(*self.sequence_start[[start, min(start + size, len(self.prompt_length))]])
+            items = min(size, len(self.prompt_length) - start)
+            tokens = slice(*self.sequence_start[[start, start + items]])
             step = self.token_step[tokens]
+            last_step = self._last(step, tokens, start, items)
             for pass_step in np.unique(step):  # no empty passes where a recording begins after the prompt
                 phase: Literal["prefill", "decode"] = "decode" if pass_step else "prefill"
-                items = min(size, len(self.prompt_length) - start)
-                yield self._pass(batch, start, items, phase, np.flatnonzero(step == pass_step) + tokens.start)
+                chosen = np.flatnonzero(step == pass_step) + tokens.start
+                yield self._pass(batch, start, items, phase, chosen, last_step < pass_step)
 
     def _recorded_passes(self) -> Iterator[RouterPass]:
         sequences = np.searchsorted(self.batch, np.arange(len(self.first_item) + 1))
@@ -181,10 +186,17 @@ class Recording:
             tokens = slice(*self.sequence_start[[own.start, own.stop]])
             prefills = set(self.first_pass[own].tolist())
             pass_index = self.first_pass[self.sequence[tokens]] + self.token_step[tokens]
+            last_pass = self._last(pass_index, tokens, own.start, own.stop - own.start)
             for number in range(passes):
                 phase: Literal["prefill", "decode"] = "prefill" if number in prefills else "decode"
                 chosen = np.flatnonzero(pass_index == number) + tokens.start
-                yield self._pass(batch, int(first_item), int(items), phase, chosen)
+                yield self._pass(batch, int(first_item), int(items), phase, chosen, last_pass < number)
+
+    def _last(self, number: NDArray, tokens: slice, first: int, rows: int) -> NDArray[np.int64]:
+        """-> [rows] the highest number of the tokens of each sequence from `first` on."""
+        last = np.zeros(rows, dtype=np.int64)
+        np.maximum.at(last, self.sequence[tokens] - first, number)
+        return last
 
     @cached_property
     def token_step(self) -> NDArray[np.int64]:
@@ -195,7 +207,13 @@ class Recording:
         return (seen - before) * new
 
     def _pass(
-        self, batch: int, first_item: int, items: int, phase: Literal["prefill", "decode"], tokens: NDArray
+        self,
+        batch: int,
+        first_item: int,
+        items: int,
+        phase: Literal["prefill", "decode"],
+        tokens: NDArray,
+        finished: NDArray[np.bool_],
     ) -> RouterPass:
         return RouterPass(
             batch,
@@ -205,6 +223,7 @@ class Recording:
             self.expert_index[tokens],
             None if self.weights is None else self.weights[tokens],
             None if self.probabilities is None else self.probabilities[tokens],
+            finished,
         )
 
 

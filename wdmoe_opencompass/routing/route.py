@@ -176,7 +176,8 @@ def _route_pass(
     recorder: Recorder,
     top_k_mass: float | None,
 ) -> None:
-    pass_index = recorder.begin_pass(router_pass.phase)
+    finished = None if router_pass.finished is None else torch.from_numpy(router_pass.finished)
+    pass_index = recorder.begin_pass(router_pass.phase, finished)
     expert_index = _layer_major(router_pass.expert_index, np.int64)
     if router_pass.weights is None:
         weights = torch.zeros(expert_index.shape)
