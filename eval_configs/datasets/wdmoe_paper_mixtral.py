@@ -11,15 +11,15 @@ with read_base():
     from .wdmoe_paper import paper_datasets
 
 SUBJECTS_WITH_PASSAGES = (
-    "college_medicine",
-    "high_school_european_history",
-    "high_school_us_history",
-    "high_school_world_history",
-    "professional_law",
-    "professional_medicine",
-    "security_studies",
+    "lukaemon_mmlu_college_medicine",
+    "lukaemon_mmlu_high_school_european_history",
+    "lukaemon_mmlu_high_school_us_history",
+    "lukaemon_mmlu_high_school_world_history",
+    "lukaemon_mmlu_professional_law",
+    "lukaemon_mmlu_professional_medicine",
+    "lukaemon_mmlu_security_studies",
 )
 for dataset_cfg in paper_datasets:
-    if dataset_cfg.get("name") in SUBJECTS_WITH_PASSAGES:
+    if dataset_cfg["abbr"] in SUBJECTS_WITH_PASSAGES:
         dataset_cfg["infer_cfg"]["inferencer"]["batch_size"] = 16
 del dataset_cfg

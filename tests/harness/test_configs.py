@@ -99,3 +99,15 @@ def test_the_paper_s_config_names_the_eight_benchmarks_and_one_mmlu():
     (group,) = config.summarizer.summary_groups
     assert (group.name, sorted(group.subsets)) == ("mmlu", sorted(subjects))
     assert [model.wdmoe.policy for model in config.models] == ["top_k", "wlr"]
+
+
+@pytest.mark.parametrize("kind", ["instruct", "instruct_chat"])
+def test_mixtral_runs_64_sequences_per_pass_but_for_mmlu_s_longest_subjects(kind):
+    config = Config.fromfile(CONFIGS / f"eval_wdmoe_mixtral_8x7b_{kind}.py", format_python_code=False)
+    assert {model.batch_size for model in config.models} == {64}
+    own = {d.abbr: d.infer_cfg.inferencer.batch_size for d in config.datasets if "batch_size" in d.infer_cfg.inferencer}
+    assert set(own.values()) == {16}
+    assert len(own) == 7
+    assert all(abbr.startswith("lukaemon_mmlu_") for abbr in own)
+    other = Config.fromfile(CONFIGS / "eval_wdmoe_qwen3_30b_a3b.py", format_python_code=False)
+    assert not any("batch_size" in d.infer_cfg.inferencer for d in other.datasets)
