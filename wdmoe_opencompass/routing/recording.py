@@ -190,7 +190,9 @@ class Recording:
             for number in range(passes):
                 phase: Literal["prefill", "decode"] = "prefill" if number in prefills else "decode"
                 chosen = np.flatnonzero(pass_index == number) + tokens.start
-                yield self._pass(batch, int(first_item), int(items), phase, chosen, last_pass < number)
+                # Of several prefills nothing says which items wait for which: all wait for all, as in the run.
+                finished = last_pass < number if len(prefills) == 1 else None
+                yield self._pass(batch, int(first_item), int(items), phase, chosen, finished)
 
     def _last(self, number: NDArray, tokens: slice, first: int, rows: int) -> NDArray[np.int64]:
         """-> [rows] the highest number of the tokens of each sequence from `first` on."""
@@ -213,7 +215,7 @@ class Recording:
         items: int,
         phase: Literal["prefill", "decode"],
         tokens: NDArray,
-        finished: NDArray[np.bool_],
+        finished: NDArray[np.bool_] | None,
     ) -> RouterPass:
         return RouterPass(
             batch,
