@@ -1,0 +1,138 @@
+"""A generator of router outputs that resemble Mixtral-8x7B-Instruct's: synthetic routing, no model. NumPy only.
+
+The logit of expert e for a token, in layer l, is
+
+    z = spread_l * (corpus + topic + sequence + sqrt(held_share) * held + sqrt(1 - held_share) * own)
+
+with independent normal parts: `corpus` is the model's own preference of a layer, `topic` that of a benchmark or subject,
+`sequence` that of a prompt with its answer, `held` is shared by a run of consecutive tokens, `own` is the token's. The
+first three have the standard deviations that `RouterStatistics` states, the last two unit variance. Logits below the second
+are then drawn toward it (`tail`), which changes neither the top-2 nor their ratio, but what lies outside them.
+
+This is our model, not Mixtral's weights: it is fitted to published statistics of the real router, and docs/reconstruction.md says
+which. It knows nothing of language, and layers are independent of each other given the topic.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+LAYERS, EXPERTS, TOP_K = 32, 8, 2
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class RouterStatistics:
+    """What the generator is fitted with (benchmarks/fit_router.py prints these values).
+
+    spread:        [quarters of the depth] standard deviation of a token's logits; linear between the quarters' middles
+    corpus_sd:     standard deviation of a layer's preferences over a whole corpus, in units of a token's
+    topic_sd:      the same of a benchmark or an MMLU subject
+    sequence_sd:   the same of one prompt with its answer
+    held_share:    share of a token's variance that consecutive tokens may share
+    held_tokens:   how many tokens share it, on average
+    tail:          factor on the distance of the logits below the second to the second
+    """
+
+    spread: tuple[float, ...] = (1.9, 1.75, 2.2, 2.4)
+    corpus_sd: float = 0.16
+    topic_sd: float = 0.14
+    sequence_sd: float = 0.25
+    held_share: float = 0.3
+    held_tokens: float = 4.0
+    tail: float = 0.8
+
+    def spread_of_layers(self) -> Array:
+        """-> [layers] standard deviation of a token's logits."""
+        middles = (np.arange(len(self.spread)) + 0.5) * LAYERS / len(self.spread) - 0.5
+        return np.interp(np.arange(LAYERS), middles, self.spread).astype(np.float32)
+
+
+class RouterOutputs(NamedTuple):
+    """What the routers say about some tokens.
+
+    expert_index:  [tokens, layers, 2] the experts of highest weight, descending
+    weights:       [tokens, layers, 2] their weights, which sum to 1 as Mixtral's do
+    probabilities: [tokens, layers, experts] the full softmax
+    """
+
+    expert_index: NDArray[np.int64]
+    weights: Array
+    probabilities: Array
+
+
+class SyntheticRouter:
+    """The routers of all layers of one model; everything is drawn from the generators it is given.
+
+    preferences: [layers, experts] the corpus part of the logits, one for all topics
+    """
+
+    def __init__(self, seed: int, statistics: RouterStatistics | None = None):
+        self.statistics = statistics or RouterStatistics()
+        self.spread = self.statistics.spread_of_layers()
+        self.preferences = _normal(np.random.default_rng((seed, 0)), self.statistics.corpus_sd, LAYERS, EXPERTS)
+
+    def topic(self, generator: np.random.Generator) -> Array:
+        """-> [layers, experts] preferences of a topic new to the model, the corpus's included."""
+        return self.preferences + _normal(generator, self.statistics.topic_sd, LAYERS, EXPERTS)
+
+    def sequences(self, generator: np.random.Generator, topic: Array, count: int) -> Array:
+        """-> [layers, experts, sequences] preferences of prompts of a topic, the topic's included."""
+        own = _normal(generator, self.statistics.sequence_sd, LAYERS, EXPERTS, count)
+        return topic[:, :, None] + own
+
+    def route(self, generator: np.random.Generator, preferences: Array, sequence: NDArray) -> RouterOutputs:
+        """Route consecutive tokens of some sequences.
+
+        preferences: [layers, experts, sequences]; sequence: [tokens] which one each token belongs to, tokens of one
+        sequence next to each other in their order.
+        """
+        statistics, tokens = self.statistics, len(sequence)
+        segment = _segments(generator, sequence, statistics.held_tokens)
+        segments = int(segment[-1]) + 1 if tokens else 0
+        index = np.empty((LAYERS, TOP_K, tokens), dtype=np.int64)
+        weights = np.empty((LAYERS, TOP_K, tokens), dtype=np.float32)
+        probabilities = np.empty((LAYERS, EXPERTS, tokens), dtype=np.float32)
+        for layer in range(LAYERS):  # one at a time, so that the work stays in the processor's caches
+            held = _normal(generator, statistics.held_share**0.5, EXPERTS, segments)
+            logits = _normal(generator, (1 - statistics.held_share) ** 0.5, EXPERTS, tokens)
+            logits += held[:, segment]
+            logits += preferences[layer][:, sequence]
+            logits *= self.spread[layer]
+            index[layer], weights[layer], probabilities[layer] = _outputs(logits, statistics.tail)
+        return RouterOutputs(*(array.transpose(2, 0, 1) for array in (index, weights, probabilities)))
+
+
+def _normal(generator: np.random.Generator, deviation: float, *shape: int) -> Array:
+    values = generator.standard_normal(shape, dtype=np.float32)
+    values *= np.float32(deviation)
+    return values
+
+
+def _segments(generator: np.random.Generator, sequence: NDArray, held_tokens: float) -> NDArray[np.int64]:
+    """-> [tokens] number of the run of tokens each belongs to; runs have geometric lengths and end with a sequence."""
+    starts = generator.random(len(sequence)) < 1 / held_tokens
+    if len(sequence):
+        starts[0] = False
+    starts[1:] |= sequence[1:] != sequence[:-1]
+    return np.cumsum(starts)
+
+
+def _outputs(logits: Array, tail: float) -> tuple[NDArray[np.int64], Array, Array]:
+    """Top-2, their weights and the softmax; logits: [experts, tokens], overwritten; all have the tokens last."""
+    token = np.arange(logits.shape[1])
+    first = logits.argmax(axis=0)
+    highest = logits[first, token]
+    logits[first, token] = np.finfo(np.float32).min
+    second = logits.argmax(axis=0)
+    gap = logits[second, token] - highest  # [tokens], <= 0
+    logits -= highest + gap
+    logits *= np.float32(tail)
+    logits += gap
+    logits[first, token] = 0
+    probabilities = np.exp(logits, out=logits)
+    probabilities /= probabilities.sum(axis=0)
+    ratio = np.exp(gap)
+    return np.stack([first, second]), np.stack([1 / (1 + ratio), ratio / (1 + ratio)]), probabilities
