@@ -8,7 +8,22 @@ import typer
 from .. import __version__
 from ..commands import EXIT_CODES, examples, new_app, run
 from ..testbed.cli import app as testbed_app
-from . import allocate, calibrate, doctor, figures, place, plan, predict, profile, replay, report, verify, watch
+from . import (
+    allocate,
+    calibrate,
+    doctor,
+    figures,
+    place,
+    plan,
+    predict,
+    profile,
+    recording,
+    replay,
+    report,
+    route,
+    verify,
+    watch,
+)
 
 BEFORE, DURING, AFTER = "Before a run", "During a run", "After a run"
 LATENCY = "Latency, without a language model"
@@ -57,8 +72,10 @@ _add(AFTER, "figures", figures.figures_command, figures.EXAMPLES)
 _add(AFTER, "predict", predict.predict_command, predict.EXAMPLES)
 _add(LATENCY, "allocate", allocate.allocate_command, allocate.EXAMPLES)
 _add(LATENCY, "replay", replay.replay_command, replay.EXAMPLES)
+_add(LATENCY, "route", route.route_command, route.EXAMPLES)
 _add(LATENCY, "place", place.place_command, place.EXAMPLES)
 app.add_typer(profile.app, name="profile", rich_help_panel=OTHERS)
+app.add_typer(recording.app, name="recording", rich_help_panel=OTHERS)
 app.add_typer(testbed_app, name="testbed", rich_help_panel=OTHERS)
 
 

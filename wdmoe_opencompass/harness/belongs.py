@@ -13,8 +13,8 @@ from opencompass.utils import model_abbr_from_cfg
 from ..errors import PolicyError, TraceError, WdmoeError, unknown_name
 from ..report.tables import dataset_of
 from ..routing.trace import SEALED_SUFFIX, RoutingTrace, TraceMetadata, read_trace, routing_name
-from ..selection import POLICIES, build_policy
-from .settings import WdmoeSettings, parse_settings, policy_parameters, validated_settings
+from ..selection import POLICIES, build_policy, policy_parameters
+from .settings import WdmoeSettings, parse_settings, validated_settings
 
 Place = tuple[str, str]  # model, and what a trace's file is called: a dataset, or a part of one
 

@@ -27,9 +27,10 @@ from ..routing.trace import (
     Journal,
     TraceMetadata,
 )
+from ..selection import policy_parameters
 from ..testbed.history import MeasuredHistory
 from .precision import check_precision, precision_name
-from .settings import parse_settings, policy_parameters
+from .settings import parse_settings
 
 if TYPE_CHECKING:
     from ..testbed.client import LabClient

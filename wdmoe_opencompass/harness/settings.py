@@ -109,8 +109,3 @@ def parse_settings(wdmoe: Any) -> WdmoeSettings:
         if policy.knob is None:
             raise PolicyError(f"selection policy {settings.policy!r} has no parameter to match wdmoe.kept_share by")
     return settings
-
-
-def policy_parameters(policy: SelectionPolicy) -> dict[str, Any]:
-    """Every parameter of a policy, those left at their defaults included."""
-    return {name: getattr(policy, name) for name in inspect.signature(type(policy)).parameters}

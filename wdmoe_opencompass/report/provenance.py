@@ -28,7 +28,7 @@ def provenance(runs: Sequence[ModelRun], **where: str) -> dict[str, Any]:
         datasets=datasets_of(runs),
         **where,
         models=[_model(run) for run in runs],
-        notes=coupling_notes(runs),
+        notes=_all_routed_notes(runs) + coupling_notes(runs),
     )
 
 
@@ -39,7 +39,8 @@ def footnote(runs: Sequence[ModelRun], text: str) -> list[str]:
 
 def origin_notes(runs: Sequence[ModelRun]) -> list[str]:
     """Lines of the facts of `provenance`: profile, seed, policies, weights, versions; and what is empty and why."""
-    lines = [f"{_described(one)}; {ASSUMPTIONS}" for one in _by_profile(runs).values()]
+    lines = _all_routed_notes(runs)
+    lines += [f"{_described(one)}; {ASSUMPTIONS}" for one in _by_profile(runs).values()]
     lines += [line for run in runs for line in _model_notes(run)]
     for name, members in next((run.groups for run in runs), {}).items():
         whole = f" of its {runs[0].group_size[name]}" if name in runs[0].group_size else ""
@@ -51,6 +52,38 @@ def origin_notes(runs: Sequence[ModelRun]) -> list[str]:
     if versions:
         lines.append("versions: " + ", ".join(f"{name} {' and '.join(them)}" for name, them in versions.items()))
     return lines + coupling_notes(runs) + [f"empty: {cell}" for cell in missing_cells(runs)]
+
+
+def routed_notes(one: TraceMetadata) -> list[str]:
+    """Lines on what a trace cannot know that was routed without its model; none of a model's run."""
+    if one.routed_from == "model":
+        return []
+    source = "generated router outputs"
+    if one.routed_from == "recording":
+        source = f"a recording of the router (SHA-256 {one.recording_sha256[:12] or 'unknown'})"
+    lines = [
+        f"routed from {source}, without the model: a drop does not change what later layers see (open loop), and there "
+        "are no answers, so no accuracy"
+    ]
+    if one.recorded_routing not in ("", "top_k"):
+        lines.append(f"the recorded run routed by {one.recorded_routing}: later layers saw what it had dropped")
+    if one.softmax_recorded is False and one.top_k_mass is None:
+        lines.append(
+            "the recording lacks the full softmax: similarities as in Eq. (18) know the top-k only, all other weights "
+            "are taken as 0"
+        )
+    elif one.top_k_mass is not None:
+        lines.append(
+            f"the recording lacks the full softmax: the top-k are taken to weigh {one.top_k_mass:g} together, and the "
+            "rest to be spread evenly over the other experts"
+        )
+    return lines
+
+
+def _all_routed_notes(runs: Sequence[ModelRun]) -> list[str]:
+    return list(
+        dict.fromkeys(line for run in runs for trace in run.all_traces for line in routed_notes(trace.metadata))
+    )
 
 
 def coupling_notes(runs: Sequence[ModelRun]) -> list[str]:
@@ -111,7 +144,7 @@ def origin_records(runs: Sequence[ModelRun]) -> list[dict[str, str]]:
 
 def profile_line(runs: Sequence[ModelRun]) -> str:
     """Profiles and seeds of the runs' traces, in one line."""
-    return "; ".join(_described(one) for one in _by_profile(runs).values())
+    return "; ".join([*_all_routed_notes(runs), *(_described(one) for one in _by_profile(runs).values())])
 
 
 def _by_profile(runs: Sequence[ModelRun]) -> dict[str, TraceMetadata]:
@@ -157,6 +190,9 @@ def _model(run: ModelRun) -> dict[str, Any]:
             seed=one.seed,
             trace_format=one.format_version,
         )
+        if one.routed_from != "model":
+            names = ("routed_from", "recording_sha256", "recorded_routing", "softmax_recorded", "top_k_mass")
+            facts |= {name: getattr(one, name) for name in names}
     return facts | dict(datasets=list(run.traces), files=run.sources, files_sha256=files_digest(run))
 
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from ..files import write_whole
 from ..regular_file import read_regular
 from ..sealed_file import BROKEN, MOST_BYTES, check_version, read_sealed, write_sealed
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 RATIO_BINS = 50
 FRAME_BYTES = 8 + 32  # before a journal's block: its length and SHA-256
 SEALED_SUFFIX = ".trace.safetensors"
@@ -74,6 +74,11 @@ class TraceMetadata(BaseModel):
     config says it (empty: all). profile is the whole channel profile of the run, so that a
     trace explains itself; seed is that of its fading. kept_share is what the policy's knob was matched to, if it was,
     on the calibration of that hash; quantise_payload whether what was sent was rounded to the profile's payload_bits.
+    routed_from says whose router outputs the policy was run on: those of the model as it ran, of a `recording` (whose
+    SHA-256 is recording_sha256) or of a `generator`. The last two have no answers, and a drop changed nothing in later
+    layers. Where softmax_recorded is False the recording lacks the full softmax: a policy knew the top-k only, or took
+    the rest to be spread evenly if top_k_mass says what the top-k weigh together. recorded_routing is the routing of
+    the run that was recorded.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")  # a parameter may be infinite
@@ -99,6 +104,11 @@ class TraceMetadata(BaseModel):
     ffn_size: Count
     dtype: str
     versions: dict[str, str]
+    routed_from: Literal["model", "recording", "generator"] = "model"
+    recording_sha256: str = ""
+    recorded_routing: str = ""
+    softmax_recorded: bool | None = None
+    top_k_mass: Annotated[float, Field(gt=0, le=1)] | None = None
 
     @property
     def routing(self) -> str:
@@ -241,7 +251,7 @@ def checked_arrays(
     for name in arrays:
         if not any(name in table for table in tables):
             raise TraceError(f"{source}: array {shown(name)} does not belong there")
-    batch = arrays["batch"]
+    batch = arrays.get("batch", np.zeros(0, np.int32))
     if len(batch) and (batch[-1] >= len(arrays["first_item"]) or (batch[1:] < batch[:-1]).any()):
         raise TraceError(f"{source}: batch numbers are out of range, or do not ascend")
 
@@ -373,10 +383,13 @@ class Journal:
             block = load_arrays(frame)
         except BROKEN:
             raise TraceError(f"{source}: its arrays are not readable") from None
-        checked_arrays(source, metadata.sizes(), self.tables, block)
+        self._check_block(source, metadata, block)
         if not len(block["first_item"]):
             raise TraceError(f"{source}: must hold a batch, got none")
         return block
+
+    def _check_block(self, source: str, metadata: Any, block: dict[str, NDArray]) -> None:
+        checked_arrays(source, metadata.sizes(), self.tables, block)
 
     def _parse_metadata(self, text: str) -> TraceMetadata:
         return _metadata(self.path, text)

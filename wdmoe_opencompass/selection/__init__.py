@@ -44,7 +44,7 @@ POLICIES: dict[str, type[SelectionPolicy]] = {
     "oea": Oea,
 }
 
-__all__ = ["POLICIES", "ChannelState", "Routing", "Selection", "SelectionPolicy", "build_policy"]
+__all__ = ["POLICIES", "ChannelState", "Routing", "Selection", "SelectionPolicy", "build_policy", "policy_parameters"]
 
 
 def build_policy(name: str, parameters: dict[str, Any] | None = None) -> SelectionPolicy:
@@ -58,3 +58,8 @@ def build_policy(name: str, parameters: dict[str, Any] | None = None) -> Selecti
             hint = f"; did you mean {near[0]}?" if near else f"; it takes: {', '.join(known) or 'no parameters'}"
             raise PolicyError(f"selection policy {name!r} takes no parameter {key}{hint}")
     return POLICIES[name](**(parameters or {}))
+
+
+def policy_parameters(policy: SelectionPolicy) -> dict[str, Any]:
+    """Every parameter of a policy, those left at their defaults included."""
+    return {name: getattr(policy, name) for name in inspect.signature(type(policy)).parameters}

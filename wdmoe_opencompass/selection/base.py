@@ -157,6 +157,7 @@ class SelectionPolicy(ABC):
     may_add:      may change an index: a token may get an expert outside its top-k (softmax routers only)
     renormalise:  its author's default: kept weights are scaled back to the sum of the router's top-k where the model's
                   own router normalises (`model`), always (True) or never (False)
+    needs_weights: whether it reads the router's weights; False: expert numbers are enough
     may_lose_all: whether a token may lose all its experts; a field where the author lets it be chosen
     knob:         what is turned to match a share of kept assignments; None where there is nothing to turn
     neutral:      parameters at which it keeps the router's own top-k
@@ -165,6 +166,7 @@ class SelectionPolicy(ABC):
     """
 
     may_add: ClassVar[bool] = False
+    needs_weights: ClassVar[bool] = True
     renormalise: ClassVar[Renormalise] = "model"
     may_lose_all: bool = False
     knob: ClassVar[Knob | None] = None

@@ -1,6 +1,7 @@
 """Keep the router's own top-k: the baseline of every table."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -11,6 +12,7 @@ from .base import ChannelState, Routing, Selection, SelectionPolicy
 class TopK(SelectionPolicy):
     """Drops nothing, reads no latency, has no parameters."""
 
+    needs_weights: ClassVar[bool] = False
     couples_tokens = False
 
     def select(self, routing: Routing, channel: ChannelState) -> Selection:

@@ -1,0 +1,117 @@
+"""`wdmoe route`: a policy on recorded router outputs, without the model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..commands import PROFILE_HELP, AsJson, Scope, profile_names
+from ..console import Progress, print_json, print_table
+from ..errors import PolicyError
+
+if TYPE_CHECKING:
+    from ..routing.trace import RoutingTrace
+
+EXAMPLES = (
+    "wdmoe route mixtral.routing.safetensors --policy wlr",
+    "wdmoe route r.routing.safetensors --policy wlr --parameters '{\"theta\": 0.4}' --batch-size 64 --json",
+    "wdmoe route r.routing.safetensors --policy bottleneck --out routed",
+)
+
+
+def route_command(
+    recording: Annotated[Path, typer.Argument(help="A recording: NAME.routing.safetensors.")],
+    policy: Annotated[str, typer.Option(help="Name of a selection policy.")],
+    parameters: Annotated[str, typer.Option(help="Its parameters that differ from the defaults, as JSON.")] = "{}",
+    profile: Annotated[str, typer.Option(help=PROFILE_HELP, autocompletion=profile_names)] = "paper_8_devices",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Sequences per forward pass. Default: the recorded run's batches; of an import 64."),
+    ] = None,
+    scope: Scope = "layer",
+    top_k_mass: Annotated[
+        float | None,
+        typer.Option(help="Where no full softmax was recorded: what the top-k weigh together; the rest is even."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for traces, tables, figures and page, as a run's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a policy on a recording of a router: assignments kept, and the four latencies of Table II.
+
+    No model runs: a drop does not change what later layers see, and there are no answers, so no accuracy.
+    """
+    from ..channel.profile import load_profile
+    from ..report.routed import routed_notes, routed_rows, write_routed
+    from ..routing.recording import read_recording
+    from ..routing.route import UNCHANGED, route_recording, vanilla_trace
+
+    loaded = load_profile(profile)
+    given = _parameters(parameters)
+    read = read_recording(recording)
+    with Progress(f"routing {recording}"):
+        digest = hashlib.sha256(recording.read_bytes()).hexdigest()
+        routed = route_recording(read, policy, given, loaded, batch_size, top_k_mass, digest)
+        vanilla = vanilla_trace(routed, f"{read.metadata.model}-{UNCHANGED}")
+        rows = routed_rows(vanilla, routed, scope)
+        if out is not None:
+            write_routed(out, vanilla, routed)
+    answer = _answer(routed, rows, routed_notes(routed.metadata)) | (dict(out=str(out)) if out else {})
+    if as_json:
+        print_json(answer)
+        return
+    print_table(rows)
+    print(
+        f"mean per forward pass, saving relative to the first row; {answer['passes']} passes, {answer['tokens']} tokens"
+    )
+    print(
+        f"{policy} keeps {100 * answer['kept_share']:.1f} % of the assignments; profile {loaded.name} (hash "
+        f"{loaded.content_hash[:12]}), seed {loaded.fading.seed}"
+    )
+    for note in answer["notes"]:
+        print(note)
+    if out is not None:
+        print(f"traces, tables, figures and page: {out}")
+
+
+def _parameters(text: str) -> dict[str, Any]:
+    try:
+        read = json.loads(text)
+    except (ValueError, RecursionError):
+        read = None
+    if not isinstance(read, dict):
+        raise PolicyError(f"--parameters must be a JSON object of parameters and values, got {text[:80]!r}")
+    return read
+
+
+def _answer(routed: RoutingTrace, rows: list[dict[str, Any]], notes: list[str]) -> dict[str, Any]:
+    one = routed.metadata
+    return dict(
+        policy=one.policy,
+        policy_parameters={
+            name: value if _is_json(value) else str(value) for name, value in one.policy_parameters.items()
+        },
+        kept_share=float(routed.assignments.sum() / routed.assignments_before.sum()),
+        rows=rows,
+        passes=len(routed.batch),
+        tokens=int(routed.tokens.sum()),
+        model=one.model,
+        dataset=one.dataset,
+        profile=one.profile.name,
+        profile_hash=one.profile_hash,
+        seed=one.seed,
+        recording_sha256=one.recording_sha256,
+        versions=one.versions,
+        notes=notes,
+    )
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (ValueError, TypeError):  # an infinite parameter
+        return False
+    return True
