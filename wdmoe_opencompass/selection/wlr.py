@@ -36,7 +36,7 @@ class WeightToLatencyRatio(SelectionPolicy):
     theta: float = 0.5
     theta_step: float = 0.1
     gain: float = 1.01
-    extra_pass: bool = True
+    extra_pass: bool = False
     similarity_weights: Literal["softmax", "top_k"] = "softmax"
 
     def __post_init__(self) -> None:

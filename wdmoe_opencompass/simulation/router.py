@@ -33,16 +33,18 @@ class RouterStatistics:
     sequence_sd:   the same of one prompt with its answer
     held_share:    share of a token's variance that consecutive tokens may share
     held_tokens:   how many tokens share it, on average
+    kinship:       correlation of a token's logits for two experts of a layer that go together; each has one partner
     tail:          factor on the distance of the logits below the second to the second
     """
 
-    spread: tuple[float, ...] = (1.9, 1.75, 2.2, 2.4)
-    corpus_sd: float = 0.16
-    topic_sd: float = 0.14
-    sequence_sd: float = 0.25
-    held_share: float = 0.3
-    held_tokens: float = 4.0
-    tail: float = 0.8
+    spread: tuple[float, ...] = (1.85, 1.7, 2.3, 2.5)
+    corpus_sd: float = 0.08
+    topic_sd: float = 0.12
+    sequence_sd: float = 0.12
+    held_share: float = 0.48
+    held_tokens: float = 3.0
+    kinship: float = 0.5
+    tail: float = 0.42
 
     def spread_of_layers(self) -> Array:
         """-> [layers] standard deviation of a token's logits."""
@@ -67,12 +69,15 @@ class SyntheticRouter:
     """The routers of all layers of one model; everything is drawn from the generators it is given.
 
     preferences: [layers, experts] the corpus part of the logits, one for all topics
+    partner:     [layers, experts] the expert that each goes together with
     """
 
     def __init__(self, seed: int, statistics: RouterStatistics | None = None):
         self.statistics = statistics or RouterStatistics()
         self.spread = self.statistics.spread_of_layers()
-        self.preferences = _normal(np.random.default_rng((seed, 0)), self.statistics.corpus_sd, LAYERS, EXPERTS)
+        generator = np.random.default_rng((seed, 0))
+        self.preferences = _normal(generator, self.statistics.corpus_sd, LAYERS, EXPERTS)
+        self.partner = _partners(generator)
 
     def topic(self, generator: np.random.Generator) -> Array:
         """-> [layers, experts] preferences of a topic new to the model, the corpus's included."""
@@ -92,6 +97,7 @@ class SyntheticRouter:
         statistics, tokens = self.statistics, len(sequence)
         segment = _segments(generator, sequence, statistics.held_tokens)
         segments = int(segment[-1]) + 1 if tokens else 0
+        mixing = np.float32(np.tan(np.arcsin(statistics.kinship) / 2))  # of a partner's logit: 2 m / (1 + m^2) = kinship
         index = np.empty((LAYERS, TOP_K, tokens), dtype=np.int64)
         weights = np.empty((LAYERS, TOP_K, tokens), dtype=np.float32)
         probabilities = np.empty((LAYERS, EXPERTS, tokens), dtype=np.float32)
@@ -99,10 +105,19 @@ class SyntheticRouter:
             held = _normal(generator, statistics.held_share**0.5, EXPERTS, segments)
             logits = _normal(generator, (1 - statistics.held_share) ** 0.5, EXPERTS, tokens)
             logits += held[:, segment]
+            logits = (logits + mixing * logits[self.partner[layer]]) / np.float32((1 + mixing**2) ** 0.5)
             logits += preferences[layer][:, sequence]
             logits *= self.spread[layer]
             index[layer], weights[layer], probabilities[layer] = _outputs(logits, statistics.tail)
         return RouterOutputs(*(array.transpose(2, 0, 1) for array in (index, weights, probabilities)))
+
+
+def _partners(generator: np.random.Generator) -> NDArray[np.int64]:
+    """-> [layers, experts] the experts of each layer in pairs, at random."""
+    order = generator.permuted(np.tile(np.arange(EXPERTS), (LAYERS, 1)), axis=1)
+    partner = np.empty_like(order)
+    np.put_along_axis(partner, order, order.reshape(LAYERS, -1, 2)[:, :, ::-1].reshape(LAYERS, EXPERTS), axis=1)
+    return partner
 
 
 def _normal(generator: np.random.Generator, deviation: float, *shape: int) -> Array:
