@@ -1,12 +1,14 @@
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tests.report.test_tables import run_of
-from tests.test_replay import trace_of, with_fading
-from wdmoe_opencompass.report.provenance import batches_are_uneven, provenance
+from tests.test_replay import PROFILE, trace_of, with_fading
+from wdmoe_opencompass.channel.profile import changed_profile
+from wdmoe_opencompass.report.provenance import batches_are_uneven, origin_notes, provenance
 from wdmoe_opencompass.report.summary import write_report
 
 
@@ -45,6 +47,43 @@ def test_only_a_policy_that_couples_tokens_gets_a_note(tmp_path):
     for form in ("md", "csv", "tex"):
         assert note in (tmp_path / f"table_1_accuracy.{form}").read_text()
     assert note in json.loads((tmp_path / "table_1_accuracy.json").read_text())["provenance"]["notes"]
+
+
+def test_a_dataset_may_have_a_batch_size_of_its_own():
+    run = run_of("wdmoe", "wlr")
+    run.couples_tokens, run.batch_size = True, 64
+    run.traces = {"passages": [part([0, 16, 32], [16, 16, 5])], "others": [part([0, 64], [64, 3])]}
+    assert "passages was split" in provenance([run])["notes"][0]
+    run.own_batch_sizes = dict(passages=16)
+    assert provenance([run])["notes"] == []
+
+
+def test_no_table_calls_a_users_value_the_papers(tmp_path):
+    run = run_of()
+    mine = changed_profile(changed_profile(PROFILE, "total_bandwidth_hz", 37e6), "devices[1].distance_m", 7.0)
+    mine = mine.model_copy(update=dict(name="mine"))
+    for traces in run.traces.values():
+        changes = dict(profile=mine, profile_hash=mine.content_hash)
+        traces[:] = [replace(one, metadata=one.metadata.model_copy(update=changes)) for one in traces]
+    write_report([run], ["mmlu", "piqa"], tmp_path)
+    own = "own: total_bandwidth_hz, devices[1].distance_m"
+    for path in tmp_path.glob("*.md"):
+        assert own in path.read_text(), path
+        assert not re.search(r"from the paper:[^;]*(total_bandwidth_hz|distance_m)", path.read_text())
+    (profile,) = json.loads((tmp_path / "provenance.json").read_text())["profiles"]
+    assert profile["origin"]["own"] == ["total_bandwidth_hz", "devices[1].distance_m"]
+    assert "devices[0,2-7].distance_m" in profile["origin"]["fitted"]
+
+
+def test_equal_values_of_two_origins_are_two_profiles():
+    runs = [run_of(), run_of("copy")]
+    bare = PROFILE.model_copy(update=dict(origin=None, name="typed_by_hand"))
+    for traces in runs[1].traces.values():
+        traces[:] = [replace(one, metadata=one.metadata.model_copy(update=dict(profile=bare))) for one in traces]
+    first, second = provenance(runs)["profiles"]
+    assert first["profile_hash"] == second["profile_hash"]
+    assert (second["name"], second["origin"]) == ("typed_by_hand", {"own": list(second["origin"]["own"])})
+    assert any(line.endswith("typed_by_hand: own: every value") for line in origin_notes(runs))
 
 
 def test_parts_of_a_dataset_that_met_other_draws_than_the_whole_get_a_note():

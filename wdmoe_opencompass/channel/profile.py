@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +21,7 @@ from pydantic import (
     ConfigDict,
     FailFast,
     Field,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -28,6 +30,7 @@ from pydantic import (
 from ..errors import ProfileError, shown, unknown_name
 from ..yaml_file import parsed_mapping, read_mapping
 from .duplex import Duplex
+from .origin import DEVICE_PATH, NO_VALUES, ORIGINS, origin_sentence, value_origins
 from .path_loss import PATH_LOSS_MODELS
 
 BASE_STATION = "base_station"
@@ -121,6 +124,8 @@ class ChannelProfile(_Part):
 
     rates: `physical`, Eq. (2) and (3); `measured`, each device's own (`wdmoe testbed measure`): the bandwidth is then
     not ours to split, gains and distances say nothing, and there is no fading.
+    origin: word of `origin.ORIGINS` -> key path -> the value that this origin gives it; a value that is not stated, or
+    not as it is, is the user's own. It is no part of the content.
     """
 
     name: Annotated[Name, AfterValidator(_file_name)]
@@ -135,6 +140,7 @@ class ChannelProfile(_Part):
     devices: Annotated[tuple[Device, ...], Field(min_length=1), FailFast()]
     fading: Fading
     placement: Placement = Placement()
+    origin: dict[str, dict[str, Any]] | None = None
 
     @model_validator(mode="after")
     def _names_belong_together(self) -> "ChannelProfile":
@@ -168,6 +174,15 @@ class ChannelProfile(_Part):
             raise ValueError(f"fading.model must be none with `rates: measured`, got {self.fading.model!r}")
         return self
 
+    @model_validator(mode="after")
+    def _origin_states_values(self) -> "ChannelProfile":
+        for word, statements in (self.origin or {}).items():
+            if word not in ORIGINS:
+                raise ValueError(f"origin: {unknown_name('origin', word, ORIGINS)}")
+            for path, value in statements.items():
+                _check_statement(word, path, value, len(self.devices))
+        return self
+
     @property
     def noise_psd_w_per_hz(self) -> float:
         """Noise power spectral density N0 in W/Hz."""
@@ -175,17 +190,31 @@ class ChannelProfile(_Part):
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 over every value of the profile but its name: equal content, equal hash.
+        """SHA-256 over every value of the profile, without its name and the values' origins: equal content, equal hash.
 
         What only measured rates know is left out of a physical profile, whose hash was there first.
         """
-        content = self.model_dump(mode="json", exclude={"name"})
+        content = self.model_dump(mode="json", exclude={"name", "origin"})
         if self.rates == "physical":
             del content["rates"], content["base_station"]["message_s"]
             for device in content["devices"]:
                 for key in MEASURED:
                     del device[key]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def value_origins(self) -> dict[str, str]:
+        """-> key path of every value that is read -> its origin: a word of `origin.ORIGINS`, or `own`."""
+        return value_origins(self.model_dump(mode="json", exclude_none=True))
+
+    @property
+    def origin_sentence(self) -> str:
+        """Which values are whose, in one line for a footnote."""
+        return origin_sentence(self.value_origins())
+
+    def with_statements(self, word: str, statements: dict[str, Any]) -> "ChannelProfile":
+        """The profile with more statements of one origin; earlier ones of the same word and key are replaced."""
+        origin = self.origin or {}
+        return self.model_copy(update=dict(origin=origin | {word: origin.get(word, {}) | statements}))
 
     def device_of_expert(self, num_experts: int) -> list[int]:
         """-> [num_experts] index of the device that holds each expert, -1 for the base station.
@@ -204,6 +233,41 @@ class ChannelProfile(_Part):
             places[self.placement.experts[expert]] if expert in self.placement.experts else by_rule(expert)
             for expert in range(num_experts)
         ]
+
+
+@cache
+def _stated_types() -> dict[str, Any]:
+    """-> key path that an origin can be stated of -> TypeAdapter of its values; of devices with [*]."""
+    parts: dict[str, type[BaseModel]] = {
+        "": ChannelProfile,
+        "base_station.": BaseStation,
+        "devices[*].": Device,
+        "fading.": Fading,
+        "placement.": Placement,
+    }
+    fields = {prefix + name: field for prefix, part in parts.items() for name, field in part.model_fields.items()}
+    no_values = {*NO_VALUES, "devices[*].name", "base_station", "devices", "fading", "placement"}
+    return {path: TypeAdapter(_annotated(field)) for path, field in fields.items() if path not in no_values}
+
+
+def _annotated(field: Any) -> Any:
+    return Annotated[field.annotation, field]
+
+
+def _check_statement(word: str, path: str, value: Any, devices: int) -> None:
+    """Raise ValueError, in one sentence, where no value of a profile could be as stated."""
+    match = DEVICE_PATH.fullmatch(path)
+    if match and match[1] != "*" and int(match[1]) >= devices:
+        raise ValueError(f"origin.{word}: {path}: the profile has devices[0] to devices[{devices - 1}]")
+    known = _stated_types()
+    stated_type = known.get(f"devices[*].{match[2]}" if match else path)
+    if stated_type is None:
+        raise ValueError(f"origin.{word}: {unknown_name('key of a channel profile', path, known)}")
+    try:
+        for stated in value if isinstance(value, list) and path.startswith("devices[*].") else [value]:
+            stated_type.validate_python(stated)
+    except ValidationError as error:
+        raise ValueError(f"origin.{word}.{path} {sentence(first_error(error), lambda _: []).lstrip()}") from None
 
 
 def changed_profile(profile: ChannelProfile, key: str, value: float) -> ChannelProfile:
@@ -236,17 +300,37 @@ def list_profiles() -> list[str]:
 def load_profile(name_or_path: str | Path) -> ChannelProfile:
     """Load a shipped profile by name, or a profile file by its path (ending in .yaml).
 
+    Of a file's origins, `paper` and `fitted` count only where a shipped profile states the same: searching and
+    replacing a value in the whole file, its statement included, makes it the user's own too.
     Raises ProfileError naming file, key, rule and value.
     """
     text = str(name_or_path)
     if text.endswith((".yaml", ".yml")):
         if not os.path.lexists(text):
             raise ProfileError(f"{text}: no such channel profile file")
-        return _named(text, Path(text).stem, read_mapping(text, ProfileError))
+        return _without_own_claims(_named(text, Path(text).stem, read_mapping(text, ProfileError)))
     if text not in list_profiles():
         raise ProfileError(unknown_name("channel profile", text, list_profiles()) + "; or give a path ending in .yaml")
     entry = files("wdmoe_opencompass") / "channel_profiles" / f"{text}.yaml"
     return _named(f"{text}.yaml", text, parsed_mapping(f"{text}.yaml", entry.read_bytes(), ProfileError))
+
+
+CLAIMS = ("paper", "fitted")  # origins that say something of the paper
+
+
+def _without_own_claims(profile: ChannelProfile) -> ChannelProfile:
+    if not profile.origin or not set(CLAIMS) & set(profile.origin):
+        return profile
+    shipped = [load_profile(name).origin or {} for name in list_profiles()]
+    origin = {
+        word: {
+            path: value
+            for path, value in statements.items()
+            if word not in CLAIMS or any(other.get(word, {}).get(path) == value for other in shipped)
+        }
+        for word, statements in profile.origin.items()
+    }
+    return profile.model_copy(update=dict(origin={word: kept for word, kept in origin.items() if kept} or None))
 
 
 def _named(source: str, name: str, data: dict) -> ChannelProfile:

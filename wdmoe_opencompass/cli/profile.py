@@ -52,14 +52,45 @@ def profile_show(
 ) -> None:
     """Devices, gains of the profile's draw, and rates and token latency under even bandwidth, Eq. (2) to (8).
 
-    Of measured rates: the rates, the fixed seconds of a message, and the token latency without these.
+    Of measured rates: the rates, the fixed seconds of a message, and the token latency without these. Below, every
+    value of the profile and its origin: the paper, fitted to its Table II, an assumption, computed, measured, or own.
     """
+    from ..channel.origin import profile_values
     from ..channel.profile import load_profile
     from ..latency import ExpertShape
 
     profile = load_profile(name)
     records = _device_records(profile, ExpertShape(hidden_size, ffn_size))
-    print_json(dict(devices=records)) if as_json else print_table(records)
+    values, origins = profile_values(profile.model_dump(mode="json", exclude_none=True)), profile.value_origins()
+    if as_json:
+        listed = [dict(key=key, value=value, origin=origins[key]) for key, value in values.items()]
+        print_json(dict(devices=records, values=listed))
+        return
+    print_table(records)
+    print()
+    print_table(_value_records(values, origins))
+
+
+def _value_records(values: dict[str, Any], origins: dict[str, str]) -> list[dict[str, Any]]:
+    """One row per value; of devices one per key and origin, with the smallest and the largest value."""
+    from ..channel.origin import NAMES, keys_by_origin
+
+    rows: dict[tuple[str, str], list[Any]] = {}
+    for key, value in values.items():
+        rows.setdefault((key.partition("].")[2] or key, origins[key]), []).append(value)
+    named = {key: word for word, keys in keys_by_origin(origins).items() for key in keys}
+    shown = []
+    for key, word in named.items():
+        held = rows[key.partition("].")[2] or key, word]
+        text = _short(held[0]) if held.count(held[0]) == len(held) else f"{_short(min(held))} to {_short(max(held))}"
+        shown.append(dict(key=key, value=text, origin=NAMES[word]))
+    return shown
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{len(value)} experts placed"
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 @app.command("validate", epilog=examples("wdmoe profile validate my_lab.yaml"))

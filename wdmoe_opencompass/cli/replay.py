@@ -46,6 +46,7 @@ def replay_command(
     as_json: AsJson = False,
 ) -> None:
     """Attention waiting latency of recorded passes under any profile with the same devices, Eq. (11)."""
+    from ..channel.origin import keys_by_origin
     from ..channel.profile import changed_profile, load_profile
     from ..replay import check_same_devices
     from ..routing.trace import read_trace
@@ -63,6 +64,7 @@ def replay_command(
     infinite_mean = draws > 1 and loaded.fading.model == "rayleigh"
     if as_json:
         answer: dict[str, Any] = dict(allocation=allocation, scope=scope, profile_hash=loaded.content_hash)
+        answer["origin"] = keys_by_origin(loaded.value_origins())
         answer["recorded_profile_hashes"] = sorted({trace.metadata.profile_hash for trace in read})
         answer |= dict(draws=draws, notes=[INFINITE_MEAN] if infinite_mean else [])
         if sweep is None:  # a mean over the points of a sweep would be of no system
@@ -76,7 +78,7 @@ def replay_command(
     else:
         print_table(records)
         print(f"mean per forward pass; allocation {allocation}, scope {scope}")
-        print(f"replayed under profile {loaded.name} (hash {loaded.content_hash[:12]})")
+        print(f"replayed under profile {loaded.name} (hash {loaded.content_hash[:12]}): {loaded.origin_sentence}")
         for name, run_hash in dict.fromkeys((t.metadata.profile.name, t.metadata.profile_hash[:12]) for t in read):
             print(f"recorded, and experts selected, under profile {name} (hash {run_hash})")
         if infinite_mean:

@@ -43,6 +43,7 @@ from ..channel.profile import ChannelProfile
 from ..errors import WdmoeError, shown
 from ..routing.trace import array_bytes, axis_sizes
 from ..sealed_file import MOST_BYTES
+from .batch_memory import batch_memory, batch_sentence
 from .infer_task import WdmoeInferTask
 from .models import WdmoeMixin
 from .offline import NotOnThisMachine, no_network
@@ -101,6 +102,7 @@ def make_plan(config: Path | str) -> Plan:
         _report_failures(plan)
         _estimate_runs(cfg, models, found, plan)
         _look_at_trace_sizes(plan)
+        _look_at_batches(plan)
     plan.problems, plan.notes = list(dict.fromkeys(plan.problems)), list(dict.fromkeys(plan.notes))
     if plan.runs:
         counts = " and ".join(dict.fromkeys(model.token_count for model in plan.models if model.token_count))
@@ -260,6 +262,8 @@ def _look_at_weights(model: _Model, problem: Callable) -> None:
 def _look_at_memory(model: _Model, runner: Any, problem: Callable) -> None:
     facts, num_gpus = model.facts, model.cfg.get("run_cfg", {}).get("num_gpus", 0)
     device_map = model.cfg.get("model_kwargs", {}).get("device_map", "auto")
+    used = num_gpus if device_map in ("auto", "balanced", "balanced_low_0", "sequential") else min(num_gpus, 1)
+    facts.gpus = 0 if device_map == "cpu" else used
     if not _is_subclass(runner, LocalRunner):
         facts.memory = "the cluster's, not checked here"
         return
@@ -271,7 +275,6 @@ def _look_at_memory(model: _Model, runner: Any, problem: Callable) -> None:
     if num_gpus == 0 or device_map == "cpu":
         facts.memory, facts.available_bytes = "host", psutil.virtual_memory().available
     else:
-        used = num_gpus if device_map in ("auto", "balanced", "balanced_low_0", "sequential") else 1
         facts.memory = f"{used} GPU" + "s" * (used > 1)
         facts.available_bytes = sum(torch.cuda.mem_get_info(index)[0] for index in range(used))
     if facts.weights is not None and facts.weights.bytes > facts.available_bytes:
@@ -379,7 +382,7 @@ def _report_failures(plan: Plan) -> None:
 # -- estimates -----------------------------------------------------------------------------------------------------
 def _estimate_runs(cfg: Config, models: dict[str, _Model], found: dict[str, _Dataset], plan: Plan) -> None:
     combinations = cfg.get("model_dataset_combinations") or [dict(models=cfg["models"], datasets=cfg["datasets"])]
-    counted: dict[tuple[str, str], float] = {}
+    counted: dict[tuple[str, str], list[int]] = {}
     for combination in combinations:
         for model_cfg in combination["models"]:
             for dataset_cfg in combination["datasets"]:
@@ -410,14 +413,15 @@ def _estimate_run(model: _Model, dataset: _Dataset, counted: dict, plan: Plan) -
     if key not in counted:
         counter = model.token_counter(method)
         try:
-            counted[key] = float(np.mean([counter(prompt) for prompt in dataset.prompts] or [0]))
+            counted[key] = [counter(prompt) for prompt in dataset.prompts] or [0]
         except Exception as error:  # a chat template is a program too
             return problem(f"its prompts cannot be tokenized: {_one_line(error)}")
 
     rows = facts.items * (facts.labels if method == "ppl" else _rows_per_prompt(model.cfg))
     batches = facts.labels * ceil(facts.items / (batch_size or 1))
     decode = out_tokens - 1 if method == "gen" else 0  # the prefill gives the first token
-    prompt_tokens = round(counted[key] * rows)
+    prompt_tokens = round(float(np.mean(counted[key])) * rows)
+    _look_at_batch(model, dataset, batch_size or 1, max(counted[key]), decode)
     plan.runs.append(
         RunEstimate(
             model=model.facts.abbr,
@@ -438,6 +442,30 @@ def _rows_per_prompt(model_cfg: ConfigDict) -> int:
     """Sequences that generation forwards for one prompt."""
     generation = model_cfg.get("generation_kwargs", {})
     return max(generation.get("num_beams", 1), generation.get("num_return_sequences", 1))
+
+
+def _look_at_batch(model: _Model, dataset: _Dataset, batch_size: int, prompt: int, new_tokens: int) -> None:
+    """Note what the largest forward pass of this dataset needs where it is the model's largest yet."""
+    weights, facts, method = model.facts.weights, model.facts, str(dataset.facts.method)
+    if weights is None or weights.token is None:
+        return
+    beams = _rows_per_prompt(model.cfg) if method == "gen" else 1
+    needed = batch_memory(dataset.facts.abbr, weights.token, method, batch_size, beams, prompt, new_tokens)
+    gpus = max(facts.gpus, 1)
+    if facts.batch is None or needed.bytes_per_gpu(0, gpus) > facts.batch.bytes_per_gpu(0, gpus):
+        facts.batch = needed
+
+
+def _look_at_batches(plan: Plan) -> None:
+    """One note for all models that need the same."""
+    found: dict[str, list[str]] = {}
+    for model in plan.models:
+        if model.batch is not None and model.weights is not None:
+            sentence = batch_sentence(model.batch, model.weights.bytes, model.gpus, model.available_bytes)
+            found.setdefault(sentence, []).append(model.abbr)
+    for sentence, abbrs in found.items():
+        more = f" and {len(abbrs) - 1} more" if len(abbrs) > 1 else ""
+        plan.notes.append(f"model {abbrs[0]}{more}: {sentence}")
 
 
 def _look_at_trace_sizes(plan: Plan) -> None:

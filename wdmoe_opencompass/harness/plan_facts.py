@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from .batch_memory import BatchMemory
 from .weights import WeightsFacts
 
 
@@ -26,7 +27,10 @@ class DatasetFacts:
 
 @dataclass
 class ModelFacts:
-    """A model as its config and the files on this machine tell; `memory` names what its weights must fit in."""
+    """A model as its config and the files on this machine tell; `memory` names what its weights must fit in.
+
+    gpus: over how many its layers are spread, 0 for the host. batch: what its largest forward pass needs.
+    """
 
     abbr: str
     path: str
@@ -36,6 +40,8 @@ class ModelFacts:
     weights: WeightsFacts | None = None
     memory: str = ""
     available_bytes: int | None = None
+    gpus: int = 0
+    batch: BatchMemory | None = None
     token_count: str = ""
 
 

@@ -97,6 +97,15 @@ class WdmoeSummarizer(DefaultSummarizer):
         groups = {one["name"]: [d for d in one["subsets"] if d in present] for one in plain}
         return {name: members for name, members in groups.items() if members}
 
+    def _batch_sizes(self) -> dict[str, int]:
+        """-> dataset -> the batch size that its inferencer names."""
+        inferencers = {
+            dataset_abbr_from_cfg(cfg): cfg.get("infer_cfg", {}).get("inferencer", {}) for cfg in self.dataset_cfgs
+        }
+        return {
+            name: inferencer["batch_size"] for name, inferencer in inferencers.items() if "batch_size" in inferencer
+        }
+
     def _model_run(self, model_cfg: Any) -> ModelRun:
         abbr = model_abbr_from_cfg(model_cfg)
         predictions = Path(self.work_dir) / "predictions" / abbr
@@ -109,6 +118,7 @@ class WdmoeSummarizer(DefaultSummarizer):
             run = ModelRun(abbr, expected.routing, (expected.weights, expected.profile_hash))
             run.couples_tokens = any(couples_tokens(trace.metadata) for trace in sealed.values())
             run.batch_size = model_cfg.get("batch_size")
+            run.own_batch_sizes = {d: size for d, size in self._batch_sizes().items() if size != run.batch_size}
         else:
             run = ModelRun(abbr, DENSE, (str(model_cfg.get("path", "")), ""))
         run.groups = self._groups()

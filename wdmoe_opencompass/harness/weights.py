@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import ModelError
+from .batch_memory import TokenBytes, token_bytes
 
 # transformers names these differently from one model family to the next.
 EXPERTS_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -21,7 +22,8 @@ class WeightsFacts:
     """What a model's config alone tells.
 
     active_parameters: those one token meets, embeddings and router included. bytes: loaded, in `dtype` and under the
-    quantization asked for. layers, experts, top_k: of its MoE layers; layers is 0 for a dense model.
+    quantization asked for. layers, experts, top_k: of its MoE layers; layers is 0 for a dense model. token: what a
+    token of a forward pass takes beside them; None where that cannot be told.
     """
 
     parameters: int
@@ -31,6 +33,7 @@ class WeightsFacts:
     layers: int
     experts: int
     top_k: int
+    token: TokenBytes | None = None
 
 
 def local_folder(path: str, revision: str | None = None) -> Path | None:
@@ -124,6 +127,7 @@ def measure_weights(folder: Path, model_kwargs: dict[str, Any]) -> WeightsFacts:
         layers=len(in_experts),
         experts=experts,
         top_k=top_k,
+        token=token_bytes(text, dtype.itemsize, max(in_experts, default=0) // max(experts, 1), top_k),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from ..channel.origin import DEVICE_PATH
 from ..channel.profile import ChannelProfile, Placement
 from ..errors import ProfileError, WdmoeError, unknown_name
 from ..latency import ExpertShape
@@ -128,9 +129,10 @@ def compare_placements(
 
 
 def placed_profile(profile: ChannelProfile, device_of_expert: Places) -> ChannelProfile:
-    """The profile with every expert placed by name."""
+    """The profile with every expert placed by name; it says that the placement was computed."""
     experts = {expert: profile.devices[int(device)].name for expert, device in enumerate(device_of_expert)}
-    return profile.model_copy(update=dict(placement=Placement(experts=experts)))
+    placed = profile.model_copy(update=dict(placement=Placement(experts=experts)))
+    return placed.with_statements("computed", {"placement.others": "modulo", "placement.experts": experts})
 
 
 def profile_text(comparison: Comparison, traces: Sequence[RoutingTrace]) -> str:
@@ -160,7 +162,17 @@ def _first_devices(profile: ChannelProfile, devices: int) -> ChannelProfile:
             f"devices must be 1 to {len(profile.devices)}, those of profile {profile.name!r}, got {devices}; "
             "for more give a profile with more devices"
         )
-    return profile.model_copy(update=dict(devices=profile.devices[:devices], placement=Placement()))
+    origin = {
+        word: {path: value for path, value in statements.items() if not _is_of_device_beyond(path, devices)}
+        for word, statements in (profile.origin or {}).items()
+    }
+    update = dict(devices=profile.devices[:devices], placement=Placement(), origin=origin or None)
+    return profile.model_copy(update=update)
+
+
+def _is_of_device_beyond(path: str, devices: int) -> bool:
+    match = DEVICE_PATH.fullmatch(path)
+    return match is not None and match[1] != "*" and int(match[1]) >= devices
 
 
 def _on_best_devices(place: Places, by_latency: PlacementProblem) -> Places:

@@ -42,7 +42,8 @@ TEXT = [
     "intervals, so its own chance is left out and nothing here is called significant; - where ours has none. "
     "Accuracy in %, latency per batch in ms (scope pass, phase all), saving against vanilla_even in percentage points",
     f"{CANNOT_MATCH} cannot match: the paper states neither the devices' distances and FLOP/s nor N0 nor batch "
-    "sizes; our channel profile marks its own as assumption. Savings are ratios and can be compared with care.",
+    "sizes; what the run's profile says instead, and from where, is listed above. Savings are ratios and can be "
+    "compared with care.",
     "accuracy depends on prompts and answer extraction: the paper names OpenCompass, not the dataset configs; the "
     "stock ARC configs read the dev set",
     "paper: arXiv 2411.06681, Tables I and II",

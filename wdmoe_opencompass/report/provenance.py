@@ -9,11 +9,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from ..channel.origin import keys_by_origin
 from ..routing.trace import RoutingTrace, TraceMetadata
 from .tables import DENSE, ModelRun, datasets_of, missing_cells
 
 PROVENANCE_FILE = "provenance.json"
-ASSUMPTIONS = "values marked `assumption` in the profile file are ours, not the paper's"
 
 
 def provenance(runs: Sequence[ModelRun], **where: str) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def provenance(runs: Sequence[ModelRun], **where: str) -> dict[str, Any]:
     every = [trace.metadata for run in runs for trace in run.all_traces]
     return dict(
         packages=_packages(every),
-        profiles=[_profile(one) for one in _by_profile(runs).values()],
+        profiles=[_profile(one) for one in _by_profile(runs)],
         datasets=datasets_of(runs),
         **where,
         models=[_model(run) for run in runs],
@@ -40,7 +40,8 @@ def footnote(runs: Sequence[ModelRun], text: str) -> list[str]:
 def origin_notes(runs: Sequence[ModelRun]) -> list[str]:
     """Lines of the facts of `provenance`: profile, seed, policies, weights, versions; and what is empty and why."""
     lines = _all_routed_notes(runs)
-    lines += [f"{_described(one)}; {ASSUMPTIONS}" for one in _by_profile(runs).values()]
+    for one in _by_profile(runs):
+        lines += [_described(one), f"profile {one.profile.name}: {one.profile.origin_sentence}"]
     lines += [line for run in runs for line in _model_notes(run)]
     for name, members in next((run.groups for run in runs), {}).items():
         whole = f" of its {runs[0].group_size[name]}" if name in runs[0].group_size else ""
@@ -90,7 +91,8 @@ def coupling_notes(runs: Sequence[ModelRun]) -> list[str]:
     """Lines on what depends on how a dataset was cut: choices that couple tokens, and fading that changes."""
     lines = []
     for run in runs:
-        uneven = [name for name, traces in run.traces.items() if batches_are_uneven(traces, run.batch_size)]
+        sizes = {name: run.own_batch_sizes.get(name, run.batch_size) for name in run.traces}
+        uneven = [name for name, traces in run.traces.items() if batches_are_uneven(traces, sizes[name])]
         if run.couples_tokens and uneven:
             lines.append(
                 f"{run.abbr}: its policy weighs the tokens of a forward pass together, and {', '.join(uneven)} was "
@@ -137,18 +139,20 @@ def files_digest(run: ModelRun) -> str:
 def origin_records(runs: Sequence[ModelRun]) -> list[dict[str, str]]:
     """The profiles that the runs' traces were recorded under: hash, and what a footnote says of it."""
     return [
-        dict(profile_hash=one.profile_hash, text=f"{_described(one)}; {_versions(one)}")
-        for one in _by_profile(runs).values()
+        dict(profile_hash=one.profile_hash, text=f"{_described(one)}; {_versions(one)}") for one in _by_profile(runs)
     ]
 
 
 def profile_line(runs: Sequence[ModelRun]) -> str:
     """Profiles and seeds of the runs' traces, in one line."""
-    return "; ".join([*_all_routed_notes(runs), *(_described(one) for one in _by_profile(runs).values())])
+    return "; ".join([*_all_routed_notes(runs), *(_described(one) for one in _by_profile(runs))])
 
 
-def _by_profile(runs: Sequence[ModelRun]) -> dict[str, TraceMetadata]:
-    return {trace.metadata.profile_hash: trace.metadata for run in runs for trace in run.all_traces}
+def _by_profile(runs: Sequence[ModelRun]) -> list[TraceMetadata]:
+    """-> metadata of one trace under each profile; equal values of different origins are two profiles."""
+    every = [trace.metadata for run in runs for trace in run.all_traces]
+    keys = [json.dumps([one.profile_hash, one.profile.name, one.profile.origin]) for one in every]
+    return list(dict(zip(keys, every, strict=True)).values())
 
 
 def _packages(every: Sequence[TraceMetadata]) -> dict[str, list[str]]:
@@ -165,7 +169,7 @@ def _profile(one: TraceMetadata) -> dict[str, Any]:
         seed=one.seed,
         fading=fading.model,
         coherence=fading.coherence,
-        assumptions=ASSUMPTIONS,
+        origin=keys_by_origin(one.profile.value_origins()),
     )
 
 
@@ -186,6 +190,7 @@ def _model(run: ModelRun) -> dict[str, Any]:
             experts=one.experts,
             layers=one.layers,
             batch_size=run.batch_size,
+            own_batch_sizes=run.own_batch_sizes,
             profile_hash=one.profile_hash,
             seed=one.seed,
             trace_format=one.format_version,

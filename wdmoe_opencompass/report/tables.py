@@ -51,6 +51,7 @@ class ModelRun:
     items:      dataset -> which of its items were answered right
     no_items:   dataset with an accuracy -> why that is not known: its accuracy has no interval then
     sources:    dataset -> files its traces and times were read from, by path in the run folder -> SHA-256 of each
+    own_batch_sizes: dataset -> the batch size that its own inferencer names in place of the model's
     batch_size: as the config names it; couples_tokens: whether what a token keeps depends on the others of its pass
     """
 
@@ -65,6 +66,7 @@ class ModelRun:
     items: dict[str, ItemResults] = field(default_factory=dict)
     no_items: dict[str, str] = field(default_factory=dict)
     sources: dict[str, dict[str, str]] = field(default_factory=dict)
+    own_batch_sizes: dict[str, int] = field(default_factory=dict)
     batch_size: int | None = None
     couples_tokens: bool = False
 

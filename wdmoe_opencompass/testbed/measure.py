@@ -9,7 +9,7 @@ import yaml
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from ..channel.profile import ChannelProfile
+from ..channel.profile import MEASURED, ChannelProfile
 from ..errors import ProfileError
 from ..latency import ExpertShape, expert_flop, last_answer_s, payload_bit
 from ..routing.times import LayerTimes
@@ -198,7 +198,11 @@ def measured_profile(
     content = base.model_dump(mode="json", exclude_none=True)
     station = content["base_station"] | dict(message_s=fit.message_s)
     changed = dict(name=name, rates="measured", payload_bits=payload_bits, devices=devices, fading=dict(model="none"))
-    return ChannelProfile.model_validate(content | changed | dict(base_station=station))
+    profile = ChannelProfile.model_validate(content | changed | dict(base_station=station))
+    statements: dict[str, object] = {
+        f"devices[*].{key}": [getattr(one, key) for one in fit.devices] for key in ("compute_flops", *MEASURED)
+    }
+    return profile.with_statements("measured", statements | {"base_station.message_s": fit.message_s})
 
 
 def measured_profile_text(profile: ChannelProfile, fit: LabFit) -> str:

@@ -7,11 +7,15 @@ from functools import reduce
 from importlib.resources import files
 from typing import get_args
 
+import hypothesis
 import numpy as np
 import pytest
+import yaml
+from hypothesis import strategies as st
 from pytest import approx
 from typer.testing import CliRunner
 
+from tests.channel.profiles import st_profiles
 from tests.report.html.javascript import NOTHING, available, javascript
 from tests.routing.test_trace import metadata
 from wdmoe_opencompass import list_profiles, load_profile
@@ -169,7 +173,8 @@ COMPUTED = """([counts, cases]) => {
       time: of(found, (phase) => found.layer_device_time_s(phase)),
       waited_on: of(found, (phase) => found.waited_on(phase)),
     }]));
-    return { datasets, yaml: WdmoeEngine.to_yaml(WdmoeEngine.changed_profile(run, 0, settings)) };
+    const profile = WdmoeEngine.changed_profile(run, 0, settings);
+    return { datasets, yaml: WdmoeEngine.to_yaml(profile), origins: WdmoeEngine.origin_sentence(profile) };
   });
 }"""
 
@@ -198,6 +203,7 @@ def test_every_number_is_that_of_a_replay(engine, name, tmp_path):
         saved = load_profile(path)
         assert saved == expected
         assert saved.content_hash == expected.content_hash
+        assert answer["origins"] == expected.origin_sentence == saved.origin_sentence
         for dataset, traces in run.traces.items():
             parts = [replay(trace, expected, settings["allocation"], settings["scope"]) for trace in traces]
             same_numbers(answer["datasets"][dataset], parts, near)
@@ -389,7 +395,7 @@ def test_settings_are_changes_of_each_models_own_profile(engine):
     names = [device.name for device in PAPER.devices]
     nothing = [dict(name=name, distance_m=None, transmit_power_w=None) for name in names]
     assert settings == dict(
-        total_bandwidth_hz=None, payload_bits=None, fading=None, allocation="optimal", scope="pass", devices=nothing
+        total_bandwidth_hz=None, payload_bits=None, fading=None, allocation="optimal", scope="layer", devices=nothing
     )
     assert (own["total_bandwidth_hz"], own["payload_bits"], own["fading"], bits) == (1e8, 16, True, 8)
     assert [device["distance_m"] for device in own["devices"]] == [device.distance_m for device in PAPER.devices]
@@ -425,6 +431,24 @@ def test_any_profile_goes_through_yaml_unchanged(engine, tmp_path):
 
     done = CliRunner().invoke(app, ["profile", "validate", str(path)])
     assert done.exit_code == 0, done.output
+
+
+@hypothesis.settings(max_examples=10, deadline=None)
+@hypothesis.given(profiles=st.lists(st_profiles(), min_size=10, max_size=10))
+def test_origins_of_any_profile_are_those_that_python_finds_and_go_through_yaml(engine, tmp_path_factory, profiles):
+    runs = [run_of(profile, f"m{n}", d=[trace_of(profile, batches=1, passes=1)]) for n, profile in enumerate(profiles)]
+    found = engine(
+        """(counts) => WdmoeEngine.load(counts).models.map(({ profile }) =>
+             [WdmoeEngine.origin_sentence(profile), WdmoeEngine.to_yaml(profile)])""",
+        counts(runs),
+    )
+    folder = tmp_path_factory.mktemp("saved")
+    for profile, (sentence, text) in zip(profiles, found, strict=True):
+        assert sentence == profile.origin_sentence
+        path = folder / "saved.yaml"
+        path.write_text(text)
+        data = {"name": profile.name, **yaml.safe_load(text)}
+        assert ChannelProfile.model_validate(data).value_origins() == profile.value_origins()
 
 
 REFUSED = """([counts, cases]) => {
@@ -485,7 +509,7 @@ def test_wrong_settings_get_a_reason(engine):
     reasons = engine(REFUSED, [counts([split_run(PAPER)]), cases])
     assert reasons == [
         "allocation must be one of uniform, optimal, got slsqp",
-        "scope must be one of pass, layer, got run",
+        "scope must be one of layer, pass, got run",
         "fading must be one of true, false or null, got rayleigh",
         "payload_bits must be a number, got 16",
     ]

@@ -110,6 +110,9 @@ def _plain_profile(profile: ChannelProfile) -> dict[str, Any]:
     plain = profile.model_dump(mode="json", exclude_none=True)
     seed = plain["fading"]["seed"]
     plain["fading"]["seed"] = seed if seed <= LARGEST_EXACT else str(seed)
+    for statements in plain.get("origin", {}).values():
+        if statements.get("fading.seed", 0) > LARGEST_EXACT:
+            statements["fading.seed"] = str(statements["fading.seed"])
     return plain
 
 

@@ -7,7 +7,7 @@ WdmoeEngine.load(counts) -> run            counts: what counts.py makes; decoded
 WdmoeEngine.defaults(run) -> settings      what the user may change; null everywhere: each profile's own value
     {total_bandwidth_hz, payload_bits,     null or a number
      fading,                               null or true: the run's own draw; false: as a profile with fading.model none
-     allocation: 'uniform' | 'optimal', scope: 'pass' | 'layer',
+     allocation: 'uniform' | 'optimal', scope: 'layer' | 'pass', the latter in hindsight: it needs the loads of all layers
      devices: [{name, distance_m, transmit_power_w}, ...]}   every device of any model, matched by name
 WdmoeEngine.own(run, number = 0) -> settings with a model's own numbers in place of null, for the sliders' first places
 WdmoeEngine.limits -> {key: {above, least, most, whole, unit}}          what a profile allows, as far as it makes sense
@@ -41,7 +41,9 @@ WdmoeEngine.compute(run, settings) -> {settings, models: [model, ...]}; throws a
 WdmoeEngine.pooled_mean([DatasetResult, ...], per, phase) -> seconds or null: several datasets read as one
 WdmoeEngine.changed_profile(run, model number or abbr, settings) -> the channel profile with the changes, plain object
 WdmoeEngine.to_yaml(profile) -> text of a profile file: `wdmoe profile validate` takes it, and `wdmoe replay` with it
-    gives the page's numbers
+    gives the page's numbers; its `origin` states what it did, so a changed value is the user's own
+WdmoeEngine.origin_sentence(profile) -> which values come from the paper, a fit, an assumption, a tool or the user, as
+    channel/origin.py says it
 
 counts = {format: 1, most_bytes, models: [{abbr, routing, profile, profile_hash, hidden_size, ffn_size, layers, devices,
     groups, run_draw, left_out, datasets: {name: {passes, batches, parts: [{name, batches}], rows, load, extra, index,
@@ -75,7 +77,7 @@ both prove (per pass; single layers of a pass can differ by more where several s
   const TINY = 1e-300; // keeps a division by 0 finite
   const PHASES = ["prefill", "decode"];
   const ALLOCATIONS = ["uniform", "optimal"];
-  const SCOPES = ["pass", "layer"];
+  const SCOPES = ["layer", "pass"];
   const DUPLEX_MODES = ["shared", "frequency_division"];
   const FADING_MODELS = ["none", "rayleigh"];
   const RATES = ["physical", "measured"];
@@ -166,7 +168,7 @@ both prove (per pass; single layers of a pass can differ by more where several s
     const names = [...new Set(run.models.flatMap((model) => model.devices))];
     const devices = names.map((name) => ({ name, distance_m: null, transmit_power_w: null }));
     const nothing = { total_bandwidth_hz: null, payload_bits: null, fading: null };
-    return { ...nothing, allocation: "optimal", scope: "pass", devices };
+    return { ...nothing, allocation: "optimal", scope: "layer", devices };
   }
 
   function own(run, number = 0) {
@@ -256,9 +258,109 @@ both prove (per pass; single layers of a pass can differ by more where several s
     return { applies, reason: lines.join("; ") };
   }
 
+  // ---- Origins, as in channel/origin.py -----------------------------------------------------------------------
+
+  const OWN = "own";
+  const ORIGINS = {
+    paper: "from the paper",
+    fitted: "fitted to the paper's Table II",
+    assumption: "assumption",
+    computed: "computed by wdmoe place",
+    measured: "measured by wdmoe testbed measure",
+  };
+  const ORIGIN_NAMES = { ...ORIGINS, [OWN]: "own" };
+  const NO_VALUES = new Set(["name", "rates", "origin"]);
+  const NOT_READ_IF_MEASURED = new Set([
+    "carrier_frequency_hz",
+    "total_bandwidth_hz",
+    "noise_psd_dbm_per_hz",
+    "path_loss",
+    "duplex",
+  ]);
+  const NOT_READ_WITHOUT_FADING = new Set(["fading.coherence", "fading.seed"]);
+  const MAX_RANGES = 6;
+  const DEVICE_PATH = /^devices\[(\d{1,7})\]\.(\w+)$/;
+
+  function origin_sentence(profile) {
+    const found = new Map(Object.keys(ORIGIN_NAMES).map((word) => [word, new Set()]));
+    const numbers = new Map(); // "key of a device, word" -> numbers of devices
+    for (const [path, value] of profile_values(profile)) {
+      const word = origin_of(profile.origin ?? {}, path, value);
+      const [, number, name] = DEVICE_PATH.exec(path) ?? [];
+      found.get(word).add(name ? `devices.${name}` : path);
+      if (!name) continue;
+      const key = `${name},${word}`;
+      if (!numbers.has(key)) numbers.set(key, []);
+      numbers.get(key).push(Number(number));
+    }
+    const words = [...found].filter(([, keys]) => keys.size);
+    if (words.length === 1) return `${ORIGIN_NAMES[words[0][0]]}: every value`;
+    const named = (key, word) => (key.startsWith("devices.") ? of_devices(key.slice(8), word, numbers) : key);
+    return words
+      .map(([word, keys]) => `${ORIGIN_NAMES[word]}: ${[...keys].map((key) => named(key, word)).join(", ")}`)
+      .join("; ");
+  }
+
+  function profile_values(profile) {
+    const values = Object.entries(profile).flatMap(([key, value]) => {
+      if (key === "devices") {
+        return value.flatMap((device, number) =>
+          Object.entries(device)
+            .filter(([name]) => name !== "name")
+            .map(([name, held]) => [`devices[${number}].${name}`, held]),
+        );
+      }
+      if (typeof value !== "object" || NO_VALUES.has(key)) return [[key, value]];
+      return Object.entries(value)
+        .filter(([, held]) => typeof held !== "object" || Object.keys(held).length)
+        .map(([name, held]) => [`${key}.${name}`, held]);
+    });
+    return values.filter(([path]) => is_read(path, profile));
+  }
+
+  function is_read(path, profile) {
+    if (NO_VALUES.has(path)) return false;
+    if (profile.rates === "measured") {
+      if (NOT_READ_IF_MEASURED.has(path) || path.startsWith("fading.") || path.endsWith("].distance_m")) return false;
+    }
+    return profile.fading.model !== "none" || !NOT_READ_WITHOUT_FADING.has(path);
+  }
+
+  function origin_of(origin, path, value) {
+    const latest_first = Object.keys(ORIGINS).reverse();
+    return latest_first.find((word) => is_stated(origin[word] ?? {}, path, value)) ?? OWN;
+  }
+
+  function is_stated(statements, path, value) {
+    const match = Object.hasOwn(statements, path) ? null : DEVICE_PATH.exec(path);
+    let stated = statements[match ? `devices[*].${match[2]}` : path];
+    if (match && Array.isArray(stated)) stated = stated[Number(match[1])];
+    if (typeof value !== "object" || typeof stated !== "object") return stated === value;
+    const keys = Object.keys(value);
+    return keys.length === Object.keys(stated).length && keys.every((key) => stated[key] === value[key]);
+  }
+
+  function of_devices(name, word, numbers) {
+    const words = Object.keys(ORIGIN_NAMES).filter((one) => numbers.has(`${name},${one}`));
+    if (words.length === 1) return `devices[*].${name}`;
+    const own_numbers = numbers.get(`${name},${word}`);
+    const ranges = [];
+    for (const number of own_numbers) {
+      const last = ranges.at(-1);
+      if (last && last[1] === number - 1) last[1] = number;
+      else ranges.push([number, number]);
+    }
+    if (ranges.length > MAX_RANGES) {
+      const all = words.reduce((count, one) => count + numbers.get(`${name},${one}`).length, 0);
+      return `devices[${own_numbers.length} of ${all}].${name}`;
+    }
+    const listed = ranges.map(([from, to]) => (from === to ? String(from) : `${from}-${to}`)).join(",");
+    return `devices[${listed}].${name}`;
+  }
+
   // ---- YAML ---------------------------------------------------------------------------------------------------
 
-  const WHOLE_NUMBERS = new Set(["payload_bits", "seed"]);
+  const WHOLE_NUMBERS = new Set(["payload_bits", "seed", "fading.seed"]);
 
   function to_yaml(profile) {
     const { name, ...content } = profile; // a profile is named by its file
@@ -270,7 +372,12 @@ both prove (per pass; single layers of a pass can differ by more where several s
   }
 
   function yaml_entry(written, key, value, indent) {
-    if (Array.isArray(value)) return [`${indent}${written}:`, ...value.flatMap((item) => yaml_item(item, indent))];
+    if (Array.isArray(value) && value.some((item) => item !== null && typeof item === "object")) {
+      return [`${indent}${written}:`, ...value.flatMap((item) => yaml_item(item, indent))];
+    }
+    if (Array.isArray(value)) {
+      return [`${indent}${written}: [${value.map((item) => yaml_scalar(key, item)).join(", ")}]`];
+    }
     if (typeof value !== "object") return [`${indent}${written}: ${yaml_scalar(key, value)}`];
     const lines = yaml_lines(value, indent + "  ");
     return lines.length ? [`${indent}${written}:`, ...lines] : [`${indent}${written}: {}`];
@@ -1271,6 +1378,7 @@ both prove (per pass; single layers of a pass can differ by more where several s
     compute,
     pooled_mean,
     changed_profile,
+    origin_sentence,
     to_yaml,
   };
   root.WdmoeEngine = WdmoeEngine;

@@ -26,6 +26,8 @@ function drawChannel() {
   const elsewhere = expertsOf(-1);
   byId("channel-lead").textContent =
     `Profile ${profile.name}${isOwn() ? "" : " with the changes of the controls"}: ${measured ? "measured rates" : `${exact(profile.total_bandwidth_hz / 1e6)} MHz, ${profile.path_loss.replace(/_/g, " ")} path loss, fading ${profile.fading.model}, base station ${profile.base_station.transmit_power_w} W`}; ${profile.payload_bits} bits per value. Colour: how often a layer of ${view.model} on ${view.benchmark} waited for the device.${elsewhere.length ? ` The base station itself holds ${elsewhere.length === 1 ? "expert" : "experts"} ${elsewhere.join(", ")}.` : ""}`;
+  byId("channel-origin").textContent =
+    `Values of this profile${isOwn() ? "" : " as changed"}: ${WdmoeEngine.origin_sentence(profile)}.`;
   replace("map", mapOf(profile, waited, measured));
   const share = (device) =>
     waited ? { content: `${fixed(100 * waited[device], 1)} %`, "data-value": waited[device] } : "–";

@@ -151,7 +151,7 @@ function makeControls() {
   choice("choose-per", "mean", { batch: "per batch", pass: "per pass" }, "per");
   choice("choose-phase", "phase", { all: "all", prefill: "prefill", decode: "decode" }, "phase");
   choice("choose-allocation", "split", { uniform: "even", optimal: "optimal" }, "allocation");
-  choice("choose-scope", "scope", { pass: "pass", layer: "layer" }, "scope");
+  choice("choose-scope", "scope", { layer: "layer", pass: "pass (hindsight)" }, "scope");
   byId("choose-allocation").title = "of heat maps, frontier and map; tables and figures of Table II show both";
   const bandwidthMost = Math.max(200, (2 * (first.total_bandwidth_hz ?? 0)) / 1e6);
   sliders.total = slider("total", "total bandwidth", "MHz", 1e6, 1, bandwidthMost, 1, (value) => {

@@ -25,6 +25,12 @@ function drawTestbed() {
   );
 }
 
+/** -> {word: keys} of a profile's values as text. */
+const originWords = (origin) =>
+  Object.entries(origin ?? {})
+    .map(([word, keys]) => `${word}: ${keys.join(", ")}`)
+    .join("; ");
+
 function drawProvenance() {
   const { packages, profiles, models: origins, notes: lines } = facts.provenance;
   const list = (pairs) =>
@@ -49,7 +55,7 @@ function drawProvenance() {
       : null,
     facts.tables.paper_comparison ? plainTable(facts.tables.paper_comparison, "Ours beside the paper") : null,
     list(Object.entries(packages).map(([name, versions]) => [name, versions.join(" and ")])),
-    profiles.map((one) => list(Object.entries(one))),
+    profiles.map((one) => list(Object.entries({ ...one, origin: originWords(one.origin) }))),
     origins.map((one) =>
       more(
         one.model,

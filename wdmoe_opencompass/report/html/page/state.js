@@ -8,7 +8,7 @@ const SLICE_MS = 80;
 const IDLE_MS = 60; // after the last change until intervals and the bandwidth sweep follow
 const PER = { pass: "per forward pass", batch: "per batch" };
 const PHASE = { all: "all passes", prefill: "prefill", decode: "decode" };
-const SCOPE = { pass: "one split per pass", layer: "one split per layer" };
+const SCOPE = { layer: "one split per layer", pass: "one split per pass, in hindsight" };
 const ALLOCATION = { uniform: "even split", optimal: "optimal split" };
 
 const facts = JSON.parse(document.getElementById("facts").textContent);

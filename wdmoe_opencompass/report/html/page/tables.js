@@ -196,8 +196,18 @@ function drawLatencyTable() {
     ([...cells.values()].some((cell) => cell.fixed)
       ? ` Numbers marked "${NOT_FOLLOWING}" are still the run's own: their counts are not on this page.`
       : "");
+  byId("origin-note").textContent = isOwn() ? "" : changedOrigins();
   byId("latency-lead").textContent =
     `Slowest device of each layer, summed over the layers; mean ${PER[view.per]}, ${PHASE[view.phase]}. Selection saves by sending fewer tokens to slow devices, the optimal split by giving them more bandwidth.`;
+}
+
+/** Whose values the changed profiles hold: the notes of the tables are of the run's own. */
+function changedOrigins() {
+  const lines = run.models.map(({ abbr }) => {
+    const profile = WdmoeEngine.changed_profile(run, abbr, settings);
+    return `${profile.name} as changed: ${WdmoeEngine.origin_sentence(profile)}.`;
+  });
+  return [...new Set(lines), "The notes below are of the run's own profile."].join(" ");
 }
 
 function drawCards() {
