@@ -25,9 +25,9 @@ class Benchmark:
     prompt_tokens: mean tokens of a prompt under Mixtral's tokenizer, the candidate answer included where answers are
                    scored by perplexity
     prompt_spread: their standard deviation over their mean
+    batches:       how many are simulated
     answer_tokens: mean tokens of a generated answer; 0 where answers are scored by perplexity, in one forward pass
     topics:        whether every batch is of another subject
-    batches:       simulated by default: enough that no single fading draw decides
     """
 
     dataset: str
@@ -37,18 +37,24 @@ class Benchmark:
     answer_tokens: int = 0
     topics: bool = False
 
+    @property
+    def work(self) -> float:
+        """How long it takes to simulate, to the order: tokens, and passes as some hundred tokens each."""
+        passes = MAX_NEW_TOKENS if self.answer_tokens else 1
+        return self.batches * (self.prompt_tokens + self.answer_tokens + 10 * passes)
+
 
 # Tokens per prompt were measured; answers of HumanEval and GSM8K are as long as the published recording of one (338 and
 # 247 tokens); MBPP's have no published length and are taken to be as HumanEval's (assumption: both are one Python function).
 BENCHMARKS = {
-    "MMLU": Benchmark("mmlu", 600, FEW_SHOT_SPREAD, batches=8, topics=True),
-    "PIQA": Benchmark("piqa", 48, QUESTION_SPREAD, batches=32),
-    "ARC-E": Benchmark("ARC-e", 41, QUESTION_SPREAD, batches=32),
-    "ARC-C": Benchmark("ARC-c", 46, QUESTION_SPREAD, batches=32),
-    "HumanEval": Benchmark("openai_humaneval", 175, QUESTION_SPREAD, batches=2, answer_tokens=338),
-    "GSM8K": Benchmark("gsm8k", 1585, FEW_SHOT_SPREAD, batches=3, answer_tokens=247),
-    "BoolQ": Benchmark("BoolQ", 172, QUESTION_SPREAD, batches=16),
-    "MBPP": Benchmark("mbpp", 815, FEW_SHOT_SPREAD, batches=3, answer_tokens=338),
+    "MMLU": Benchmark("mmlu", 600, FEW_SHOT_SPREAD, batches=6, topics=True),
+    "PIQA": Benchmark("piqa", 48, QUESTION_SPREAD, batches=16),
+    "ARC-E": Benchmark("ARC-e", 41, QUESTION_SPREAD, batches=16),
+    "ARC-C": Benchmark("ARC-c", 46, QUESTION_SPREAD, batches=16),
+    "HumanEval": Benchmark("openai_humaneval", 175, QUESTION_SPREAD, batches=1, answer_tokens=338),
+    "GSM8K": Benchmark("gsm8k", 1585, FEW_SHOT_SPREAD, batches=1, answer_tokens=247),
+    "BoolQ": Benchmark("BoolQ", 172, QUESTION_SPREAD, batches=6),
+    "MBPP": Benchmark("mbpp", 815, FEW_SHOT_SPREAD, batches=1, answer_tokens=338),
 }
 
 
