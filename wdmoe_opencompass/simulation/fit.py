@@ -4,7 +4,6 @@ Fitted are HumanEval's column and the loads of whole MMLU subjects; GSM8K's colu
 values that come out are the defaults of `router.RouterStatistics`.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,7 +46,8 @@ MMLU_SUBJECT_MEAN = 1.31
 MMLU_TOGETHER = (1.19, 1.35)
 
 FITTED = ("spread", "corpus_sd", "topic_sd", "sequence_sd", "held_share", "kinship")
-SAMPLES, MMLU_SHARE, MMLU_SEQUENCE = 16, 0.15, 300
+SAMPLES, MODELS = 16, 2
+MAX_SUBJECT_TOKENS, QUESTION_TOKENS = 6_000, 150  # of a subject that are simulated; of a question (assumption)
 TOLERANCE = dict(first_weight=0.01, ratio=0.02, load=0.03, pair=0.01, consecutive=0.02)
 
 
@@ -68,24 +68,28 @@ def simulate_samples(statistics: RouterStatistics, tokens: int, samples: int, se
     return {name: np.mean([one[name] for one in found], axis=0) for name in found[0]}
 
 
-def simulate_subjects(statistics: RouterStatistics, tokens: Sequence[int], seed: int = 0) -> list[NDArray[np.int64]]:
-    """-> [subjects] expert counts [layers, experts] of subjects of one model, of prompts of MMLU_SEQUENCE tokens."""
+def simulate_subjects(statistics: RouterStatistics, seed: int = 0) -> list[NDArray[np.float64]]:
+    """-> [subjects] expert counts [layers, experts] of MMLU's seven subjects under one model.
+
+    Of a large subject MAX_SUBJECT_TOKENS are drawn, and their counts scaled to all of them.
+    """
     router = SyntheticRouter(seed, statistics)
     counts = []
-    for subject, total in enumerate(tokens):
+    for subject, total in enumerate(MMLU_TOKENS):
         generator = np.random.default_rng((seed, 100 + subject))
-        sequence = np.arange(total) // MMLU_SEQUENCE
+        tokens = min(total, MAX_SUBJECT_TOKENS)
+        sequence = np.arange(tokens) // QUESTION_TOKENS
         preferences = router.sequences(generator, router.topic(generator), int(sequence[-1]) + 1)
-        counts.append(expert_counts(router.route(generator, preferences, sequence).expert_index))
+        drawn = expert_counts(router.route(generator, preferences, sequence).expert_index)
+        counts.append(drawn * (total / tokens))
     return counts
 
 
-def subject_loads(statistics: RouterStatistics, models: int, share: float = 1.0) -> tuple[float, float]:
+def subject_loads(statistics: RouterStatistics, models: int) -> tuple[float, float]:
     """-> largest over mean load: mean over layers and subjects, and of all subjects together; mean over `models`."""
-    tokens = [int(share * total) for total in MMLU_TOKENS]
     alone, together = [], []
     for seed in range(models):
-        counts = simulate_subjects(statistics, tokens, seed)
+        counts = simulate_subjects(statistics, seed)
         alone.append(np.mean([largest_over_mean(one).mean() for one in counts]))
         together.append(largest_over_mean(np.sum(counts, axis=0)).mean())
     return float(np.mean(alone)), float(np.mean(together))
@@ -102,7 +106,7 @@ def residuals(statistics: RouterStatistics) -> NDArray[np.float64]:
     """Differences to HumanEval's column and to MMLU's loads, each in units of its tolerance."""
     target = HUMANEVAL_DECODE
     ours = simulate_samples(statistics, target["tokens"], SAMPLES)
-    alone, together = subject_loads(statistics, 2, MMLU_SHARE)
+    alone, together = subject_loads(statistics, MODELS)
     parts = [
         (ours["first_weight"] - target["first_weight"]) / TOLERANCE["first_weight"],
         (ours["ratio_quantiles"] - target["ratio_quantiles"]) / TOLERANCE["ratio"],
@@ -127,7 +131,7 @@ def fit_router(start: RouterStatistics) -> RouterStatistics:
         bounds=(np.full_like(first, 0.01), upper),
         diff_step=0.03,
         x_scale=np.maximum(first, 0.1),
-        max_nfev=12,
+        max_nfev=8,
     )
     return with_values(answer.x, start)
 
@@ -141,7 +145,8 @@ def main() -> None:
         for key in target.keys() - {"tokens"}:
             print(f"{name}, {target['tokens']} tokens, {key}: {np.round(ours[key], 3)} | {target[key]}")
         print(f"outside the top-2: {ours['outside']:.3f}")
-    print("MMLU, a subject and all together:", np.round(subject_loads(fitted, 4), 3), "|", MMLU_SUBJECT_MEAN, MMLU_TOGETHER[0])
+    loads = np.round(subject_loads(fitted, 2 * MODELS), 3)
+    print(f"MMLU, a subject and all together: {loads} | {MMLU_SUBJECT_MEAN} {MMLU_TOGETHER[0]}")
 
 
 if __name__ == "__main__":

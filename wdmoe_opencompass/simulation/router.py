@@ -25,7 +25,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class RouterStatistics:
-    """What the generator is fitted with (benchmarks/fit_router.py prints these values).
+    """What the generator is fitted with (`python -m wdmoe_opencompass.simulation.fit` prints these values).
 
     spread:        [quarters of the depth] standard deviation of a token's logits; linear between the quarters' middles
     corpus_sd:     standard deviation of a layer's preferences over a whole corpus, in units of a token's
@@ -37,14 +37,14 @@ class RouterStatistics:
     tail:          factor on the distance of the logits below the second to the second
     """
 
-    spread: tuple[float, ...] = (1.85, 1.7, 2.3, 2.5)
-    corpus_sd: float = 0.08
-    topic_sd: float = 0.12
-    sequence_sd: float = 0.12
-    held_share: float = 0.48
+    spread: tuple[float, ...] = (2.03, 1.56, 2.73, 2.72)
+    corpus_sd: float = 0.081
+    topic_sd: float = 0.1
+    sequence_sd: float = 0.16
+    held_share: float = 0.475
     held_tokens: float = 3.0
-    kinship: float = 0.5
-    tail: float = 0.42
+    kinship: float = 0.53
+    tail: float = 0.41
 
     def spread_of_layers(self) -> Array:
         """-> [layers] standard deviation of a token's logits."""
