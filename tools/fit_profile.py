@@ -1,24 +1,28 @@
 """Fit `paper_8_devices` to Table II of the paper: python tools/fit_profile.py (some three minutes on one core).
 
-Two numbers, the distances of the nearest and the farthest device, solve two equations: over the eight benchmarks the mean saving
-of allocation alone and the mean log latency of the first row are the paper's. Both are taken at the median over fading
-draws, so that no single draw decides. The devices between are spaced evenly in dB of path loss. FLOP/s are given: Figure 5
-falls nearly as 1 / bandwidth, so computing hardly counts. Then the softmax weight outside the top-2, the generator's
-`tail`, is solved for so that the mean saving of selection alone is the paper's under the profile's own draw.
+Two numbers, the distances of the nearest and the farthest device, solve two equations: over the eight benchmarks the
+mean saving of allocation alone and the mean log latency of the first row are the paper's. Both are taken at the median
+over fading draws, so that no single draw decides. The devices between are spaced evenly in dB of path loss. FLOP/s are
+given: Figure 5 falls nearly as 1 / bandwidth, so computing hardly counts. Then the softmax weight outside the top-2,
+the generator's `tail`, is solved for so that the mean saving of selection alone is the paper's under the profile's own
+draw.
 """
 
 from dataclasses import replace
 
 import numpy as np
+import torch
 from scipy.optimize import brentq, root
 
 from wdmoe_opencompass.allocation import allocate
 from wdmoe_opencompass.channel.profile import ChannelProfile, load_profile
-from wdmoe_opencompass.channel.propagation import Channel, mean_amplitude
+from wdmoe_opencompass.channel.propagation import Channel, draw_channel, mean_amplitude
 from wdmoe_opencompass.latency import link_budget
 from wdmoe_opencompass.report.paper import TABLE_2
 from wdmoe_opencompass.routing.channel_state import ChannelStates
 from wdmoe_opencompass.routing.route import CPU
+from wdmoe_opencompass.selection import build_policy
+from wdmoe_opencompass.selection.base import Routing
 from wdmoe_opencompass.simulation import run
 from wdmoe_opencompass.simulation.benchmarks import BENCHMARKS, router_passes
 from wdmoe_opencompass.simulation.router import RouterStatistics, SyntheticRouter
@@ -27,6 +31,7 @@ from wdmoe_opencompass.simulation.statistics import expert_counts
 FLOPS = 1e13
 BATCH_SIZE, SEED, DRAWS = 64, 0, 100
 EVERY_DECODE_PASS, MAX_BATCHES = 32, 6
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SELECTION_BENCHMARKS = ("PIQA", "ARC-C", "BoolQ")  # selection saves alike on all: it reads weights, not loads
 PAPER = {row: np.array(values) for row, values in TABLE_2.items()}
 PAPER_SAVING = {row: 1 - values / PAPER["vanilla_even"] for row, values in PAPER.items()}
@@ -35,8 +40,8 @@ PAPER_SAVING = {row: 1 - values / PAPER["vanilla_even"] for row, values in PAPER
 def benchmark_loads(benchmark):
     """-> counts [passes, layers, devices] of some passes of a benchmark, and how many passes each represents."""
     loads, weights, decoded = [], [], 0
-    passes = router_passes(replace(benchmark, batches=min(benchmark.batches, MAX_BATCHES)), SyntheticRouter(SEED), BATCH_SIZE, SEED)
-    for one in passes:
+    few = replace(benchmark, batches=min(benchmark.batches, MAX_BATCHES))
+    for one in router_passes(few, SyntheticRouter(SEED), BATCH_SIZE, SEED):
         if one.phase == "prefill":
             loads.append(expert_counts(one.expert_index))
             weights.append(1.0)
@@ -112,11 +117,6 @@ def fit_tail(profile):
 
 def selection_latency_s(profile, passes):
     """-> latency under an even split, summed over the passes, of the router's choice and of Algorithm 1's."""
-    import torch
-
-    from wdmoe_opencompass.selection import build_policy
-    from wdmoe_opencompass.selection.base import Routing
-
     policy, states = build_policy("wlr"), ChannelStates(profile, run.SHAPE, 8)
     totals = np.zeros(2)
     for one in passes:
@@ -144,18 +144,18 @@ def main():
     for name, near, far in (("fitted", nearest_m, farthest_m), ("shipped, rounded", distances[0], distances[-1])):
         latency_ms, saving = over_draws(profile_with(near, far), all_loads, fading)
         print(f"{name}: row one, ours / paper: {np.round(np.median(latency_ms, 0) / PAPER['vanilla_even'], 2)}")
-        print(f"  allocation alone saves {np.round(100 * np.median(saving, 0), 1)} %; the paper {np.round(100 * PAPER_SAVING['allocation_only'], 1)}")
-        print(f"  mean saving, 5/25/50/75/95 % of the draws: {np.round(100 * np.quantile(saving.mean(1), (0.05, 0.25, 0.5, 0.75, 0.95)), 1)}")
-    own = np.array([[1.0]]) * draw_of(shipped)
-    own_ms, own_saving = over_draws(shipped, all_loads, own)
-    print(f"the shipped profile's own draw: saves {100 * own_saving.mean():.1f} %, more than {100 * (saving.mean(1) < own_saving.mean()).mean():.0f} % of the draws")
+        print(f"  allocation alone saves (%): {np.round(100 * np.median(saving, 0), 1)}")
+        print(f"  the paper's:                {np.round(100 * PAPER_SAVING['allocation_only'], 1)}")
+        quantiles = np.quantile(saving.mean(axis=1), QUANTILES)
+        print(f"  mean saving at {QUANTILES} of the draws: {np.round(100 * quantiles, 1)}")
+    _, own_saving = over_draws(shipped, all_loads, draw_of(shipped)[None])
+    below = (saving.mean(axis=1) < own_saving.mean()).mean()
+    print(f"the shipped profile's own draw saves {100 * own_saving.mean():.1f} %: more than {below:.0%} of the draws")
     print(f"tail: {fit_tail(shipped):.3f}")
 
 
 def draw_of(profile):
     """-> [devices] the profile's own draw: power gains over their means."""
-    from wdmoe_opencompass.channel.propagation import draw_channel
-
     return draw_channel(profile).downlink_gain / (4 / np.pi * mean_amplitude(profile) ** 2)
 
 

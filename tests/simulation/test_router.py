@@ -22,8 +22,8 @@ from wdmoe_opencompass.simulation.statistics import expert_counts, largest_over_
 
 SAMPLES = 24  # whose mean is stable to about a fifth of the tolerances
 COUNTS = ROOT.parent / "shared" / "routing" / "fiddler"
-# Absolute. A published column is one answer of some hundred tokens: its own chance is in them. The hold-out's also hold what
-# differs between two benchmarks, which the generator does not know.
+# Absolute. A published column is one answer of some hundred tokens: its own chance is in them. The hold-out's also hold
+# what differs between two benchmarks, which the generator does not know.
 FITTED_TOLERANCE = dict(
     first_weight=0.01,
     ratio_quantiles=0.03,
@@ -64,7 +64,9 @@ def test_what_was_fitted_to_humaneval_predicts_gsm8k(gsm8k, name):
     assert (np.abs(gsm8k[name] - GSM8K_DECODE[name]) <= HELD_OUT_TOLERANCE[name]).all()
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("first_weight", 0.02), ("ratio_quantiles", 0.05), ("largest_load", 0.15)])
+@pytest.mark.parametrize(
+    ("name", "tolerance"), [("first_weight", 0.02), ("ratio_quantiles", 0.05), ("largest_load", 0.15)]
+)
 def test_a_prompt_of_humaneval_which_was_not_fitted_is_predicted(name, tolerance):
     ours = simulate_samples(RouterStatistics(), HUMANEVAL_PREFILL["tokens"], SAMPLES, seed=3)
     assert (np.abs(ours[name] - HUMANEVAL_PREFILL[name]) <= tolerance).all()

@@ -106,9 +106,7 @@ def _answer(
 
 
 def _kept_share(found: Sequence[SimulatedBenchmark]) -> dict[str, float]:
-    return {
-        one.name: float(one.selected.assignments.sum() / one.selected.assignments_before.sum()) for one in found
-    }
+    return {one.name: float(one.selected.assignments.sum() / one.selected.assignments_before.sum()) for one in found}
 
 
 def _show(
@@ -122,10 +120,10 @@ def _show(
     print("\nmean saving over the benchmarks")
     rows = mean_savings(records).items()
     print_table([dict(row=row) | {key: round(value, 1) for key, value in means.items()} for row, means in rows])
-    kept = _kept_share(found)
+    kept = [f"{100 * share:.0f}" for share in sorted(_kept_share(found).values())]
     print(
         f"\n{simulation.batch_size} sequences per forward pass, scope {scope}, routing seed {simulation.seed}; "
-        f"{simulation.policy} keeps {100 * min(kept.values()):.0f} to {100 * max(kept.values()):.0f} % of the assignments"
+        f"{simulation.policy} keeps {kept[0]} to {kept[-1]} % of the assignments"
     )
     if simulation.policy != "wlr":
         print("the paper's rows selection_only and both are of Algorithm 1, wlr")

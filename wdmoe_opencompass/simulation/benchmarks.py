@@ -1,4 +1,4 @@
-"""The paper's eight benchmarks as forward passes of a synthetic router: lengths of prompts and answers, batches, passes."""
+"""The paper's eight benchmarks as forward passes of a synthetic router: lengths of prompts and answers, batches."""
 
 import hashlib
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ class Benchmark:
 
 
 # Tokens per prompt were measured; answers of HumanEval and GSM8K are as long as the published recording of one (338 and
-# 247 tokens); MBPP's have no published length and are taken to be as HumanEval's (assumption: both are one Python function).
+# 247 tokens); MBPP's have no published length and are taken to be as HumanEval's (assumption: each is one function).
 BENCHMARKS = {
     "MMLU": Benchmark("mmlu", 600, FEW_SHOT_SPREAD, batches=6, topics=True),
     "PIQA": Benchmark("piqa", 48, QUESTION_SPREAD, batches=16),
@@ -59,11 +59,11 @@ BENCHMARKS = {
 
 
 def router_passes(benchmark: Benchmark, router: SyntheticRouter, batch_size: int, seed: int) -> Iterator[RouterPass]:
-    """The forward passes of a benchmark, batch after batch: one prefill, then as many decode passes as the longest answer.
+    """The forward passes of a benchmark: of every batch one prefill, then decode passes until its longest answer ends.
 
     Padding, and tokens after the end of an answer, are not in them. Every benchmark and batch has random numbers of its
-    own, so that neither depends on which others are simulated. Of the passes of a benchmark that is scored by perplexity
-    one per batch is drawn: the others differ from it in the candidate answer alone.
+    own, so that neither depends on which others are simulated. Of a benchmark that is scored by perplexity one pass per
+    batch is drawn: its others differ from it in the candidate answer alone.
     """
     topic = router.topic(_generator(seed, benchmark.dataset))
     for batch in range(benchmark.batches):
@@ -73,7 +73,8 @@ def router_passes(benchmark: Benchmark, router: SyntheticRouter, batch_size: int
         preferences = router.sequences(generator, topic, batch_size)
         prompts = _lengths(generator, benchmark.prompt_tokens, benchmark.prompt_spread, batch_size)
         place = (batch, batch * batch_size, batch_size)
-        yield RouterPass(*place, "prefill", *router.route(generator, preferences, np.repeat(np.arange(batch_size), prompts)))
+        tokens = np.repeat(np.arange(batch_size), prompts)
+        yield RouterPass(*place, "prefill", *router.route(generator, preferences, tokens))
         if benchmark.answer_tokens:
             answers = _lengths(generator, benchmark.answer_tokens, ANSWER_SPREAD, batch_size)
             answers = np.minimum(answers, MAX_NEW_TOKENS)
@@ -84,15 +85,15 @@ def router_passes(benchmark: Benchmark, router: SyntheticRouter, batch_size: int
 def _decode(
     router: SyntheticRouter, generator: np.random.Generator, preferences: Array, answers: NDArray[np.int64]
 ) -> Iterator[tuple]:
-    """Router outputs of every decode pass. A prompt's pass yields its first new token, so answers need one pass less."""
+    """Router outputs of every decode pass; a prefill gives the first new token, so an answer takes one pass less."""
     sequence = np.repeat(np.arange(len(answers)), answers - 1)
     step = np.concatenate([np.arange(answer - 1) for answer in answers])
     outputs = router.route(generator, preferences, sequence)
     in_step = np.argsort(step, kind="stable")
     ends = np.cumsum(np.bincount(step))
-    outputs = [array[in_step] for array in outputs]
+    ordered = [array[in_step] for array in outputs]
     for start, end in zip([0, *ends[:-1]], ends):
-        yield tuple(array[start:end] for array in outputs)
+        yield tuple(array[start:end] for array in ordered)
 
 
 def _lengths(generator: np.random.Generator, mean: float, spread: float, count: int) -> NDArray[np.int64]:

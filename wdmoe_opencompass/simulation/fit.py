@@ -1,7 +1,9 @@
-"""Fit the synthetic router to published statistics of Mixtral-8x7B-Instruct: `python -m wdmoe_opencompass.simulation.fit`.
+"""Fit the synthetic router to published statistics of Mixtral-8x7B-Instruct.
 
-Fitted are HumanEval's column and the loads of whole MMLU subjects; GSM8K's column and HumanEval's prompt are held out. The
-values that come out are the defaults of `router.RouterStatistics`.
+    python -m wdmoe_opencompass.simulation.fit
+
+Fitted are HumanEval's column and the loads of whole MMLU subjects; GSM8K's column and HumanEval's prompt are held out.
+The values that come out, rounded, are the defaults of `router.RouterStatistics`.
 """
 
 from dataclasses import replace
@@ -14,9 +16,9 @@ from scipy.optimize import least_squares
 from .router import RouterStatistics, SyntheticRouter
 from .statistics import expert_counts, largest_over_mean, sample_statistics
 
-# Mixtral-8x7B-Instruct, top-2 weights scaled to sum 1; sources in docs/reconstruction.md. Loads and pairs: mean over the
-# layers, worst layer.
-HUMANEVAL_DECODE = dict(
+# Mixtral-8x7B-Instruct, top-2 weights scaled to sum 1; sources in docs/reconstruction.md. Loads and pairs: mean over
+# the layers, worst layer.
+HUMANEVAL_DECODE: dict[str, Any] = dict(
     tokens=338,
     first_weight=0.717,
     ratio_quantiles=(0.06, 0.21, 0.41, 0.67, 0.93),
@@ -26,7 +28,7 @@ HUMANEVAL_DECODE = dict(
     share_an_expert=0.65,
     same_first=0.27,
 )
-GSM8K_DECODE = dict(
+GSM8K_DECODE: dict[str, Any] = dict(
     tokens=247,
     first_weight=0.694,
     ratio_quantiles=(0.10, 0.26, 0.47, 0.72, 0.94),
@@ -36,7 +38,7 @@ GSM8K_DECODE = dict(
     share_an_expert=0.59,
     same_first=0.22,
 )
-HUMANEVAL_PREFILL = dict(
+HUMANEVAL_PREFILL: dict[str, Any] = dict(
     tokens=135, first_weight=0.713, ratio_quantiles=(0.07, 0.22, 0.42, 0.67, 0.90), largest_load=(1.64, 2.03)
 )
 # Seven MMLU subjects: tokens per subject (thousands, rounded), largest over mean load of a layer

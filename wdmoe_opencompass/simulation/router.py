@@ -4,13 +4,14 @@ The logit of expert e for a token, in layer l, is
 
     z = spread_l * (corpus + topic + sequence + sqrt(held_share) * held + sqrt(1 - held_share) * own)
 
-with independent normal parts: `corpus` is the model's own preference of a layer, `topic` that of a benchmark or subject,
-`sequence` that of a prompt with its answer, `held` is shared by a run of consecutive tokens, `own` is the token's. The
-first three have the standard deviations that `RouterStatistics` states, the last two unit variance. Logits below the second
-are then drawn toward it (`tail`), which changes neither the top-2 nor their ratio, but what lies outside them.
+with independent normal parts: `corpus` is the model's own preference of a layer, `topic` that of a benchmark or
+subject, `sequence` that of a prompt with its answer, `held` is shared by a run of consecutive tokens, `own` is the
+token's. The first three have the standard deviations that `RouterStatistics` states, the last two unit variance and,
+for two experts that go together, a correlation (`kinship`). Logits below the second are then drawn toward it (`tail`),
+which changes neither the top-2 nor their ratio, but what lies outside them.
 
-This is our model, not Mixtral's weights: it is fitted to published statistics of the real router, and docs/reconstruction.md says
-which. It knows nothing of language, and layers are independent of each other given the topic.
+This is our model, not Mixtral's weights: it is fitted to published statistics of the real router, and
+docs/reconstruction.md says which. It knows nothing of language, and the layers are independent of each other.
 """
 
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ class SyntheticRouter:
         statistics, tokens = self.statistics, len(sequence)
         segment = _segments(generator, sequence, statistics.held_tokens)
         segments = int(segment[-1]) + 1 if tokens else 0
-        mixing = np.float32(np.tan(np.arcsin(statistics.kinship) / 2))  # of a partner's logit: 2 m / (1 + m^2) = kinship
+        mixing = np.float32(np.tan(np.arcsin(statistics.kinship) / 2))  # solves kinship = 2 m / (1 + m^2)
         index = np.empty((LAYERS, TOP_K, tokens), dtype=np.int64)
         weights = np.empty((LAYERS, TOP_K, tokens), dtype=np.float32)
         probabilities = np.empty((LAYERS, EXPERTS, tokens), dtype=np.float32)
