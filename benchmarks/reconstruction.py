@@ -13,8 +13,8 @@ import sys
 import time
 
 SAVING_ROWS = ("allocation_only", "selection_only", "both")
-# Nearest and farthest distance, FLOP/s, batch size, softmax weight outside the top-2 (docs/reconstruction.md). The other
-# values of the generator are fitted to published routing, which knows nothing of Table II.
+# Nearest and farthest distance, FLOP/s, batch size, softmax weight outside the top-2 (docs/reconstruction.md). The
+# generator's other values are fitted to published routing, which knows nothing of Table II.
 FITTED_TO_TABLE_2 = 5
 
 

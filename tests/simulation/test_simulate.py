@@ -13,10 +13,12 @@ import pytest
 from tests.command_line import wdmoe  # noqa: F401
 from tests.conftest import ROOT
 from wdmoe_opencompass.channel.profile import load_profile
+from wdmoe_opencompass.errors import PolicyError
 from wdmoe_opencompass.report.paper import BENCHMARKS as PAPERS
 from wdmoe_opencompass.report.paper import TABLE_2
 from wdmoe_opencompass.report.tables import runs_from_traces
 from wdmoe_opencompass.routing.trace import PHASES
+from wdmoe_opencompass.selection import POLICIES
 from wdmoe_opencompass.simulation import run
 from wdmoe_opencompass.simulation.benchmarks import BENCHMARKS, MAX_NEW_TOKENS, router_passes
 from wdmoe_opencompass.simulation.router import EXPERTS, LAYERS, SyntheticRouter
@@ -148,10 +150,15 @@ def test_the_table_says_that_its_routing_is_synthetic(wdmoe):  # noqa: F811
         assert row in shown
 
 
-@pytest.mark.parametrize("policy", ["top_k", "bottleneck", "capacity"])
-def test_another_policy_runs(small, policy):
-    (found,) = simulate(simulation(policy=policy), ["PIQA"], workers=1)
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_every_policy_runs_or_says_what_it_needs(small, policy):
+    if policy in ("naee", "adapmoe", "sift_moe", "lexi"):
+        with pytest.raises(PolicyError, match="calibration"):
+            simulate(simulation(policy=policy), ["PIQA"], workers=1)
+        return
+    (found,) = simulate(simulation(policy=policy, batch_size=2), ["PIQA"], workers=1)
     assert found.selected.metadata.policy == policy
+    assert (found.selected.assignments_before == 2 * found.selected.tokens[:, None]).all()
 
 
 def test_a_folder_holds_traces_figures_and_the_comparison(wdmoe, tmp_path):  # noqa: F811

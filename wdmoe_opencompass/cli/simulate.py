@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -93,7 +94,9 @@ def _answer(
     return dict(
         routing="synthetic",
         policy=simulation.policy,
-        policy_parameters=simulation.parameters,
+        policy_parameters={
+            name: _as_json(value) for name, value in found[0].selected.metadata.policy_parameters.items()
+        },
         batch_size=simulation.batch_size,
         scope=scope,
         seed=simulation.seed,
@@ -103,6 +106,10 @@ def _answer(
         notes=list(NOTES),
         provenance=provenance(simulation_runs(found)),
     )
+
+
+def _as_json(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _kept_share(found: Sequence[SimulatedBenchmark]) -> dict[str, float]:
