@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 # Data paths of the quickstart are relative to this folder; nothing is fetched from a hub. Two processes, two cores.
 OFFLINE := env -u COMPASS_DATA_CACHE HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
-.PHONY: install demo check test test-slow bench docs families quickstart-model clean
+.PHONY: install demo simulate check test test-slow bench docs families quickstart-model clean
 
 install: $(INSTALLED)
 
@@ -19,6 +19,11 @@ $(INSTALLED): setup.cfg constraints.txt
 demo: $(INSTALLED)
 	$(OFFLINE) $(BIN)/opencompass eval_configs/eval_quickstart.py -w outputs/quickstart
 	@$(BIN)/wdmoe report "$$(ls -d outputs/quickstart/*/ | tail -n 1)" > /dev/null
+
+# Table II, ours next to the paper's, on synthetic routing, and Figures 5 to 8 (docs/reconstruction.md).
+simulate: $(INSTALLED)
+	rm -rf outputs/simulate
+	$(OFFLINE) $(BIN)/wdmoe simulate --out outputs/simulate
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

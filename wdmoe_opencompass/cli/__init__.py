@@ -21,6 +21,7 @@ from . import (
     replay,
     report,
     route,
+    simulate,
     verify,
     watch,
 )
@@ -72,6 +73,7 @@ _add(AFTER, "figures", figures.figures_command, figures.EXAMPLES)
 _add(AFTER, "predict", predict.predict_command, predict.EXAMPLES)
 _add(LATENCY, "allocate", allocate.allocate_command, allocate.EXAMPLES)
 _add(LATENCY, "replay", replay.replay_command, replay.EXAMPLES)
+_add(LATENCY, "simulate", simulate.simulate_command, simulate.EXAMPLES)
 _add(LATENCY, "route", route.route_command, route.EXAMPLES)
 _add(LATENCY, "place", place.place_command, place.EXAMPLES)
 app.add_typer(profile.app, name="profile", rich_help_panel=OTHERS)

@@ -50,7 +50,7 @@ def route_command(
     from ..routing.route import UNCHANGED, route_recording, vanilla_trace
 
     loaded = load_profile(profile)
-    given = _parameters(parameters)
+    given = policy_arguments(parameters)
     read = read_recording(recording)
     with Progress(f"routing {recording}"):
         with recording.open("rb") as file:
@@ -78,7 +78,8 @@ def route_command(
         print(f"traces, tables, figures and page: {out}")
 
 
-def _parameters(text: str) -> dict[str, Any]:
+def policy_arguments(text: str) -> dict[str, Any]:
+    """-> what `--parameters` says; PolicyError where it is no JSON object."""
     try:
         read = json.loads(text)
     except (ValueError, RecursionError):

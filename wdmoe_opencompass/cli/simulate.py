@@ -1,0 +1,138 @@
+"""`wdmoe simulate`: the paper's Table II without a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..commands import PROFILE_HELP, SCOPE_NAMES, AsJson, Scope, profile_names
+from ..console import Progress, print_json, print_table
+from ..errors import WdmoeError, unknown_name
+from .route import policy_arguments
+
+if TYPE_CHECKING:
+    from ..simulation.run import SimulatedBenchmark, Simulation
+
+EXAMPLES = (
+    "wdmoe simulate",
+    "wdmoe simulate --benchmarks ARC-C,PIQA --batch-size 32 --json",
+    "wdmoe simulate --policy bottleneck --profile my_lab.yaml --out simulated",
+)
+BATCH_SIZE = 64  # sequences per forward pass: the one size with which row one of Table II fits
+MAX_BATCH_SIZE, MAX_SEED = 1024, 10**18
+
+
+def simulate_command(
+    profile: Annotated[str, typer.Option(help=PROFILE_HELP, autocompletion=profile_names)] = "paper_8_devices",
+    batch_size: Annotated[
+        int, typer.Option(min=1, max=MAX_BATCH_SIZE, help="Sequences per forward pass, of every benchmark.")
+    ] = BATCH_SIZE,
+    policy: Annotated[str, typer.Option(help="Name of a selection policy.")] = "wlr",
+    parameters: Annotated[str, typer.Option(help="Its parameters that differ from the defaults, as JSON.")] = "{}",
+    scope: Scope = "layer",
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Of the synthetic routing; the profile has that of its fading.")
+    ] = 0,
+    benchmarks: Annotated[
+        str | None, typer.Option(help="Names as in the paper, separated by commas. Default: all eight.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="New folder for traces, tables, Figures 5 to 8 and page, as a run's.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Table II of the paper on synthetic routing: Mixtral-8x7B's sizes, no model, no GPU.
+
+    Router outputs are drawn from a model of Mixtral's router that is fitted to published statistics; a drop does not
+    change what later layers see, and there are no answers, so no accuracy.
+    """
+    from ..channel.profile import load_profile
+    from ..report.simulation import check_folder, simulation_records, write_simulation
+    from ..simulation.run import Simulation, available_cores, simulate
+
+    names = _names(benchmarks)
+    if scope not in SCOPE_NAMES:
+        raise WdmoeError(unknown_name("scope", scope, SCOPE_NAMES))
+    simulation = Simulation(load_profile(profile), policy, policy_arguments(parameters), batch_size, seed)
+    if out is not None:
+        check_folder(out)
+    with Progress("simulating", len(names)) as progress:
+        found = simulate(simulation, names, available_cores(), progress.advance)
+        records = simulation_records(found, scope)
+        if out is not None:
+            write_simulation(out, found, records)
+    if as_json:
+        print_json(_answer(simulation, scope, found, records) | (dict(out=str(out)) if out else {}))
+    else:
+        _show(simulation, scope, found, records)
+        if out is not None:
+            print(f"traces, tables, figures and page: {out}")
+
+
+def _names(text: str | None) -> list[str]:
+    from ..simulation.benchmarks import BENCHMARKS
+
+    if text is None:
+        return list(BENCHMARKS)
+    given = [name.strip() for name in text.split(",")]
+    for name in given:
+        if name not in BENCHMARKS:
+            raise WdmoeError(unknown_name("--benchmarks: benchmark", name, BENCHMARKS))
+    return [name for name in BENCHMARKS if name in given]
+
+
+def _answer(
+    simulation: Simulation, scope: str, found: Sequence[SimulatedBenchmark], records: list[dict[str, Any]]
+) -> dict[str, Any]:
+    from ..report.provenance import provenance
+    from ..report.simulation import NOTES, mean_savings, simulation_runs
+
+    return dict(
+        routing="synthetic",
+        policy=simulation.policy,
+        policy_parameters={
+            name: _as_json(value) for name, value in found[0].selected.metadata.policy_parameters.items()
+        },
+        batch_size=simulation.batch_size,
+        scope=scope,
+        seed=simulation.seed,
+        kept_share=_kept_share(found),
+        cells=records,
+        mean_savings=mean_savings(records),
+        notes=list(NOTES),
+        provenance=provenance(simulation_runs(found)),
+    )
+
+
+def _as_json(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _kept_share(found: Sequence[SimulatedBenchmark]) -> dict[str, float]:
+    return {one.name: float(one.selected.assignments.sum() / one.selected.assignments_before.sum()) for one in found}
+
+
+def _show(
+    simulation: Simulation, scope: str, found: Sequence[SimulatedBenchmark], records: list[dict[str, Any]]
+) -> None:
+    from ..report.provenance import origin_notes
+    from ..report.simulation import HEADING, NOTES, mean_savings, simulation_runs, simulation_table
+
+    print(f"{HEADING}\n")
+    print_table(simulation_table(records).to_dict("records"))
+    print("\nmean saving over the benchmarks")
+    rows = mean_savings(records).items()
+    print_table([dict(row=row) | {key: round(value, 1) for key, value in means.items()} for row, means in rows])
+    kept = [f"{100 * share:.0f}" for share in sorted(_kept_share(found).values())]
+    print(
+        f"\n{simulation.batch_size} sequences per forward pass, scope {scope}, routing seed {simulation.seed}; "
+        f"{simulation.policy} keeps {kept[0]} to {kept[-1]} % of the assignments"
+    )
+    if simulation.policy != "wlr":
+        print("the paper's rows selection_only and both are of Algorithm 1, wlr")
+    for note in (*NOTES, *origin_notes(simulation_runs(found))):
+        print(note)

@@ -1,0 +1,103 @@
+"""Table II of the paper next to a simulation on synthetic routing, and the folder that a simulation leaves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..errors import TraceError
+from ..routing.trace import SEALED_SUFFIX, write_trace
+from ..simulation.run import SimulatedBenchmark
+from .paper import BENCHMARKS, TABLE_2
+from .provenance import origin_notes, provenance
+from .routed import routed_rows, write_summary
+from .tables import ModelRun, write_table
+
+SIMULATION = "simulation"
+HEADING = "Table II of the paper and a simulation on synthetic routing: latency per forward pass (ms), savings (%)"
+NOTES = (
+    "synthetic routing: router outputs are drawn from a model of Mixtral-8x7B-Instruct's router, fitted to published "
+    "statistics; no language model ran (docs/reconstruction.md)",
+    "ours: mean attention waiting latency of one forward pass, Eq. (11) summed over 32 layers, base station's compute "
+    "neglected; a batch of Table II is taken to be one forward pass",
+    "difference = ours - paper; savings are relative to vanilla_even, in percentage points",
+)
+
+
+def simulation_records(found: Sequence[SimulatedBenchmark], scope: str) -> list[dict[str, Any]]:
+    """One record per row of Table II and benchmark: ours, the paper's, the difference; the same of the savings."""
+    names = list(BENCHMARKS)
+    records = []
+    for one in found:
+        place = names.index(one.name)
+        for row in routed_rows(one.vanilla, one.selected, scope):
+            ours_ms, paper_ms = 1e3 * row["latency_s"], TABLE_2[row["row"]][place]
+            record = dict(benchmark=one.name, row=row["row"])
+            record |= dict(ours_ms=ours_ms, paper_ms=paper_ms, difference_ms=ours_ms - paper_ms)
+            if row["row"] != "vanilla_even":
+                ours, paper = 100 * row["saving"], 100 * (1 - paper_ms / TABLE_2["vanilla_even"][place])
+                record |= dict(saving_percent=ours, paper_saving_percent=paper, difference_points=ours - paper)
+            records.append(record)
+    return sorted(records, key=lambda record: list(TABLE_2).index(record["row"]))
+
+
+def mean_savings(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Row -> mean over the benchmarks of ours and the paper's saving in percent, and their difference in points."""
+    means = {}
+    for row in list(TABLE_2)[1:]:
+        mine = [record for record in records if record["row"] == row]
+        ours, paper = (
+            sum(record[key] for record in mine) / len(mine) for key in ("saving_percent", "paper_saving_percent")
+        )
+        means[row] = dict(ours_percent=ours, paper_percent=paper, difference_points=ours - paper)
+    return means
+
+
+def simulation_table(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """The records as text: `ours | paper | difference` of latencies and of savings."""
+    rows = []
+    for record in records:
+        row = {"row": record["row"], "benchmark": record["benchmark"]}
+        row |= _cells("ms", record["ours_ms"], record["paper_ms"], record["difference_ms"])
+        if "saving_percent" in record:
+            values = record["saving_percent"], record["paper_saving_percent"], record["difference_points"]
+            row |= _cells("saving %", *values)
+        else:
+            row |= dict.fromkeys(_cells("saving %", 0, 0, 0), "-")
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _cells(unit: str, ours: float, paper: float, difference: float) -> dict[str, str]:
+    return {f"ours {unit}": f"{ours:.1f}", f"paper {unit}": f"{paper:.1f}", f"difference {unit}": f"{difference:+.1f}"}
+
+
+def check_folder(folder: Path) -> None:
+    """Raise TraceError where a folder already holds the traces of a run or of another simulation."""
+    if (folder / "predictions").exists():
+        raise TraceError(f"{folder}: holds traces already; give a new folder")
+
+
+def write_simulation(folder: Path, found: Sequence[SimulatedBenchmark], records: Sequence[dict[str, Any]]) -> None:
+    """Write traces into a folder in the layout of a run, its tables, figures and page, and the comparison."""
+    for one in found:
+        for trace in (one.vanilla, one.selected):
+            path = folder / "predictions" / trace.metadata.model / (trace.metadata.dataset + SEALED_SUFFIX)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_trace(path, trace)
+    write_summary(folder)
+    runs = simulation_runs(found)
+    notes = [HEADING, *NOTES, *origin_notes(runs)]
+    write_table(folder / "summary" / SIMULATION, simulation_table(records), notes, provenance(runs))
+
+
+def simulation_runs(found: Sequence[SimulatedBenchmark]) -> list[ModelRun]:
+    """The two models of a simulation, as the tables take them."""
+    runs = []
+    for traces in ([one.vanilla for one in found], [one.selected for one in found]):
+        metadata = traces[0].metadata
+        base = (metadata.weights, metadata.profile_hash)
+        of_dataset = {trace.metadata.dataset: [trace] for trace in traces}
+        runs.append(ModelRun(metadata.model, metadata.routing, base, traces=of_dataset))
+    return runs
