@@ -10,7 +10,7 @@ from wdmoe_opencompass import ExpertShape, draw_channel, link_budget, load_profi
 from wdmoe_opencompass.allocation import allocate
 from wdmoe_opencompass.channel.profile import changed_profile
 from wdmoe_opencompass.channel.propagation import Channel, FadingSource
-from wdmoe_opencompass.errors import ProfileError, TraceError
+from wdmoe_opencompass.errors import AllocationError, ProfileError, TraceError
 from wdmoe_opencompass.latency import expert_flop
 from wdmoe_opencompass.replay import replay, replay_draws
 from wdmoe_opencompass.routing.trace import RoutingTrace, empty_arrays, join
@@ -138,6 +138,13 @@ def test_a_sample_of_a_trace_s_layers_stands_for_all():
     assert (sampled.mean_latency_s != whole.mean_latency_s).all()
     enough = replay_draws(trace, PROFILE, "optimal", "layer", 6, max_layers=10_000)
     assert (enough.mean_latency_s == whole.mean_latency_s).all()
+
+
+@pytest.mark.parametrize("method", ["uniform", "optimal"])
+def test_a_draw_beyond_numbers_is_refused(method):
+    far = changed_profile(PROFILE, "devices[0].distance_m", 1e170)
+    with np.errstate(all="ignore"), pytest.raises(AllocationError):
+        replay_draws(trace_of(), far, method, "layer", 3)
 
 
 def test_a_saving_is_of_equal_draws():

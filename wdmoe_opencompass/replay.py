@@ -13,7 +13,7 @@ from .allocation import allocate
 from .channel.profile import ChannelProfile
 from .channel.propagation import Channel, FadingSource
 from .energy import Energy, pass_energy
-from .errors import TraceError
+from .errors import AllocationError, TraceError
 from .latency import Array, ExpertShape, LinkBudget, link_budget, waiting_latency_s
 from .routing.trace import PHASES, RoutingTrace
 
@@ -184,7 +184,7 @@ def replay_draws(
     evenly over the tokens of all layers in order of their size stands for all: a layer's latency grows nearly in
     proportion to its tokens, so the mean is off by some 0.0003 of itself with 1,024 (our choice)
 
-    Raises TraceError for a trace without a forward pass.
+    Raises TraceError for a trace without a forward pass, AllocationError where a latency is not finite.
     """
     check_same_devices(trace, profile)
     if not len(trace.batch):
@@ -216,6 +216,8 @@ def replay_draws(
                     collect()
         while waiting:
             collect()
+    if not np.isfinite(total_s).all():
+        raise AllocationError("a latency is beyond what numbers can hold; check the profile's distances and FLOP/s")
     return DrawnLatency(total_s / len(trace.batch))
 
 

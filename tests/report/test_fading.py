@@ -33,6 +33,12 @@ def records_of(runs):
     return records
 
 
+@pytest.fixture(scope="module")
+def drawn():
+    runs = pair()
+    return runs, records_of(runs)
+
+
 def one(records, **where):
     (found,) = [r for r in records if where.items() <= r.items()]
     return found
@@ -58,9 +64,9 @@ def waiting_s(run, name, method, number):
     ("row", "model", "method"),
     [("selection_only", "wdmoe", "uniform"), ("allocation_only", "vanilla", "optimal"), ("both", "wdmoe", "optimal")],
 )
-def test_savings_are_paired_draw_by_draw_over_all_passes(name, row, model, method):
-    runs = pair()
-    record = one(records_of(runs), row=row, model=model, dataset=name, scope="layer", per="pass", phase="all")
+def test_savings_are_paired_draw_by_draw_over_all_passes(drawn, name, row, model, method):
+    runs, records = drawn
+    record = one(records, row=row, model=model, dataset=name, scope="layer", per="pass", phase="all")
     own = next(run for run in runs if run.abbr == model)
     savings = [
         1 - waiting_s(own, name, method, number) / waiting_s(runs[0], name, "uniform", number)
@@ -72,15 +78,15 @@ def test_savings_are_paired_draw_by_draw_over_all_passes(name, row, model, metho
     assert quantiles == approx(np.quantile(savings, (0.05, 0.5, 0.95)).tolist(), rel=1e-9)
 
 
-def test_a_saving_per_batch_counts_batches():
-    records = records_of(pair())
+def test_a_saving_per_batch_counts_batches(drawn):
+    _, records = drawn
     where = dict(row="both", model="wdmoe", dataset="piqa", scope="layer", phase="all")
     per_pass, per_batch = (one(records, **where, per=per)["saving_draws_median"] for per in ("pass", "batch"))
     assert 1 - per_batch == approx((1 - per_pass) * 4 / 3)  # 4 passes a batch, vanilla's have 3
 
 
-def test_draws_are_in_scope_layer_over_all_phases_and_not_of_what_is_compared_with():
-    for record in records_of(pair()):
+def test_draws_are_in_scope_layer_over_all_phases_and_not_of_what_is_compared_with(drawn):
+    for record in drawn[1]:
         is_drawn = (record["scope"], record["phase"]) == ("layer", "all") and record["row"] != "vanilla_even"
         assert (record["draws"] == DRAWS) == is_drawn
         assert record["no_draws"] is None
@@ -100,26 +106,25 @@ def test_where_there_are_no_draws_the_table_says_why(profile, why, monkeypatch):
     assert "draws" not in "\n".join(table_2(records, ["piqa"], "layer", "pass", "all")["row"])
 
 
-def test_fading_that_changes_within_the_run_varies_less_over_draws():
-    wide, narrow = (
-        one(records_of(pair(profile)), row="both", dataset="piqa", scope="layer", per="pass", phase="all")
-        for profile in (PROFILE, with_fading(coherence="pass"))
-    )
+def test_fading_that_changes_within_the_run_varies_less_over_draws(drawn):
+    changing = records_of(pair(with_fading(coherence="pass")))
+    where = dict(row="both", dataset="piqa", scope="layer", per="pass", phase="all")
+    wide, narrow = (one(records, **where) for records in (drawn[1], changing))
     spread = [r["saving_draws_high"] - r["saving_draws_low"] for r in (wide, narrow)]
     assert narrow["draws"] == DRAWS
     assert spread[1] < spread[0]
 
 
-def test_the_table_gives_own_draw_then_all_draws_and_every_model_s_batches(tmp_path):
-    runs = pair()
+def test_the_table_gives_own_draw_then_all_draws_and_every_model_s_batches(drawn, tmp_path):
+    runs, records = drawn
     write_report(runs, ["mmlu", "piqa"], tmp_path)
-    rows = table_2(records_of(runs), ["mmlu", "piqa"], "layer", "pass", "all")
+    rows = table_2(records, ["mmlu", "piqa"], "layer", "pass", "all")
     assert rows["row"].tolist() == [
         "vanilla_even",
         *(name for row in ("selection_only", "allocation_only", "both") for name in (row, f"{row}, 200 draws")),
         *("tokens per batch", "tokens per batch", "passes per batch", "passes per batch"),
     ]
-    record = one(records_of(runs), row="both", dataset="piqa", scope="layer", per="pass", phase="all")
+    record = one(records, row="both", dataset="piqa", scope="layer", per="pass", phase="all")
     low, median, high = (100 * record[f"saving_draws_{which}"] for which in ("low", "median", "high"))
     cell = f"{median:+.1f} % [{low:.1f}, {high:.1f}]"
     assert rows.set_index("row").loc["both, 200 draws", "piqa"] == cell
