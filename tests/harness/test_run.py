@@ -118,6 +118,32 @@ def test_latency_records_hold_four_rows_and_equal_a_replay(small_run):
     assert decoding == {"qs_arith_small", "qs_program_small"}
 
 
+def test_requests_and_speed_stand_in_tables_report_and_page(small_run):
+    waits = {(one["row"], one["dataset"]): one for one in records(small_run, "request_records")}
+    assert len(waits) == 4 * len(TASKS)
+    for (row, _), one in waits.items():
+        assert one["requests"] == 12
+        assert 0 < one["latency_p50_s"] <= one["latency_p90_s"] <= one["latency_p99_s"]
+        assert row == "vanilla_even" or one["latency_p50_s"] < waits["vanilla_even", one["dataset"]]["latency_p50_s"]
+    speeds = {(one["model"], one["dataset"]): one for one in records(small_run, "speed_records")}
+    assert set(speeds) == {(model, f"{task}_small") for model in MODELS for task in TASKS}
+    for (_, dataset), one in speeds.items():
+        assert one["prompts"] == one["prompts_measured"] > 0
+        assert one["seconds_per_item"] > 0 < one["prefill_tokens_per_s"]
+        assert (one["decode_tokens_per_s"] is None) == (dataset not in ("qs_arith_small", "qs_program_small"))
+        assert (one["batch_size"], one["dtype"]) == (4, "float32")
+    assert not any(".speed." in str(one["files"]) for one in records(small_run, "provenance")["models"])
+    page = (small_run / "summary" / "report.html").read_text()
+    tables = json.loads(re.search(r'id="facts">(.*?)</script>', page)[1])["tables"]
+    assert {"requests", "speed"} <= set(tables)
+    done = process("report", str(small_run))
+    assert "Waiting latency of single requests, simulated" in done.stdout
+    assert "Speed of the run, measured wall-clock" in done.stdout
+    as_json = json.loads(process("report", str(small_run), "--json").stdout)
+    assert as_json["requests"]["rows"] == records(small_run, "requests")["rows"]
+    assert as_json["speed"]["rows"] == records(small_run, "speed")["rows"]
+
+
 def test_tables_stand_in_all_formats_and_name_their_origin(small_run):
     summary = small_run / "summary"
     for name in ("table_1_accuracy", "table_2_latency_layer_per_batch_all", "table_2_latency_layer_per_pass_decode"):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pytest import approx
 
@@ -104,6 +105,25 @@ def test_latency_of_a_split_dataset_and_of_a_group_meets_the_draws_of_each_part(
             where = dict(row=row, dataset=name, scope="pass", per=per, phase="all")
             (found,) = [r for r in records(run, "latency") if all(r[key] == value for key, value in where.items())]
             assert found["latency_s"] == approx(sum(one.sum() for one in waits) / count)
+
+
+def test_requests_and_speed_of_a_split_dataset_are_those_of_all_its_parts(setup):
+    _, run = setup
+    for record in records(run, "request_records"):
+        names = list(DATASETS.values()) if record["dataset"] == "group" else [record["dataset"]]
+        traces = [trace for name in names for trace in part_traces(run, record["model"], name)]
+        waits = []
+        for trace in traces:
+            replayed = replay(trace, trace.metadata.profile, record["allocation"], "layer").waiting_latency_s
+            items = range(int((trace.first_item + trace.items).max()))
+            covers = [(trace.first_item <= item) & (item < trace.first_item + trace.items) for item in items]
+            waits += [replayed[here].sum() for here in covers]  # a pass a batch: ranked by perplexity
+        assert record["requests"] == len(waits) == 12 * len(names)
+        assert record["latency_p90_s"] == approx(np.percentile(waits, 90))
+    speeds = {(one["model"], one["dataset"]): one for one in records(run, "speed_records")}
+    assert {dataset for _, dataset in speeds} == {"group", *DATASETS.values()}
+    prompts = {one["dataset"]: (one["prompts_measured"], one["prompts"]) for one in speeds.values()}
+    assert prompts == dict(split_choice=(48, 48), split_yesno=(24, 24), group=(72, 72))
 
 
 def test_wdmoe_watch_shows_parts_below_their_dataset_and_a_dense_model_without_latency(setup):

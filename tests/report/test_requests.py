@@ -108,7 +108,7 @@ def test_records_have_every_row_and_dataset_and_follow_from_the_traces(run):
     assert table["rows"][0]["writing"] == expected
     assert table["rows"][-1] == dict(row="requests", model="-", choice="32", writing="28")
     assert "simulated" in table["notes"][0]
-    assert table["provenance"]["scope"] == "layer"
+    assert (table["provenance"]["scope"], table["provenance"]["per"]) == ("layer", "request")
 
 
 def test_parts_and_groups_are_pooled_request_by_request():

@@ -135,7 +135,12 @@ def _write_requests(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder:
     if not records:
         return []
     notes = [*footnote(runs, REQUESTS_TEXT), LOCKSTEP, NO_QUEUE]
-    write_table(folder / REQUESTS, request_table(records, benchmarks), notes, provenance(runs, scope=SCOPE))
+    write_table(
+        folder / REQUESTS,
+        request_table(records, benchmarks),
+        notes,
+        provenance(runs, scope=SCOPE, per="request", phase="all"),
+    )
     return [f"waiting latency of single requests, percentiles: {folder / REQUESTS}.md\n"]
 
 
