@@ -15,7 +15,7 @@ from wdmoe_opencompass.routing.route import route_recording
 from wdmoe_opencompass.routing.trace import JOURNAL_SUFFIX, read_trace
 
 PERPLEXITY = ["qs_choice", "qs_twoway", "qs_yesno"]  # the same passes whatever is dropped
-LATER_LAYERS = 0.05  # of the loads: what the quickstart's later layers do otherwise where they saw drops
+LATER_LAYERS = 0.1  # of the loads: what the quickstart does otherwise in later layers, where they saw drops
 
 
 def recording_path(folder, model, task):

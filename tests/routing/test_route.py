@@ -17,6 +17,7 @@ from tests.tiny import PAD, example_parameters, prompts
 from wdmoe_opencompass import ExpertShape, load_profile
 from wdmoe_opencompass.errors import ModelError, PolicyError, TraceError
 from wdmoe_opencompass.replay import replay
+from wdmoe_opencompass.report import routed as routed_folder
 from wdmoe_opencompass.report.routed import routed_rows
 from wdmoe_opencompass.routing.channel_state import ChannelStates
 from wdmoe_opencompass.routing.recording import write_recording
@@ -327,7 +328,13 @@ def test_the_folder_is_one_that_the_other_commands_work_on(wdmoe, recording_file
     assert "accuracy (%)" not in compared
 
 
-def test_a_folder_of_another_recording_or_of_other_parameters_is_refused(wdmoe, recording_file, tmp_path):  # noqa: F811
+def test_a_folder_of_another_recording_or_of_other_parameters_is_refused(
+    wdmoe,  # noqa: F811
+    recording_file,
+    tmp_path,
+    monkeypatch,
+):
+    monkeypatch.setattr(routed_folder, "write_summary", lambda folder: None)  # tables and pictures take their time
     out = tmp_path / "routed"
     words = ("route", recording_file, "--policy", "wlr", "--out", out)
     assert wdmoe(*words).returncode == 0
