@@ -31,11 +31,9 @@ OWN_DEFAULTS = {
     "dual-price": dict(policy="dual_price"),
     "dual-price-even": dict(policy="dual_price", policy_parameters=dict(split="even")),
 }
-MATCHED_SHARES = (0.8, 0.65)
-MATCHED = {
-    name: variant
-    for name, variant in OWN_DEFAULTS.items()
-    if name not in ("vanilla", "bottleneck", "top-1", "lexi", "oea", "expanded-drop", "1t-load-aware")
+MATCHED = {  # share of kept assignments -> policies that are turned to it: ours, its rivals of the same kind, the control
+    0.8: ("random", "naee", "capacity-time", "capacity-time-top", "des", "caee", "dual-price", "dual-price-even"),
+    0.65: ("random", "des", "dual-price"),
 }
 QUANTISED = {
     f"{name}-{bits}-bit": dict(profile=f"paper_8_devices_{bits}_bit", **changed)
@@ -45,14 +43,12 @@ QUANTISED = {
         ("dual-price-quantised", dict(policy="dual_price", quantise_payload=True)),
     )
 }
-ONLY_WHERE_IT_HELPS = ("caee", "dual-price-even", "capacity-time-top")  # these stop when the top experts alone are last
 variants = (
     OWN_DEFAULTS
     | {
-        f"{name}-kept-{100 * share:.0f}": variant | dict(kept_share=share)
-        for share in MATCHED_SHARES
-        for name, variant in MATCHED.items()
-        if share > 0.7 or name not in ONLY_WHERE_IT_HELPS
+        f"{name}-kept-{100 * share:.0f}": OWN_DEFAULTS[name] | dict(kept_share=share)
+        for share, names in MATCHED.items()
+        for name in names
     }
     | QUANTISED
 )
