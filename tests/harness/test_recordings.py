@@ -49,7 +49,7 @@ def test_wlr_on_vanillas_recording_is_its_run_in_the_first_layer_and_near_in_lat
     routed = routed_again(small_run, MODELS[0], task, run)
     for name in ("device_load", "device_load_before", "assignments", "expert_evaluations"):
         assert np.array_equal(routed.arrays[name][:, 0], run.arrays[name][:, 0]), name
-    loads, own = (np.sum(one.device_load[:, 1:], axis=0) for one in (routed, run))
+    loads, own = (np.sum(trace.device_load[:, 1:], axis=0) for trace in (routed, run))
     distance = np.abs(loads - own).sum() / own.sum()
     print(f"{task}: later layers' loads differ by {distance:.4f}")
     assert 0 < distance < LATER_LAYERS

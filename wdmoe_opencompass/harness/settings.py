@@ -24,7 +24,7 @@ class WdmoeSettings(BaseModel):
     calibration:       file of `wdmoe calibrate` for this model, for policies with measured constants and for kept_share
     kept_share:        turn the policy's knob until it keeps this share of the calibration's assignments
     quantise_payload:  round what is sent to and from the devices to the profile's payload_bits in the forward pass too
-    record_routing:    leave a recording of the router beside each trace, for `wdmoe route`
+    record_routing:    leave a recording of the router next to each trace, for `wdmoe route`
     testbed:           lab file: send the tokens to real devices; its placement and payload bits replace the profile's
     """
 
