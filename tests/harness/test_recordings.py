@@ -61,12 +61,8 @@ def test_the_command_gives_what_the_runs_tables_say(small_run, wdmoe):  # noqa: 
     rows = {row["row"]: row["latency_s"] for row in answer["rows"]}
     records = json.loads((small_run / "summary" / "latency.json").read_text())
     for row in ("vanilla_even", "allocation_only"):
-        (own,) = (
-            one["latency_s"]
-            for one in records
-            if (one["row"], one["dataset"]) == (row, "qs_arith_small")
-            and (one["scope"], one["per"], one["phase"]) == ("pass", "pass", "all")
-        )
+        wanted = dict(row=row, dataset="qs_arith_small", scope="pass", per="pass", phase="all")
+        (own,) = (record["latency_s"] for record in records if wanted.items() <= record.items())
         assert rows[row] == pytest.approx(own, rel=1e-6)
 
 
