@@ -123,7 +123,7 @@ def passes_by_hand(recording, batch_size):
         found.append((*where, "prefill", [t for s in members for t in prompt[s]]))
         for n in range(max((len(new[s]) for s in members), default=0)):
             found.append((*where, "decode", [new[s][n] for s in members if n < len(new[s])]))
-    return [one for one in found if one[-1]]
+    return [found_pass for found_pass in found if found_pass[-1]]
 
 
 @settings(max_examples=60, deadline=None)
@@ -133,7 +133,7 @@ def test_passes_are_a_prefill_and_then_lockstep_decoding(lengths, batch_size, se
     recording = random_recording(seed, prompt, new)
     expected = passes_by_hand(recording, batch_size)
     found = list(recording.router_passes(batch_size))
-    assert [one[:4] for one in found] == [one[:4] for one in expected]
+    assert [router_pass[:4] for router_pass in found] == [counted[:4] for counted in expected]
     for router_pass, (*_, tokens) in zip(found, expected, strict=True):
         assert np.array_equal(router_pass.expert_index, recording.expert_index[tokens])
         assert np.array_equal(router_pass.weights, recording.weights[tokens])
@@ -142,16 +142,14 @@ def test_passes_are_a_prefill_and_then_lockstep_decoding(lengths, batch_size, se
 
 def test_a_run_keeps_its_batches_unless_told_otherwise():
     recording = run_recording()
-    own = [
-        (one.batch, one.first_item, one.items, one.phase, len(one.expert_index)) for one in recording.router_passes()
-    ]
+    own = [(p.batch, p.first_item, p.items, p.phase, len(p.expert_index)) for p in recording.router_passes()]
     assert own == [
         *((batch, 2 * batch, 2, "prefill", 5) for batch in (0,)),
         *((0, 0, 2, "decode", n) for n in (2, 1)),
         *((1, 2, 2, "prefill", 5),),
         *((1, 2, 2, "decode", n) for n in (2, 1)),
     ]
-    joined = [(one.batch, one.phase, len(one.expert_index)) for one in recording.router_passes(4)]
+    joined = [(p.batch, p.phase, len(p.expert_index)) for p in recording.router_passes(4)]
     assert joined == [(0, "prefill", 10), (0, "decode", 4), (0, "decode", 2)]
 
 
@@ -163,7 +161,7 @@ def test_a_recording_that_begins_after_the_prompts_has_no_empty_prefill():
         **{name: getattr(recording, name)[new] for name in ("expert_index", "weights", "probabilities")},
         **{name: getattr(recording, name)[new] for name in ("sequence", "position")},
     )
-    assert [(one.phase, len(one.expert_index)) for one in decode_only.router_passes()] == [("decode", 2)] * 2
+    assert [(p.phase, len(p.expert_index)) for p in decode_only.router_passes()] == [("decode", 2)] * 2
 
 
 # -- import ------------------------------------------------------------------------------------------------------------
@@ -201,7 +199,7 @@ def jsonl(tmp_path, arrays, drop=lambda token, layer: False, name="x.jsonl", hea
 
 def test_both_formats_give_the_same_recording(tmp_path):
     arrays = import_arrays()
-    first, second = (import_recording(one, "m", "d") for one in (npz(tmp_path, arrays), jsonl(tmp_path, arrays)))
+    first, second = (import_recording(path, "m", "d") for path in (npz(tmp_path, arrays), jsonl(tmp_path, arrays)))
     assert equal(first, second)
     assert equal(first, replace(random_recording(), metadata=first.metadata))
     assert (first.metadata.router_is_softmax, first.metadata.router_normalises) == (True, True)
@@ -215,7 +213,7 @@ def test_tokens_may_come_pass_by_pass(tmp_path):
     order = np.argsort(arrays["position"], kind="stable")  # the first token of every sequence, then the second, ...
     per_token = ("expert_index", "weights", "probabilities", "sequence", "position")
     shuffled = arrays | {name: arrays[name][order] for name in per_token}
-    first, second = (import_recording(npz(tmp_path, one), "m", "d") for one in (arrays, shuffled))
+    first, second = (import_recording(npz(tmp_path, given), "m", "d") for given in (arrays, shuffled))
     assert equal(first, second)
 
 
@@ -492,4 +490,4 @@ def test_a_log_of_a_phone_is_read_but_for_prompts_that_its_last_layer_skipped(tm
     for layer in range(recording.metadata.layers):
         found = [int(row["expert"]) for row in rows if row["phase"] == "1" and int(row["layer"]) == layer]
         assert (loads[layer] == np.bincount(found, minlength=128)).all()
-    assert {(one.phase, len(one.expert_index)) for one in recording.router_passes()} == {("decode", 1)}
+    assert {(p.phase, len(p.expert_index)) for p in recording.router_passes()} == {("decode", 1)}

@@ -202,9 +202,9 @@ def test_passes_are_streamed():
     seen = []
 
     def passes():
-        for one in recording.router_passes():
-            seen.append(one)
-            yield one
+        for router_pass in recording.router_passes():
+            seen.append(router_pass)
+            yield router_pass
 
     policy = POLICIES["wlr"]()
     again = route_passes(passes(), policy, states, routed.metadata)
@@ -317,7 +317,7 @@ def test_the_folder_is_one_that_the_other_commands_work_on(wdmoe, recording_file
     assert len(replayed["summary"]) == 3
     assert any("open loop" in note for note in replayed["notes"])
     rows = {row["row"]: row["latency_s"] for row in answer["rows"]}
-    by_model = {one["model"]: one["mean_waiting_latency_s"] for one in replayed["summary"]}
+    by_model = {row["model"]: row["mean_waiting_latency_s"] for row in replayed["summary"]}
     assert by_model["tiny-top_k"] == pytest.approx(rows["vanilla_even"])
     assert by_model["tiny-fixed_k"] == pytest.approx(rows["selection_only"])
     frontier = wdmoe("frontier", out)

@@ -84,7 +84,7 @@ def _check_top_k_mass(recording: Recording, top_k_mass: float | None) -> None:
         raise PolicyError(f"--top-k-mass must be > 0 and <= 1, got {top_k_mass}")
     if told.has_probabilities:
         raise PolicyError(
-            "--top-k-mass stands for a softmax that was not recorded, and this recording has it; leave it out"
+            "--top-k-mass is for a softmax that was not recorded, and this recording has it; leave it out"
         )
     if not told.has_weights:
         raise PolicyError("--top-k-mass needs the weights of the top-k, and the recording has expert ids only")
