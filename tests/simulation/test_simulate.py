@@ -25,7 +25,7 @@ from wdmoe_opencompass.simulation.router import EXPERTS, LAYERS, SyntheticRouter
 from wdmoe_opencompass.simulation.run import Simulation, simulate, simulate_benchmark
 
 SMALL = dict(
-    prompts=replace(BENCHMARKS["PIQA"], batches=2),
+    prompts=replace(BENCHMARKS["PIQA"], prompt_tokens=12, batches=2),
     answers=replace(BENCHMARKS["HumanEval"], prompt_tokens=9, answer_tokens=12, batches=2),
 )
 
@@ -114,7 +114,7 @@ def test_the_vanilla_trace_counts_what_was_generated(small, name):
 
 
 def test_processes_change_nothing():
-    alone, together = (simulate(simulation(batch_size=2), ["ARC-E", "PIQA"], workers) for workers in (1, 2))
+    alone, together = (simulate(simulation(batch_size=1), ["ARC-E", "PIQA"], workers) for workers in (1, 2))
     for one, other in zip(alone, together, strict=True):
         assert one.name == other.name
         for name, array in one.selected.arrays.items():
@@ -163,7 +163,7 @@ def test_every_policy_runs_or_says_what_it_needs(small, policy):
 
 def test_a_folder_holds_traces_figures_and_the_comparison(wdmoe, tmp_path):  # noqa: F811
     out = tmp_path / "simulated"
-    done = wdmoe("simulate", "--benchmarks", "ARC-E", "--batch-size", "2", "--out", str(out))
+    done = wdmoe("simulate", "--benchmarks", "ARC-E", "--batch-size", "1", "--out", str(out))
     assert done.returncode == 0, done.stderr
     runs = runs_from_traces(out)
     assert [found.policy for found in runs] == ["top_k", "wlr"]
