@@ -54,7 +54,11 @@ def overhead_s(work_dir):
     exchanges = {}
     for one in times:
         exchanges.setdefault(one.pass_index, []).append(one)
-    together = [exchange for exchange in exchanges.values() if len(exchange) == len(lab.devices)]
+    together = [
+        exchange
+        for exchange in exchanges.values()
+        if len(exchange) == len(lab.devices) and len({message.tokens for message in exchange}) == 1
+    ]
     medians = {n: statistics.median(beyond_s(one) for one in together if one[0].tokens == n) for n in sizes}
     for size, seconds in medians.items():
         print(f"overhead of a layer with 4 devices, {size} tokens each: median {1e3 * seconds:.2f} ms")

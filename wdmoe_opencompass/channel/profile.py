@@ -54,7 +54,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True), Af
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME), AfterValidator(printable)]
 Expert = Annotated[int, Field(ge=0, lt=MOST_EXPERTS)]
 MEASURED_RATES = ("downlink_bit_per_s", "uplink_bit_per_s")
-MEASURED = (*MEASURED_RATES, "fixed_s")
+MEASURED = (*MEASURED_RATES, "fixed_s", "burst_bit")
 
 
 class _Part(BaseModel):
@@ -64,8 +64,8 @@ class _Part(BaseModel):
 class BaseStation(_Part):
     """The base station: one transmit power for every downlink.
 
-    message_s: where the profile's rates are `measured`, the seconds from the start of one message to that of the next
-    (0 without it): a layer's messages leave one after the other.
+    message_s: where the profile's rates are `measured`, the seconds by which each further message of a layer delays its
+    last answer (0 without it): the base station works on all of them at once.
     """
 
     transmit_power_w: Positive
@@ -76,7 +76,8 @@ class Device(_Part):
     """A device that holds experts; without energy_j_per_flop its compute energy is not reported.
 
     downlink_bit_per_s, uplink_bit_per_s, fixed_s: where the profile's rates are `measured`, what stands in place of
-    Eq. (2) and (3), and the seconds that each message takes whatever its length (0 without it).
+    Eq. (2) and (3), and the seconds that each message takes whatever its length (0 without it). burst_bit: bits of a
+    message, each way, that pass before these rates limit it (0 without it), as a token bucket lets them.
     """
 
     name: Name
@@ -87,6 +88,7 @@ class Device(_Part):
     downlink_bit_per_s: Positive | None = None
     uplink_bit_per_s: Positive | None = None
     fixed_s: NotNegative | None = None
+    burst_bit: NotNegative | None = None
 
 
 class Fading(_Part):
@@ -177,7 +179,8 @@ class ChannelProfile(_Part):
     def content_hash(self) -> str:
         """SHA-256 over every value of the profile but its name: equal content, equal hash.
 
-        What only measured rates know is left out of a physical profile, whose hash was there first.
+        What only measured rates know is left out of a physical profile, and a burst that is not given out of a measured
+        one: their hashes were there first.
         """
         content = self.model_dump(mode="json", exclude={"name"})
         if self.rates == "physical":
@@ -185,6 +188,10 @@ class ChannelProfile(_Part):
             for device in content["devices"]:
                 for key in MEASURED:
                     del device[key]
+        content["devices"] = [
+            {key: value for key, value in device.items() if key != "burst_bit" or value is not None}
+            for device in content["devices"]
+        ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def device_of_expert(self, num_experts: int) -> list[int]:

@@ -384,6 +384,7 @@ both prove (per pass; single layers of a pass can differ by more where several s
     return {
       token_s: devices.map((one) => payload_bit / one.downlink_bit_per_s + payload_bit / one.uplink_bit_per_s),
       fixed_s: devices.map((one) => one.fixed_s ?? 0),
+      burst: devices.map((one) => (one.burst_bit ?? 0) / payload_bit),
       message_s: base_station.message_s ?? 0,
     };
   }
@@ -493,7 +494,8 @@ both prove (per pass; single layers of a pass can differ by more where several s
     for (let i = 0; i < finish.length; i++) {
       const tokens = dataset.load[i];
       const device = i % devices;
-      if (tokens > 0) finish[i] = tokens * measured.token_s[device] + measured.fixed_s[device];
+      const limited = Math.max(tokens - measured.burst[device], 0);
+      if (tokens > 0) finish[i] = limited * measured.token_s[device] + measured.fixed_s[device];
       finish[i] += dataset.evaluations[i] * computation_s[device];
     }
     return { finish, of: layers.of, gap: 0, accepted: 0 };
@@ -1050,15 +1052,13 @@ both prove (per pass; single layers of a pass can differ by more where several s
 
   // ---- Results ------------------------------------------------------------------------------------------------
 
-  // seconds after which each answer is there; several measured messages leave one after the other, the slowest first
+  // seconds after which each answer is there; each further measured message delays all
   function answered(finish, start, devices, message_s, out) {
+    let further_s = -message_s;
+    for (let k = 0; k < devices; k++) further_s += finish[start + k] > 0 ? message_s : 0;
     for (let k = 0; k < devices; k++) {
       out[k] = finish[start + k];
-      if (!message_s || !(out[k] > 0)) continue;
-      for (let other = 0; other < devices; other++) {
-        const [theirs, ours] = [finish[start + other], finish[start + k]];
-        if (theirs > ours || (theirs === ours && other < k)) out[k] += message_s;
-      }
+      if (out[k] > 0) out[k] += further_s;
     }
   }
 
