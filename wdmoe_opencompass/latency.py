@@ -40,6 +40,7 @@ class MeasuredLink:
     fixed_s:   seconds that a layer's message to the device takes, there and back, whatever its length
     burst_bit: bits of a message, each way, that pass before the rates limit it: a token bucket's
     message_s: seconds by which each further message of a layer delays its last answer
+    shared_bit_per_s: rate at which the bits of all but the slowest message pass what they share, there and back
     """
 
     downlink_bit_per_s: Array
@@ -47,6 +48,7 @@ class MeasuredLink:
     fixed_s: Array
     burst_bit: Array
     message_s: float = 0.0
+    shared_bit_per_s: float = np.inf
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def _measured_link(profile: ChannelProfile) -> MeasuredLink:
         for device in profile.devices
     ]
     down, up, fixed_s, burst_bit = np.array(values, dtype=np.float64).T
-    return MeasuredLink(down, up, fixed_s, burst_bit, profile.base_station.message_s or 0.0)
+    station = profile.base_station
+    return MeasuredLink(down, up, fixed_s, burst_bit, station.message_s or 0.0, station.shared_bit_per_s or np.inf)
 
 
 def direction_latency_s(budget: LinkBudget, bandwidth_hz: ArrayLike) -> tuple[Array, Array]:
@@ -151,19 +154,29 @@ def waiting_latency_s(
 ) -> Array:
     """Attention waiting latency of each layer, ``t^i = max_k t_k^i``, Eq. (11): [...].
 
-    Measured links (our choice): the base station works on the layer's messages at once, in no order, so that each of n
-    messages delays all the others: ``t^i = max_k t_k^i + (n - 1) message_s``.
+    Measured links (our choice): all messages of a layer share a base station that works on them at once, in no order,
+    and perhaps a radio, so that each other one delays the slowest, k: ``t^i = t_k^i + sum_{j != k} (message_s + 2 q_j^i
+    L_comm / R_shared)``.
     """
     seconds = device_latency_s(budget, bandwidth_hz, device_load, expert_evaluations)
-    if budget.measured is None or not budget.measured.message_s:
+    if budget.measured is None:
         return seconds.max(axis=-1)
-    return last_answer_s(seconds, budget.measured.message_s)
+    token_s = 2 * budget.payload_bit / budget.measured.shared_bit_per_s
+    return last_answer_s(seconds, np.asarray(device_load, dtype=np.float64), budget.measured.message_s, token_s)
 
 
-def last_answer_s(device_latency_s: Array, message_s: float) -> Array:
-    """-> [...] when the last answer is there, where each further message of a layer delays it by message_s.
+def last_answer_s(device_latency_s: Array, device_load: Array, message_s: float, token_s: float) -> Array:
+    """-> [...] seconds until the last answer: the slowest message's, delayed by every other one.
 
-    device_latency_s: [..., devices] of each message and its answer, 0 where there is none
+    device_latency_s: [..., devices] of each message and its answer. device_load: [..., devices] tokens, 0 without a
+    message. message_s, token_s: by which a message and each of its tokens delay the slowest.
     """
-    further = np.maximum((device_latency_s > 0).sum(axis=-1) - 1, 0)
-    return device_latency_s.max(axis=-1) + message_s * further
+    messages, tokens = others(device_latency_s, device_load)
+    return device_latency_s.max(axis=-1) + message_s * messages + token_s * tokens
+
+
+def others(device_latency_s: Array, device_load: Array) -> tuple[Array, Array]:
+    """-> [...] number of messages but the slowest, and of their tokens; arguments: [..., devices] as last_answer_s."""
+    slowest = np.arange(device_latency_s.shape[-1]) == device_latency_s.argmax(axis=-1)[..., None]
+    load = np.where(slowest, 0.0, device_load)
+    return (load > 0).sum(axis=-1), load.sum(axis=-1)

@@ -1,7 +1,6 @@
 """Fitted profiles give back what was planted; profiles of measured rates predict by loads x bits / rate."""
 
 import json
-from collections import Counter
 from functools import cache
 
 import numpy as np
@@ -94,6 +93,7 @@ def test_one_late_message_of_a_size_moves_nothing():
 def test_a_base_station_that_sends_all_at_once_has_no_seconds_per_message():
     fit = fit_of(probe(seed=None, message_s=0.0))
     assert fit.message_s == approx(0.0, abs=1e-6)
+    assert fit.shared_bit_per_s is None
 
 
 @pytest.mark.parametrize("tokens", [2.5, 10.0])
@@ -175,24 +175,44 @@ def test_a_profile_fitted_to_simulated_events_predicts_layers_that_it_never_saw(
     assert np.quantile(error, 0.9) < 0.08
 
 
-def test_devices_that_share_the_radio_are_measured_together():
-    """Alone each sends four times as fast: what is fitted is the rate of layers in which all of them are sent to."""
-    times = probe(seed=None)
-    in_exchange = Counter(time.pass_index for time in times)
-    saved_s = {(time.pass_index, time.device): 0.75 * (time.send_s + time.return_s) for time in times}
-    times = [
-        time._replace(
-            send_s=time.send_s / 4,
-            return_s=time.return_s / 4,
-            total_s=time.total_s - saved_s[time.pass_index, time.device],
-            waiting_s=time.waiting_s - saved_s[time.pass_index, time.device],
+SHARED = 40e6  # bit/s of one radio for all
+
+
+def on_one_radio(loads, number, noise):
+    """LayerTimes of one exchange whose packets take turns on one radio, there and back; computing takes 1 us a token."""
+    devices = np.flatnonzero(loads).tolist()
+    air_s = {k: 2 * loads[k] * BITS / SHARED for k in devices}
+    left, now_s, done = dict(air_s), 1e-3, {}
+    while left:  # fair shares: whoever has the least left is done first
+        first = min(left, key=left.__getitem__)
+        now_s += left[first] * len(left)
+        left = {k: seconds - left[first] for k, seconds in left.items() if k != first}
+        done[first] = now_s
+    totals = {k: (done[k] + loads[k] * 1e-6) * np.exp(noise.normal(scale=0.02)) for k in devices}
+    return [
+        LayerTimes(
+            *(0, k, int(loads[k]), (totals[k] - loads[k] * 1e-6) / 2, 0.0, loads[k] * 1e-6),
+            *((totals[k] - loads[k] * 1e-6) / 2, totals[k], max(totals.values()), number),
         )
-        if in_exchange[time.pass_index] == 1
-        else time
-        for time in times
+        for k in devices
     ]
-    for k, fit in enumerate(fit_of(times).devices):
-        assert fit.downlink_bit_per_s == approx(RATE_DOWN[k], rel=1e-5)
+
+
+def test_a_radio_that_all_devices_share_is_told_from_rates_of_their_own():
+    rng = np.random.default_rng(0)
+    exchanges = [size * one for size in (1, 4, 16, 64, 256) for one in np.eye(DEVICES, dtype=int) for _ in range(10)]
+    exchanges += [rng.choice([0, 1, 4, 16, 64, 256], DEVICES) for _ in range(100)]
+    exchanges = [loads for loads in exchanges if loads.any()]
+    times = [row for number, loads in enumerate(exchanges) for row in on_one_radio(loads, number, rng)]
+    fit = fit_of(times)
+    assert [device.downlink_bit_per_s for device in fit.devices] == approx([SHARED] * DEVICES, rel=0.05)
+    assert fit.shared_bit_per_s == approx(SHARED, rel=0.05)
+    profile = measured_profile(lab_profile(), NAMES, fit, PAYLOAD_BITS)
+    budget = link_budget(profile, draw_channel(profile), SHAPE)
+    loads = rng.integers(0, 200, (200, DEVICES))
+    predicted = waiting_latency_s(budget, np.full(DEVICES, 1e6), loads)
+    happened = np.array([on_one_radio(row, 0, rng)[0].waiting_s for row in loads])
+    assert np.median(np.abs(predicted / happened - 1)) < 0.03
 
 
 def test_what_remains_of_the_round_trip_is_not_lost():

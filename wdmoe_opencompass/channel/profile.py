@@ -55,6 +55,7 @@ Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME), AfterValidat
 Expert = Annotated[int, Field(ge=0, lt=MOST_EXPERTS)]
 MEASURED_RATES = ("downlink_bit_per_s", "uplink_bit_per_s")
 MEASURED = (*MEASURED_RATES, "fixed_s", "burst_bit")
+SHARED = ("message_s", "shared_bit_per_s")
 
 
 class _Part(BaseModel):
@@ -64,12 +65,14 @@ class _Part(BaseModel):
 class BaseStation(_Part):
     """The base station: one transmit power for every downlink.
 
-    message_s: where the profile's rates are `measured`, the seconds by which each further message of a layer delays its
-    last answer (0 without it): the base station works on all of them at once.
+    message_s, shared_bit_per_s: where the profile's rates are `measured`, what a layer's messages share: the seconds by
+    which each further one delays the last answer (0 without it), and the rate at which the bits of all but the slowest
+    pass the radio or the processor of the base station, there and back (without it no limit).
     """
 
     transmit_power_w: Positive
     message_s: NotNegative | None = None
+    shared_bit_per_s: Positive | None = None
 
 
 class Device(_Part):
@@ -164,8 +167,9 @@ class ChannelProfile(_Part):
                     raise ValueError(f"devices[{number}].{key} is only read with `rates: measured`")
                 if not given and self.rates == "measured" and key in MEASURED_RATES:
                     raise ValueError(f"devices[{number}].{key} is missing; `rates: measured` needs it of every device")
-        if self.rates == "physical" and self.base_station.message_s is not None:
-            raise ValueError("base_station.message_s is only read with `rates: measured`")
+        for key in SHARED:
+            if self.rates == "physical" and getattr(self.base_station, key) is not None:
+                raise ValueError(f"base_station.{key} is only read with `rates: measured`")
         if self.rates == "measured" and self.fading.model != "none":
             raise ValueError(f"fading.model must be none with `rates: measured`, got {self.fading.model!r}")
         return self
@@ -179,19 +183,22 @@ class ChannelProfile(_Part):
     def content_hash(self) -> str:
         """SHA-256 over every value of the profile but its name: equal content, equal hash.
 
-        What only measured rates know is left out of a physical profile, and a burst that is not given out of a measured
-        one: their hashes were there first.
+        What only measured rates know is left out of a physical profile, and of a measured one a burst and a shared rate
+        that are not given: their hashes were there first.
         """
         content = self.model_dump(mode="json", exclude={"name"})
         if self.rates == "physical":
             del content["rates"], content["base_station"]["message_s"]
             for device in content["devices"]:
-                for key in MEASURED:
+                for key in MEASURED_RATES:
                     del device[key]
-        content["devices"] = [
-            {key: value for key, value in device.items() if key != "burst_bit" or value is not None}
-            for device in content["devices"]
-        ]
+                del device["fixed_s"]
+        for part, key in [
+            (content["base_station"], "shared_bit_per_s"),
+            *((d, "burst_bit") for d in content["devices"]),
+        ]:
+            if part[key] is None:
+                del part[key]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def device_of_expert(self, num_experts: int) -> list[int]:

@@ -223,9 +223,10 @@ def measure(
         computing = f"{one.compute_flops / 1e9:.4g} GFLOP/s, {1e3 * one.fixed_s:.3g} ms per message"
         rates += f" after a burst of {one.burst_bit / 8:.0f} bytes" if one.burst_bit else ""
         print(f"{device_of_lab.name} ({name}): {rates}, {computing}")
+    shared = f", {fit.shared_bit_per_s / 1e6:.4g} Mbit/s for all but the slowest" if fit.shared_bit_per_s else ""
     print(
-        f"{1e3 * fit.message_s:.3g} ms for each further message of a layer; median relative error of the waiting latency "
-        f"of {fit.layers} exchanges {100 * fit.median_relative_error:.1f} %"
+        f"{1e3 * fit.message_s:.3g} ms for each further message of a layer{shared}; median relative error of the "
+        f"waiting latency of {fit.layers} exchanges {100 * fit.median_relative_error:.1f} %"
     )
     print(f"profile: {out}")
 

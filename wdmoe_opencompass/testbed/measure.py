@@ -1,26 +1,25 @@
 """From a probe's measured times to a channel profile of measured rates: least squares, no gRPC and no torch."""
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from scipy.optimize import nnls
+from scipy.optimize import linprog, nnls
 
 from ..channel.profile import ChannelProfile
 from ..errors import ProfileError
-from ..latency import ExpertShape, expert_flop, last_answer_s, payload_bit
+from ..latency import ExpertShape, expert_flop, last_answer_s, others, payload_bit
 from ..routing.times import LayerTimes
 
 Array = NDArray[np.float64]
-Choose = Callable[[Iterable[int]], int]
 MIN_SIZES = 2
 BURST_GAIN = 0.2  # by which a burst must lower the error of a straight line
 BURST_STEPS = 256  # of the sizes that a burst may hide
 STRAIGHT = 0.01  # relative error of a line that needs no burst
-SHARED_RADIO = 0.5  # of the error of slopes measured alone: below it, devices take each other's rate
+MIN_TOKEN_S = 1e-9  # below it what messages share has no limit
 DIGITS = 6  # of a fitted number, so that it can be written down
 
 
@@ -55,12 +54,14 @@ class LabFit:
 
     devices:               in the lab's order
     message_s:             by which each further message of a layer delays the last answer
+    shared_bit_per_s:      at which the bits of all but the slowest message pass what they share; None: at once
     layers:                how many exchanges were measured
     median_relative_error: of the fitted waiting latency against that of each exchange
     """
 
     devices: tuple[DeviceFit, ...]
     message_s: float
+    shared_bit_per_s: float | None
     layers: int
     median_relative_error: float
 
@@ -76,28 +77,14 @@ def fit_lab(names: Sequence[str], times: Sequence[LayerTimes], shape: ExpertShap
     squares of the relative errors (1 ms tells as much as 100 ms) through the median of each size (one late message
     moves nothing), split as the slopes of sending, computing and returning are; what else the round trip took grows no
     part of its own. The burst is where the transfers begin to grow; `fixed_s` is what the waiting latencies are beyond.
-    What several messages cost is `message_s`, from all waiting latencies as `waiting_latency_s` predicts them, by the
-    least relative errors. Where that leaves more than twice the error that slopes from the exchanges with the most
-    devices leave, the devices share a radio, and those are taken. None is below 0. ProfileError where a device has too
-    few sizes, or a part does not grow with them.
+    What messages share, `message_s` and `shared_bit_per_s`, is from the waiting latencies of exchanges with messages of
+    several sizes, as a router sends them (equal ones arrive together and hinder each other more), by the least relative
+    errors of what `waiting_latency_s` predicts. None is below 0. ProfileError where a device has too few sizes, or a
+    part does not grow with them.
     """
     bits, flop = payload_bit(payload_bits, shape.hidden_size), expert_flop(shape)
     exchanges = _exchanges(times)
-    alone, alone_error = _fit_slopes(min, names, exchanges, bits, flop)
-    together, together_error = _fit_slopes(max, names, exchanges, bits, flop)
-    return together if together_error < SHARED_RADIO * alone_error else alone
-
-
-def _fit_slopes(
-    choose: Choose, names: Sequence[str], exchanges: Sequence[Sequence[LayerTimes]], bits: float, flop: float
-) -> tuple[LabFit, float]:
-    """-> the lab by the slopes of the exchanges with the fewest (`min`) or the most (`max`) devices.
-
-    Second, the mean relative error of the waiting latency of exchanges with several devices.
-    """
-    fits = [
-        _fit_device(name, _messages(exchanges, device), choose, bits, flop) for device, name in enumerate(names)
-    ]
+    fits = [_fit_device(name, _messages(exchanges, device), bits, flop) for device, name in enumerate(names)]
     tokens = np.zeros((len(exchanges), len(names)))
     for row, exchange in enumerate(exchanges):
         for message in exchange:
@@ -105,23 +92,39 @@ def _fit_slopes(
     seconds = np.stack([fit.total_s(tokens[:, k], bits, flop) for k, fit in enumerate(fits)], axis=1)
     waiting = np.array([exchange[0].waiting_s for exchange in exchanges])
 
-    message_s = _message_s(seconds, waiting)
-    error = np.abs(last_answer_s(seconds, message_s) / waiting - 1)
-    several = error[(tokens > 0).sum(axis=1) > 1]
-    lab = LabFit(tuple(fits), message_s, len(exchanges), float(np.median(error)))
-    return lab, float(several.mean()) if len(several) else 0.0
+    message_s, token_s = _fit_shared(seconds, tokens, waiting)
+    error = np.abs(last_answer_s(seconds, tokens, message_s, token_s) / waiting - 1)
+    return LabFit(
+        tuple(fits),
+        _rounded(message_s),
+        _rounded(2 * bits / token_s) if token_s > MIN_TOKEN_S else None,
+        len(exchanges),
+        float(np.median(error)),
+    )
 
 
-def _message_s(seconds: Array, waiting: Array) -> float:
-    """-> what predicts the waiting latencies [exchanges] best, in the mean of the relative errors.
+def _fit_shared(seconds: Array, tokens: Array, waiting: Array) -> tuple[float, float]:
+    """-> seconds >= 0 by which each message, and each of its tokens, delay the slowest message.
 
-    seconds: [exchanges, devices] fitted. The best is the weighted median of what predicts each exchange exactly.
+    seconds, tokens: [exchanges, devices] fitted and sent. waiting: [exchanges]. The least mean relative error, as a
+    linear program.
     """
-    further = (seconds > 0).sum(axis=1) - 1
-    if not further.any():
-        return 0.0
-    exact = (waiting - seconds.max(axis=1))[further > 0] / further[further > 0]
-    return _rounded(max(0.0, _weighted_median(exact, (further / waiting)[further > 0])))
+    several = (tokens > 0).sum(axis=1) > 1
+    mixed = several & (tokens.max(axis=1) > np.where(tokens > 0, tokens, np.inf).min(axis=1))
+    chosen = mixed if mixed.any() else several
+    if not chosen.any():
+        return 0.0, 0.0
+    factors = np.stack(others(seconds[chosen], tokens[chosen]), axis=1) / waiting[chosen, None]
+    missing = 1 - seconds[chosen].max(axis=1) / waiting[chosen]
+    scale = factors.max(axis=0)
+    each = np.eye(len(missing))  # of the relative errors: columns after the two unknowns
+    solution = linprog(
+        np.concatenate([[0.0, 0.0], np.ones(len(missing))]),
+        A_ub=np.block([[factors / scale, -each], [-factors / scale, -each]]),
+        b_ub=np.concatenate([missing, -missing]),
+    )
+    message_s, token_s = solution.x[:2] / scale
+    return float(message_s), float(token_s)
 
 
 def _exchanges(times: Sequence[LayerTimes]) -> list[list[LayerTimes]]:
@@ -144,25 +147,22 @@ def _messages(exchanges: Sequence[Sequence[LayerTimes]], device: int) -> dict[in
     return {count: messages for count, messages in found.items() if messages}
 
 
-def _fit_device(
-    name: str, messages: dict[int, list[LayerTimes]], choose: Choose, bits: float, flop: float
-) -> DeviceFit:
-    chosen = messages[choose(messages)] if messages else []
-    tokens = np.array([message.tokens for message in chosen], dtype=np.float64)
+def _fit_device(name: str, messages: dict[int, list[LayerTimes]], bits: float, flop: float) -> DeviceFit:
+    alone = messages[min(messages)] if messages else []
+    tokens = np.array([message.tokens for message in alone], dtype=np.float64)
     sizes = np.unique(tokens)
     if len(sizes) < MIN_SIZES:
         raise ProfileError(
             f"{name}: messages of at least {MIN_SIZES} sizes are needed to tell a rate from a fixed time, got "
             f"{len(sizes)}; probe with other numbers of tokens too"
         )
-    alone = messages[min(messages)]
     burst = _burst_tokens(alone)
     limited = np.maximum(tokens - burst, 0.0)
     per_token, expected_s = {}, np.zeros(len(tokens))
     for part, growth in (("send", limited), ("compute", tokens), ("return", limited)):
-        per_token[part] = _slope(growth, np.array([getattr(message, f"{part}_s") for message in chosen]))
+        per_token[part] = _slope(growth, np.array([getattr(message, f"{part}_s") for message in alone]))
         expected_s += per_token[part] * growth
-    scale = _slope(expected_s, np.array([message.total_s for message in chosen]))
+    scale = _slope(expected_s, np.array([message.total_s for message in alone]))
     for part, slope in dict(total=scale, **per_token).items():
         if not slope > 0:
             raise ProfileError(
@@ -262,7 +262,7 @@ def measured_profile(
         for device, one in zip(base.devices, fit.devices, strict=True)
     ]
     content = base.model_dump(mode="json", exclude_none=True)
-    station = content["base_station"] | dict(message_s=fit.message_s)
+    station = content["base_station"] | dict(message_s=fit.message_s, shared_bit_per_s=fit.shared_bit_per_s)
     changed = dict(name=name, rates="measured", payload_bits=payload_bits, devices=devices, fading=dict(model="none"))
     return ChannelProfile.model_validate(content | changed | dict(base_station=station))
 

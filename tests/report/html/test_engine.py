@@ -53,7 +53,7 @@ def of(profile, **changes):
     return ChannelProfile.model_validate(data)
 
 
-def measured(message_s=None, alike=False, burst_bit=None):
+def measured(message_s=None, alike=False, burst_bit=None, shared_bit_per_s=None):
     places = [0 if alike else k for k in range(4)]
     rates = [dict(downlink_bit_per_s=1e6 * (k + 1), uplink_bit_per_s=3e6 / (k + 1)) for k in places]
     devices = [
@@ -62,7 +62,7 @@ def measured(message_s=None, alike=False, burst_bit=None):
     ]
     for k, device in enumerate(devices):
         device |= {} if burst_bit is None else dict(burst_bit=burst_bit * k)
-    station = dict(transmit_power_w=1.0) | ({} if message_s is None else dict(message_s=message_s))
+    station = dict(transmit_power_w=1.0, message_s=message_s, shared_bit_per_s=shared_bit_per_s)
     return ChannelProfile.model_validate(
         dict(
             name="measured",
@@ -86,6 +86,7 @@ PROFILES = {name: load_profile(name) for name in list_profiles()} | {
     "measured": measured(),
     "measured, several messages": measured(message_s=0.02),
     "measured, with bursts": measured(message_s=0.02, burst_bit=2000.0),
+    "measured, one radio": measured(message_s=0.02, shared_bit_per_s=1e6),
 }
 
 
@@ -245,7 +246,7 @@ def test_no_passes_are_no_latency(engine):
 # ---- heat maps ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["paper_8_devices", "measured", "measured, several messages", "measured, with bursts"])
+@pytest.mark.parametrize("name", ["paper_8_devices", "measured", "measured, several messages", "measured, one radio"])
 def test_times_and_waits_are_those_of_a_plain_loop_over_passes(engine, name):
     profile = PROFILES[name]
     trace = trace_of(profile, batches=5)
@@ -255,13 +256,15 @@ def test_times_and_waits_are_those_of_a_plain_loop_over_passes(engine, name):
     answer = engine(COMPUTED, [counts([run_of(profile, d=[trace])]), [dict(allocation="uniform")]])
     found = answer[0]["datasets"]["d"]
     message_s = profile.base_station.message_s or 0.0
+    token_s = 2 * budget.payload_bit / (profile.base_station.shared_bit_per_s or np.inf)
     waits, last, latency = np.zeros(times.shape), np.full(times.shape[:2], -1), np.zeros(times.shape[:2])
     for cell in np.ndindex(times.shape[:2]):
         loaded = [k for k in range(times.shape[2]) if times[cell][k] > 0]
         if loaded:
             last[cell] = max(loaded, key=times[cell].__getitem__)
             waits[cell][last[cell]] = 1
-            latency[cell] = times[cell][last[cell]] + (len(loaded) - 1) * message_s
+            tokens = sum(trace.device_load[cell][k] for k in loaded if k != last[cell])
+            latency[cell] = times[cell][last[cell]] + (len(loaded) - 1) * message_s + tokens * token_s
     assert found["waiting_device"] == last.ravel().tolist()
     for phase in PHASE_NAMES:
         chosen = trace.is_phase(phase)
