@@ -179,7 +179,7 @@ SHARED = 40e6  # bit/s of one radio for all
 
 
 def on_one_radio(loads, number, noise):
-    """LayerTimes of one exchange whose packets take turns on one radio, there and back; computing takes 1 us a token."""
+    """LayerTimes of one exchange whose packets take turns on one radio, there and back; 1 us of computing a token."""
     devices = np.flatnonzero(loads).tolist()
     air_s = {k: 2 * loads[k] * BITS / SHARED for k in devices}
     left, now_s, done = dict(air_s), 1e-3, {}
