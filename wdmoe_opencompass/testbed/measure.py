@@ -16,7 +16,7 @@ from ..routing.times import LayerTimes
 
 Array = NDArray[np.float64]
 MIN_SIZES = 2
-BURST_GAIN = 0.2  # by which a burst must lower the error of a straight line
+MIN_GAIN = 0.2  # by which a burst, or a shared rate, must lower the error that is left without it
 BURST_STEPS = 256  # of the sizes that a burst may hide
 STRAIGHT = 0.01  # relative error of a line that needs no burst
 MIN_TOKEN_S = 1e-9  # below it what messages share has no limit
@@ -107,7 +107,7 @@ def _fit_shared(seconds: Array, tokens: Array, waiting: Array) -> tuple[float, f
     """-> seconds >= 0 by which each message, and each of its tokens, delay the slowest message.
 
     seconds, tokens: [exchanges, devices] fitted and sent. waiting: [exchanges]. The least mean relative error, as a
-    linear program.
+    linear program; tokens count where that lowers it by MIN_GAIN, else scatter would pass for a rate.
     """
     several = (tokens > 0).sum(axis=1) > 1
     mixed = several & (tokens.max(axis=1) > np.where(tokens > 0, tokens, np.inf).min(axis=1))
@@ -116,15 +116,21 @@ def _fit_shared(seconds: Array, tokens: Array, waiting: Array) -> tuple[float, f
         return 0.0, 0.0
     factors = np.stack(others(seconds[chosen], tokens[chosen]), axis=1) / waiting[chosen, None]
     missing = 1 - seconds[chosen].max(axis=1) / waiting[chosen]
+    (message_s,), error = _least_relative_errors(factors[:, :1], missing)
+    both, error_of_both = _least_relative_errors(factors, missing)
+    return (both[0], both[1]) if error_of_both < (1 - MIN_GAIN) * error else (message_s, 0.0)
+
+
+def _least_relative_errors(factors: Array, missing: Array) -> tuple[list[float], float]:
+    """-> x >= 0 with the least mean of ``|factors x - missing|``, and that mean; factors: [exchanges, unknowns]."""
     scale = factors.max(axis=0)
-    each = np.eye(len(missing))  # of the relative errors: columns after the two unknowns
+    each = np.eye(len(missing))
     solution = linprog(
-        np.concatenate([[0.0, 0.0], np.ones(len(missing))]),
+        np.concatenate([np.zeros(len(scale)), np.ones(len(missing))]),
         A_ub=np.block([[factors / scale, -each], [-factors / scale, -each]]),
         b_ub=np.concatenate([missing, -missing]),
     )
-    message_s, token_s = solution.x[:2] / scale
-    return float(message_s), float(token_s)
+    return (solution.x[: len(scale)] / scale).tolist(), float(solution.fun) / len(missing)
 
 
 def _exchanges(times: Sequence[LayerTimes]) -> list[list[LayerTimes]]:
@@ -187,7 +193,7 @@ def _fit_device(name: str, messages: dict[int, list[LayerTimes]], bits: float, f
 def _burst_tokens(messages: Sequence[LayerTimes]) -> float:
     """-> how many tokens of a message pass before the rate counts; 0 where the transfer times follow a straight line.
 
-    The line through the tokens beyond must predict the transfers better by BURST_GAIN, in the mean of the relative
+    The line through the tokens beyond must predict the transfers better by MIN_GAIN, in the mean of the relative
     errors.
     """
     tokens = np.array([message.tokens for message in messages], dtype=np.float64)
@@ -205,7 +211,7 @@ def _burst_tokens(messages: Sequence[LayerTimes]) -> float:
 
     burst = min(np.linspace(0, sizes[-MIN_SIZES], BURST_STEPS, endpoint=False), key=error)
     straight = error(0.0)
-    return float(burst) if straight > STRAIGHT and error(burst) < (1 - BURST_GAIN) * straight else 0.0
+    return float(burst) if straight > STRAIGHT and error(burst) < (1 - MIN_GAIN) * straight else 0.0
 
 
 def _weighted_median(values: Array, weights: Array) -> float:
