@@ -49,10 +49,10 @@ INTERVALS = BATCH_METHOD.replace(
 FIGURE_TEXT = "line: mean over layers and passes with so many tokens; band: least and most; as measured"
 PREDICTION_TEXT = (
     "waiting latency of each MoE layer of each forward pass that had a token on a device: predicted from the recorded "
-    "loads and the profile (load x bits / rate both ways + evaluations x FLOPs / device FLOP/s, + the fixed seconds of "
-    "a message and those between two messages where rates are measured; slowest device, Eq. (4) to (11), bandwidth "
-    "split evenly), beside what was measured from the first message to the last answer; relative error "
-    "|predicted / measured - 1|"
+    "loads and the profile (load x bits / rate both ways + evaluations x FLOPs / device FLOP/s; where rates are "
+    "measured less the burst of a link, + the fixed seconds of a message and those of each further message of the "
+    "layer; slowest device, Eq. (4) to (11), bandwidth split evenly), beside what was measured from the first message "
+    "to the last answer; relative error |predicted / measured - 1|"
 )
 
 
