@@ -156,7 +156,7 @@ def test_every_policy_runs_or_says_what_it_needs(small, policy):
         with pytest.raises(PolicyError, match="calibration"):
             simulate(simulation(policy=policy), ["PIQA"], workers=1)
         return
-    (found,) = simulate(simulation(policy=policy, batch_size=2), ["PIQA"], workers=1)
+    (found,) = simulate(simulation(policy=policy, batch_size=1), ["PIQA"], workers=1)
     assert found.selected.metadata.policy == policy
     assert (found.selected.assignments_before == 2 * found.selected.tokens[:, None]).all()
 

@@ -120,10 +120,10 @@ def _show(
     simulation: Simulation, scope: str, found: Sequence[SimulatedBenchmark], records: list[dict[str, Any]]
 ) -> None:
     from ..report.provenance import origin_notes
-    from ..report.simulation import HEADING, NOTES, mean_savings, simulation_runs, simulation_table
+    from ..report.simulation import HEADING, NOTES, mean_savings, simulation_rows, simulation_runs
 
     print(f"{HEADING}\n")
-    print_table(simulation_table(records).to_dict("records"))
+    print_table(simulation_rows(records))
     print("\nmean saving over the benchmarks")
     rows = mean_savings(records).items()
     print_table([dict(row=row) | {key: round(value, 1) for key, value in means.items()} for row, means in rows])

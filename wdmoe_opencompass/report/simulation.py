@@ -54,7 +54,7 @@ def mean_savings(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, float
     return means
 
 
-def simulation_table(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def simulation_rows(records: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     """The records as text: `ours | paper | difference` of latencies and of savings."""
     rows = []
     for record in records:
@@ -66,7 +66,7 @@ def simulation_table(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
         else:
             row |= dict.fromkeys(_cells("saving %", 0, 0, 0), "-")
         rows.append(row)
-    return pd.DataFrame(rows)
+    return rows
 
 
 def _cells(unit: str, ours: float, paper: float, difference: float) -> dict[str, str]:
@@ -89,7 +89,7 @@ def write_simulation(folder: Path, found: Sequence[SimulatedBenchmark], records:
     write_summary(folder)
     runs = simulation_runs(found)
     notes = [HEADING, *NOTES, *origin_notes(runs)]
-    write_table(folder / "summary" / SIMULATION, simulation_table(records), notes, provenance(runs))
+    write_table(folder / "summary" / SIMULATION, pd.DataFrame(simulation_rows(records)), notes, provenance(runs))
 
 
 def simulation_runs(found: Sequence[SimulatedBenchmark]) -> list[ModelRun]:
