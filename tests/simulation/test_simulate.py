@@ -97,6 +97,13 @@ def test_a_batch_does_not_depend_on_how_many_there_are():
     assert (fewer[0].expert_index == passes("prompts")[0].expert_index).all()
 
 
+def test_a_row_is_finished_once_its_answer_has_no_token_left():
+    decoding = [one for one in passes("answers") if one.phase == "decode"]
+    assert all((~one.finished).sum() == len(one.expert_index) for one in decoding)
+    for earlier, later in pairwise(decoding):
+        assert earlier.batch != later.batch or (earlier.finished <= later.finished).all()
+
+
 # -- traces --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["PIQA", "HumanEval"])
 def test_the_vanilla_trace_counts_what_was_generated(small, name):
@@ -107,6 +114,9 @@ def test_the_vanilla_trace_counts_what_was_generated(small, name):
         assert (found.vanilla.device_load[n] == counts).all()
         assert (found.selected.device_load_before[n] == counts).all()
     assert [PHASES[phase] for phase in found.vanilla.phase] == [one.phase for one in generated]
+    waits = [1 + sum(~one.finished for one in generated if one.batch == batch and one.finished is not None)
+             for batch in range(len(found.vanilla.items))]  # fmt: skip
+    assert (found.vanilla.item_passes == np.concatenate([np.broadcast_to(wait, 4) for wait in waits])).all()
     assert (found.selected.device_load <= found.vanilla.device_load).all()
     assert (found.selected.assignments >= found.selected.tokens[:, None]).all()  # every token keeps an expert
     assert found.vanilla.metadata.policy == "top_k"

@@ -44,10 +44,10 @@ def request_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
     return records
 
 
-def percentiles(latency_s: np.ndarray) -> dict[str, float]:
-    """latency_s: [requests] -> `latency_p50_s` and so on for PERCENTILES."""
-    values = np.percentile(latency_s, PERCENTILES)
-    return {f"latency_p{percent}_s": float(value) for percent, value in zip(PERCENTILES, values, strict=True)}
+def percentiles(latency_s: np.ndarray) -> dict[str, float | None]:
+    """latency_s: [requests] -> `latency_p50_s` and so on for PERCENTILES; None each without a request."""
+    values = np.percentile(latency_s, PERCENTILES).tolist() if len(latency_s) else [None] * len(PERCENTILES)
+    return {f"latency_p{percent}_s": value for percent, value in zip(PERCENTILES, values, strict=True)}
 
 
 def request_table(records: Sequence[dict[str, Any]], benchmarks: Sequence[str]) -> pd.DataFrame:
