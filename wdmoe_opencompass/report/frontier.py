@@ -47,8 +47,8 @@ ROUTED_FRONT = (
     "its latency (under the optimal split), one of them strictly; by the estimates",
     "{quality} is no accuracy: the traces were routed without a model, so there are no answers, and nothing here says "
     "how answers depend on it (our choice in place of accuracy)",
-    f"a latency is - where a benchmark has fewer than {LEAST_GROUPS} batches, too few for an interval; the figure shows "
-    "the estimate",
+    f"a latency is - where a benchmark has fewer than {LEAST_GROUPS} batches, too few for an interval; the figure "
+    "shows the estimate",
 )
 
 Cells = Sequence[tuple[dict[str, Any], BatchSums]]
