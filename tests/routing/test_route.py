@@ -20,7 +20,7 @@ from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.report import routed as routed_folder
 from wdmoe_opencompass.report.routed import routed_rows
 from wdmoe_opencompass.routing.channel_state import ChannelStates
-from wdmoe_opencompass.routing.recording import write_recording
+from wdmoe_opencompass.routing.recording import read_recording, write_recording
 from wdmoe_opencompass.routing.recording_import import import_recording
 from wdmoe_opencompass.routing.route import full_probabilities, route_passes, route_recording, vanilla_trace
 from wdmoe_opencompass.routing.trace import join, read_trace
@@ -320,9 +320,21 @@ def test_the_folder_is_one_that_the_other_commands_work_on(wdmoe, recording_file
     by_model = {row["model"]: row["mean_waiting_latency_s"] for row in replayed["summary"]}
     assert by_model["tiny-top_k"] == pytest.approx(rows["vanilla_even"])
     assert by_model["tiny-fixed_k"] == pytest.approx(rows["selection_only"])
-    frontier = wdmoe("frontier", out)
-    assert (frontier.returncode, frontier.stdout) == (1, "")
-    assert "no accuracy" in frontier.stderr
+    frontier = wdmoe("frontier", out, "--json")
+    assert (frontier.returncode, frontier.stderr) == (0, "")
+    points = {row["model"]: row for row in json.loads(frontier.stdout)["rows"]}
+    assert set(points) == {"tiny-top_k", "tiny-wlr", "tiny-fixed_k"}
+    weights = read_recording(recording_file).weights
+    strongest = f"{100 * weights.max(axis=2).sum() / weights.sum():.1f}"
+    assert points["tiny-top_k"]["router weight kept (%)"] == "100.0"
+    assert points["tiny-fixed_k"]["router weight kept (%)"] == strongest
+    assert points["tiny-fixed_k"]["latency, even split"].startswith(
+        f"{rows['selection_only'] / rows['vanilla_even']:.3f} ["
+    )
+    assert not any("accuracy" in name for name in points["tiny-wlr"])
+    shown = wdmoe("frontier", out).stdout
+    assert "router weight kept is no accuracy: the traces were routed without a model" in shown
+    assert "frontier.png" in shown
     compared = wdmoe("compare", out, out, "--format", "csv").stdout
     assert "open loop" in compared
     assert "accuracy (%)" not in compared

@@ -111,11 +111,11 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
     frontier = frontier_records(runs, benchmarks, cells)
     write_json(folder / FRONTIER_RECORDS_FILE, frontier)
     if len(frontier) > 1:
-        text = frontier_text(benchmarks)
-        notes = footnote(runs, text) + frontier_notes()
+        quality = frontier[0]["quality"]
+        notes = footnote(runs, frontier_text(benchmarks, quality)) + frontier_notes(quality)
         write_table(folder / FRONTIER, frontier_table(frontier), notes, provenance(runs, **SHOWN))
         save_figure(draw_frontier(frontier, benchmarks), folder / FRONTIER, profile_line(runs))
-        printed.append(f"accuracy against latency, every model: {folder / FRONTIER}.md and .png\n")
+        printed.append(f"{quality} against latency, every model: {folder / FRONTIER}.md and .png\n")
     comparison = paper_comparison(runs, records)
     if not comparison.empty:
         notes = footnote(runs, COMPARISON_TEXT[0]) + COMPARISON_TEXT[1:] + accuracy_notes(runs)
