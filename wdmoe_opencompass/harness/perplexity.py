@@ -59,5 +59,5 @@ def _check_scored(texts: Sequence[str], lengths: Sequence[int], masked: Sequence
             shown = repr(text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "...")
             raise ModelError(
                 f"wdmoe.perplexity 'exact': nothing to score in {shown}: length {length} tokens, mask {mask} tokens; "
-                f"it must be longer than its mask and than its first token, which has no prediction"
+                "it must be longer than its mask and than its first token, which has no prediction"
             )
