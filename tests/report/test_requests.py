@@ -102,12 +102,16 @@ def test_records_have_every_row_and_dataset_and_follow_from_the_traces(run):
             assert record[f"latency_p{percent}_s"] == approx(np.percentile(waits, percent))
         assert record["scope"] == "layer"
     table = records(run, "requests")
-    assert [row["row"] for row in table["rows"]] == [*ROWS, "requests"]
+    assert [row["row"] for row in table["rows"]] == [*ROWS, "batch size", "batch size", "requests"]
     first = next(record for record in found if (record["row"], record["dataset"]) == ("vanilla_even", "writing"))
     expected = " / ".join(f"{1e3 * first[f'latency_p{percent}_s']:.3f}" for percent in (50, 90, 99))
     assert table["rows"][0]["writing"] == expected
     assert table["rows"][-1] == dict(row="requests", model="-", choice="32", writing="28")
+    assert [row for row in table["rows"] if row["row"] == "batch size"] == [
+        dict(row="batch size", model=model, choice="4", writing="4") for model in ("vanilla", "wdmoe")
+    ]
     assert "simulated" in table["notes"][0]
+    assert any("the 99th percentile rests on the number of batches" in note for note in table["notes"])
     assert (table["provenance"]["scope"], table["provenance"]["per"]) == ("layer", "request")
 
 
@@ -122,7 +126,19 @@ def test_parts_and_groups_are_pooled_request_by_request():
     assert found["vanilla_even", "both"]["latency_p90_s"] == approx(np.percentile(pooled, 90))
     del one.traces["e"]
     assert "both" not in {record["dataset"] for record in request_records([one])}
-    assert request_table(request_records([one]), ["d", "both"])["both"].tolist() == ["-", "-", "-"]
+    assert request_table(request_records([one]), ["d", "both"])["both"].tolist() == ["-"] * 4
+
+
+def test_batch_sizes_are_those_of_the_config_and_of_each_dataset():
+    traces = {name: [join(metadata(), [block(0)])] for name in "def"}
+    groups = {"both": ["d", "e"]}
+    runs = [
+        ModelRun(abbr, policy, ("w", "p"), traces=traces, groups=groups, batch_size=size, own_batch_sizes=own)
+        for abbr, policy, size, own in (("v", "top_k", 64, {}), ("w", "wlr", 16, dict(e=8)), ("x", "wlr", None, {}))
+    ]
+    table = request_table(request_records(runs), ["both", "f"]).set_index(["row", "model"])
+    sizes = {model: table.loc[("batch size", model)].tolist() for model in "vwx"}
+    assert sizes == dict(v=["64", "64"], w=["8, 16", "16"], x=["4", "4"])  # of no config: the largest batch
 
 
 # -- measured speed --------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ TEXT = (
     "later passes over the time from the first of them to the end of the generation, choosing the tokens included; "
     "the token that the prefill gives is not counted. s per item: the calls of `generate` or `get_ppl` over the items, "
     "tokenizing included; loading the model and scoring are not. Selection and recording are part of all three, and "
-    "so is the first batch, in which a machine warms up"
+    "so is the first batch, in which a machine warms up. On a testbed the network and the devices' computing are part "
+    "of all three too, and the device in the table is the base station's"
 )
 COLUMNS = ("model", "dataset", "prefill (tokens/s)", "decode (tokens/s)", "s per item", "device", "dtype", "batch size")
 

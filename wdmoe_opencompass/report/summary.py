@@ -9,7 +9,7 @@ from ..allocation import PRIMARY_SCOPE, SCOPE_LABELS, SCOPE_MEANING
 from ..files import write_whole
 from ..routing.trace import PHASES
 from .compare import BATCHES_FILE, ITEMS_FILE, batch_records, item_records
-from .differences import IN_CELLS, difference_notes, difference_records, difference_table
+from .differences import cell_notes, difference_notes, difference_records, difference_table
 from .events import write_events
 from .fading import add_draws, draw_notes
 from .figures import save_figure
@@ -98,7 +98,7 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
     write_json(folder / "latency.json", public)
     write_json(folder / BATCHES_FILE, batch_records(cells))
     differences = difference_records(runs, benchmarks)
-    notes = footnote(runs, ACCURACY_TEXT) + accuracy_notes(runs) + [IN_CELLS] * bool(differences)
+    notes = footnote(runs, ACCURACY_TEXT) + accuracy_notes(runs) + cell_notes(differences)
     printed = [write_table(folder / "table_1_accuracy", table_1(runs, benchmarks, differences), notes, origin)]
     printed.append(_write_latency_tables(runs, benchmarks, records, folder))
     printed += _write_requests(runs, benchmarks, folder)

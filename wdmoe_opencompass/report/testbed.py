@@ -15,7 +15,7 @@ from ..replay import replay
 from ..routing.times import TIMES_SUFFIX, MeasuredTimes, check_belongs, read_times
 from ..routing.trace import RoutingTrace
 from .batches import BatchSums, grouped_sums
-from .differences import IN_CELLS, difference_records
+from .differences import cell_notes, difference_records
 from .figures import panel_grid, save_figure
 from .provenance import footnote, origin_notes, profile_line, provenance
 from .statistics import Array, Interval, latency_interval
@@ -360,7 +360,7 @@ def write_testbed(
     lacking = [f"empty: {one.run.abbr}, {d}: {why}" for one in measured for d, why in one.missing.items()]
     own_runs = [one.run for one in measured]
     differences = difference_records(own_runs, benchmarks)
-    notes = footnote(own_runs, ACCURACY_TEXT) + accuracy_notes(own_runs) + [IN_CELLS] * bool(differences)
+    notes = footnote(own_runs, ACCURACY_TEXT) + accuracy_notes(own_runs) + cell_notes(differences)
     origin = provenance(own_runs)
     write_table(folder / TABLE_3, table_3(measured, benchmarks), notes, origin)
     records = waiting_records(measured, benchmarks)
