@@ -18,14 +18,14 @@ from .tables import ModelRun, write_table
 SIMULATION = "simulation"
 HEADING = "Table II of the paper and a simulation on synthetic routing: latency per forward pass (ms), savings (%)"
 FITTED_TO_TABLE_2 = ("nearest distance", "farthest distance", "the generator's weight outside the top-2")
-CHOSEN_BY_ORDER = ("FLOP/s", "batch size 64")
+CHOSEN_BY_ORDER = ("FLOP/s", "the default batch size, 64")
 CELLS = sum(len(latencies) for latencies in TABLE_2.values())
 NOTES = (
     "synthetic routing: router outputs are drawn from a model of Mixtral-8x7B-Instruct's router, its top-2 fitted to "
     "published statistics; no language model ran (docs/reconstruction.md)",
-    f"fitted to the {CELLS} cells of Table II: {len(FITTED_TO_TABLE_2)} values, {FITTED_TO_TABLE_2[0]} and "
-    f"{FITTED_TO_TABLE_2[1]} of profile paper_8_devices, and {FITTED_TO_TABLE_2[2]}; chosen by their order, with "
-    f"Table II in view: {len(CHOSEN_BY_ORDER)}, {' and '.join(CHOSEN_BY_ORDER)}",
+    f"fitted to the {CELLS} cells of Table II: {len(FITTED_TO_TABLE_2)} values ({', '.join(FITTED_TO_TABLE_2)}); "
+    f"chosen by their order, not fitted: {len(CHOSEN_BY_ORDER)} ({', '.join(CHOSEN_BY_ORDER)}); distances and FLOP/s "
+    "are those of profile paper_8_devices",
     "ours: mean attention waiting latency of one forward pass, Eq. (11) summed over 32 layers, base station's compute "
     "neglected; a batch of Table II is taken to be one forward pass",
     "difference = ours - paper; savings are relative to vanilla_even, in percentage points",

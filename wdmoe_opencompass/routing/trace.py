@@ -137,7 +137,7 @@ class TraceMetadata(BaseModel):
             "there are no answers, so no accuracy"
         ]
         if self.batch_size is not None:
-            lines.append(f"{self.batch_size} sequences per forward pass")
+            lines.append(f"batch size {self.batch_size} (sequences per forward pass)")
         if self.recorded_routing not in ("", "top_k"):
             lines.append(f"the recorded run routed by {self.recorded_routing}: later layers saw what it had dropped")
         if self.softmax_recorded is False and self.top_k_mass is None:
