@@ -136,6 +136,7 @@ def test_json_holds_every_cell_next_to_the_papers(wdmoe, monkeypatch):  # noqa: 
     monkeypatch.setattr(run, "available_cores", lambda: 1)
     answer = json.loads(wdmoe("simulate", "--benchmarks", "ARC-E,PIQA", "--batch-size", "2", "--json").stdout)
     assert answer["routing"] == "synthetic"
+    assert (len(answer["fitted_to_table_2"]), len(answer["chosen_by_order"])) == (3, 2)
     cells = {(cell["row"], cell["benchmark"]): cell for cell in answer["cells"]}
     assert set(cells) == {(row, name) for row in TABLE_2 for name in ("PIQA", "ARC-E")}
     for (row, name), cell in cells.items():
@@ -173,7 +174,8 @@ def test_every_policy_runs_or_says_what_it_needs(small, policy):
 
 def test_a_folder_holds_traces_figures_and_the_comparison(wdmoe, tmp_path):  # noqa: F811
     out = tmp_path / "simulated"
-    done = wdmoe("simulate", "--benchmarks", "ARC-E", "--batch-size", "1", "--out", str(out))
+    sizes = ["--batch-size", "2", "--seed", "7", "--scope", "pass"]
+    done = wdmoe("simulate", "--benchmarks", "ARC-E", *sizes, "--out", str(out))
     assert done.returncode == 0, done.stderr
     runs = runs_from_traces(out)
     assert [found.policy for found in runs] == ["top_k", "wlr"]
@@ -181,8 +183,16 @@ def test_a_folder_holds_traces_figures_and_the_comparison(wdmoe, tmp_path):  # n
     for figure in ("figure_5_bandwidth", "figure_6_benchmarks", "figure_7_ablation", "figure_8_expert_pairs"):
         assert f"{figure}.png" in names
     text = (out / "summary" / "simulation.md").read_text()
-    assert "synthetic routing" in text
-    assert "fitted" in text
+    for words in ("synthetic routing", "fitted to the 32 cells of Table II: 3 values", "not fitted: 2"):
+        assert words in text
+    for words in ("scope pass (hindsight): one", "batch size 2 (", "routing seed 7", "seed 0"):
+        assert words in text
+        assert words in done.stdout
+    told = json.loads((out / "summary" / "simulation.json").read_text())["provenance"]
+    assert told["scope"] == "pass (hindsight)"
+    of_folder = json.loads((out / "summary" / "provenance.json").read_text())
+    for model in told["models"] + of_folder["models"]:
+        assert (model["batch_size"], model["routing_seed"], model["seed"]) == (2, 7, 0)
     again = wdmoe("simulate", "--benchmarks", "ARC-E", "--out", str(out))
     assert again.returncode == 2
     assert "give a new folder" in again.stderr
@@ -219,7 +229,7 @@ def test_table_2_is_rebuilt_with_one_profile_and_one_batch_size():
         assert found[f"{row}_mean_points"] <= 2
         assert found[f"{row}_worst_points"] <= worst
     assert found["row_1_worst_factor"] <= 1.6
-    assert found["cells"] == 32
+    assert (found["fitted_values"], found["chosen_values"], found["cells"]) == (3, 2, 32)
 
 
 def test_the_benchmarks_figures_are_those_of_its_cells():

@@ -15,6 +15,14 @@ from .tables import DENSE, ModelRun, datasets_of, missing_cells
 
 PROVENANCE_FILE = "provenance.json"
 
+FACTS_OF_ROUTED = (
+    "routed_from",
+    "recording_sha256",
+    "recorded_routing",
+    "softmax_recorded",
+    "top_k_mass",
+    "routing_seed",
+)
 PADDED = " (OpenCompass's own: a text's score depends on the padding of its batch)"
 
 
@@ -190,8 +198,7 @@ def _model(run: ModelRun) -> dict[str, Any]:
             trace_format=one.format_version,
         )
         if one.routed_from != "model":
-            names = ("routed_from", "recording_sha256", "recorded_routing", "softmax_recorded", "top_k_mass")
-            facts |= {name: getattr(one, name) for name in names}
+            facts |= {name: getattr(one, name) for name in FACTS_OF_ROUTED}
         else:  # without the model no text is scored
             facts["perplexity"] = one.perplexity
     return facts | dict(datasets=list(run.traces), files=run.sources, files_sha256=files_digest(run))

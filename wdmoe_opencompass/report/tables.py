@@ -161,7 +161,7 @@ def runs_from_traces(run_folder: Path) -> list[ModelRun]:
         trace = read_trace(path)
         one = trace.metadata
         run = runs.setdefault(one.model, ModelRun(one.model, one.routing, (one.weights, one.profile_hash)))
-        run.perplexity = one.perplexity
+        run.perplexity, run.batch_size = one.perplexity, one.batch_size
         if run.base != (one.weights, one.profile_hash):
             raise TraceError(f"{path}: recorded with other weights or another channel profile than {one.model}'s first")
         run.traces.setdefault(dataset_of(one.dataset, datasets), []).append(trace)

@@ -82,7 +82,8 @@ class TraceMetadata(BaseModel):
     SHA-256 is recording_sha256) or of a `generator`. The last two have no answers, and a drop changed nothing in later
     layers. Where softmax_recorded is False the recording lacks the full softmax: a policy knew the top-k only, or took
     the rest to be spread evenly if top_k_mass says what the top-k weigh together. recorded_routing is the routing of
-    the run that was recorded.
+    the run that was recorded. batch_size says how many sequences formed a forward pass, routing_seed is that of a
+    generator.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")  # a parameter may be infinite
@@ -114,6 +115,8 @@ class TraceMetadata(BaseModel):
     recorded_routing: str = ""
     softmax_recorded: bool | None = None
     top_k_mass: Annotated[float, Field(gt=0, le=1)] | None = None
+    batch_size: Count | None = None
+    routing_seed: Annotated[int, Field(ge=0, le=MOST_SEED, strict=True)] | None = None
 
     @property
     def routing(self) -> str:
@@ -125,12 +128,16 @@ class TraceMetadata(BaseModel):
         if self.routed_from == "model":
             return []
         source = "generated router outputs"
+        if self.routing_seed is not None:
+            source += f" (routing seed {self.routing_seed})"
         if self.routed_from == "recording":
             source = f"a recording of the router (SHA-256 {self.recording_sha256[:12] or 'unknown'})"
         lines = [
             f"routed from {source}, without the model: a drop does not change what later layers see (open loop), and "
             "there are no answers, so no accuracy"
         ]
+        if self.batch_size is not None:
+            lines.append(f"batch size {self.batch_size} (sequences per forward pass)")
         if self.recorded_routing not in ("", "top_k"):
             lines.append(f"the recorded run routed by {self.recorded_routing}: later layers saw what it had dropped")
         if self.softmax_recorded is False and self.top_k_mass is None:
