@@ -187,7 +187,7 @@ def _model(run: ModelRun) -> dict[str, Any]:
         )
         if one.routed_from != "model":
             names = ("routed_from", "recording_sha256", "recorded_routing", "softmax_recorded", "top_k_mass")
-            facts |= {name: getattr(one, name) for name in names}
+            facts |= {name: getattr(one, name) for name in (*names, "batch_size")}
     return facts | dict(datasets=list(run.traces), files=run.sources, files_sha256=files_digest(run))
 
 
