@@ -414,7 +414,7 @@ def test_a_folder_of_another_recording_or_of_other_parameters_is_refused(
     write_recording(tmp_path / "other", random_recording(seed=1, probabilities=False))
     for changed, sentence in (
         (("--parameters", '{"theta": 0.3}'), "with policy parameters"),
-        (("--batch-size", 2), "with a batch size of 4, not 2"),
+        (("--batch-size", 2), "with a batch size of 64, not 2"),
         (("--profile", "near_far_8_devices"), "under a profile with hash"),
         (("--top-k-mass", 0.5), "with a top-k mass of"),
     ):
