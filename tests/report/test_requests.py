@@ -66,6 +66,14 @@ def test_requests_of_a_batch_that_end_earlier_wait_less():
     assert part.request_latency_s == approx([waits.sum(), waits[0], waits[:3].sum()])
 
 
+def test_an_item_without_a_token_is_no_request():
+    blocks = [block(0, 3, 5) | dict(item_passes=np.array([5, 0, 3], np.int32))]
+    blocks.append(block(3, 2, 2) | dict(item_passes=np.array([0, 1], np.int32)))
+    part = replay(join(metadata(), blocks), PROFILE, "uniform", "layer")
+    waits = part.waiting_latency_s
+    assert part.request_latency_s == approx([waits[:5].sum(), waits[:3].sum(), waits[5]])
+
+
 def test_without_a_batch_nobody_waits():
     part = replay(join(metadata(), []), PROFILE, "uniform", "layer")
     assert part.request_latency_s.shape == (0,)

@@ -280,6 +280,10 @@ REFUSED = {
     "array sequence must be from 0 to 2 throughout, got 3": changed(sequence=put(-1, 3)),
     "array position must be from 0 to 2147483647": changed(position=put(0, -1)),
     r"1 of 14 rows are repeated: position 1 of sequence 0 is there 2 times": changed(position=put(0, 1)),
+    r"weights must be > 0 for at least one expert of every token and layer, got only 0 at token 2, layer 1": changed(
+        weights=put((2, 1), 0.0)
+    ),
+    r"got only 0 at token 0, layer 0 \(42 such rows\)": changed(weights=np.zeros_like),
     "positions must ascend within a sequence, got 4, then 3 in sequence 0": changed(position=put([3, 4], [4, 3])),
     "holds no tokens": changed(
         **dict.fromkeys(("expert_index", "weights", "probabilities", "sequence", "position"), lambda array: array[:0])
@@ -319,6 +323,19 @@ def test_rows_of_a_warm_up_are_named_and_counted(tmp_path):
     for name in ("expert_index", "weights", "probabilities"):
         arrays[name][7:30:15] = arrays[name][0]  # no run of them is long enough to be no model's
     import_recording(npz(tmp_path, arrays))
+
+
+@pytest.mark.parametrize("names", [("expert_index", "weights"), ("expert_index",)])
+def test_rows_of_a_warm_up_are_found_in_sequences_of_one_token(tmp_path, names):
+    arrays = import_arrays(prompt_length=(1,) * 60, new=(0,) * 60)
+    del arrays["probabilities"]
+    if "weights" not in names:
+        del arrays["weights"]
+    import_recording(npz(tmp_path, arrays))
+    for name in names:
+        arrays[name][20:] = arrays[name][20]
+    with pytest.raises(TraceError, match="40 of 60 rows are repeated: from position 0 of sequence 20 on, 40 rows have"):
+        import_recording(npz(tmp_path, arrays))
 
 
 BAD_LINES = {
