@@ -125,8 +125,10 @@ class DrawnLatency:
         draws = len(self.mean_latency_s)
         return float(self.mean_latency_s.std(ddof=1) / np.sqrt(draws)) if draws > 1 else None
 
-    def saving_over(self, other: "DrawnLatency") -> Array:
-        """-> [draws] 1 - latency / other's latency, draw by draw."""
+    def saving_over(self, other: "DrawnLatency") -> Array | None:
+        """-> [draws] 1 - latency / other's latency, draw by draw; None where the other waits 0 s in a draw."""
+        if not other.mean_latency_s.all():
+            return None
         return 1 - self.mean_latency_s / other.mean_latency_s
 
     def quantile_s(self, share: float) -> float:

@@ -77,6 +77,19 @@ def test_figure_6_has_no_bar_without_a_vanilla_and_its_legend_knows_every_row():
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["vanilla_even", "both, wdmoe"]
 
 
+@pytest.mark.parametrize("changed", ["batches", "scoring"])
+def test_figure_6_has_no_bar_against_a_vanilla_of_other_batches_or_scoring(changed):
+    other = run_of("wdmoe", "wlr", ("w", "p"), d=trace_of(seed=3))
+    runs = [run_of("v", "top_k", ("w", "p"), d=trace_of()), other]
+    assert len(heights(FIGURES["figure_6_benchmarks"](runs, ["d"]))) == 2
+    if changed == "batches":
+        (trace,) = other.traces["d"]
+        trace.arrays["items"] = trace.items + 1
+    else:
+        other.perplexity = "exact"
+    assert heights(FIGURES["figure_6_benchmarks"](runs, ["d"])) == [1]
+
+
 def test_figure_7_plots_the_latency_of_each_forward_pass_in_ms():
     trace = trace_of(batches=3)
     figure = FIGURES["figure_7_ablation"]([run_of("v", "top_k", ("w", "p"), d=trace)], ["d"])

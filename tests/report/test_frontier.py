@@ -137,6 +137,24 @@ def test_unknown_items_leave_the_difference_out(lacking):
     assert frontier_table([other])["difference (points)"].iloc[0] == "-"
 
 
+def test_texts_scored_in_another_way_are_on_no_common_frontier():
+    several = runs()[:2]
+    several[1].perplexity = "exact"
+    assert [one["model"] for one in frontier_records(several, BENCHMARKS, latency_cells(several))] == ["vanilla"]
+    exact = [*several, runs()[0]]
+    exact[2].abbr, exact[2].perplexity = "exact vanilla", "exact"
+    records = {one["model"]: one for one in frontier_records(exact, BENCHMARKS, latency_cells(exact))}
+    assert set(records) == {"vanilla", "b", "exact vanilla"}
+    assert records["b"]["family"] == records["exact vanilla"]["family"] != records["vanilla"]["family"]
+
+
+def test_a_model_of_other_batches_is_left_out():
+    several = runs()[:2]
+    (trace,) = several[1].traces["piqa"]
+    trace.arrays["items"] = 2 * trace.items
+    assert [one["model"] for one in frontier_records(several, BENCHMARKS, latency_cells(several))] == ["vanilla"]
+
+
 # -- routed without a model --------------------------------------------------------------------------------------------
 PROFILE = load_profile("paper_8_devices")
 POLICIES = (("top_k", {}), ("fixed_k", dict(k=1)), ("wlr", {}))

@@ -149,6 +149,11 @@ def test_batch_sizes_are_those_of_the_config_and_of_each_dataset():
     assert sizes == dict(v=["64", "64"], w=["8, 16", "16"], x=["4", "4"])  # of no config: the largest batch
 
 
+def test_requests_of_one_perplexity_batch_wait_equally_long():
+    part = replay(join(metadata(), ranked(labels=3, sizes=[4, 4, 4])), PROFILE, "uniform", "layer")
+    assert len(set(part.request_latency_s.tolist())) == 3
+
+
 # -- measured speed --------------------------------------------------------------------------------------------------
 def measure(run, model, dataset, batches, **changes):
     for number in range(batches):
@@ -201,3 +206,16 @@ def test_two_machines_are_both_named_and_nothing_measured_leaves_no_table(run):
     table = records(run, "speed")
     assert [row["device"] for row in table["rows"]] == ["GPU X; GPU Y"]
     assert table["notes"][0].startswith("measured wall-clock")
+
+
+def test_speed_names_the_batch_size_that_each_dataset_ran_with(run):
+    """A dataset's own inferencer goes before the model; a group has those of all its datasets."""
+    measure(run, "vanilla", "writing", batches=7)
+    measure(run, "vanilla", "choice", batches=8)
+    (vanilla, _) = runs = runs_from_traces(run)
+    vanilla.batch_size, vanilla.own_batch_sizes = 16, dict(writing=ITEMS)
+    vanilla.groups = {"all": ["writing", "choice"]}
+    found = speed_records(runs, run / "predictions")
+    assert {r["dataset"]: r["batch_sizes"] for r in found} == dict(writing=[4], choice=[16], all=[4, 16])
+    sizes = speed_table(found, ["writing", "choice", "all"]).set_index("dataset")["batch size"]
+    assert sizes.to_dict() == dict(writing="4", choice="16", all="4, 16")

@@ -16,6 +16,7 @@ from ..channel.profile import ChannelProfile, changed_profile
 from ..files import write_whole
 from ..replay import Advance, ignore, pooled_mean, replay
 from ..routing.trace import RoutingTrace
+from .batches import batch_key
 from .provenance import profile_line
 from .tables import OPTIMISED, ROWS, ModelRun, row_runs
 
@@ -91,7 +92,7 @@ def figure_5(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
 
 
 def figure_6(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
-    """Mean latency per forward pass of every benchmark, relative to vanilla of the same weights and profile.
+    """Mean latency per forward pass by benchmark, relative to vanilla of the same weights, profile, scoring and batches.
 
     The latency itself stands on each bar; where there is no vanilla to compare with, there is no bar.
     """
@@ -113,15 +114,16 @@ def figure_6(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
 
 
 def _bars(runs: Sequence[ModelRun], benchmark: str) -> Iterator[tuple[str, str, float, float]]:
-    """(row, label, latency per pass, that of vanilla) of the runs that have a vanilla beside them, in seconds."""
-    vanilla: dict[tuple[str, str], float] = {}
+    """(row, label, latency per pass, that of vanilla) of the runs with a vanilla of the same batches, in seconds."""
+    vanilla: dict[tuple, float] = {}
     for row, label, run in _rows(runs, benchmark, ("vanilla_even", "both")):
         traces = run.traces_of(benchmark)
         value_s = _pass_mean_s(traces, traces[0].metadata.profile, ROWS[row][1], PRIMARY_SCOPE)
+        key = (run.base, run.perplexity, *map(batch_key, traces))
         if value_s is not None and row == "vanilla_even":
-            vanilla[run.base] = value_s
-        if value_s is not None and run.base in vanilla:
-            yield row, label, value_s, vanilla[run.base]
+            vanilla.setdefault(key, value_s)
+        if value_s is not None and key in vanilla:
+            yield row, label, value_s, vanilla[key]
 
 
 def figure_7(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:

@@ -40,6 +40,7 @@ FRONT = (
     "latency (under the optimal split), one of them strictly; by the estimates, whose intervals stand beside them",
     "payloads of fewer bits than 16 are rounded in the forward pass; the scale that each vector travels with is not "
     "counted: 16 more bits would be 1.6 % of a vector of 128 values of 8 bits, 0.05 % of one of 4096",
+    "left out: models whose batches are not of the same items as those of the vanilla that they are compared with",
     "significant tells which losses are beyond chance with so many models compared: no is not the same as no loss",
 )
 ROUTED_FRONT = (
@@ -59,7 +60,8 @@ def frontier_records(runs: Sequence[ModelRun], benchmarks: Sequence[str], cells:
     """One record per model that has a vanilla beside it and everything measured on all benchmarks.
 
     Beside it: the first of the same weights and channel profile, payload_bits apart, so that a payload of fewer bits
-    shows what it saves; without quantise_payload such a model's answers do not know of it, and it is left out.
+    shows what it saves; without quantise_payload such a model's answers do not know of it, and it is left out. So is a
+    model whose batches are not of the same items as that vanilla's.
 
     cells: what `tables.latency_cells` gives. accuracy, accuracy_low and accuracy_high in percent; difference (and
     difference_low, difference_high) to vanilla in points with McNemar's p over all items, Holm's over the models of
@@ -77,7 +79,7 @@ def frontier_records(runs: Sequence[ModelRun], benchmarks: Sequence[str], cells:
     }
     sums = _sums(cells)
     for run in runs:
-        vanilla = vanillas.get(families.get(run.abbr, ("", "")))
+        vanilla = vanillas.get(families.get(run.abbr, ("", "", "")))
         if vanilla is None:
             continue
         record = _record(run, vanilla, benchmarks, sums, quality)
@@ -123,10 +125,10 @@ def _is_reference(run: ModelRun, quality: str) -> bool:
     return run.is_vanilla and (is_full or quality != ACCURACY)
 
 
-def _family(run: ModelRun) -> tuple[str, str]:
-    """What must be equal for two models to be on one frontier: weights, and the channel profile but for its payload."""
+def _family(run: ModelRun) -> tuple[str, str, str]:
+    """What is equal for the models of one frontier: weights, scoring, and the channel profile but for its payload."""
     profile = run.all_traces[0].metadata.profile
-    return run.base[0], profile.model_copy(update={"payload_bits": FULL_PAYLOAD_BITS}).content_hash
+    return run.base[0], profile.model_copy(update={"payload_bits": FULL_PAYLOAD_BITS}).content_hash, run.perplexity
 
 
 def _record(
@@ -135,6 +137,9 @@ def _record(
     baseline = _sums_of(vanilla, "uniform", benchmarks, sums)
     splits = {method: _sums_of(run, method, benchmarks, sums) for method in ("optimal", "uniform")}
     if any(part is None for part in (baseline, *splits.values())):
+        return None
+    pairs = zip(baseline, splits["optimal"], strict=True)  # type: ignore[arg-type]
+    if any(first.items != second.items for (_, first), (_, second) in pairs):
         return None
     metadata = run.all_traces[0].metadata
     is_small = metadata.profile.payload_bits < FULL_PAYLOAD_BITS

@@ -15,9 +15,9 @@ PERCENTILES = (50, 90, 99)
 SCOPE: Scope = "layer"
 TEXT = (
     f"attention waiting latency of one request (item) in ms, simulated; in each cell the {PERCENTILES[0]}th, "
-    f"{PERCENTILES[1]}th and {PERCENTILES[2]}th percentile over the requests, linear between two neighbours: of fewer "
-    "than 100 requests the last lies between the two that wait longest. Eq. (11) summed over the MoE layers and over "
-    "the forward passes of the request, under the run's own channel draw; bandwidth scope: layer"
+    f"{PERCENTILES[1]}th and {PERCENTILES[2]}th percentile over the requests, linear between two neighbours: with "
+    "fewer than 100 requests, the 99th lies between the two longest latencies. Eq. (11) summed over the MoE layers and "
+    "over the forward passes of the request, under the run's own channel draw; bandwidth scope: layer"
 )
 LOCKSTEP = (
     "a request waits from the first pass of its batch to the one that gives its last token. Its batch runs in "

@@ -143,7 +143,7 @@ function drawFigure6() {
     const base = models.get(abbr).vanilla;
     const there = facts.benchmarks
       .map((benchmark, n) => [cellOf(row, abbr, benchmark), base && cellOf("vanilla_even", base, benchmark), n])
-      .filter(([cell, before]) => known(cell?.latency_s) && before?.latency_s && !cell.fixed === !before.fixed);
+      .filter(([cell, before]) => known(cell?.saving) && before?.latency_s && !cell.fixed === !before.fixed);
     const y = there.map(([cell, before]) => cell.latency_s / before.latency_s);
     const ratio = (name) =>
       there.map(([cell]) => (row !== "vanilla_even" && known(cell[name]) ? 1 - cell[name] : null));
