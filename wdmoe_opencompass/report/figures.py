@@ -92,7 +92,7 @@ def figure_5(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
 
 
 def figure_6(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
-    """Mean latency per forward pass by benchmark, relative to vanilla of the same weights, profile, scoring and batches.
+    """Mean latency per forward pass by benchmark, over that of vanilla of the same weights, profile, scoring, batches.
 
     The latency itself stands on each bar; where there is no vanilla to compare with, there is no bar.
     """
