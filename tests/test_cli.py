@@ -130,7 +130,7 @@ def test_a_trace_without_load_has_no_saving_and_no_warning(trace, tmp_path):
 def test_replay_names_both_hashes(trace, tmp_path):
     near = tmp_path / "near.yaml"
     own = load_profile("paper_8_devices")
-    near.write_text((ROOT / "channel_profiles" / "paper_8_devices.yaml").read_text().replace("180.0", "20.0"))
+    near.write_text((ROOT / "channel_profiles" / "paper_8_devices.yaml").read_text().replace("1000.0", "20.0"))
     done = wdmoe("replay", trace, "--profile", near)
     assert f"replayed under profile near (hash {load_profile(near).content_hash[:12]})" in done.stdout
     assert f"under profile paper_8_devices (hash {own.content_hash[:12]})" in done.stdout
