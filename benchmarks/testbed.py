@@ -36,6 +36,7 @@ RATES = ("200,200,100,20", "100", "20")  # Mbit/s of the devices; Algorithm 2 is
 MOST_BYTES = 64 << 10
 GROUPS = ((0,), (1,), (2,), (3,))
 FAULTS = 20
+NICENESS = -10  # as root: boards do not share their processors with what else the machine does
 
 
 def environment():
@@ -54,7 +55,11 @@ def overhead_s(work_dir):
     exchanges = {}
     for one in times:
         exchanges.setdefault(one.pass_index, []).append(one)
-    together = [exchange for exchange in exchanges.values() if len(exchange) == len(lab.devices)]
+    together = [
+        exchange
+        for exchange in exchanges.values()
+        if len(exchange) == len(lab.devices) and len({message.tokens for message in exchange}) == 1
+    ]
     medians = {n: statistics.median(beyond_s(one) for one in together if one[0].tokens == n) for n in sizes}
     for size, seconds in medians.items():
         print(f"overhead of a layer with 4 devices, {size} tokens each: median {1e3 * seconds:.2f} ms")
@@ -138,14 +143,18 @@ def main():
     work_dir = parser.parse_args().work_dir.absolute()
     work_dir.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # as the devices: five processes share the cores
+    if os.geteuid() == 0:
+        os.nice(NICENESS)
     overhead = overhead_s(work_dir)
     runs = [run_at(rates, work_dir / rates.replace(",", "_")) for rates in RATES]
     errors = [error for _, rows in runs for error in relative_errors(rows)]
     saving, low, high = bottleneck_saving(runs[0][0])
     survived = faults()
+    medians = {rates: statistics.median(relative_errors(rows)) for rates, (_, rows) in zip(RATES, runs)}
     figures = dict(
         prediction_error_median=statistics.median(errors),
-        prediction_error_worst_rate=max(statistics.median(relative_errors(rows)) for _, rows in runs),
+        prediction_error_worst_rate=max(medians.values()),
+        **{f"prediction_error_median at {rates} Mbit/s": median for rates, median in medians.items()},
         layer_passes=len(errors),
         overhead_ms_median=1e3 * max(overhead.values()),
         bottleneck_saving=saving,

@@ -186,7 +186,7 @@ VALUES: list[Any] = [
 def profile_sources() -> list[bytes]:
     measured = yaml.safe_load((PROFILES / "testbed_4_devices.yaml").read_bytes()) | dict(rates="measured")
     for device in measured["devices"]:
-        device |= dict(downlink_bit_per_s=1e8, uplink_bit_per_s=2e8, fixed_s=0.001)
+        device |= dict(downlink_bit_per_s=1e8, uplink_bit_per_s=2e8, fixed_s=0.001, burst_bit=12800.0)
     measured["base_station"]["message_s"] = 0.0002
     shipped = [(PROFILES / f"{name}.yaml").read_bytes() for name in list_profiles()]
     return [*shipped, yaml.safe_dump(measured, sort_keys=False).encode()]
@@ -243,8 +243,8 @@ def _yaml_of(data: Any) -> bytes:
 PROFILE_MUTATIONS = (*BYTE_MUTATIONS, *(with_fragment,) * 4, *(with_text,) * 6, *(with_value,) * 6)
 POSITIVE = {"carrier_frequency_hz", "total_bandwidth_hz", "transmit_power_w", "distance_m", "compute_flops"}
 POSITIVE |= {"energy_j_per_flop", "downlink_bit_per_s", "uplink_bit_per_s"}
-RANGES = {"message_s": (0, math.inf), "fixed_s": (0, math.inf), "noise_psd_dbm_per_hz": (-1000, 1000)}
-RANGES |= {"payload_bits": (1, 64), "seed": (0, 10**18)}
+RANGES = dict.fromkeys(["message_s", "fixed_s", "burst_bit"], (0, math.inf))
+RANGES |= {"noise_psd_dbm_per_hz": (-1000, 1000), "payload_bits": (1, 64), "seed": (0, 10**18)}
 WORDS = dict(
     path_loss={"free_space"},
     duplex={"shared", "frequency_division"},

@@ -100,10 +100,37 @@ def test_what_has_nothing_to_be_compared_with_has_no_saving(trace, tmp_path):
     assert "median_saving_over_vanilla_even" not in alone
 
 
+@pytest.mark.parametrize("changed", ["batches", "scoring"])
+def test_traces_of_other_batches_or_scoring_are_not_compared(tmp_path, changed):
+    cut = [block(0, 8, seed=2)] if changed == "batches" else [block(0, seed=2), block(4, seed=3)]
+    scoring = dict(perplexity="exact") if changed == "scoring" else {}
+    files = [tmp_path / f"{name}.trace.safetensors" for name in ("vanilla", "d")]
+    write_trace(files[0], join(metadata(policy="top_k", **scoring), cut))
+    write_trace(files[1], join(metadata(), [block(0), block(4, seed=1)]))
+    (vanilla, own) = json.loads(wdmoe("replay", *files, "--draws", 5, "--json").stdout)["summary"]
+    assert not [key for record in (vanilla, own) for key in record if "saving" in key]
+
+
+def test_a_trace_without_load_has_no_saving_and_no_warning(trace, tmp_path):
+    """Nor has another over it, where it is vanilla's."""
+    idle = tmp_path / "idle.trace.safetensors"
+    blocks = [
+        one | {name: np.zeros_like(one[name]) for name in one if name.startswith(("device_load", "expert_evaluations"))}
+        for one in (block(0, seed=2), block(4, seed=3))
+    ]
+    write_trace(idle, join(metadata(policy="top_k"), blocks))
+    for files in ([idle], [idle, trace]):
+        done = wdmoe("replay", *files, "--allocation", "optimal", "--draws", 5, "--json")
+        assert (done.returncode, done.stderr) == (0, "")
+        summary = json.loads(done.stdout)["summary"]
+        assert not [key for record in summary for key in record if "saving_over_vanilla" in key]
+        assert summary[0].get("median_saving_over_even") is None
+
+
 def test_replay_names_both_hashes(trace, tmp_path):
     near = tmp_path / "near.yaml"
     own = load_profile("paper_8_devices")
-    near.write_text((ROOT / "channel_profiles" / "paper_8_devices.yaml").read_text().replace("180.0", "20.0"))
+    near.write_text((ROOT / "channel_profiles" / "paper_8_devices.yaml").read_text().replace("1000.0", "20.0"))
     done = wdmoe("replay", trace, "--profile", near)
     assert f"replayed under profile near (hash {load_profile(near).content_hash[:12]})" in done.stdout
     assert f"under profile paper_8_devices (hash {own.content_hash[:12]})" in done.stdout

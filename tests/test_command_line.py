@@ -315,7 +315,7 @@ def completed(words):
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        ("wdmoe re", ["report", "replay"]),
+        ("wdmoe re", ["report", "replay", "recording"]),
         ("wdmoe profile show ", list_profiles()),
         ("wdmoe replay x --profile near", ["near_far_8_devices"]),
         ("wdmoe replay x --allocation ", ["uniform", "slsqp", "optimal"]),

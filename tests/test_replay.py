@@ -154,6 +154,16 @@ def test_a_saving_is_of_equal_draws():
     assert (best.saving_over(even) > 0).all()
 
 
+def test_nothing_is_saved_over_a_latency_of_0_s():
+    trace = trace_of()
+    for name in ("device_load", "expert_evaluations"):
+        trace.arrays[name] = np.zeros_like(trace.arrays[name])
+    idle, busy = (replay_draws(one, PROFILE, "uniform", "layer", 3) for one in (trace, trace_of()))
+    assert idle.saving_over(idle) is None
+    assert busy.saving_over(idle) is None
+    assert idle.saving_over(busy).tolist() == [1, 1, 1]
+
+
 def test_progress_adds_up_to_the_whole_work(monkeypatch):
     monkeypatch.setattr("wdmoe_opencompass.replay.CHUNK_NUMBERS", 100)
     shares = []

@@ -2,10 +2,12 @@
 
 Two numbers, the distances of the nearest and the farthest device, solve two equations: over the eight benchmarks the
 mean saving of allocation alone and the mean log latency of the first row are the paper's. Both are taken at the median
-over fading draws, so that no single draw decides. The devices between are spaced evenly in dB of path loss. FLOP/s are
-given: Figure 5 falls nearly as 1 / bandwidth, so computing hardly counts. Then the softmax weight outside the top-2,
-the generator's `tail`, is solved for so that the mean saving of selection alone is the paper's under the profile's own
-draw.
+over fading draws, so that no single draw decides. Then a third, the softmax weight outside the top-2 (the generator's
+`tail`), is solved for so that the mean saving of selection alone is the paper's under the profile's own draw.
+
+Two numbers are chosen by their order, not fitted: FLOP/s (Figure 5 falls nearly as 1 / bandwidth, so computing hardly
+counts) and the batch size. The spacing of the devices between, even in dB of path loss, is a choice too. The profile
+holds the distances rounded; what is printed compares both.
 """
 
 from dataclasses import replace
@@ -28,8 +30,8 @@ from wdmoe_opencompass.simulation.benchmarks import BENCHMARKS, router_passes
 from wdmoe_opencompass.simulation.router import RouterStatistics, SyntheticRouter
 from wdmoe_opencompass.simulation.statistics import expert_counts
 
-FLOPS = 1e13
-BATCH_SIZE, SEED, DRAWS = 64, 0, 100
+FLOPS, BATCH_SIZE = 1e13, 64  # chosen, not fitted
+SEED, DRAWS = 0, 100
 EVERY_DECODE_PASS, MAX_BATCHES = 32, 6
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SELECTION_BENCHMARKS = ("PIQA", "ARC-C", "BoolQ")  # selection saves alike on all: it reads weights, not loads

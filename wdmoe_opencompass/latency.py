@@ -38,13 +38,17 @@ class MeasuredLink:
     """What a testbed has measured of every device, in place of Eq. (2) and (3); [devices] each.
 
     fixed_s:   seconds that a layer's message to the device takes, there and back, whatever its length
-    message_s: seconds from the start of one of a layer's messages to that of the next
+    burst_bit: bits of a message, each way, that pass before the rates limit it: a token bucket's
+    message_s: seconds by which each further message of a layer delays its last answer
+    shared_bit_per_s: rate at which the bits of all but the slowest message pass what they share, there and back
     """
 
     downlink_bit_per_s: Array
     uplink_bit_per_s: Array
     fixed_s: Array
+    burst_bit: Array
     message_s: float = 0.0
+    shared_bit_per_s: float = np.inf
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,13 @@ def link_budget(profile: ChannelProfile, channel: Channel, shape: ExpertShape) -
 
 
 def _measured_link(profile: ChannelProfile) -> MeasuredLink:
-    values = [(d.downlink_bit_per_s, d.uplink_bit_per_s, d.fixed_s or 0.0) for d in profile.devices]
-    down, up, fixed_s = np.array(values, dtype=np.float64).T
-    return MeasuredLink(down, up, fixed_s, profile.base_station.message_s or 0.0)
+    values = [
+        (device.downlink_bit_per_s, device.uplink_bit_per_s, device.fixed_s or 0.0, device.burst_bit or 0.0)
+        for device in profile.devices
+    ]
+    down, up, fixed_s, burst_bit = np.array(values, dtype=np.float64).T
+    station = profile.base_station
+    return MeasuredLink(down, up, fixed_s, burst_bit, station.message_s or 0.0, station.shared_bit_per_s or np.inf)
 
 
 def direction_latency_s(budget: LinkBudget, bandwidth_hz: ArrayLike) -> tuple[Array, Array]:
@@ -122,7 +130,9 @@ def token_latency_s(budget: LinkBudget, bandwidth_hz: ArrayLike) -> Array:
 def device_latency_s(
     budget: LinkBudget, bandwidth_hz: ArrayLike, device_load: ArrayLike, expert_evaluations: ArrayLike | None = None
 ) -> Array:
-    """Seconds each device takes in a layer, t_k^i of Eq. (10): [..., devices]; measured links add their fixed seconds.
+    """Seconds each device takes in a layer, t_k^i of Eq. (10): [..., devices].
+
+    Measured links (our choice) let their burst of each message pass in no time, and add their fixed seconds.
 
     device_load:        [..., devices] tokens sent to the device, q_k^i of Eq. (9)
     expert_evaluations: [..., devices] (token, expert) pairs computed there; more than the load where a token has
@@ -132,8 +142,11 @@ def device_latency_s(
     load = np.asarray(device_load, dtype=np.float64)
     evaluations = load if expert_evaluations is None else np.asarray(expert_evaluations, dtype=np.float64)
     communication = np.where(load > 0, communication_latency_s(budget, bandwidth_hz), 0.0)  # 0 tokens at 0 Hz take 0 s
-    seconds = load * communication + evaluations * budget.computation_s
-    return seconds if budget.measured is None else seconds + np.where(load > 0, budget.measured.fixed_s, 0.0)
+    if budget.measured is None:
+        return load * communication + evaluations * budget.computation_s
+    limited = np.maximum(load - budget.measured.burst_bit / budget.payload_bit, 0.0)
+    seconds = limited * communication + evaluations * budget.computation_s
+    return seconds + np.where(load > 0, budget.measured.fixed_s, 0.0)
 
 
 def waiting_latency_s(
@@ -141,20 +154,29 @@ def waiting_latency_s(
 ) -> Array:
     """Attention waiting latency of each layer, ``t^i = max_k t_k^i``, Eq. (11): [...].
 
-    Measured links (our choice): several messages cost the base station as if they left one after the other, that of the
-    slowest device first: with t_k^i in descending order, ``t^i = max_n (t_n^i + (n - 1) message_s)``.
+    Measured links (our choice): all messages of a layer share a base station that works on them at once, in no order,
+    and perhaps a radio, so that each other one delays the slowest, k: ``t^i = t_k^i + sum_{j != k} (message_s + 2 q_j^i
+    L_comm / R_shared)``.
     """
     seconds = device_latency_s(budget, bandwidth_hz, device_load, expert_evaluations)
-    if budget.measured is None or not budget.measured.message_s:
+    if budget.measured is None:
         return seconds.max(axis=-1)
-    return last_answer_s(seconds, budget.measured.message_s)
+    token_s = 2 * budget.payload_bit / budget.measured.shared_bit_per_s
+    return last_answer_s(seconds, np.asarray(device_load, dtype=np.float64), budget.measured.message_s, token_s)
 
 
-def last_answer_s(device_latency_s: Array, message_s: float) -> Array:
-    """-> [...] when the last of the answers is there, whose messages left one after the other, the slowest first.
+def last_answer_s(device_latency_s: Array, device_load: Array, message_s: float, token_s: float) -> Array:
+    """-> [...] seconds until the last answer: the slowest message's, delayed by every other one.
 
-    device_latency_s: [..., devices] of each message and its answer, 0 where there is none
+    device_latency_s: [..., devices] of each message and its answer. device_load: [..., devices] tokens, 0 without a
+    message. message_s, token_s: by which a message and each of its tokens delay the slowest.
     """
-    slowest_first = -np.sort(-device_latency_s, axis=-1)
-    waited = message_s * np.arange(slowest_first.shape[-1])
-    return np.where(slowest_first > 0, slowest_first + waited, 0.0).max(axis=-1)
+    messages, tokens = others(device_latency_s, device_load)
+    return device_latency_s.max(axis=-1) + message_s * messages + token_s * tokens
+
+
+def others(device_latency_s: Array, device_load: Array) -> tuple[Array, Array]:
+    """-> [...] number of messages but the slowest, and of their tokens; arguments: [..., devices] as last_answer_s."""
+    slowest = np.arange(device_latency_s.shape[-1]) == device_latency_s.argmax(axis=-1)[..., None]
+    load = np.where(slowest, 0.0, device_load)
+    return (load > 0).sum(axis=-1), load.sum(axis=-1)

@@ -46,14 +46,17 @@ class ReplayedLatency:
     def request_latency_s(self) -> Array:
         """-> [requests] what each item of the dataset waits in all its batches, in the order of the items.
 
+        An item that waits for no pass, of which a recording holds no token, is no request.
+
         In a batch it waits for every pass from the first to the one that gives its last token, whichever rows a pass
         also serves: batches run in lockstep. Under perplexity an item is in one batch per possible answer.
         """
         trace = self.trace
         first_pass = np.searchsorted(trace.batch, np.arange(len(trace.items)))
-        last_pass = np.repeat(first_pass, trace.items) + trace.item_passes - 1
+        is_request = trace.item_passes > 0
+        last_pass = (np.repeat(first_pass, trace.items) + trace.item_passes - 1)[is_request]
         in_batch_s = np.concatenate([np.zeros(0), *map(np.cumsum, np.split(self.waiting_latency_s, first_pass[1:]))])
-        _, item = np.unique(trace.item_numbers, return_inverse=True)
+        _, item = np.unique(trace.item_numbers[is_request], return_inverse=True)
         return np.bincount(item, weights=in_batch_s[last_pass]).astype(np.float64)
 
     def mean_s(self, per: str, phase: str) -> float | None:
@@ -122,8 +125,10 @@ class DrawnLatency:
         draws = len(self.mean_latency_s)
         return float(self.mean_latency_s.std(ddof=1) / np.sqrt(draws)) if draws > 1 else None
 
-    def saving_over(self, other: "DrawnLatency") -> Array:
-        """-> [draws] 1 - latency / other's latency, draw by draw."""
+    def saving_over(self, other: "DrawnLatency") -> Array | None:
+        """-> [draws] 1 - latency / other's latency, draw by draw; None where the other waits 0 s in a draw."""
+        if not other.mean_latency_s.all():
+            return None
         return 1 - self.mean_latency_s / other.mean_latency_s
 
     def quantile_s(self, share: float) -> float:

@@ -232,6 +232,19 @@ def test_a_killed_run_goes_on_under_the_draws_it_would_have_met(changing, tmp_pa
     assert len({seen.communication_s[0, number, 0] for number in range(3)}) == 3
 
 
+def test_a_run_that_goes_on_without_recording_leaves_no_journal_of_it(tmp_path):
+    predictions = tmp_path / "d.json"
+    for record_routing in (True, False):
+        model = WdmoeHuggingFaceBaseModel(**MODEL, wdmoe=dict(VANILLA, record_routing=record_routing))
+        first = model.open_trace(predictions, "m", "d", items_total=2, answered=int(not record_routing))
+        assert first == int(not record_routing)
+        model.generate(PROMPTS[:1], 3)
+        model.close_trace(seal=not record_routing)  # at first it is killed after a batch
+        assert (tmp_path / "d.routing.part").exists() == record_routing
+    assert read_trace(tmp_path / "d.trace.safetensors").items.tolist() == [1, 1]
+    assert not list(tmp_path.glob("*.part"))
+
+
 def test_layers_may_differ_in_experts(monkeypatch):
     mixed = mixed_mixtral()
     first, second = mixed.model.layers

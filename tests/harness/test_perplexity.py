@@ -1,5 +1,7 @@
 """`wdmoe=dict(perplexity='exact')`: what a text scores does not depend on the texts that it is batched with."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -73,9 +75,24 @@ def test_opencompass_own_scores_depend_on_the_batch(exact, stock):
         assert np.abs(exact.get_ppl(TEXTS) - alone).max() < ROUNDING
 
 
-def test_a_text_of_which_nothing_is_scored_has_no_number(exact):
+def first_tokens(model, count: int) -> str:
+    """A text of `count` tokens, the begin token that the tokenizer adds among them."""
+    return model.tokenizer.decode(model.tokenizer(TEXTS[0])["input_ids"][1:count])
+
+
+@pytest.mark.parametrize(("tokens", "masked"), [(1, 50), (1, 1), (1, 0), (1, None), (4, 4), (4, 5)])
+def test_a_text_of_which_nothing_is_scored_is_no_answer(exact, tokens, masked):
+    text = first_tokens(exact, tokens)
+    assert len(exact.tokenizer(text)["input_ids"]) == tokens
+    sentence = f"nothing to score in {text!r}: length {tokens} tokens, mask {masked or 0} tokens"
+    with torch.no_grad(), pytest.raises(ModelError, match=re.escape(sentence)):
+        exact.get_ppl([TEXTS[0], text], None if masked is None else [0, masked])
+
+
+def test_a_text_with_one_token_to_score_has_a_number(exact):
+    text = first_tokens(exact, 4)
     with torch.no_grad():
-        assert np.isnan(exact.get_ppl(["A", TEXTS[0]], [50, 0])).tolist() == [True, False]
+        assert exact.get_ppl([text], [3]) == pytest.approx([by_the_definition(exact, text, 3)], abs=ROUNDING)
 
 
 def test_a_text_that_is_too_long_loses_its_beginning(exact):
@@ -90,6 +107,13 @@ def test_a_real_token_that_is_the_padding_token_is_scored(exact):
     padded = TEXTS[0] + exact.tokenizer.pad_token + TEXTS[1]
     with torch.no_grad():
         assert exact.get_ppl([padded, TEXTS[2]])[0] == pytest.approx(by_the_definition(exact, padded), abs=ROUNDING)
+
+
+def test_opencompass_scores_no_padding_token_of_a_text(exact, stock):
+    """The exception to what a text scores alone."""
+    padded = TEXTS[0] + exact.tokenizer.pad_token + TEXTS[1]
+    with torch.no_grad():
+        assert abs(exact.get_ppl([padded]) - stock.get_ppl([padded])).item() > 0.01
 
 
 def test_padding_on_the_right_is_no_load(exact):

@@ -49,7 +49,7 @@ def test_wlr_on_vanillas_recording_is_its_run_in_the_first_layer_and_near_in_lat
     routed = routed_again(small_run, MODELS[0], task, run)
     for name in ("device_load", "device_load_before", "assignments", "expert_evaluations"):
         assert np.array_equal(routed.arrays[name][:, 0], run.arrays[name][:, 0]), name
-    loads, own = (np.sum(one.device_load[:, 1:], axis=0) for one in (routed, run))
+    loads, own = (np.sum(trace.device_load[:, 1:], axis=0) for trace in (routed, run))
     distance = np.abs(loads - own).sum() / own.sum()
     print(f"{task}: later layers' loads differ by {distance:.4f}")
     assert 0 < distance < LATER_LAYERS
@@ -61,12 +61,8 @@ def test_the_command_gives_what_the_runs_tables_say(small_run, wdmoe):  # noqa: 
     rows = {row["row"]: row["latency_s"] for row in answer["rows"]}
     records = json.loads((small_run / "summary" / "latency.json").read_text())
     for row in ("vanilla_even", "allocation_only"):
-        (own,) = (
-            one["latency_s"]
-            for one in records
-            if (one["row"], one["dataset"]) == (row, "qs_arith_small")
-            and (one["scope"], one["per"], one["phase"]) == ("pass", "pass", "all")
-        )
+        wanted = dict(row=row, dataset="qs_arith_small", scope="pass", per="pass", phase="all")
+        (own,) = (record["latency_s"] for record in records if wanted.items() <= record.items())
         assert rows[row] == pytest.approx(own, rel=1e-6)
 
 

@@ -131,7 +131,7 @@ def test_requests_and_speed_stand_in_tables_report_and_page(small_run):
         assert one["prompts"] == one["prompts_measured"] > 0
         assert one["seconds_per_item"] > 0 < one["prefill_tokens_per_s"]
         assert (one["decode_tokens_per_s"] is None) == (dataset not in ("qs_arith_small", "qs_program_small"))
-        assert (one["batch_size"], one["dtype"]) == (4, "float32")
+        assert (one["batch_sizes"], one["dtype"]) == ([4], "float32")
     assert not any(".speed." in str(one["files"]) for one in records(small_run, "provenance")["models"])
     page = (small_run / "summary" / "report.html").read_text()
     tables = json.loads(re.search(r'id="facts">(.*?)</script>', page)[1])["tables"]

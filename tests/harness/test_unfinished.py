@@ -237,6 +237,33 @@ def test_measured_times_are_sealed_or_measured_again(files, left):
     assert growing.path.exists() == (left in ("torn", "of other passes"))
 
 
+def test_a_torn_journal_that_the_config_no_longer_asks_for_is_removed(files):
+    predictions, results, sealed, _ = files
+    predictions.write_text(json.dumps(GENERATED))
+    seal(sealed, block(0), block(4))
+    journals = [beside(predictions, suffix) for suffix in (".routing.part", ".times.part")]
+    for path in journals:
+        path.write_bytes(b"torn")
+    assert redo_unfinished(predictions, results, MOE, dataset("d")) is None
+    assert predictions.exists()
+    assert not any(path.exists() for path in journals)
+
+
+def test_a_whole_journal_that_the_config_no_longer_asks_for_is_sealed(files):
+    predictions, results, sealed, _ = files
+    loads = [random_loads(number) for number in range(2)]
+    times = join_times(times_metadata(), [times_block(4 * n, one) for n, one in enumerate(loads)])
+    write_trace(sealed, trace_beside(times))
+    predictions.write_text(json.dumps(GENERATED))
+    growing = TimesJournal(beside(predictions, ".times.part"), times.metadata)
+    growing.resume(0)
+    for number in range(2):
+        growing.append(times_block(4 * number, loads[number]))
+    assert redo_unfinished(predictions, results, MOE, dataset("d")) is None
+    assert np.array_equal(read_times(beside(predictions, ".times.safetensors")).tokens, times.tokens)
+    assert not growing.path.exists()
+
+
 def test_what_dying_processes_were_writing_is_removed_and_nothing_else(files):
     predictions, results, *_ = files
     torn = [predictions.with_name(f".{name}.host.7.tmp") for name in ("d.trace.part", "d.trace.safetensors")]

@@ -8,7 +8,13 @@ from pytest import approx
 from tests.test_replay import trace_of
 from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.report.batches import FEW_GROUPS, OTHER_BATCHES, batch_sums, why_no_interval
-from wdmoe_opencompass.report.differences import difference_notes, difference_records, difference_table, paired_records
+from wdmoe_opencompass.report.differences import (
+    cell_notes,
+    difference_notes,
+    difference_records,
+    difference_table,
+    paired_records,
+)
 from wdmoe_opencompass.report.items import ItemResults
 from wdmoe_opencompass.report.statistics import accuracy_difference_interval, holm, mcnemar_p
 from wdmoe_opencompass.report.summary import write_report
@@ -62,6 +68,16 @@ def test_a_model_is_compared_with_the_vanilla_whose_texts_were_scored_alike():
     found = {(record["model"], record["vanilla"]) for record in difference_records(runs, BENCHMARKS)}
     assert found == {("w stock", "v stock"), ("w exact", "v exact")}
     assert difference_records(runs[1:3], BENCHMARKS) == []
+
+
+def test_table_1_names_the_vanilla_of_each_model():
+    assert cell_notes([]) == []
+    kinds = {"vanilla": "top_k", "wdmoe": "wlr", "other": "bottleneck"}
+    runs = [run_of(f"{kind} {base}", policy, (base, "p")) for base in "ab" for kind, policy in kinds.items()]
+    assert cell_notes(difference_records(runs, BENCHMARKS))[1:] == [
+        "difference from vanilla a: wdmoe a, other a",
+        "difference from vanilla b: wdmoe b, other b",
+    ]
 
 
 def test_records_are_the_statistics_of_the_items():
@@ -173,6 +189,7 @@ def test_the_report_defines_significant_and_says_what_lacks_an_interval(tmp_path
         assert "significant: McNemar" in text
         assert "Wilson" in (tmp_path / f"table_1_accuracy.{form}").read_text()
         assert "in round brackets: difference from vanilla" in (tmp_path / f"table_1_accuracy.{form}").read_text()
+        assert "models are not corrected for each other" in (tmp_path / f"table_1_accuracy.{form}").read_text()
     assert "wdmoe on piqa: each item was answered 2 times" in (tmp_path / "table_1_accuracy.md").read_text()
     records = {(r["model"], r["dataset"]): r for r in json.loads((tmp_path / "accuracy.json").read_text())
                if r["metric"] == "accuracy"}  # fmt: skip

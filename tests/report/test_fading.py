@@ -9,6 +9,7 @@ from wdmoe_opencompass.allocation import allocate
 from wdmoe_opencompass.channel.propagation import FadingSource
 from wdmoe_opencompass.latency import link_budget
 from wdmoe_opencompass.report import fading
+from wdmoe_opencompass.report.batches import OTHER_BATCHES
 from wdmoe_opencompass.report.fading import DRAWS, add_draws, draw_notes
 from wdmoe_opencompass.report.summary import write_report
 from wdmoe_opencompass.report.tables import latency_cells, table_2
@@ -106,13 +107,34 @@ def test_where_there_are_no_draws_the_table_says_why(profile, why, monkeypatch):
     assert "draws" not in "\n".join(table_2(records, ["piqa"], "layer", "pass", "all")["row"])
 
 
-def test_fading_that_changes_within_the_run_varies_less_over_draws(drawn):
-    changing = records_of(pair(with_fading(coherence="pass")))
+def moments_s(run, profile, method):
+    """[draws] mean over the passes of piqa, each under the draws of its own moment, one pass at a time."""
+    (trace,) = run.traces["piqa"]
+    total_s = np.zeros(DRAWS)
+    for number, batch in enumerate(trace.batch):
+        source = FadingSource(profile, "d", int(trace.items_before[batch]), int(trace.pass_index[number]), 0)
+        drawn = source.draw(DRAWS)
+        channel = type(drawn)(drawn.downlink_gain[:, None], drawn.uplink_gain[:, None])
+        loads = (
+            np.broadcast_to(array[number], (DRAWS, *array[number].shape))
+            for array in (trace.device_load, trace.expert_evaluations)
+        )
+        load, evaluations = loads
+        budget = link_budget(profile, channel, ExpertShape(32, 48))
+        found = allocate(method, "layer", budget, load, profile.total_bandwidth_hz, evaluations)
+        total_s += found.waiting_latency_s
+    return total_s / len(trace.batch)
+
+
+def test_fading_that_changes_within_the_run_is_paired_moment_by_moment():
+    profile = with_fading(coherence="pass")
+    runs = pair(profile)
     where = dict(row="both", dataset="piqa", scope="layer", per="pass", phase="all")
-    wide, narrow = (one(records, **where) for records in (drawn[1], changing))
-    spread = [r["saving_draws_high"] - r["saving_draws_low"] for r in (wide, narrow)]
-    assert narrow["draws"] == DRAWS
-    assert spread[1] < spread[0]
+    record = one(records_of(runs), **where)
+    savings = 1 - moments_s(runs[1], profile, "optimal") / moments_s(runs[0], profile, "uniform")
+    assert record["saving"] == approx(savings[0], rel=1e-9)
+    quantiles = [record[f"saving_draws_{which}"] for which in ("low", "median", "high")]
+    assert quantiles == approx(np.quantile(savings, (0.05, 0.5, 0.95)).tolist(), rel=1e-9)
 
 
 def test_the_table_gives_own_draw_then_all_draws_and_every_model_s_batches(drawn, tmp_path):
@@ -141,6 +163,50 @@ def test_a_large_trace_says_that_its_layers_were_sampled(monkeypatch):
     monkeypatch.setattr(fading, "MAX_LAYERS", 20)
     runs = pair()
     records = [r for r in records_of(runs) if (r["scope"], r["per"], r["phase"]) == ("layer", "pass", "all")]
-    assert any("drawn in proportion to their tokens" in note for note in draw_notes(runs, records))
+    assert any("at points spread evenly over the tokens represent all" in note for note in draw_notes(runs, records))
     monkeypatch.setattr(fading, "MAX_LAYERS", 1000)
-    assert not any("drawn in proportion to their tokens" in note for note in draw_notes(runs, records))
+    assert not any(
+        "at points spread evenly over the tokens represent all" in note for note in draw_notes(runs, records)
+    )
+
+
+def shown_records(runs):
+    return [r for r in records_of(runs) if (r["scope"], r["per"], r["phase"]) == ("layer", "pass", "all")]
+
+
+def test_no_draws_where_the_saving_itself_is_refused():
+    runs = [run_of(), run_of("wdmoe", "wlr"), run_of("vanilla of 2", "top_k")]
+    for run in runs[1:]:
+        trace = trace_of(seed=5, batches=4)
+        trace.arrays["items"] = 2 * trace.items
+        run.traces["piqa"] = [trace]
+    records = shown_records(runs)
+    for record in records:
+        is_other = record["dataset"] == "piqa" and record["model"] != "vanilla"
+        is_drawn = not is_other and record["row"] != "vanilla_even"
+        assert (record["draws"], record["saving_draws_median"] is None) == (DRAWS if is_drawn else None, not is_drawn)
+        if is_other:
+            assert record["saving"] is None
+            assert record["no_draws"] == (None if record["row"] == "vanilla_even" else OTHER_BATCHES)
+    of_piqa = [record for record in records if record["dataset"] == "piqa"]
+    rows = table_2(of_piqa, ["piqa"], "layer", "pass", "all")
+    assert [row for row in rows["row"] if "draws" in row] == ["allocation_only, 200 draws"]
+    assert f"no range over draws on piqa: {OTHER_BATCHES}" in draw_notes(runs, records)
+
+
+def test_a_second_vanilla_has_no_row_of_draws():
+    records = shown_records([run_of(), run_of("again")])
+    rows = table_2(records, ["piqa"], "layer", "pass", "all")
+    assert [row for row in rows["row"] if "draws" in row] == ["allocation_only, 200 draws"] * 2
+
+
+def test_texts_scored_in_another_way_are_not_compared():
+    runs = [run_of(), run_of("exact", "wlr")]
+    runs[1].perplexity = "exact"
+    own = [record for record in shown_records(runs) if record["model"] == "exact"]
+    assert own
+    assert all((record["saving"], record["draws"]) == (None, None) for record in own)
+
+
+def test_the_note_says_when_draws_are_shared():
+    assert "where fading changes within a run: in passes of the same moment" in fading.TEXT

@@ -32,8 +32,9 @@ def test_figure_5_plots_what_replay_says():
     figure = FIGURES["figure_5_bandwidth"]([ModelRun("v", "top_k", ("w", "p"), traces={"d": [trace]})], ["d"])
     (line,) = figure.axes[0].lines
     assert line.get_xdata() == approx(BANDWIDTHS_HZ / 1e6)
-    at_100_mhz = replay(trace, trace.metadata.profile, "uniform", "layer").mean_s("batch", "all")
+    at_100_mhz = replay(trace, trace.metadata.profile, "uniform", "layer").mean_s("pass", "all")
     assert line.get_ydata()[8] == approx(1e3 * at_100_mhz)
+    assert figure.axes[0].get_ylabel() == "latency per forward pass (ms)"
     assert np.diff(sweep_s([trace], "optimal", "layer")).max() < 0
 
 
@@ -45,8 +46,8 @@ def heights(figure):
     return [bar.get_height() for bar in figure.axes[0].patches]
 
 
-def batch_mean_s(trace, method):
-    return replay(trace, trace.metadata.profile, method, "layer").mean_s("batch", "all")
+def pass_mean_s(trace, method):
+    return replay(trace, trace.metadata.profile, method, "layer").mean_s("pass", "all")
 
 
 def test_figure_6_divides_by_the_vanilla_of_the_same_weights_and_profile():
@@ -54,8 +55,11 @@ def test_figure_6_divides_by_the_vanilla_of_the_same_weights_and_profile():
     both = {base: run_of(f"wdmoe {base[1]}", "wlr", base, d=trace_of(seed=7)) for base in (("w", "p"), ("w", "q"))}
     vanilla = [run_of("v p", "top_k", ("w", "p"), d=one), run_of("v q", "top_k", ("w", "q"), d=two)]
     figure = FIGURES["figure_6_benchmarks"]([*vanilla, *both.values()], ["d"])
-    optimised = batch_mean_s(trace_of(seed=7), "optimal")
-    expected = [1, 1, *(optimised / batch_mean_s(trace, "uniform") for trace in (one, two))]
+    optimised = pass_mean_s(trace_of(seed=7), "optimal")
+    expected = [1, 1, *(optimised / pass_mean_s(trace, "uniform") for trace in (one, two))]
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts[:2] == [f"{1e3 * pass_mean_s(trace, 'uniform'):.3g} ms" for trace in (one, two)]
+    assert "per forward pass" in figure.axes[0].get_ylabel()
     assert heights(figure) == approx(expected)
     assert len(figure.axes[0].get_legend().get_texts()) == 4
     low, high = figure.axes[0].get_ylim()
@@ -73,12 +77,36 @@ def test_figure_6_has_no_bar_without_a_vanilla_and_its_legend_knows_every_row():
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["vanilla_even", "both, wdmoe"]
 
 
-def test_figure_7_plots_the_latency_of_each_batch_in_ms():
+@pytest.mark.parametrize("changed", ["batches", "scoring"])
+def test_figure_6_has_no_bar_against_a_vanilla_of_other_batches_or_scoring(changed):
+    other = run_of("wdmoe", "wlr", ("w", "p"), d=trace_of(seed=3))
+    runs = [run_of("v", "top_k", ("w", "p"), d=trace_of()), other]
+    assert len(heights(FIGURES["figure_6_benchmarks"](runs, ["d"]))) == 2
+    if changed == "batches":
+        (trace,) = other.traces["d"]
+        trace.arrays["items"] = trace.items + 1
+    else:
+        other.perplexity = "exact"
+    assert heights(FIGURES["figure_6_benchmarks"](runs, ["d"])) == [1]
+
+
+def test_figure_7_plots_the_latency_of_each_forward_pass_in_ms():
     trace = trace_of(batches=3)
     figure = FIGURES["figure_7_ablation"]([run_of("v", "top_k", ("w", "p"), d=trace)], ["d"])
     waiting = replay(trace, trace.metadata.profile, "uniform", "layer").waiting_latency_s
-    expected = [(trace.tokens[trace.batch == b].sum(), 1e3 * waiting[trace.batch == b].sum()) for b in range(3)]
-    assert figure.axes[0].collections[0].get_offsets().tolist() == approx(np.array(expected))
+    assert len(trace.tokens) > 3
+    assert figure.axes[0].collections[0].get_offsets().tolist() == approx(np.array([trace.tokens, 1e3 * waiting]).T)
+    assert "forward pass" in figure.axes[0].get_xlabel()
+
+
+def test_figure_7_draws_many_points_as_pixels(monkeypatch):
+    def is_pixels():
+        figure = FIGURES["figure_7_ablation"]([run_of("v", "top_k", ("w", "p"), d=trace_of())], ["d"])
+        return figure.axes[0].collections[0].get_rasterized()
+
+    assert not is_pixels()
+    monkeypatch.setattr("wdmoe_opencompass.report.figures.MAX_VECTOR_POINTS", 2)
+    assert is_pixels()
 
 
 def test_every_figure_states_profile_seed_and_caveat_within_its_width(tmp_path, monkeypatch):

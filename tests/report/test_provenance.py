@@ -49,6 +49,29 @@ def test_only_a_policy_that_couples_tokens_gets_a_note(tmp_path):
     assert note in json.loads((tmp_path / "table_1_accuracy.json").read_text())["provenance"]["notes"]
 
 
+def test_exact_scores_of_a_policy_that_couples_tokens_get_a_note(tmp_path):
+    run = run_of("wdmoe", "wlr")
+    run.perplexity, run.batch_size = "exact", 4
+    assert provenance([run])["notes"] == []
+    run.couples_tokens = True
+    (note,) = provenance([run])["notes"]
+    assert "wdmoe: its policy weighs the tokens of a forward pass together: perplexity exact does not undo" in note
+    assert note in origin_notes([run])
+    run.perplexity = "stock"
+    assert provenance([run])["notes"] == []
+
+
+@pytest.mark.parametrize("routed_from", ["model", "recording", "generator"])
+def test_no_table_says_how_texts_were_scored_where_none_was(routed_from):
+    run = run_of()
+    for traces in run.traces.values():
+        changes = dict(routed_from=routed_from)
+        traces[:] = [replace(one, metadata=one.metadata.model_copy(update=changes)) for one in traces]
+    of_model = routed_from == "model"
+    assert any("perplexity stock" in line for line in origin_notes([run])) == of_model
+    assert ("perplexity" in provenance([run])["models"][0]) == of_model
+
+
 def test_a_dataset_may_have_a_batch_size_of_its_own():
     run = run_of("wdmoe", "wlr")
     run.couples_tokens, run.batch_size = True, 64

@@ -66,6 +66,14 @@ def test_requests_of_a_batch_that_end_earlier_wait_less():
     assert part.request_latency_s == approx([waits.sum(), waits[0], waits[:3].sum()])
 
 
+def test_an_item_without_a_token_is_no_request():
+    blocks = [block(0, 3, 5) | dict(item_passes=np.array([5, 0, 3], np.int32))]
+    blocks.append(block(3, 2, 2) | dict(item_passes=np.array([0, 1], np.int32)))
+    part = replay(join(metadata(), blocks), PROFILE, "uniform", "layer")
+    waits = part.waiting_latency_s
+    assert part.request_latency_s == approx([waits[:5].sum(), waits[:3].sum(), waits[5]])
+
+
 def test_without_a_batch_nobody_waits():
     part = replay(join(metadata(), []), PROFILE, "uniform", "layer")
     assert part.request_latency_s.shape == (0,)
@@ -102,12 +110,16 @@ def test_records_have_every_row_and_dataset_and_follow_from_the_traces(run):
             assert record[f"latency_p{percent}_s"] == approx(np.percentile(waits, percent))
         assert record["scope"] == "layer"
     table = records(run, "requests")
-    assert [row["row"] for row in table["rows"]] == [*ROWS, "requests"]
+    assert [row["row"] for row in table["rows"]] == [*ROWS, "batch size", "batch size", "requests"]
     first = next(record for record in found if (record["row"], record["dataset"]) == ("vanilla_even", "writing"))
     expected = " / ".join(f"{1e3 * first[f'latency_p{percent}_s']:.3f}" for percent in (50, 90, 99))
     assert table["rows"][0]["writing"] == expected
     assert table["rows"][-1] == dict(row="requests", model="-", choice="32", writing="28")
+    assert [row for row in table["rows"] if row["row"] == "batch size"] == [
+        dict(row="batch size", model=model, choice="4", writing="4") for model in ("vanilla", "wdmoe")
+    ]
     assert "simulated" in table["notes"][0]
+    assert any("the 99th percentile rests on the number of batches" in note for note in table["notes"])
     assert (table["provenance"]["scope"], table["provenance"]["per"]) == ("layer", "request")
 
 
@@ -122,7 +134,24 @@ def test_parts_and_groups_are_pooled_request_by_request():
     assert found["vanilla_even", "both"]["latency_p90_s"] == approx(np.percentile(pooled, 90))
     del one.traces["e"]
     assert "both" not in {record["dataset"] for record in request_records([one])}
-    assert request_table(request_records([one]), ["d", "both"])["both"].tolist() == ["-", "-", "-"]
+    assert request_table(request_records([one]), ["d", "both"])["both"].tolist() == ["-"] * 4
+
+
+def test_batch_sizes_are_those_of_the_config_and_of_each_dataset():
+    traces = {name: [join(metadata(), [block(0)])] for name in "def"}
+    groups = {"both": ["d", "e"]}
+    runs = [
+        ModelRun(abbr, policy, ("w", "p"), traces=traces, groups=groups, batch_size=size, own_batch_sizes=own)
+        for abbr, policy, size, own in (("v", "top_k", 64, {}), ("w", "wlr", 16, dict(e=8)), ("x", "wlr", None, {}))
+    ]
+    table = request_table(request_records(runs), ["both", "f"]).set_index(["row", "model"])
+    sizes = {model: table.loc[("batch size", model)].tolist() for model in "vwx"}
+    assert sizes == dict(v=["64", "64"], w=["8, 16", "16"], x=["4", "4"])  # of no config: the largest batch
+
+
+def test_requests_of_one_perplexity_batch_wait_equally_long():
+    part = replay(join(metadata(), ranked(labels=3, sizes=[4, 4, 4])), PROFILE, "uniform", "layer")
+    assert len(set(part.request_latency_s.tolist())) == 3
 
 
 # -- measured speed --------------------------------------------------------------------------------------------------
@@ -177,3 +206,16 @@ def test_two_machines_are_both_named_and_nothing_measured_leaves_no_table(run):
     table = records(run, "speed")
     assert [row["device"] for row in table["rows"]] == ["GPU X; GPU Y"]
     assert table["notes"][0].startswith("measured wall-clock")
+
+
+def test_speed_names_the_batch_size_that_each_dataset_ran_with(run):
+    """A dataset's own inferencer goes before the model; a group has those of all its datasets."""
+    measure(run, "vanilla", "writing", batches=7)
+    measure(run, "vanilla", "choice", batches=8)
+    (vanilla, _) = runs = runs_from_traces(run)
+    vanilla.batch_size, vanilla.own_batch_sizes = 16, dict(writing=ITEMS)
+    vanilla.groups = {"all": ["writing", "choice"]}
+    found = speed_records(runs, run / "predictions")
+    assert {r["dataset"]: r["batch_sizes"] for r in found} == dict(writing=[4], choice=[16], all=[4, 16])
+    sizes = speed_table(found, ["writing", "choice", "all"]).set_index("dataset")["batch size"]
+    assert sizes.to_dict() == dict(writing="4", choice="16", all="4, 16")

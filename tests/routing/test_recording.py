@@ -123,7 +123,7 @@ def passes_by_hand(recording, batch_size):
         found.append((*where, "prefill", [t for s in members for t in prompt[s]]))
         for n in range(max((len(new[s]) for s in members), default=0)):
             found.append((*where, "decode", [new[s][n] for s in members if n < len(new[s])]))
-    return [one for one in found if one[-1]]
+    return [found_pass for found_pass in found if found_pass[-1]]
 
 
 @settings(max_examples=60, deadline=None)
@@ -133,7 +133,7 @@ def test_passes_are_a_prefill_and_then_lockstep_decoding(lengths, batch_size, se
     recording = random_recording(seed, prompt, new)
     expected = passes_by_hand(recording, batch_size)
     found = list(recording.router_passes(batch_size))
-    assert [one[:4] for one in found] == [one[:4] for one in expected]
+    assert [router_pass[:4] for router_pass in found] == [counted[:4] for counted in expected]
     for router_pass, (*_, tokens) in zip(found, expected, strict=True):
         assert np.array_equal(router_pass.expert_index, recording.expert_index[tokens])
         assert np.array_equal(router_pass.weights, recording.weights[tokens])
@@ -142,16 +142,14 @@ def test_passes_are_a_prefill_and_then_lockstep_decoding(lengths, batch_size, se
 
 def test_a_run_keeps_its_batches_unless_told_otherwise():
     recording = run_recording()
-    own = [
-        (one.batch, one.first_item, one.items, one.phase, len(one.expert_index)) for one in recording.router_passes()
-    ]
+    own = [(p.batch, p.first_item, p.items, p.phase, len(p.expert_index)) for p in recording.router_passes()]
     assert own == [
         *((batch, 2 * batch, 2, "prefill", 5) for batch in (0,)),
         *((0, 0, 2, "decode", n) for n in (2, 1)),
         *((1, 2, 2, "prefill", 5),),
         *((1, 2, 2, "decode", n) for n in (2, 1)),
     ]
-    joined = [(one.batch, one.phase, len(one.expert_index)) for one in recording.router_passes(4)]
+    joined = [(p.batch, p.phase, len(p.expert_index)) for p in recording.router_passes(4)]
     assert joined == [(0, "prefill", 10), (0, "decode", 4), (0, "decode", 2)]
 
 
@@ -163,7 +161,7 @@ def test_a_recording_that_begins_after_the_prompts_has_no_empty_prefill():
         **{name: getattr(recording, name)[new] for name in ("expert_index", "weights", "probabilities")},
         **{name: getattr(recording, name)[new] for name in ("sequence", "position")},
     )
-    assert [(one.phase, len(one.expert_index)) for one in decode_only.router_passes()] == [("decode", 2)] * 2
+    assert [(p.phase, len(p.expert_index)) for p in decode_only.router_passes()] == [("decode", 2)] * 2
 
 
 # -- import ------------------------------------------------------------------------------------------------------------
@@ -201,7 +199,7 @@ def jsonl(tmp_path, arrays, drop=lambda token, layer: False, name="x.jsonl", hea
 
 def test_both_formats_give_the_same_recording(tmp_path):
     arrays = import_arrays()
-    first, second = (import_recording(one, "m", "d") for one in (npz(tmp_path, arrays), jsonl(tmp_path, arrays)))
+    first, second = (import_recording(path, "m", "d") for path in (npz(tmp_path, arrays), jsonl(tmp_path, arrays)))
     assert equal(first, second)
     assert equal(first, replace(random_recording(), metadata=first.metadata))
     assert (first.metadata.router_is_softmax, first.metadata.router_normalises) == (True, True)
@@ -215,7 +213,7 @@ def test_tokens_may_come_pass_by_pass(tmp_path):
     order = np.argsort(arrays["position"], kind="stable")  # the first token of every sequence, then the second, ...
     per_token = ("expert_index", "weights", "probabilities", "sequence", "position")
     shuffled = arrays | {name: arrays[name][order] for name in per_token}
-    first, second = (import_recording(npz(tmp_path, one), "m", "d") for one in (arrays, shuffled))
+    first, second = (import_recording(npz(tmp_path, given), "m", "d") for given in (arrays, shuffled))
     assert equal(first, second)
 
 
@@ -282,6 +280,10 @@ REFUSED = {
     "array sequence must be from 0 to 2 throughout, got 3": changed(sequence=put(-1, 3)),
     "array position must be from 0 to 2147483647": changed(position=put(0, -1)),
     r"1 of 14 rows are repeated: position 1 of sequence 0 is there 2 times": changed(position=put(0, 1)),
+    r"weights must be > 0 for at least one expert of every token and layer, got only 0 at token 2, layer 1": changed(
+        weights=put((2, 1), 0.0)
+    ),
+    r"got only 0 at token 0, layer 0 \(42 such rows\)": changed(weights=np.zeros_like),
     "positions must ascend within a sequence, got 4, then 3 in sequence 0": changed(position=put([3, 4], [4, 3])),
     "holds no tokens": changed(
         **dict.fromkeys(("expert_index", "weights", "probabilities", "sequence", "position"), lambda array: array[:0])
@@ -321,6 +323,19 @@ def test_rows_of_a_warm_up_are_named_and_counted(tmp_path):
     for name in ("expert_index", "weights", "probabilities"):
         arrays[name][7:30:15] = arrays[name][0]  # no run of them is long enough to be no model's
     import_recording(npz(tmp_path, arrays))
+
+
+@pytest.mark.parametrize("names", [("expert_index", "weights"), ("expert_index",)])
+def test_rows_of_a_warm_up_are_found_in_sequences_of_one_token(tmp_path, names):
+    arrays = import_arrays(prompt_length=(1,) * 60, new=(0,) * 60)
+    del arrays["probabilities"]
+    if "weights" not in names:
+        del arrays["weights"]
+    import_recording(npz(tmp_path, arrays))
+    for name in names:
+        arrays[name][20:] = arrays[name][20]
+    with pytest.raises(TraceError, match="40 of 60 rows are repeated: from position 0 of sequence 20 on, 40 rows have"):
+        import_recording(npz(tmp_path, arrays))
 
 
 BAD_LINES = {
@@ -492,4 +507,4 @@ def test_a_log_of_a_phone_is_read_but_for_prompts_that_its_last_layer_skipped(tm
     for layer in range(recording.metadata.layers):
         found = [int(row["expert"]) for row in rows if row["phase"] == "1" and int(row["layer"]) == layer]
         assert (loads[layer] == np.bincount(found, minlength=128)).all()
-    assert {(one.phase, len(one.expert_index)) for one in recording.router_passes()} == {("decode", 1)}
+    assert {(p.phase, len(p.expert_index)) for p in recording.router_passes()} == {("decode", 1)}

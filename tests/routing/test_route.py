@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from tests.command_line import wdmoe  # noqa: F401  a fixture
 from tests.routing.families import example_for, find_moe_layers, tiny_model
-from tests.routing.recordings import random_recording, recorded, recorded_batches, run_recording
+from tests.routing.recordings import (
+    import_arrays,
+    random_recording,
+    recorded,
+    recorded_batches,
+    recording_metadata,
+    run_recording,
+)
 from tests.routing.test_recording import gpt_oss
 from tests.tiny import PAD, example_parameters, prompts
 from wdmoe_opencompass import ExpertShape, load_profile
@@ -20,10 +27,10 @@ from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.report import routed as routed_folder
 from wdmoe_opencompass.report.routed import routed_rows
 from wdmoe_opencompass.routing.channel_state import ChannelStates
-from wdmoe_opencompass.routing.recording import write_recording
+from wdmoe_opencompass.routing.recording import new_recording, read_recording, write_recording
 from wdmoe_opencompass.routing.recording_import import import_recording
 from wdmoe_opencompass.routing.route import full_probabilities, route_passes, route_recording, vanilla_trace
-from wdmoe_opencompass.routing.trace import join, read_trace
+from wdmoe_opencompass.routing.trace import join, read_trace, write_trace
 from wdmoe_opencompass.selection import POLICIES, policy_parameters
 
 PROFILE = load_profile("paper_8_devices")
@@ -202,9 +209,9 @@ def test_passes_are_streamed():
     seen = []
 
     def passes():
-        for one in recording.router_passes():
-            seen.append(one)
-            yield one
+        for router_pass in recording.router_passes():
+            seen.append(router_pass)
+            yield router_pass
 
     policy = POLICIES["wlr"]()
     again = route_passes(passes(), policy, states, routed.metadata)
@@ -259,9 +266,74 @@ def test_hindsight_splits_once_per_pass(wdmoe, recording_file):  # noqa: F811
 
 
 def test_the_screen_says_what_the_numbers_cannot_know(wdmoe, recording_file):  # noqa: F811
-    shown = wdmoe("route", recording_file, "--policy", "oea", "--top-k-mass", 0.6).stdout
-    for words in ("mean per forward pass", "open loop", "no accuracy", "weigh 0.6 together", "seed 0"):
+    shown = wdmoe("route", recording_file, "--policy", "oea", "--top-k-mass", 0.6, "--scope", "pass").stdout
+    for words in ("mean per forward pass", "open loop", "no accuracy", "weigh 0.6 together", "seed 0", "batch size 64"):
         assert words in shown
+    assert shown.count("pass (hindsight)") == 4
+
+
+def test_the_batch_size_is_told_and_is_in_the_trace(wdmoe, recording_file, tmp_path):  # noqa: F811
+    out = tmp_path / "routed"
+    words = ("route", recording_file, "--policy", "top_k", "--json")
+    assert json.loads(wdmoe(*words).stdout)["batch_size"] == 64
+    assert json.loads(wdmoe(*words, "--batch-size", 4, "--out", out).stdout)["batch_size"] == 4
+    assert read_trace(out / "predictions" / "tiny-top_k" / "d.trace.safetensors").metadata.batch_size == 4
+    table = json.loads((out / "summary" / "table_2_latency_layer_per_pass_all.json").read_text())
+    assert table["provenance"]["models"][0]["batch_size"] == 4
+    own = tmp_path / "own.routing.safetensors"
+    write_recording(own, run_recording())
+    assert json.loads(wdmoe("route", own, "--policy", "top_k", "--json").stdout)["batch_size"] is None
+    assert "batches of the recorded run" in wdmoe("route", own, "--policy", "top_k").stdout
+
+
+def test_a_bad_scope_is_said_before_anything_is_routed(wdmoe, tmp_path):  # noqa: F811
+    done = wdmoe("route", tmp_path / "missing", "--policy", "wlr", "--scope", "al")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "scope 'al' is unknown" in done.stderr
+
+
+# -- requests ----------------------------------------------------------------------------------------------------------
+PER_SEQUENCE = "each candidate answer is a request of its own"
+
+
+def ranked_recording():
+    """-> a run's recording of 2 items ranked by perplexity, each with 2 candidate answers: 4 sequences."""
+    whole = random_recording(prompt_length=(3, 4, 5, 6), new=(0, 0, 0, 0))
+    arrays = {name: getattr(whole, name) for name in ("expert_index", "weights", "probabilities")}
+    arrays |= {name: getattr(whole, name) for name in ("sequence", "position", "prompt_length")}
+    numbers = dict(batch=[0, 0, 1, 1], first_pass=[0] * 4, first_item=[0, 0], items=[2, 2], passes=[1, 1])
+    arrays |= {name: np.array(values, np.int32) for name, values in numbers.items()}
+    return new_recording("ranked", recording_metadata(), arrays)
+
+
+def test_candidate_answers_are_of_one_request_in_the_runs_own_batches_alone(tmp_path):
+    own, cut = (route(ranked_recording(), "top_k", batch_size=size) for size in (None, 2))
+    assert len(replay(own, PROFILE, "uniform", "layer").request_latency_s) == 2
+    assert len(replay(cut, PROFILE, "uniform", "layer").request_latency_s) == 4
+    for name, trace, is_said in (("own", own, False), ("cut", cut, True)):
+        routed_folder.write_routed(tmp_path / name, trace)
+        table = json.loads((tmp_path / name / "summary" / "requests.json").read_text())
+        assert any(PER_SEQUENCE in note for note in table["notes"]) == is_said
+        assert any(PER_SEQUENCE in note for note in table["provenance"]["notes"]) == is_said
+    generated = own.metadata.model_copy(update=dict(routed_from="generator"))
+    assert any(PER_SEQUENCE in note for note in generated.routed_notes())
+
+
+@pytest.mark.parametrize("begins_after_prompts", [False, True])
+def test_a_sequence_without_tokens_waits_for_no_pass(tmp_path, begins_after_prompts):
+    arrays = import_arrays(prompt_length=(3, 2, 4), new=(2, 5, 1))
+    chosen = arrays["sequence"] == 1
+    if begins_after_prompts:
+        chosen &= arrays["position"] >= 2
+    for name in ("expert_index", "weights", "probabilities", "sequence", "position"):
+        arrays[name] = arrays[name][chosen]
+    np.savez(tmp_path / "x.npz", **arrays)
+    routed = route(import_recording(tmp_path / "x.npz"), "top_k")
+    write_trace(tmp_path / "x.trace.safetensors", routed)
+    trace = read_trace(tmp_path / "x.trace.safetensors")
+    assert trace.item_passes.tolist() == [0, len(trace.batch), 0]
+    part = replay(trace, PROFILE, "uniform", "layer")
+    assert part.request_latency_s == pytest.approx([part.waiting_latency_s.sum()])
 
 
 @pytest.mark.parametrize(
@@ -317,12 +389,24 @@ def test_the_folder_is_one_that_the_other_commands_work_on(wdmoe, recording_file
     assert len(replayed["summary"]) == 3
     assert any("open loop" in note for note in replayed["notes"])
     rows = {row["row"]: row["latency_s"] for row in answer["rows"]}
-    by_model = {one["model"]: one["mean_waiting_latency_s"] for one in replayed["summary"]}
+    by_model = {row["model"]: row["mean_waiting_latency_s"] for row in replayed["summary"]}
     assert by_model["tiny-top_k"] == pytest.approx(rows["vanilla_even"])
     assert by_model["tiny-fixed_k"] == pytest.approx(rows["selection_only"])
-    frontier = wdmoe("frontier", out)
-    assert (frontier.returncode, frontier.stdout) == (1, "")
-    assert "no accuracy" in frontier.stderr
+    frontier = wdmoe("frontier", out, "--json")
+    assert (frontier.returncode, frontier.stderr) == (0, "")
+    points = {row["model"]: row for row in json.loads(frontier.stdout)["rows"]}
+    assert set(points) == {"tiny-top_k", "tiny-wlr", "tiny-fixed_k"}
+    weights = read_recording(recording_file).weights
+    strongest = f"{100 * weights.max(axis=2).sum() / weights.sum():.1f}"
+    assert points["tiny-top_k"]["router weight kept (%)"] == "100.0"
+    assert points["tiny-fixed_k"]["router weight kept (%)"] == strongest
+    assert points["tiny-fixed_k"]["latency, even split"].startswith(
+        f"{rows['selection_only'] / rows['vanilla_even']:.3f} ["
+    )
+    assert not any("accuracy" in name for name in points["tiny-wlr"])
+    shown = wdmoe("frontier", out).stdout
+    assert "router weight kept is no accuracy: the traces were routed without a model" in shown
+    assert "frontier.png" in shown
     compared = wdmoe("compare", out, out, "--format", "csv").stdout
     assert "open loop" in compared
     assert "accuracy (%)" not in compared
@@ -342,7 +426,7 @@ def test_a_folder_of_another_recording_or_of_other_parameters_is_refused(
     write_recording(tmp_path / "other", random_recording(seed=1, probabilities=False))
     for changed, sentence in (
         (("--parameters", '{"theta": 0.3}'), "with policy parameters"),
-        (("--batch-size", 2), "other passes"),
+        (("--batch-size", 2), "with a batch size of 64, not 2"),
         (("--profile", "near_far_8_devices"), "under a profile with hash"),
         (("--top-k-mass", 0.5), "with a top-k mass of"),
     ):

@@ -159,8 +159,8 @@ def test_bad_traces_get_one_sentence(tmp_path):
     [
         ([1, 2, 1], "must have 4 rows, one per item, got 3"),
         ([1, 2, 1, 1, 1], "must have 4 rows, one per item, got 5"),
-        ([1, 2, 3, 1], "must be between 1 and the passes of the item's batch throughout"),
-        ([1, 2, 0, 1], "must be between 1 and the passes of the item's batch throughout"),
+        ([1, 2, 3, 1], "must be between 0 and the passes of the item's batch throughout"),
+        ([1, 2, -1, 1], "must be >= 0 throughout, got -1"),
     ],
 )
 def test_items_wait_for_passes_that_their_batch_has(tmp_path, item_passes, sentence):

@@ -7,13 +7,20 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT
+from wdmoe_opencompass.allocation import allocate
+from wdmoe_opencompass.channel.profile import ChannelProfile, load_profile
+from wdmoe_opencompass.channel.propagation import draw_channel
+from wdmoe_opencompass.latency import ExpertShape, link_budget
 from wdmoe_opencompass.simulation.fit import (
+    FITTED,
     GSM8K_DECODE,
     HUMANEVAL_DECODE,
     HUMANEVAL_PREFILL,
+    MMLU_SUBJECT_MEAN,
     MMLU_SUBJECTS,
     MMLU_TOGETHER,
     MMLU_TOKENS,
+    fit_router,
     simulate_samples,
     simulate_subjects,
 )
@@ -23,7 +30,8 @@ from wdmoe_opencompass.simulation.statistics import expert_counts, largest_over_
 SAMPLES = 24  # whose mean is stable to about a fifth of the tolerances
 COUNTS = ROOT.parent / "shared" / "routing" / "fiddler"
 # Absolute. A published column is one answer of some hundred tokens: its own chance is in them. The hold-out's also hold
-# what differs between two benchmarks, which the generator does not know.
+# what differs between two benchmarks, which the generator does not know: they are so wide that HumanEval's own column
+# passes for GSM8K's.
 FITTED_TOLERANCE = dict(
     first_weight=0.01,
     ratio_quantiles=0.03,
@@ -36,7 +44,7 @@ FITTED_TOLERANCE = dict(
 HELD_OUT_TOLERANCE = dict(
     first_weight=0.03,
     ratio_quantiles=0.07,
-    ratio_by_depth=0.09,
+    ratio_by_depth=0.11,
     largest_load=(0.1, 0.15),
     largest_pair=(0.02, 0.1),
     share_an_expert=0.08,
@@ -85,6 +93,7 @@ def subjects():
 def test_the_load_of_a_subject_is_as_uneven_as_published(subjects):
     alone = [largest_over_mean(counts).mean() for model in subjects for counts in model]
     low, high = MMLU_SUBJECTS
+    assert np.mean(alone) == pytest.approx(MMLU_SUBJECT_MEAN, abs=0.03)
     assert low - 0.03 <= min(alone)
     assert max(alone) <= high + 0.05
     assert max(largest_over_mean(counts).max() for model in subjects for counts in model) <= 1.99 + 0.15
@@ -101,10 +110,63 @@ def test_the_published_loads_are_those_of_the_real_counts():
     counts = [np.array(json.loads(path.read_text())["expert_popularity"]) for path in COUNTS.glob("instruct_*.json")]
     alone = [largest_over_mean(one).mean() for one in counts]
     assert (min(alone), max(alone)) == pytest.approx(MMLU_SUBJECTS, abs=0.03)
+    assert np.mean(alone) == pytest.approx(MMLU_SUBJECT_MEAN, abs=0.01)
     together = largest_over_mean(np.sum(counts, axis=0))
     assert (together.mean(), together.max()) == pytest.approx(MMLU_TOGETHER, abs=0.01)
     totals = sorted(one.sum(axis=1).mean() / 2 for one in counts)
     assert totals == pytest.approx(sorted(MMLU_TOKENS), rel=0.02)
+
+
+@pytest.mark.skipif(not COUNTS.is_dir(), reason=f"no real expert counts in {COUNTS}")
+def test_on_real_counts_a_split_per_layer_saves_what_the_paper_did_and_one_per_pass_half_of_it():
+    """MMLU, of whose subjects each is taken for one pass, under the shipped profile; the paper: 34.6 %."""
+    counts = [json.loads(path.read_text())["expert_popularity"] for path in COUNTS.glob("instruct_*.json")]
+    _, saved = savings(load_profile("paper_8_devices"), counts)
+    assert (min(saved["layer"]), max(saved["layer"])) == pytest.approx((0.346, 0.421), abs=0.001)
+    assert (min(saved["pass"]), max(saved["pass"])) == pytest.approx((0.186, 0.245), abs=0.001)
+
+
+def test_passes_of_64_tokens_of_an_answer_wait_and_save_as_published():
+    """Real ones of HumanEval, at 1e13 FLOP/s and 40 to 180 m: 611 ms, of which `layer` saves 39.7 %, `pass` 3 %.
+
+    Spacing in metres and no fading are ours: at even spacing in dB the wait is 2 % less.
+    """
+    content = load_profile("paper_8_devices").model_dump(exclude={"origin"})
+    distances = np.linspace(40, 180, 8)
+    content["devices"] = [
+        device | dict(distance_m=float(distance))
+        for device, distance in zip(content["devices"], distances, strict=True)
+    ]
+    content["fading"] = dict(model="none")
+    passes = [
+        expert_counts(answer.expert_index[start : start + 64])
+        for answer in (route(seed, HUMANEVAL_DECODE["tokens"]) for seed in range(6))
+        for start in range(0, HUMANEVAL_DECODE["tokens"] - 63, 64)
+    ]
+    even_s, saved = savings(ChannelProfile.model_validate(content), passes)
+    assert even_s.mean() == pytest.approx(0.611, rel=0.08)
+    assert saved["layer"].mean() == pytest.approx(0.397, abs=0.03)
+    assert saved["pass"].mean() == pytest.approx(0.03, abs=0.02)
+
+
+def savings(profile, counts):
+    """counts: [passes, layers, experts] -> seconds under an even split, and scope -> saving of the optimal one."""
+    budget, load = link_budget(profile, draw_channel(profile), ExpertShape()), np.array(counts, dtype=float)
+    waits = {
+        key: allocate(*key, budget, load, profile.total_bandwidth_hz).waiting_latency_s
+        for key in (("uniform", "layer"), ("optimal", "layer"), ("optimal", "pass"))
+    }
+    even_s = waits["uniform", "layer"]
+    return even_s, {scope: 1 - waits["optimal", scope] / even_s for scope in ("layer", "pass")}
+
+
+@pytest.mark.slow
+def test_the_fit_leads_from_plain_numbers_to_the_shipped_values():
+    shipped, fitted = RouterStatistics(), fit_router()
+    assert fitted.spread == pytest.approx(shipped.spread, abs=0.02)
+    for name in FITTED[1:]:
+        assert getattr(fitted, name) == pytest.approx(getattr(shipped, name), abs=0.01)
+    assert (fitted.tail, fitted.held_tokens) == (shipped.tail, shipped.held_tokens)
 
 
 def test_router_outputs_are_a_softmax_and_its_top_2():

@@ -25,7 +25,7 @@ from wdmoe_opencompass.simulation.router import EXPERTS, LAYERS, SyntheticRouter
 from wdmoe_opencompass.simulation.run import Simulation, simulate, simulate_benchmark
 
 SMALL = dict(
-    prompts=replace(BENCHMARKS["PIQA"], batches=2),
+    prompts=replace(BENCHMARKS["PIQA"], prompt_tokens=12, batches=2),
     answers=replace(BENCHMARKS["HumanEval"], prompt_tokens=9, answer_tokens=12, batches=2),
 )
 
@@ -97,6 +97,13 @@ def test_a_batch_does_not_depend_on_how_many_there_are():
     assert (fewer[0].expert_index == passes("prompts")[0].expert_index).all()
 
 
+def test_a_row_is_finished_once_its_answer_has_no_token_left():
+    decoding = [one for one in passes("answers") if one.phase == "decode"]
+    assert all((~one.finished).sum() == len(one.expert_index) for one in decoding)
+    for earlier, later in pairwise(decoding):
+        assert earlier.batch != later.batch or (earlier.finished <= later.finished).all()
+
+
 # -- traces --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["PIQA", "HumanEval"])
 def test_the_vanilla_trace_counts_what_was_generated(small, name):
@@ -107,6 +114,9 @@ def test_the_vanilla_trace_counts_what_was_generated(small, name):
         assert (found.vanilla.device_load[n] == counts).all()
         assert (found.selected.device_load_before[n] == counts).all()
     assert [PHASES[phase] for phase in found.vanilla.phase] == [one.phase for one in generated]
+    waits = [1 + sum(~one.finished for one in generated if one.batch == batch and one.finished is not None)
+             for batch in range(len(found.vanilla.items))]  # fmt: skip
+    assert (found.vanilla.item_passes == np.concatenate([np.broadcast_to(wait, 4) for wait in waits])).all()
     assert (found.selected.device_load <= found.vanilla.device_load).all()
     assert (found.selected.assignments >= found.selected.tokens[:, None]).all()  # every token keeps an expert
     assert found.vanilla.metadata.policy == "top_k"
@@ -114,7 +124,7 @@ def test_the_vanilla_trace_counts_what_was_generated(small, name):
 
 
 def test_processes_change_nothing():
-    alone, together = (simulate(simulation(batch_size=2), ["ARC-E", "PIQA"], workers) for workers in (1, 2))
+    alone, together = (simulate(simulation(batch_size=1), ["ARC-E", "PIQA"], workers) for workers in (1, 2))
     for one, other in zip(alone, together, strict=True):
         assert one.name == other.name
         for name, array in one.selected.arrays.items():
@@ -126,6 +136,7 @@ def test_json_holds_every_cell_next_to_the_papers(wdmoe, monkeypatch):  # noqa: 
     monkeypatch.setattr(run, "available_cores", lambda: 1)
     answer = json.loads(wdmoe("simulate", "--benchmarks", "ARC-E,PIQA", "--batch-size", "2", "--json").stdout)
     assert answer["routing"] == "synthetic"
+    assert (len(answer["fitted_to_table_2"]), len(answer["chosen_by_order"])) == (3, 2)
     cells = {(cell["row"], cell["benchmark"]): cell for cell in answer["cells"]}
     assert set(cells) == {(row, name) for row in TABLE_2 for name in ("PIQA", "ARC-E")}
     for (row, name), cell in cells.items():
@@ -156,14 +167,15 @@ def test_every_policy_runs_or_says_what_it_needs(small, policy):
         with pytest.raises(PolicyError, match="calibration"):
             simulate(simulation(policy=policy), ["PIQA"], workers=1)
         return
-    (found,) = simulate(simulation(policy=policy, batch_size=2), ["PIQA"], workers=1)
+    (found,) = simulate(simulation(policy=policy, batch_size=1), ["PIQA"], workers=1)
     assert found.selected.metadata.policy == policy
     assert (found.selected.assignments_before == 2 * found.selected.tokens[:, None]).all()
 
 
 def test_a_folder_holds_traces_figures_and_the_comparison(wdmoe, tmp_path):  # noqa: F811
     out = tmp_path / "simulated"
-    done = wdmoe("simulate", "--benchmarks", "ARC-E", "--batch-size", "2", "--out", str(out))
+    sizes = ["--batch-size", "2", "--seed", "7", "--scope", "pass"]
+    done = wdmoe("simulate", "--benchmarks", "ARC-E", *sizes, "--out", str(out))
     assert done.returncode == 0, done.stderr
     runs = runs_from_traces(out)
     assert [found.policy for found in runs] == ["top_k", "wlr"]
@@ -171,8 +183,16 @@ def test_a_folder_holds_traces_figures_and_the_comparison(wdmoe, tmp_path):  # n
     for figure in ("figure_5_bandwidth", "figure_6_benchmarks", "figure_7_ablation", "figure_8_expert_pairs"):
         assert f"{figure}.png" in names
     text = (out / "summary" / "simulation.md").read_text()
-    assert "synthetic routing" in text
-    assert "fitted" in text
+    for words in ("synthetic routing", "fitted to the 32 cells of Table II: 3 values", "not fitted: 2"):
+        assert words in text
+    for words in ("scope pass (hindsight): one", "batch size 2 (", "routing seed 7", "seed 0"):
+        assert words in text
+        assert words in done.stdout
+    told = json.loads((out / "summary" / "simulation.json").read_text())["provenance"]
+    assert told["scope"] == "pass (hindsight)"
+    of_folder = json.loads((out / "summary" / "provenance.json").read_text())
+    for model in told["models"] + of_folder["models"]:
+        assert (model["batch_size"], model["routing_seed"], model["seed"]) == (2, 7, 0)
     again = wdmoe("simulate", "--benchmarks", "ARC-E", "--out", str(out))
     assert again.returncode == 2
     assert "give a new folder" in again.stderr
@@ -209,7 +229,7 @@ def test_table_2_is_rebuilt_with_one_profile_and_one_batch_size():
         assert found[f"{row}_mean_points"] <= 2
         assert found[f"{row}_worst_points"] <= worst
     assert found["row_1_worst_factor"] <= 1.6
-    assert found["cells"] == 32
+    assert (found["fitted_values"], found["chosen_values"], found["cells"]) == (3, 2, 32)
 
 
 def test_the_benchmarks_figures_are_those_of_its_cells():

@@ -15,22 +15,21 @@ RATE_DOWN = np.array([200e6, 200e6, 100e6, 20e6])  # bit/s
 RATE_UP = np.array([180e6, 190e6, 90e6, 18e6])
 FLOP_PER_S = np.array([5e9, 4e9, 1e9, 8e9])
 FIXED_S = np.array([0.4e-3, 0.5e-3, 0.3e-3, 0.6e-3])  # of a message: there; half as much each for computing and back
-MESSAGE_S = 0.2e-3  # from the start of one of a layer's messages to that of the next
+MESSAGE_S = 0.2e-3  # by which each further message of a layer delays its last answer
 BITS = PAYLOAD_BITS * HIDDEN
 
 
-def layer_times(layer, loads, noise=None, pass_index=0, message_s=0.0):
-    """-> LayerTimes of one layer, [devices] tokens each; messages leave one after the other, the slowest's first."""
+def layer_times(layer, loads, noise=None, pass_index=0, message_s=0.0, burst_bit=0.0):
+    """-> LayerTimes of one layer, [devices] tokens each; each further message delays the last answer."""
+    limited = np.maximum(loads * BITS - burst_bit, 0)
     factor = np.ones((DEVICES, 3)) if noise is None else np.exp(noise.normal(scale=0.03, size=(DEVICES, 3)))
     parts = [
-        (FIXED_S + loads * BITS / RATE_DOWN) * factor[:, 0],
+        (FIXED_S + limited / RATE_DOWN) * factor[:, 0],
         (FIXED_S / 2 + loads * FLOP / FLOP_PER_S) * factor[:, 1],
-        (FIXED_S / 2 + loads * BITS / RATE_UP) * factor[:, 2],
+        (FIXED_S / 2 + limited / RATE_UP) * factor[:, 2],
     ]
     total = np.sum(parts, axis=0)
-    waiting = 0.0
-    for number, seconds in enumerate(sorted(total[loads > 0], reverse=True)):
-        waiting = max(waiting, number * message_s + seconds)
+    waiting = total[loads > 0].max(initial=0.0) + message_s * (np.count_nonzero(loads) - 1)
     return [
         LayerTimes(layer, k, int(loads[k]), parts[0][k], 0.0, parts[1][k], parts[2][k], total[k], waiting, pass_index)
         for k in range(DEVICES)
@@ -38,12 +37,13 @@ def layer_times(layer, loads, noise=None, pass_index=0, message_s=0.0):
     ]
 
 
-def probe(sizes=(1, 4, 16, 64, 256), repeats=5, seed=0, message_s=MESSAGE_S):
-    """As `wdmoe testbed measure` probes: each size to all at once, to some, and to each alone."""
+def probe(sizes=(1, 4, 16, 64, 256), repeats=5, seed=0, **physics):
+    """Like `wdmoe testbed measure`: each size to all at once, to some, and to each alone; physics: of layer_times."""
+    physics = dict(message_s=MESSAGE_S) | physics
     noise = None if seed is None else np.random.default_rng(seed)
     who = [np.ones(DEVICES, int), np.array([1, 0, 1, 1]), np.array([0, 1, 1, 0]), *np.eye(DEVICES, dtype=int)]
     exchanges = [size * one for size in sizes for _ in range(repeats) for one in who]
-    return [one for number, loads in enumerate(exchanges) for one in layer_times(0, loads, noise, number, message_s)]
+    return [one for number, loads in enumerate(exchanges) for one in layer_times(0, loads, noise, number, **physics)]
 
 
 def lab_profile(**changes):

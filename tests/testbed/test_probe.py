@@ -42,7 +42,7 @@ def test_probe_of_live_devices_is_a_profile_of_their_rates(tmp_path, capsys):
         assert 0.5 * LIMIT < device.downlink_bit_per_s < 1.5 * LIMIT
         assert 0.5 * LIMIT < device.uplink_bit_per_s < 1.5 * LIMIT
         assert device.compute_flops > 0
-    assert "from message to message" in capsys.readouterr().out
+    assert "for each further message" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

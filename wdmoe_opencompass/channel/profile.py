@@ -57,7 +57,8 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True), Af
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME), AfterValidator(printable)]
 Expert = Annotated[int, Field(ge=0, lt=MOST_EXPERTS)]
 MEASURED_RATES = ("downlink_bit_per_s", "uplink_bit_per_s")
-MEASURED = (*MEASURED_RATES, "fixed_s")
+MEASURED = (*MEASURED_RATES, "fixed_s", "burst_bit")
+SHARED = ("message_s", "shared_bit_per_s")
 
 
 class _Part(BaseModel):
@@ -67,19 +68,22 @@ class _Part(BaseModel):
 class BaseStation(_Part):
     """The base station: one transmit power for every downlink.
 
-    message_s: where the profile's rates are `measured`, the seconds from the start of one message to that of the next
-    (0 without it): a layer's messages leave one after the other.
+    message_s, shared_bit_per_s: where the profile's rates are `measured`, what a layer's messages share: the seconds by
+    which each further one delays the last answer (0 without it), and the rate at which the bits of all but the slowest
+    pass the radio or the processor of the base station, there and back (without it no limit).
     """
 
     transmit_power_w: Positive
     message_s: NotNegative | None = None
+    shared_bit_per_s: Positive | None = None
 
 
 class Device(_Part):
     """A device that holds experts; without energy_j_per_flop its compute energy is not reported.
 
     downlink_bit_per_s, uplink_bit_per_s, fixed_s: where the profile's rates are `measured`, what stands in place of
-    Eq. (2) and (3), and the seconds that each message takes whatever its length (0 without it).
+    Eq. (2) and (3), and the seconds that each message takes whatever its length (0 without it). burst_bit: bits of a
+    message, each way, that pass before these rates limit it (0 without it), as a token bucket lets them.
     """
 
     name: Name
@@ -90,6 +94,7 @@ class Device(_Part):
     downlink_bit_per_s: Positive | None = None
     uplink_bit_per_s: Positive | None = None
     fixed_s: NotNegative | None = None
+    burst_bit: NotNegative | None = None
 
 
 class Fading(_Part):
@@ -182,8 +187,9 @@ class ChannelProfile(_Part):
                     raise ValueError(f"devices[{number}].{key} is only read with `rates: measured`")
                 if not given and self.rates == "measured" and key in MEASURED_RATES:
                     raise ValueError(f"devices[{number}].{key} is missing; `rates: measured` needs it of every device")
-        if self.rates == "physical" and self.base_station.message_s is not None:
-            raise ValueError("base_station.message_s is only read with `rates: measured`")
+        for key in SHARED:
+            if self.rates == "physical" and getattr(self.base_station, key) is not None:
+                raise ValueError(f"base_station.{key} is only read with `rates: measured`")
         if self.rates == "measured" and self.fading.model != "none":
             raise ValueError(f"fading.model must be none with `rates: measured`, got {self.fading.model!r}")
         return self
@@ -206,14 +212,22 @@ class ChannelProfile(_Part):
     def content_hash(self) -> str:
         """SHA-256 over every value of the profile, without its name and the values' origins: equal content, equal hash.
 
-        What only measured rates know is left out of a physical profile, whose hash was there first.
+        What only measured rates know is left out of a physical profile, and of a measured one a burst and a shared rate
+        that are not given: their hashes were there first.
         """
         content = self.model_dump(mode="json", exclude={"name", "origin"})
         if self.rates == "physical":
             del content["rates"], content["base_station"]["message_s"]
             for device in content["devices"]:
-                for key in MEASURED:
+                for key in MEASURED_RATES:
                     del device[key]
+                del device["fixed_s"]
+        for part, key in [
+            (content["base_station"], "shared_bit_per_s"),
+            *((d, "burst_bit") for d in content["devices"]),
+        ]:
+            if part[key] is None:
+                del part[key]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def value_origins(self) -> dict[str, str]:

@@ -52,8 +52,9 @@ def profile_show(
 ) -> None:
     """Devices, gains of the profile's draw, and rates and token latency under even bandwidth, Eq. (2) to (8).
 
-    Of measured rates: the rates, the fixed seconds of a message, and the token latency without these. Below, every
-    value of the profile and its origin: the paper, fitted to its Table II, an assumption, computed, measured, or own.
+    Of measured rates: the rates, the fixed seconds and the burst of a message, and the token latency without these.
+    Below, every value of the profile and its origin: the paper, fitted to its Table II, an assumption, computed,
+    measured, or own.
     """
     from ..channel.origin import profile_values
     from ..channel.profile import load_profile
@@ -131,6 +132,7 @@ def _device_records(profile: ChannelProfile, shape: ExpertShape) -> list[dict[st
                 downlink_bit_per_s=device.downlink_bit_per_s,
                 uplink_bit_per_s=device.uplink_bit_per_s,
                 fixed_s=device.fixed_s or 0.0,
+                burst_bit=device.burst_bit or 0.0,
                 compute_flops=device.compute_flops,
                 token_latency_s=float(latency[k]),
             )

@@ -184,8 +184,8 @@ def _own_columns(own: ReplayedLatency) -> dict[str, Any]:
 class _Drawn:
     """Latencies of traces over fading draws under one profile, and what they save against an even split.
 
-    Draw n is the same for all of them. vanilla_even is the even split of the trace of the same weights and items whose
-    experts the model's own router chose, where it is among the traces.
+    Draw n is the same for all of them. vanilla_even is the even split of the trace of the same weights, scoring and
+    batches whose experts the model's own router chose, where it is among the traces.
     """
 
     def __init__(self, traces: list[RoutingTrace], profile: ChannelProfile, allocation: str, scope: str, draws: int):
@@ -195,7 +195,7 @@ class _Drawn:
         self._vanilla = {_answered(trace): trace for trace in vanilla}
 
     def columns(self, trace: RoutingTrace, advance: Callable[[float], None]) -> dict[str, Any]:
-        """-> what the record of a trace says of the draws; a saving against itself is None."""
+        """-> what the record of a trace says of the draws; a saving against itself or against 0 s is None."""
         from ..replay import replay_draws
 
         even, vanilla = self._even_of(trace), self._vanilla.get(_answered(trace))
@@ -217,9 +217,11 @@ class _Drawn:
         return self._even[id(trace)]
 
 
-def _answered(trace: RoutingTrace) -> tuple[str, str, str]:
+def _answered(trace: RoutingTrace) -> tuple:
     """What the traces of two models have in common where their latencies can be compared."""
-    return trace.metadata.weights, trace.metadata.dataset, trace.metadata.test_range
+    from ..report.batches import batch_key
+
+    return trace.metadata.weights, trace.metadata.perplexity, trace.metadata.test_range, *batch_key(trace)
 
 
 def _saving_columns(against: str, saving: NDArray | None) -> dict[str, float | None]:

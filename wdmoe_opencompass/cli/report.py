@@ -108,18 +108,16 @@ def frontier_command(
     form: Formatted = None,
     as_json: AsJson = False,
 ) -> None:
-    """Accuracy against waiting latency of every policy of a run, with intervals; exit code 1 if there is but one."""
+    """Accuracy against waiting latency of every policy of a run, with intervals; exit code 1 if there is but one.
+
+    What `wdmoe route` or `wdmoe simulate` left has no accuracy: the share of the router's weight kept is shown instead.
+    """
     from ..report.frontier import FRONTIER
 
     form = format_of(form, as_json)
     summary = run_folder / "summary"
     if len(_read_summary(run_folder, "frontier_records.json", list)) < 2:
-        why = "no two models of the same weights and profile to compare"
-        if any(
-            "routed_from" in model for model in _read_summary(run_folder, "provenance.json", dict).get("models", [])
-        ):
-            why = "routed without a model, so there is no accuracy to hold against latency (see wdmoe report)"
-        print_aside(f"{run_folder}: {why}")
+        print_aside(f"{run_folder}: no two models of the same weights and profile to compare")
         raise typer.Exit(CHECK_FAILED)
     text = (summary / f"{FRONTIER}.{(form or Format.md).value}").read_text()
     print_markdown(text) if form is None else print(text, end="")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..commands import PROFILE_HELP, AsJson, Scope, profile_names
+from ..commands import PROFILE_HELP, SCOPE_NAMES, AsJson, Scope, profile_names
 from ..console import Progress, print_json, print_table
-from ..errors import PolicyError
+from ..errors import PolicyError, WdmoeError, unknown_name
 
 if TYPE_CHECKING:
     from ..routing.trace import RoutingTrace
@@ -44,11 +44,14 @@ def route_command(
 
     No model runs: a drop does not change what later layers see, and there are no answers, so no accuracy.
     """
+    from ..allocation import SCOPE_LABELS
     from ..channel.profile import load_profile
     from ..report.routed import routed_rows, write_routed
     from ..routing.recording import read_recording
     from ..routing.route import UNCHANGED, route_recording, vanilla_trace
 
+    if scope not in SCOPE_NAMES:
+        raise WdmoeError(unknown_name("scope", scope, SCOPE_NAMES))
     loaded = load_profile(profile)
     given = policy_arguments(parameters)
     read = read_recording(recording)
@@ -64,10 +67,12 @@ def route_command(
     if as_json:
         print_json(answer)
         return
-    print_table(rows)
+    print_table([row | dict(scope=SCOPE_LABELS[scope]) for row in rows])
     print(
         f"mean per forward pass, saving relative to the first row; {answer['passes']} passes, {answer['tokens']} tokens"
     )
+    size = answer["batch_size"]
+    print("batches of the recorded run" if size is None else f"batch size {size}: sequences per forward pass, at most")
     print(
         f"{policy} keeps {100 * answer['kept_share']:.1f} % of the assignments; profile {loaded.name} (hash "
         f"{loaded.content_hash[:12]}), seed {loaded.fading.seed}"
@@ -98,6 +103,7 @@ def _answer(routed: RoutingTrace, rows: list[dict[str, Any]], notes: list[str]) 
         },
         kept_share=float(routed.assignments.sum() / routed.assignments_before.sum()),
         rows=rows,
+        batch_size=one.batch_size,
         passes=len(routed.batch),
         tokens=int(routed.tokens.sum()),
         model=one.model,

@@ -22,7 +22,7 @@ EXAMPLES = (
     "wdmoe simulate --benchmarks ARC-C,PIQA --batch-size 32 --json",
     "wdmoe simulate --policy bottleneck --profile my_lab.yaml --out simulated",
 )
-BATCH_SIZE = 64  # sequences per forward pass: the one size with which row one of Table II fits
+BATCH_SIZE = 64  # sequences per forward pass: the order that fits row one of Table II (docs/reconstruction.md)
 MAX_BATCH_SIZE, MAX_SEED = 1024, 10**18
 
 
@@ -47,8 +47,8 @@ def simulate_command(
 ) -> None:
     """Table II of the paper on synthetic routing: Mixtral-8x7B's sizes, no model, no GPU.
 
-    Router outputs are drawn from a model of Mixtral's router that is fitted to published statistics; a drop does not
-    change what later layers see, and there are no answers, so no accuracy.
+    Router outputs are drawn from a model of Mixtral's router whose top-2 are fitted to published statistics; a drop
+    does not change what later layers see, and there are no answers, so no accuracy.
     """
     from ..channel.profile import load_profile
     from ..report.simulation import check_folder, simulation_records, write_simulation
@@ -64,7 +64,7 @@ def simulate_command(
         found = simulate(simulation, names, available_cores(), progress.advance)
         records = simulation_records(found, scope)
         if out is not None:
-            write_simulation(out, found, records)
+            write_simulation(out, found, records, scope)
     if as_json:
         print_json(_answer(simulation, scope, found, records) | (dict(out=str(out)) if out else {}))
     else:
@@ -88,8 +88,9 @@ def _names(text: str | None) -> list[str]:
 def _answer(
     simulation: Simulation, scope: str, found: Sequence[SimulatedBenchmark], records: list[dict[str, Any]]
 ) -> dict[str, Any]:
+    from ..allocation import SCOPE_LABELS
     from ..report.provenance import provenance
-    from ..report.simulation import NOTES, mean_savings, simulation_runs
+    from ..report.simulation import CHOSEN_BY_ORDER, FITTED_TO_TABLE_2, NOTES, mean_savings, simulation_runs
 
     return dict(
         routing="synthetic",
@@ -104,7 +105,9 @@ def _answer(
         cells=records,
         mean_savings=mean_savings(records),
         notes=list(NOTES),
-        provenance=provenance(simulation_runs(found)),
+        fitted_to_table_2=FITTED_TO_TABLE_2,
+        chosen_by_order=CHOSEN_BY_ORDER,
+        provenance=provenance(simulation_runs(found), scope=SCOPE_LABELS[scope]),
     )
 
 
@@ -119,20 +122,16 @@ def _kept_share(found: Sequence[SimulatedBenchmark]) -> dict[str, float]:
 def _show(
     simulation: Simulation, scope: str, found: Sequence[SimulatedBenchmark], records: list[dict[str, Any]]
 ) -> None:
-    from ..report.provenance import origin_notes
-    from ..report.simulation import HEADING, NOTES, mean_savings, simulation_runs, simulation_table
+    from ..report.simulation import HEADING, mean_savings, simulation_notes, simulation_rows, simulation_runs
 
     print(f"{HEADING}\n")
-    print_table(simulation_table(records).to_dict("records"))
+    print_table(simulation_rows(records))
     print("\nmean saving over the benchmarks")
     rows = mean_savings(records).items()
     print_table([dict(row=row) | {key: round(value, 1) for key, value in means.items()} for row, means in rows])
     kept = [f"{100 * share:.0f}" for share in sorted(_kept_share(found).values())]
-    print(
-        f"\n{simulation.batch_size} sequences per forward pass, scope {scope}, routing seed {simulation.seed}; "
-        f"{simulation.policy} keeps {kept[0]} to {kept[-1]} % of the assignments"
-    )
+    print(f"\n{simulation.policy} keeps {kept[0]} to {kept[-1]} % of the assignments")
     if simulation.policy != "wlr":
         print("the paper's rows selection_only and both are of Algorithm 1, wlr")
-    for note in (*NOTES, *origin_notes(simulation_runs(found))):
+    for note in simulation_notes(simulation_runs(found), scope):
         print(note)

@@ -154,18 +154,18 @@ class WdmoeMixin:
         metadata = self._metadata(model_abbr, dataset, test_range)
         journal = Journal(predictions.with_name(dataset + JOURNAL_SUFFIX), metadata)
         journals: list[Journal] = [journal]
-        times = None
+        times, times_path = None, predictions.with_name(dataset + TIMES_JOURNAL_SUFFIX)
         if self.testbed is not None:
-            times = TimesJournal(
-                predictions.with_name(dataset + TIMES_JOURNAL_SUFFIX), self._times_metadata(model_abbr, dataset)
-            )
+            times = TimesJournal(times_path, self._times_metadata(model_abbr, dataset))
             journals.append(times)
-        recording = None
+        else:
+            times_path.unlink(missing_ok=True)  # of a start with a testbed: it would lack the batches to come
+        recording, recording_path = None, predictions.with_name(dataset + RECORDING_JOURNAL_SUFFIX)
         if self.attachment.router_recorder is not None:
-            recording = RecordingJournal(
-                predictions.with_name(dataset + RECORDING_JOURNAL_SUFFIX), self._recording_metadata(metadata)
-            )
+            recording = RecordingJournal(recording_path, self._recording_metadata(metadata))
             journals.append(recording)
+        else:
+            recording_path.unlink(missing_ok=True)  # of a start that recorded: the same
         first_item = answered
         for one in journals * len(journals):  # again and again: a journal may lack what the other ones have
             first_item = one.resumable(first_item)

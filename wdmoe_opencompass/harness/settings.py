@@ -27,7 +27,7 @@ class WdmoeSettings(BaseModel):
     quantise_payload:  round what is sent to and from the devices to the profile's payload_bits in the forward pass too
     perplexity:        `stock`, as OpenCompass's own class, whose scores depend on the batch's padding; `exact`, what
                        each text gets alone (harness/perplexity.py)
-    record_routing:    leave a recording of the router beside each trace, for `wdmoe route`
+    record_routing:    leave a recording of the router next to each trace, for `wdmoe route`
     testbed:           lab file: send the tokens to real devices; its placement and payload bits replace the profile's
     """
 

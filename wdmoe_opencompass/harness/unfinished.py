@@ -50,9 +50,10 @@ def redo_unfinished(predictions: Path, results: Path, model_cfg: Any, dataset_cf
     predictions, results: a dataset's files, whether they are there or not. A predictions file is finished if it is
     whole and, of a model with a `wdmoe` section, its sealed trace is whole and counts the same items, and so are the
     measured times of a testbed and, where the config asks for one, the recording of the router; journals that do are
-    sealed. What is not finished is kept under another name, `DATASET.json.unfinished`. dataset_cfg: None where the
-    config has no such part of a dataset any more. To be called by who holds the dataset's lock. Raises OSError or
-    NotReadableNow where a file cannot be read now.
+    sealed, and one that does not is taken away where the config no longer asks for it. What is not finished is kept
+    under another name, `DATASET.json.unfinished`. dataset_cfg: None where the config has no such part of a dataset any
+    more. To be called by who holds the dataset's lock. Raises OSError or NotReadableNow where a file cannot be read
+    now.
     """
     for path in (_partial(predictions), *(beside(predictions, suffix) for suffix in WRITTEN_WHOLE)):
         remove_torn_writes(path)
@@ -78,10 +79,15 @@ def _why_unfinished(predictions: Path, wdmoe: Any, dataset_cfg: Any) -> str | No
     if wdmoe is None:
         return None
     why = _why_untraced(predictions, answers, dataset_cfg)
-    if why is None and wdmoe.get("testbed"):
-        why = _why_without_times(predictions)
-    if why is None and wdmoe.get("record_routing"):
-        why = _why_without_recording(predictions)
+    for key, suffix, why_without in (
+        ("testbed", TIMES_JOURNAL_SUFFIX, _why_without_times),
+        ("record_routing", RECORDING_JOURNAL_SUFFIX, _why_without_recording),
+    ):
+        journal = beside(predictions, suffix)
+        if why is None and wdmoe.get(key):
+            why = why_without(predictions)
+        elif why is None and journal.exists() and why_without(predictions) is not None:
+            journal.unlink(missing_ok=True)  # of a start that still asked for it: nothing will complete it
     return why
 
 

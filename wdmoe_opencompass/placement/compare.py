@@ -224,5 +224,5 @@ def _notes(traces: Sequence[RoutingTrace], profile: ChannelProfile, has_placemen
             f"the placement in profile {profile.name} is replaced; the default is expert k on device k modulo N"
         )
     if profile.rates == "measured":
-        notes.append("the profile's rates are measured; the fixed seconds of its messages are left out")
+        notes.append("the profile's rates are measured; fixed seconds and bursts of its messages are left out")
     return tuple(notes)

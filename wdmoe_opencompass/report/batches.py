@@ -39,6 +39,11 @@ class BatchSums:
         return items * self.batches.sum() / items.sum()
 
 
+def batch_key(trace: RoutingTrace) -> tuple[str, bytes, bytes]:
+    """What is equal for two traces of the same batches: dataset or part of one, items before and in each batch."""
+    return trace.metadata.dataset, trace.first_item.tobytes(), trace.items.tobytes()
+
+
 def batch_sums(parts: Sequence[ReplayedLatency], phase: str) -> BatchSums:
     """Sums of several traces read as one, over the passes of a phase; a group without any such pass is left out."""
     chosen = [part.trace.is_phase(phase) for part in parts]

@@ -37,8 +37,18 @@ METHOD = (
 
 IN_CELLS = (
     "in round brackets: difference from vanilla in percentage points with its 95 % interval, paired item by item; "
-    f"*: significant, McNemar's exact p below {SIGNIFICANCE} after Holm's correction over the benchmarks of a model"
+    f"*: significant, McNemar's exact p below {SIGNIFICANCE} after Holm's correction over the benchmarks of a "
+    "model; models are not corrected for each other"
 )
+
+
+def cell_notes(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines under Table I on the differences in its cells, and which vanilla each model is compared with."""
+    compared: dict[str, dict[str, None]] = {}
+    for record in records:
+        compared.setdefault(record["vanilla"], {})[record["model"]] = None
+    lines = [f"difference from {vanilla}: {', '.join(models)}" for vanilla, models in compared.items()]
+    return [IN_CELLS, *lines] if lines else []
 
 
 def paired_records(first: Benchmarks, second: Benchmarks, alone: Sequence[str] = ()) -> list[dict[str, Any]]:

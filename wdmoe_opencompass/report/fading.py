@@ -7,6 +7,7 @@ import numpy as np
 
 from ..replay import is_constant, replay_draws
 from ..routing.trace import RoutingTrace
+from .batches import OTHER_BATCHES
 from .statistics import Array
 from .tables import ROWS, ModelRun
 
@@ -23,12 +24,13 @@ TOO_MANY = (
 )
 TEXT = (
     f"rows of {DRAWS} draws: median saving against vanilla_even and its 5 to 95 % range over {DRAWS} fading draws, the "
-    "first of them the run's own; draw n is the same for both (common random numbers). Selection never saw the other "
-    "draws: it was made under the run's own. The range tells of other fading, not of other prompts"
+    "first of them the run's own. Draw n is the same for both (common random numbers; where fading changes within a "
+    "run: in passes of the same moment). Selection never saw the other draws: it was made under the run's own. The "
+    "range tells of other fading, not of other prompts"
 )
 SAMPLED = (
-    f"a trace with more than {MAX_LAYERS:,} distinct layer loads: the optimal split of {MAX_LAYERS:,} drawn in "
-    "proportion to their tokens stands for all (measured: 0.04 percentage points off at most, docs/fading.md)"
+    f"a trace with more than {MAX_LAYERS:,} distinct layer loads: under the optimal split, {MAX_LAYERS:,} layers at "
+    "points spread evenly over the tokens represent all (measured: 0.04 percentage points off at most, docs/fading.md)"
 )
 
 
@@ -36,7 +38,7 @@ def add_draws(runs: Sequence[ModelRun], records: Sequence[dict[str, Any]]) -> No
     """Add to each record of Table II what its saving is over fading draws.
 
     draws: how many; saving_draws_median, saving_draws_low, saving_draws_high: median, 5 and 95 % quantile; all of them
-    None but in scope `layer`, phase `all`, and for vanilla_even itself. no_draws: why there is none where one belongs.
+    None but in scope `layer`, phase `all`, and in row vanilla_even. no_draws: why there is none where one belongs.
     """
     by_name = {run.abbr: run for run in runs}
     vanilla = {(r["base"], r["dataset"]): r["model"] for r in reversed(records) if r["row"] == "vanilla_even"}
@@ -44,8 +46,13 @@ def add_draws(runs: Sequence[ModelRun], records: Sequence[dict[str, Any]]) -> No
     for record in records:
         record |= NOTHING
         first = vanilla.get((record["base"], record["dataset"]))
-        is_drawn = (record["scope"], record["phase"]) == (SCOPE, PHASE) and record["saving"] is not None
-        if not is_drawn or first is None or (record["row"], record["model"]) == ("vanilla_even", first):
+        is_drawn = (record["scope"], record["phase"]) == (SCOPE, PHASE) and record["row"] != "vanilla_even"
+        if not is_drawn or first is None:
+            continue
+        if record["no_interval"] == OTHER_BATCHES:
+            record["no_draws"] = OTHER_BATCHES
+            continue
+        if record["saving"] is None:
             continue
         own = by_name[record["model"]].traces_of(record["dataset"])
         base = by_name[first].traces_of(record["dataset"])

@@ -1,4 +1,7 @@
-"""Figures 5 to 8 of the paper from routing traces alone, as PNG and PDF."""
+"""Figures 5 to 8 of the paper from routing traces alone, as PNG and PDF.
+
+Latencies are per forward pass, which is what we take a batch of the paper's figures to be.
+"""
 
 import io
 import textwrap
@@ -13,6 +16,7 @@ from ..channel.profile import ChannelProfile, changed_profile
 from ..files import write_whole
 from ..replay import Advance, ignore, pooled_mean, replay
 from ..routing.trace import RoutingTrace
+from .batches import batch_key
 from .provenance import profile_line
 from .tables import OPTIMISED, ROWS, ModelRun, row_runs
 
@@ -24,6 +28,7 @@ ROW_STYLE = {  # colour-blind safe (Okabe-Ito), one marker each
     "both": ("#009E73", "D"),
 }
 NOTE_LETTERS_PER_INCH = 20  # what fits beneath a figure at 6 points
+MAX_VECTOR_POINTS = 5_000  # of a panel's row; more are drawn as pixels, so that the PDF stays small
 MOST_MODELS, PAPERS_POLICIES = 8, ("top_k", "wlr")
 ALLOCATIONS = f"allocation uniform or {OPTIMISED}, scope {PRIMARY_SCOPE}"
 CAVEAT = "selection was made under the run's own profile"
@@ -57,35 +62,37 @@ def _few(runs: Sequence[ModelRun]) -> Sequence[ModelRun]:
 
 
 def sweep_s(traces: Sequence[RoutingTrace], method: str, scope: str) -> list[float]:
-    """Mean waiting latency per batch at every bandwidth of BANDWIDTHS_HZ, the run's own draws; NaN without passes."""
+    """Mean waiting latency per forward pass at every bandwidth of BANDWIDTHS_HZ, own draws; NaN without passes."""
     means = []
     for hertz in BANDWIDTHS_HZ:
         profile = changed_profile(traces[0].metadata.profile, "total_bandwidth_hz", float(hertz))
-        mean_s = _batch_mean_s(traces, profile, method, scope)
+        mean_s = _pass_mean_s(traces, profile, method, scope)
         means.append(float("nan") if mean_s is None else mean_s)
     return means
 
 
-def _batch_mean_s(traces: Sequence[RoutingTrace], profile: ChannelProfile, method: str, scope: str) -> float | None:
+def _pass_mean_s(traces: Sequence[RoutingTrace], profile: ChannelProfile, method: str, scope: str) -> float | None:
     parts = [replay(trace, profile, method, scope) for trace in traces]
-    return pooled_mean(parts, lambda part: part.waiting_latency_s, "batch", "all")
+    return pooled_mean(parts, lambda part: part.waiting_latency_s, "pass", "all")
 
 
 def figure_5(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
-    """Latency per batch against the total bandwidth, 20 to 120 MHz."""
+    """Latency per forward pass against the total bandwidth, 20 to 120 MHz."""
     figure, panels = panel_grid(len(benchmarks))
     for panel, benchmark in zip(panels, benchmarks):
         for row, label, run in _rows(runs, benchmark, ("vanilla_even", "both")):
             colour, marker = ROW_STYLE[row]
             latency = np.array(sweep_s(run.traces_of(benchmark), ROWS[row][1], PRIMARY_SCOPE))
             panel.plot(BANDWIDTHS_HZ / 1e6, 1e3 * latency, color=colour, marker=marker, label=label)
-        panel.set(title=benchmark, xlabel="total bandwidth (MHz)", ylabel="latency per batch (ms)", ylim=(0, None))
+        panel.set(
+            title=benchmark, xlabel="total bandwidth (MHz)", ylabel="latency per forward pass (ms)", ylim=(0, None)
+        )
         panel.legend()
     return figure
 
 
 def figure_6(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
-    """Mean latency per batch of every benchmark, relative to vanilla of the same weights and profile.
+    """Mean latency per forward pass by benchmark, over that of vanilla of the same weights, profile, scoring, batches.
 
     The latency itself stands on each bar; where there is no vanilla to compare with, there is no bar.
     """
@@ -101,41 +108,44 @@ def figure_6(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
     rows = {label: row for found in bars.values() for row, label, _, _ in found}
     panel.legend(handles=[_patch(ROW_STYLE[rows[label]][0], label) for label in labels], loc="lower right")
     panel.set_xticks(range(len(benchmarks)), benchmarks)
-    panel.set(ylabel="mean latency per batch, vanilla = 1")
+    panel.set(ylabel="mean latency per forward pass, vanilla = 1")
     panel.margins(y=0.15)
     return figure
 
 
 def _bars(runs: Sequence[ModelRun], benchmark: str) -> Iterator[tuple[str, str, float, float]]:
-    """(row, label, latency per batch, that of vanilla) of the runs that have a vanilla beside them, in seconds."""
-    vanilla: dict[tuple[str, str], float] = {}
+    """(row, label, latency per pass, that of vanilla) of the runs with a vanilla of the same batches, in seconds."""
+    vanilla: dict[tuple, float] = {}
     for row, label, run in _rows(runs, benchmark, ("vanilla_even", "both")):
         traces = run.traces_of(benchmark)
-        value_s = _batch_mean_s(traces, traces[0].metadata.profile, ROWS[row][1], PRIMARY_SCOPE)
+        value_s = _pass_mean_s(traces, traces[0].metadata.profile, ROWS[row][1], PRIMARY_SCOPE)
+        key = (run.base, run.perplexity, *map(batch_key, traces))
         if value_s is not None and row == "vanilla_even":
-            vanilla[run.base] = value_s
-        if value_s is not None and run.base in vanilla:
-            yield row, label, value_s, vanilla[run.base]
+            vanilla.setdefault(key, value_s)
+        if value_s is not None and key in vanilla:
+            yield row, label, value_s, vanilla[key]
 
 
 def figure_7(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
-    """Ablation: latency of each batch against its number of tokens, the four rows of Table II."""
+    """Ablation: latency of each forward pass against its tokens, the four rows of Table II."""
     figure, panels = panel_grid(len(benchmarks))
     for panel, benchmark in zip(panels, benchmarks):
         for row, label, run in _rows(runs, benchmark, tuple(ROWS)):
             colour, marker = ROW_STYLE[row]
-            points = [_batch_points(trace, ROWS[row][1]) for trace in run.traces_of(benchmark)]
+            points = [_pass_points(trace, ROWS[row][1]) for trace in run.traces_of(benchmark)]
             tokens, latency = np.concatenate(points, axis=1)
-            panel.scatter(tokens, 1e3 * latency, s=14, color=colour, marker=marker, label=label, alpha=0.8)
-        panel.set(title=benchmark, xlabel="tokens in the batch", ylabel="latency of the batch (ms)", ylim=(0, None))
+            style = dict(color=colour, marker=marker, label=label, alpha=0.8)
+            panel.scatter(tokens, 1e3 * latency, s=14, rasterized=len(tokens) > MAX_VECTOR_POINTS, **style)
+        panel.set(title=benchmark, xlabel="tokens in the forward pass", ylabel="latency of the pass (ms)")
+        panel.set_ylim(0, None)
         panel.legend()
     return figure
 
 
-def _batch_points(trace: RoutingTrace, method: str) -> np.ndarray:
-    """-> [2, batches] tokens and latency in seconds of every batch."""
-    waiting = replay(trace, trace.metadata.profile, method, PRIMARY_SCOPE).waiting_latency_s
-    return np.array([np.bincount(trace.batch, weights=values) for values in (trace.tokens, waiting)])
+def _pass_points(trace: RoutingTrace, method: str) -> np.ndarray:
+    """-> [2, passes] tokens and latency in seconds of every forward pass."""
+    waiting_s = replay(trace, trace.metadata.profile, method, PRIMARY_SCOPE).waiting_latency_s
+    return np.array([trace.tokens, waiting_s])
 
 
 def figure_8(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:

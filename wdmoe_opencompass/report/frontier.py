@@ -1,4 +1,7 @@
-"""The accuracy-latency frontier: every policy of a run as one point, with intervals, and which are not beaten."""
+"""The accuracy-latency frontier: every policy of a run as one point, with intervals, and which are not beaten.
+
+Without a model there is no accuracy: routed traces are judged by the router weight that a policy keeps.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,15 +10,26 @@ import numpy as np
 import pandas as pd
 
 from ..allocation import PRIMARY_SCOPE
+from ..routing.trace import RoutingTrace
 from .batches import BatchSums
 from .differences import METHOD, difference_text, p_cells, paired_records, significant_words
-from .statistics import SIGNIFICANCE, Interval, accuracy_interval, holm, mcnemar_p
+from .statistics import LEAST_GROUPS, SIGNIFICANCE, Interval, accuracy_interval, holm, mcnemar_p
 from .tables import BATCH_METHOD, DENSE, ModelRun, bracketed, latency_ratio
 
 FRONTIER = "frontier"
+ACCURACY, WEIGHT_KEPT, ASSIGNMENTS_KEPT = "accuracy", "router weight kept", "assignments kept"
+QUALITY_TEXT = {
+    ACCURACY: "accuracy in %, plain mean over {benchmarks}",
+    WEIGHT_KEPT: "router weight kept in %: the router weight of the assignments kept over that of the router's top-k, "
+    "summed over all layers and real tokens of {benchmarks}; weights of the full softmax where it was recorded, else "
+    "as the model uses them",
+    ASSIGNMENTS_KEPT: "assignments kept in % of the router's, over all layers and real tokens of {benchmarks}, because "
+    "the traces do not hold the router weight of every assignment",
+}
+NO_ACCURACY = "no accuracy: routed without a model"
 FULL_PAYLOAD_BITS = 16  # the paper's; taken to leave answers as they are
 TEXT = (
-    "one row per model that routes through a policy; accuracy in %, plain mean over {benchmarks}; attention waiting "
+    "one row per model that routes through a policy; {quality}; attention waiting "
     "latency relative to vanilla with an even split, geometric mean over the benchmarks of the ratios per batch, scope "
     f"{PRIMARY_SCOPE}, phase all, under the optimal and the even split; kept: assignments kept of the router's (%), "
     "measured over all layers and real tokens; matched: what the policy's knob was turned to keep on the calibration "
@@ -26,7 +40,16 @@ FRONT = (
     "latency (under the optimal split), one of them strictly; by the estimates, whose intervals stand beside them",
     "payloads of fewer bits than 16 are rounded in the forward pass; the scale that each vector travels with is not "
     "counted: 16 more bits would be 1.6 % of a vector of 128 values of 8 bits, 0.05 % of one of 4096",
+    "left out: models whose batches are not of the same items as those of the vanilla that they are compared with",
     "significant tells which losses are beyond chance with so many models compared: no is not the same as no loss",
+)
+ROUTED_FRONT = (
+    "on front: no other model of the same weights, profile and payload has at least its share ({quality}) and at most "
+    "its latency (under the optimal split), one of them strictly; by the estimates",
+    "{quality} is no accuracy: the traces were routed without a model, so there are no answers, and nothing here says "
+    "how answers depend on it (our choice in place of accuracy)",
+    f"a latency is - where a benchmark has fewer than {LEAST_GROUPS} batches, too few for an interval; the figure "
+    "shows the estimate",
 )
 
 Cells = Sequence[tuple[dict[str, Any], BatchSums]]
@@ -37,22 +60,29 @@ def frontier_records(runs: Sequence[ModelRun], benchmarks: Sequence[str], cells:
     """One record per model that has a vanilla beside it and everything measured on all benchmarks.
 
     Beside it: the first of the same weights and channel profile, payload_bits apart, so that a payload of fewer bits
-    shows what it saves; without quantise_payload such a model's answers do not know of it, and it is left out.
+    shows what it saves; without quantise_payload such a model's answers do not know of it, and it is left out. So is a
+    model whose batches are not of the same items as that vanilla's.
 
     cells: what `tables.latency_cells` gives. accuracy, accuracy_low and accuracy_high in percent; difference (and
     difference_low, difference_high) to vanilla in points with McNemar's p over all items, Holm's over the models of
     one vanilla; latency_ratio (and _low, _high) to vanilla under even split, latency_ratio_even that of the even split;
     waiting_latency_s: plain mean over the benchmarks of the mean per batch, optimal split, scope layer.
+    quality and quality_percent: name and value of what is compared with latency: the accuracy, or, where all traces
+    were routed without a model, the share of the router's weight kept (of its assignments, where the traces lack
+    weights). accuracy is then None, and a smaller payload leaves no model out, for there are no answers.
     """
     records = []
+    quality = _quality_name(runs)
     families = {run.abbr: _family(run) for run in runs if run.policy != DENSE and run.all_traces}
-    vanillas = {families[run.abbr]: run for run in reversed(runs) if run.abbr in families and _is_reference(run)}
+    vanillas = {
+        families[run.abbr]: run for run in reversed(runs) if run.abbr in families and _is_reference(run, quality)
+    }
     sums = _sums(cells)
     for run in runs:
-        vanilla = vanillas.get(families.get(run.abbr, ("", "")))
+        vanilla = vanillas.get(families.get(run.abbr, ("", "", "")))
         if vanilla is None:
             continue
-        record = _record(run, vanilla, benchmarks, sums)
+        record = _record(run, vanilla, benchmarks, sums, quality)
         if record is not None:
             records.append(record)
     _correct(records)
@@ -60,31 +90,64 @@ def frontier_records(runs: Sequence[ModelRun], benchmarks: Sequence[str], cells:
     return records
 
 
-def _is_reference(run: ModelRun) -> bool:
-    return run.is_vanilla and run.all_traces[0].metadata.profile.payload_bits >= FULL_PAYLOAD_BITS
+def _quality_name(runs: Sequence[ModelRun]) -> str:
+    """What all points of a frontier are judged by: one name, so that no axis holds two measures."""
+    traces = [trace for run in runs for trace in run.all_traces]
+    if any(trace.metadata.routed_from == "model" for trace in traces):
+        return ACCURACY
+    return WEIGHT_KEPT if all(_has_every_weight(trace) for trace in traces) else ASSIGNMENTS_KEPT
 
 
-def _family(run: ModelRun) -> tuple[str, str]:
-    """What must be equal for two models to be on one frontier: weights, and the channel profile but for its payload."""
+def _has_every_weight(trace: RoutingTrace) -> bool:
+    """Not where expert ids alone were recorded, nor of experts at the base station: a trace sums weights per device."""
+    at_devices = trace.expert_evaluations_before.sum(dtype=np.int64)
+    return bool(trace.weight_sum_before.any() and at_devices == trace.assignments_before.sum(dtype=np.int64))
+
+
+def _quality(run: ModelRun, benchmarks: Sequence[str], name: str) -> float | None:
+    """-> percent; None where a benchmark has no accuracy."""
+    if name != ACCURACY:
+        return 100 * _kept_share(run, benchmarks, "weight_sum" if name == WEIGHT_KEPT else "assignments")
+    accuracies = [accuracy for benchmark in benchmarks if (accuracy := run.accuracy_of(benchmark)) is not None]
+    return sum(percent for _, percent in accuracies) / len(accuracies) if len(accuracies) == len(benchmarks) else None
+
+
+def _kept_share(run: ModelRun, benchmarks: Sequence[str], counted: str) -> float:
+    before, after = (
+        sum(float(getattr(trace, name).sum(dtype=np.float64)) for b in benchmarks for trace in run.traces_of(b))
+        for name in (f"{counted}_before", counted)
+    )
+    return after / before
+
+
+def _is_reference(run: ModelRun, quality: str) -> bool:
+    is_full = run.all_traces[0].metadata.profile.payload_bits >= FULL_PAYLOAD_BITS
+    return run.is_vanilla and (is_full or quality != ACCURACY)
+
+
+def _family(run: ModelRun) -> tuple[str, str, str]:
+    """What is equal for the models of one frontier: weights, scoring, and the channel profile but for its payload."""
     profile = run.all_traces[0].metadata.profile
-    return run.base[0], profile.model_copy(update={"payload_bits": FULL_PAYLOAD_BITS}).content_hash
+    return run.base[0], profile.model_copy(update={"payload_bits": FULL_PAYLOAD_BITS}).content_hash, run.perplexity
 
 
-def _record(run: ModelRun, vanilla: ModelRun, benchmarks: Sequence[str], sums: Sums) -> dict[str, Any] | None:
-    accuracies = [accuracy for name in benchmarks if (accuracy := run.accuracy_of(name)) is not None]
-    if len(accuracies) < len(benchmarks):
-        return None
+def _record(
+    run: ModelRun, vanilla: ModelRun, benchmarks: Sequence[str], sums: Sums, quality: str
+) -> dict[str, Any] | None:
     baseline = _sums_of(vanilla, "uniform", benchmarks, sums)
     splits = {method: _sums_of(run, method, benchmarks, sums) for method in ("optimal", "uniform")}
     if any(part is None for part in (baseline, *splits.values())):
         return None
-    metadata = run.all_traces[0].metadata
-    if metadata.profile.payload_bits < FULL_PAYLOAD_BITS and not metadata.quantise_payload:
+    pairs = zip(baseline, splits["optimal"], strict=True)  # type: ignore[arg-type]
+    if any(first.items != second.items for (_, first), (_, second) in pairs):
         return None
-    before, after = (
-        sum(int(getattr(trace, name).sum()) for benchmark in benchmarks for trace in run.traces_of(benchmark))
-        for name in ("assignments_before", "assignments")
-    )
+    metadata = run.all_traces[0].metadata
+    is_small = metadata.profile.payload_bits < FULL_PAYLOAD_BITS
+    if quality == ACCURACY and is_small and not metadata.quantise_payload:
+        return None
+    percent = _quality(run, benchmarks, quality)
+    if percent is None:
+        return None
     record: dict[str, Any] = dict(
         model=run.abbr,
         policy=run.policy,
@@ -93,8 +156,10 @@ def _record(run: ModelRun, vanilla: ModelRun, benchmarks: Sequence[str], sums: S
         payload_bits=metadata.profile.payload_bits,
         family=_family(run),
         scope=PRIMARY_SCOPE,
-        kept_share=after / before,
-        accuracy=sum(percent for _, percent in accuracies) / len(accuracies),
+        kept_share=_kept_share(run, benchmarks, "assignments"),
+        quality=quality,
+        quality_percent=percent,
+        accuracy=percent if quality == ACCURACY else None,
         waiting_latency_s=float(np.mean([mean for mean, _ in splits["optimal"]])),  # type: ignore[union-attr]
     )
     record |= _accuracy_interval(run, benchmarks) | _difference(run, vanilla, benchmarks)
@@ -177,7 +242,7 @@ def _front_of(record: dict[str, Any]) -> tuple:
 
 
 def _beats(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    better = (one["accuracy"] - other["accuracy"], other["latency_ratio"] - one["latency_ratio"])
+    better = (one["quality_percent"] - other["quality_percent"], other["latency_ratio"] - one["latency_ratio"])
     return min(better) >= 0 and max(better) > 0
 
 
@@ -193,7 +258,14 @@ def _cells(record: dict[str, Any]) -> dict[str, str]:
             return number.format(scale * record[name]) if name == "accuracy" or record[name] == 1 else "-"
         return " ".join([number.format(scale * record[name]), *bracketed(Interval(scale * low, scale * high), number)])
 
-    difference = dict(difference=record["difference"], low=record["difference_low"], high=record["difference_high"])
+    if record["quality"] == ACCURACY:
+        difference = dict(difference=record["difference"], low=record["difference_low"], high=record["difference_high"])
+        quality = {
+            "accuracy (%)": with_interval("accuracy", "{:.1f}"),
+            "difference (points)": "-" if record["difference"] is None else difference_text(difference),
+        } | p_cells(record)
+    else:
+        quality = {f"{record['quality']} (%)": f"{record['quality_percent']:.1f}"}
     return (
         {
             "model": record["model"],
@@ -201,10 +273,8 @@ def _cells(record: dict[str, Any]) -> dict[str, str]:
             "payload (bit)": str(record["payload_bits"]),
             "matched (%)": "-" if record["matched_share"] is None else f"{100 * record['matched_share']:.0f}",
             "kept (%)": f"{100 * record['kept_share']:.1f}",
-            "accuracy (%)": with_interval("accuracy", "{:.1f}"),
-            "difference (points)": "-" if record["difference"] is None else difference_text(difference),
         }
-        | p_cells(record)
+        | quality
         | {
             "latency, optimal split": with_interval("latency_ratio", "{:.3f}"),
             "latency, even split": with_interval("latency_ratio_even", "{:.3f}"),
@@ -213,18 +283,18 @@ def _cells(record: dict[str, Any]) -> dict[str, str]:
     )
 
 
-def frontier_notes() -> list[str]:
+def frontier_notes(quality: str) -> list[str]:
     """Lines under the table: the methods, and what the words mean."""
-    return [
-        METHOD,
-        significant_words("over the models; here over all items of all benchmarks"),
-        f"latency: {BATCH_METHOD}; over several benchmarks the intervals of the logarithms are added as independent",
-        *FRONT,
-    ]
+    latency = (
+        f"latency: {BATCH_METHOD}; over several benchmarks the intervals of the logarithms are added as independent"
+    )
+    if quality != ACCURACY:
+        return [latency, *(line.format(quality=quality) for line in ROUTED_FRONT)]
+    return [METHOD, significant_words("over the models; here over all items of all benchmarks"), latency, *FRONT]
 
 
 def draw_frontier(records: Sequence[dict[str, Any]], benchmarks: Sequence[str]) -> Any:
-    """Accuracy against latency, with intervals; one colour and marker per policy, the front joined."""
+    """Quality against latency, with intervals; one colour and marker per policy, the front joined."""
     import matplotlib.pyplot as plt
 
     figure, panel = plt.subplots(figsize=(9, 6), layout="constrained")
@@ -235,7 +305,7 @@ def draw_frontier(records: Sequence[dict[str, Any]], benchmarks: Sequence[str]) 
         own = [record for record in records if record["policy"] == policy]
         panel.errorbar(
             [one["latency_ratio"] for one in own],
-            [one["accuracy"] for one in own],
+            [one["quality_percent"] for one in own],
             xerr=_bars(own, "latency_ratio"),
             yerr=_bars(own, "accuracy"),
             fmt=markers[number % len(markers)],
@@ -246,13 +316,16 @@ def draw_frontier(records: Sequence[dict[str, Any]], benchmarks: Sequence[str]) 
         )
     for number, alike in enumerate(dict.fromkeys(_front_of(record) for record in records)):
         front = sorted(
-            (one["latency_ratio"], one["accuracy"]) for one in records if one["on_front"] and _front_of(one) == alike
+            (one["latency_ratio"], one["quality_percent"])
+            for one in records
+            if one["on_front"] and _front_of(one) == alike
         )
         label = None if number else "Pareto front, one per payload and weights"
         panel.plot(*zip(*front), color="black", linewidth=1, drawstyle="steps-post", label=label, zorder=0)
+    quality = records[0]["quality"]
     panel.set(
         xlabel="attention waiting latency, optimal split, vanilla with even split = 1",
-        ylabel=f"accuracy (%), mean of {len(benchmarks)} benchmarks",
+        ylabel=f"{quality} (%), {f'mean of {len(benchmarks)} benchmarks' if quality == ACCURACY else NO_ACCURACY}",
     )
     panel.legend(fontsize=7, ncols=2, loc="lower right")
     return figure
@@ -268,7 +341,7 @@ def _bars(records: Sequence[dict[str, Any]], name: str) -> np.ndarray | None:
     return np.maximum(ends, 0)
 
 
-def frontier_text(benchmarks: Sequence[str]) -> str:
+def frontier_text(benchmarks: Sequence[str], quality: str) -> str:
     """The first line under the table."""
     names = " and ".join(filter(None, [", ".join(benchmarks[:-1]), *benchmarks[-1:]]))
-    return TEXT.format(benchmarks=names)
+    return TEXT.format(quality=QUALITY_TEXT[quality].format(benchmarks=names))

@@ -15,6 +15,14 @@ from .tables import DENSE, ModelRun, datasets_of, missing_cells
 
 PROVENANCE_FILE = "provenance.json"
 
+FACTS_OF_ROUTED = (
+    "routed_from",
+    "recording_sha256",
+    "recorded_routing",
+    "softmax_recorded",
+    "top_k_mass",
+    "routing_seed",
+)
 PADDED = " (OpenCompass's own: a text's score depends on the padding of its batch)"
 
 
@@ -73,6 +81,11 @@ def coupling_notes(runs: Sequence[ModelRun]) -> list[str]:
             lines.append(
                 f"{run.abbr}: its policy weighs the tokens of a forward pass together, and {', '.join(uneven)} was "
                 "split or resumed off multiples of the batch size: run in one piece, the numbers could differ"
+            )
+        if run.couples_tokens and run.perplexity == "exact":
+            lines.append(
+                f"{run.abbr}: its policy weighs the tokens of a forward pass together: perplexity exact does not undo "
+                "that, and with another batch size the scores can differ"
             )
         split = [name for name, traces in run.traces.items() if _is_split(name, traces) and _fading_changes(traces[0])]
         if split:
@@ -173,7 +186,6 @@ def _model(run: ModelRun) -> dict[str, Any]:
             kept_share=one.kept_share,
             calibration_hash=one.calibration_hash,
             quantise_payload=one.quantise_payload,
-            perplexity=one.perplexity,
             couples_tokens=run.couples_tokens,
             dtype=one.dtype,
             top_k=one.top_k,
@@ -186,8 +198,9 @@ def _model(run: ModelRun) -> dict[str, Any]:
             trace_format=one.format_version,
         )
         if one.routed_from != "model":
-            names = ("routed_from", "recording_sha256", "recorded_routing", "softmax_recorded", "top_k_mass")
-            facts |= {name: getattr(one, name) for name in names}
+            facts |= {name: getattr(one, name) for name in FACTS_OF_ROUTED}
+        else:  # without the model no text is scored
+            facts["perplexity"] = one.perplexity
     return facts | dict(datasets=list(run.traces), files=run.sources, files_sha256=files_digest(run))
 
 
@@ -208,10 +221,11 @@ def _model_notes(run: ModelRun) -> list[str]:
         return []
     one = traces[0].metadata
     parameters = ", ".join(f"{k}={v}" for k, v in one.policy_parameters.items()) or "no parameters"
+    scored = f"; perplexity {one.perplexity}{PADDED if one.perplexity == 'stock' else ''}"
     digest = f", SHA-256 of all files {files_digest(run)[:12]} (of each: {PROVENANCE_FILE})" if run.sources else ""
     return [
-        f"{run.abbr}: policy {one.policy} ({parameters}), renormalise {one.renormalise}, {one.dtype}; perplexity "
-        f"{one.perplexity}{PADDED if one.perplexity == 'stock' else ''}; weights {one.weights}, top-{one.top_k} of "
+        f"{run.abbr}: policy {one.policy} ({parameters}), renormalise {one.renormalise}, {one.dtype}"
+        f"{scored if one.routed_from == 'model' else ''}; weights {one.weights}, top-{one.top_k} of "
         f"{one.experts} experts; {len(traces)} traces of format {one.format_version}{digest}"
     ]
 

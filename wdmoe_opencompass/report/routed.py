@@ -61,13 +61,14 @@ def _check_alike(folder: Path, found: RoutingTrace, new: RoutingTrace) -> None:
         ("of a recording with SHA-256", found.metadata.recording_sha256, new.metadata.recording_sha256),
         ("under a profile with hash", found.metadata.profile_hash, new.metadata.profile_hash),
         ("with a top-k mass of", found.metadata.top_k_mass, new.metadata.top_k_mass),
+        ("with a batch size of", found.metadata.batch_size, new.metadata.batch_size),
     ):
         if one != other:
             raise TraceError(
                 f"{folder}: holds the trace of {found.metadata.model}, {what} {one}, not {other}; give another folder"
             )
     if not np.array_equal(found.tokens, new.tokens):
-        raise TraceError(f"{folder}: holds traces of other passes, of another batch size perhaps; give another folder")
+        raise TraceError(f"{folder}: holds traces of other passes; give another folder")
 
 
 def _check_parameters(folder: Path, found: RoutingTrace, new: Sequence[RoutingTrace]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..allocation import SCOPE_LABELS, SCOPE_MEANING
 from ..errors import TraceError
 from ..routing.trace import SEALED_SUFFIX, write_trace
 from ..simulation.run import SimulatedBenchmark
@@ -16,13 +17,24 @@ from .tables import ModelRun, write_table
 
 SIMULATION = "simulation"
 HEADING = "Table II of the paper and a simulation on synthetic routing: latency per forward pass (ms), savings (%)"
+FITTED_TO_TABLE_2 = ("nearest distance", "farthest distance", "the generator's weight outside the top-2")
+CHOSEN_BY_ORDER = ("FLOP/s", "the default batch size, 64")
+CELLS = sum(len(latencies) for latencies in TABLE_2.values())
 NOTES = (
-    "synthetic routing: router outputs are drawn from a model of Mixtral-8x7B-Instruct's router, fitted to published "
-    "statistics; no language model ran (docs/reconstruction.md)",
+    "synthetic routing: router outputs are drawn from a model of Mixtral-8x7B-Instruct's router, its top-2 fitted to "
+    "published statistics; no language model ran (docs/reconstruction.md)",
+    f"fitted to the {CELLS} cells of Table II: {len(FITTED_TO_TABLE_2)} values ({', '.join(FITTED_TO_TABLE_2)}); "
+    f"chosen by their order, not fitted: {len(CHOSEN_BY_ORDER)} ({', '.join(CHOSEN_BY_ORDER)}); distances and FLOP/s "
+    "are those of profile paper_8_devices",
     "ours: mean attention waiting latency of one forward pass, Eq. (11) summed over 32 layers, base station's compute "
     "neglected; a batch of Table II is taken to be one forward pass",
     "difference = ours - paper; savings are relative to vanilla_even, in percentage points",
 )
+
+
+def simulation_notes(runs: Sequence[ModelRun], scope: str) -> list[str]:
+    """Lines under the comparison: what it shows, what was fitted to it, its scope, and where its numbers come from."""
+    return [*NOTES, f"scope {SCOPE_LABELS[scope]}: {SCOPE_MEANING[scope]}", *origin_notes(runs)]
 
 
 def simulation_records(found: Sequence[SimulatedBenchmark], scope: str) -> list[dict[str, Any]]:
@@ -54,7 +66,7 @@ def mean_savings(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, float
     return means
 
 
-def simulation_table(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def simulation_rows(records: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
     """The records as text: `ours | paper | difference` of latencies and of savings."""
     rows = []
     for record in records:
@@ -66,7 +78,7 @@ def simulation_table(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
         else:
             row |= dict.fromkeys(_cells("saving %", 0, 0, 0), "-")
         rows.append(row)
-    return pd.DataFrame(rows)
+    return rows
 
 
 def _cells(unit: str, ours: float, paper: float, difference: float) -> dict[str, str]:
@@ -79,7 +91,9 @@ def check_folder(folder: Path) -> None:
         raise TraceError(f"{folder}: holds traces already; give a new folder")
 
 
-def write_simulation(folder: Path, found: Sequence[SimulatedBenchmark], records: Sequence[dict[str, Any]]) -> None:
+def write_simulation(
+    folder: Path, found: Sequence[SimulatedBenchmark], records: Sequence[dict[str, Any]], scope: str
+) -> None:
     """Write traces into a folder in the layout of a run, its tables, figures and page, and the comparison."""
     for one in found:
         for trace in (one.vanilla, one.selected):
@@ -88,8 +102,9 @@ def write_simulation(folder: Path, found: Sequence[SimulatedBenchmark], records:
             write_trace(path, trace)
     write_summary(folder)
     runs = simulation_runs(found)
-    notes = [HEADING, *NOTES, *origin_notes(runs)]
-    write_table(folder / "summary" / SIMULATION, simulation_table(records), notes, provenance(runs))
+    notes = [HEADING, *simulation_notes(runs, scope)]
+    where = provenance(runs, scope=SCOPE_LABELS[scope])
+    write_table(folder / "summary" / SIMULATION, pd.DataFrame(simulation_rows(records)), notes, where)
 
 
 def simulation_runs(found: Sequence[SimulatedBenchmark]) -> list[ModelRun]:
@@ -99,5 +114,6 @@ def simulation_runs(found: Sequence[SimulatedBenchmark]) -> list[ModelRun]:
         metadata = traces[0].metadata
         base = (metadata.weights, metadata.profile_hash)
         of_dataset = {trace.metadata.dataset: [trace] for trace in traces}
-        runs.append(ModelRun(metadata.model, metadata.routing, base, traces=of_dataset))
+        batch_size = metadata.batch_size
+        runs.append(ModelRun(metadata.model, metadata.routing, base, traces=of_dataset, batch_size=batch_size))
     return runs

@@ -18,7 +18,8 @@ TEXT = (
     "later passes over the time from the first of them to the end of the generation, choosing the tokens included; "
     "the token that the prefill gives is not counted. s per item: the calls of `generate` or `get_ppl` over the items, "
     "tokenizing included; loading the model and scoring are not. Selection and recording are part of all three, and "
-    "so is the first batch, in which a machine warms up"
+    "so is the first batch, in which a machine warms up. On a testbed the network and the devices' computing are part "
+    "of all three too, and the device in the table is the base station's"
 )
 COLUMNS = ("model", "dataset", "prefill (tokens/s)", "decode (tokens/s)", "s per item", "device", "dtype", "batch size")
 
@@ -28,7 +29,8 @@ def speed_records(runs: Sequence[ModelRun], predictions: Path) -> list[dict[str,
 
     prefill_tokens_per_s, decode_tokens_per_s: None without such passes; seconds_per_item; prompts, prompts_measured:
     items of all batches, each possible answer by itself, and those of the batches that were measured; device: all that
-    it ran on; dtype; batch_size: as the config names it. predictions: the folder that the traces lie in.
+    it ran on; dtype; batch_sizes: the distinct ones that the config names for the datasets, a dataset's own inferencer
+    before the model; none where the config is not known. predictions: the folder that the traces lie in.
     """
     records = []
     for run in runs:
@@ -37,8 +39,14 @@ def speed_records(runs: Sequence[ModelRun], predictions: Path) -> list[dict[str,
         for name in dict.fromkeys([*run.traces, *run.groups]):
             parts = [(t, _measured(predictions / run.abbr, t)) for t in run.traces_of(name)]
             if any(measured for _, measured in parts):
-                records.append(dict(model=run.abbr, dataset=name) | _record(parts) | dict(batch_size=run.batch_size))
+                sizes = dict(batch_sizes=_batch_sizes(run, name))
+                records.append(dict(model=run.abbr, dataset=name) | _record(parts) | sizes)
     return records
+
+
+def _batch_sizes(run: ModelRun, name: str) -> list[int]:
+    sizes = (run.own_batch_sizes.get(dataset, run.batch_size) for dataset in run.datasets_of(name))
+    return sorted({size for size in sizes if size is not None})
 
 
 def _measured(folder: Path, trace: RoutingTrace) -> dict[int, BatchSpeed]:
@@ -81,7 +89,7 @@ def speed_table(records: Sequence[dict[str, Any]], benchmarks: Sequence[str]) ->
             f"{record['seconds_per_item']:.4g}",
             record["device"],
             record["dtype"],
-            record["batch_size"] or "-",
+            ", ".join(map(str, record["batch_sizes"])) or "-",
         )
         for record in records
         if record["dataset"] in benchmarks

@@ -9,7 +9,7 @@ from ..allocation import PRIMARY_SCOPE, SCOPE_LABELS, SCOPE_MEANING
 from ..files import write_whole
 from ..routing.trace import PHASES
 from .compare import BATCHES_FILE, ITEMS_FILE, batch_records, item_records
-from .differences import IN_CELLS, difference_notes, difference_records, difference_table
+from .differences import cell_notes, difference_notes, difference_records, difference_table
 from .events import write_events
 from .fading import add_draws, draw_notes
 from .figures import save_figure
@@ -98,7 +98,7 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
     write_json(folder / "latency.json", public)
     write_json(folder / BATCHES_FILE, batch_records(cells))
     differences = difference_records(runs, benchmarks)
-    notes = footnote(runs, ACCURACY_TEXT) + accuracy_notes(runs) + [IN_CELLS] * bool(differences)
+    notes = footnote(runs, ACCURACY_TEXT) + accuracy_notes(runs) + cell_notes(differences)
     printed = [write_table(folder / "table_1_accuracy", table_1(runs, benchmarks, differences), notes, origin)]
     printed.append(_write_latency_tables(runs, benchmarks, records, folder))
     printed += _write_requests(runs, benchmarks, folder)
@@ -111,11 +111,11 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
     frontier = frontier_records(runs, benchmarks, cells)
     write_json(folder / FRONTIER_RECORDS_FILE, frontier)
     if len(frontier) > 1:
-        text = frontier_text(benchmarks)
-        notes = footnote(runs, text) + frontier_notes()
+        quality = frontier[0]["quality"]
+        notes = footnote(runs, frontier_text(benchmarks, quality)) + frontier_notes(quality)
         write_table(folder / FRONTIER, frontier_table(frontier), notes, provenance(runs, **SHOWN))
         save_figure(draw_frontier(frontier, benchmarks), folder / FRONTIER, profile_line(runs))
-        printed.append(f"accuracy against latency, every model: {folder / FRONTIER}.md and .png\n")
+        printed.append(f"{quality} against latency, every model: {folder / FRONTIER}.md and .png\n")
     comparison = paper_comparison(runs, records)
     if not comparison.empty:
         notes = footnote(runs, COMPARISON_TEXT[0]) + COMPARISON_TEXT[1:] + accuracy_notes(runs)

@@ -14,7 +14,7 @@ from ..errors import TraceError
 from ..files import write_whole
 from ..replay import pooled_mean, replay
 from ..routing.trace import PHASES, SEALED_SUFFIX, RoutingTrace, read_trace
-from .batches import BatchSums, batch_sums, why_no_interval
+from .batches import OTHER_BATCHES, BatchSums, batch_sums, why_no_interval
 from .items import ItemResults
 from .statistics import (
     CONFIDENCE,
@@ -161,7 +161,7 @@ def runs_from_traces(run_folder: Path) -> list[ModelRun]:
         trace = read_trace(path)
         one = trace.metadata
         run = runs.setdefault(one.model, ModelRun(one.model, one.routing, (one.weights, one.profile_hash)))
-        run.perplexity = one.perplexity
+        run.perplexity, run.batch_size = one.perplexity, one.batch_size
         if run.base != (one.weights, one.profile_hash):
             raise TraceError(f"{path}: recorded with other weights or another channel profile than {one.model}'s first")
         run.traces.setdefault(dataset_of(one.dataset, datasets), []).append(trace)
@@ -220,9 +220,10 @@ def latency_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
     """One record per row of Table II, dataset or group, scope, per (pass or batch) and phase; latency_s in seconds.
 
     A group's mean is over all passes or batches of its datasets. Scope `layer` comes first, `pass` is hindsight; a row
-    without bandwidth allocation reads the same in both. saving is relative to the vanilla_even row of the same weights,
-    profile, dataset, scope, per and phase. Both have the ends of their 95 % interval (`_low`, `_high`; None without
-    one, for the reason in no_interval), drawn over groups of batches under the run's own channel draws.
+    without bandwidth allocation reads the same in both. saving is relative to the first vanilla_even row of the same
+    weights, profile, scoring, dataset, scope, per and phase; None where its batches are of other items. Both have the
+    ends of their 95 % interval (`_low`, `_high`; None without one, for the reason in no_interval), drawn over groups of
+    batches under the run's own channel draws.
     """
     return [record for record, _ in latency_cells(runs)]
 
@@ -255,6 +256,7 @@ def _saving(
         return _NO_SAVING | dict(saving=saving)
     ratio, why = latency_ratio(vanilla_sums, sums, record["per"])
     low, high = (1 - ratio.high, 1 - ratio.low) if ratio else (None, None)
+    saving = None if why == OTHER_BATCHES else saving
     return dict(saving=saving, saving_low=low, saving_high=high, no_interval=why)
 
 
@@ -282,7 +284,7 @@ def _cells_of(run: ModelRun, name: str, row: str, method: str) -> list[tuple[dic
                 record = dict(
                     row=row,
                     model=run.abbr,
-                    base=run.base,
+                    base=(*run.base, run.perplexity),
                     dataset=name,
                     scope=scope,
                     per=per,

@@ -15,7 +15,7 @@ from ..replay import replay
 from ..routing.times import TIMES_SUFFIX, MeasuredTimes, check_belongs, read_times
 from ..routing.trace import RoutingTrace
 from .batches import BatchSums, grouped_sums
-from .differences import IN_CELLS, difference_records
+from .differences import cell_notes, difference_records
 from .figures import panel_grid, save_figure
 from .provenance import footnote, origin_notes, profile_line, provenance
 from .statistics import Array, Interval, latency_interval
@@ -49,10 +49,10 @@ INTERVALS = BATCH_METHOD.replace(
 FIGURE_TEXT = "line: mean over layers and passes with so many tokens; band: least and most; as measured"
 PREDICTION_TEXT = (
     "waiting latency of each MoE layer of each forward pass that had a token on a device: predicted from the recorded "
-    "loads and the profile (load x bits / rate both ways + evaluations x FLOPs / device FLOP/s, + the fixed seconds of "
-    "a message and those between two messages where rates are measured; slowest device, Eq. (4) to (11), bandwidth "
-    "split evenly), beside what was measured from the first message to the last answer; relative error "
-    "|predicted / measured - 1|"
+    "loads and the profile (load x bits / rate both ways + evaluations x FLOPs / device FLOP/s; where rates are "
+    "measured less the burst of a link, + the fixed seconds of a message and those of each further message of the "
+    "layer; slowest device, Eq. (4) to (11), bandwidth split evenly), beside what was measured from the first message "
+    "to the last answer; relative error |predicted / measured - 1|"
 )
 
 
@@ -360,7 +360,7 @@ def write_testbed(
     lacking = [f"empty: {one.run.abbr}, {d}: {why}" for one in measured for d, why in one.missing.items()]
     own_runs = [one.run for one in measured]
     differences = difference_records(own_runs, benchmarks)
-    notes = footnote(own_runs, ACCURACY_TEXT) + accuracy_notes(own_runs) + [IN_CELLS] * bool(differences)
+    notes = footnote(own_runs, ACCURACY_TEXT) + accuracy_notes(own_runs) + cell_notes(differences)
     origin = provenance(own_runs)
     write_table(folder / TABLE_3, table_3(measured, benchmarks), notes, origin)
     records = waiting_records(measured, benchmarks)

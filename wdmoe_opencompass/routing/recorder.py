@@ -165,6 +165,8 @@ class Recorder:
     def _item_passes(self, items: int) -> NDArray[np.int32]:
         """-> [items] how many passes of the batch each item waits for: up to the last in which one of its rows runs.
 
+        0 where none of its rows runs in any pass: the recording holds no token of it.
+
         The rows of an item follow each other, as transformers repeats prompts for beams and for several answers. Where
         rows are no multiple of the items, nothing says whose they are: the items wait for all passes.
         """
@@ -177,7 +179,8 @@ class Recorder:
             finished = np.split(torch.cat(list(known.values())).cpu().numpy(), ends[:-1])  # one copy to the host
             for number, rows in zip(known, finished, strict=True):
                 waits[number] = ~rows.reshape(items, -1).all(axis=1)
-        return (self.passes - np.argmax(waits[::-1], axis=0)).astype(np.int32)
+        last = self.passes - np.argmax(waits[::-1], axis=0)
+        return np.where(waits.any(axis=0), last, 0).astype(np.int32)
 
     @staticmethod
     def _split(counts: NDArray) -> dict[str, NDArray]:

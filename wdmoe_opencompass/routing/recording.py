@@ -26,7 +26,7 @@ RECORDING_JOURNAL_SUFFIX = ".routing.part"
 METADATA_KEY = "wdmoe_routing"
 MAX_EXPERTS = 1 << 15  # an expert's number is an int16
 SUM_TOLERANCE = 0.02  # of a token's probabilities against 1: half precision rounds 100 experts so far
-DEFAULT_BATCH_SIZE = 64  # sequences per forward pass: the one size with which Table II's row one fits
+DEFAULT_BATCH_SIZE = 64  # sequences per forward pass: about the size with which Table II's row one fits
 
 
 class RecordingMetadata(BaseModel):
@@ -162,8 +162,9 @@ class Recording:
     def router_passes(self, batch_size: int | None = None) -> Iterator[RouterPass]:
         """The forward passes: prefill of all prompts of a batch, then its n-th new tokens, n = 1, 2, ...
 
-        batch_size: sequences per batch, in their order. None: the batches of the run that recorded them, pass by pass;
-        an import has none, it gets DEFAULT_BATCH_SIZE.
+        batch_size: sequences per batch, in their order, each as an item of its own: nothing then says which candidate
+        answers are of one item. None: the batches of the run that recorded them, pass by pass; an import has none, it
+        gets DEFAULT_BATCH_SIZE.
         """
         if batch_size is None and self.has_batches:
             yield from self._recorded_passes()
@@ -173,7 +174,7 @@ class Recording:
             items = min(size, len(self.prompt_length) - start)
             tokens = slice(*self.sequence_start[[start, start + items]])
             step = self.token_step[tokens]
-            last_step = self._last(step, tokens, start, items)
+            last_step = self._last(step, tokens, start, items, none=-1)
             for pass_step in np.unique(step):  # no empty passes where a recording begins after the prompt
                 phase: Literal["prefill", "decode"] = "decode" if pass_step else "prefill"
                 chosen = np.flatnonzero(step == pass_step) + tokens.start
@@ -186,7 +187,7 @@ class Recording:
             tokens = slice(*self.sequence_start[[own.start, own.stop]])
             prefills = set(self.first_pass[own].tolist())
             pass_index = self.first_pass[self.sequence[tokens]] + self.token_step[tokens]
-            last_pass = self._last(pass_index, tokens, own.start, own.stop - own.start)
+            last_pass = self._last(pass_index, tokens, own.start, own.stop - own.start, none=0)
             for number in range(passes):
                 phase: Literal["prefill", "decode"] = "prefill" if number in prefills else "decode"
                 chosen = np.flatnonzero(pass_index == number) + tokens.start
@@ -194,9 +195,9 @@ class Recording:
                 finished = last_pass < number if len(prefills) == 1 else None
                 yield self._pass(batch, int(first_item), int(items), phase, chosen, finished)
 
-    def _last(self, number: NDArray, tokens: slice, first: int, rows: int) -> NDArray[np.int64]:
-        """-> [rows] the highest number of the tokens of each sequence from `first` on."""
-        last = np.zeros(rows, dtype=np.int64)
+    def _last(self, number: NDArray, tokens: slice, first: int, rows: int, none: int) -> NDArray[np.int64]:
+        """-> [rows] the highest number of the tokens of each sequence from `first` on; `none` where it has no token."""
+        last = np.full(rows, none, dtype=np.int64)
         np.maximum.at(last, self.sequence[tokens] - first, number)
         return last
 

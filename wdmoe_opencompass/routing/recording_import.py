@@ -35,7 +35,7 @@ LINE_KEYS = ("sequence", "position", "layer", "expert_index", "weights", "probab
 HEADER_KEYS = ("prompt_length", *SIZES)
 MAX_LINES_BYTES = 1 << 30  # of JSON Lines, which take many times their size in memory
 MAX_NUMBER = (1 << 31) - 1
-MIN_REPEATED_ROWS = 16  # rows of equal routing that follow each other in a sequence: no model does that
+MIN_REPEATED_ROWS = 16  # rows of equal routing that follow each other: no model does that
 SAME_SUM = 1e-2  # weights whose sums over the top-k differ by less are normalised; half precision rounds so far
 BROKEN = (
     *(ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError, OverflowError),
@@ -72,6 +72,7 @@ def import_recording(
             raise TraceError(f"{path}: {name} is missing; put it into the file, or give --{name.replace('_', '-')}")
     _check_sizes(path, arrays, sizes)
     _check_numbers(path, arrays, sizes["num_experts"])
+    _check_weighted(path, arrays)
     arrays = _in_order(path, arrays)
     _check_repeated_rows(path, arrays)
     _, layers, k = arrays["expert_index"].shape
@@ -296,6 +297,19 @@ def _check_numbers(path: Path, arrays: dict[str, NDArray], num_experts: int) -> 
             )
 
 
+def _check_weighted(path: Path, arrays: dict[str, NDArray]) -> None:
+    """Refuse rows that a recorder set aside and never filled: no router gives all of its top-k the weight 0."""
+    if "weights" not in arrays:
+        return
+    is_zero = ~arrays["weights"].any(axis=2)
+    if is_zero.any():
+        token, layer = np.argwhere(is_zero)[0]
+        raise TraceError(
+            f"{path}: array weights must be > 0 for at least one expert of every token and layer, got only 0 at token "
+            f"{token}, layer {layer} ({int(is_zero.sum())} such rows)"
+        )
+
+
 def _in_order(path: Path, arrays: dict[str, NDArray]) -> dict[str, NDArray]:
     """-> the arrays with sequences one after the other; TraceError where positions do not ascend within one."""
     types = dict(expert_index=np.int16, weights=np.float32, probabilities=np.float32)
@@ -327,7 +341,7 @@ def _in_order(path: Path, arrays: dict[str, NDArray]) -> dict[str, NDArray]:
 def _check_repeated_rows(path: Path, arrays: dict[str, NDArray]) -> None:
     """Refuse what a recorder wrote while its engine warmed up: the same routing, bit for bit, row after row."""
     sequence = arrays["sequence"]
-    equal = sequence[1:] == sequence[:-1]
+    equal = np.ones(len(sequence) - 1, dtype=bool)
     for name in ("expert_index", "weights"):
         if name in arrays:
             array = arrays[name].reshape(len(sequence), -1)

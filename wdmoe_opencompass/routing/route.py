@@ -20,7 +20,7 @@ from ..selection import build_policy, policy_parameters
 from ..selection.base import Routing, SelectionPolicy
 from .channel_state import ChannelStates
 from .recorder import Recorder
-from .recording import Recording, RouterPass
+from .recording import DEFAULT_BATCH_SIZE, Recording, RouterPass
 from .trace import FORMAT_VERSION, RoutingTrace, TraceMetadata, empty_arrays, join
 
 CPU = torch.device("cpu")
@@ -45,6 +45,8 @@ def route_recording(
     Raises PolicyError where the policy or a parameter is unknown, or the recording lacks what the policy reads.
     """
     told = recording.metadata
+    if batch_size is None and not recording.has_batches:
+        batch_size = DEFAULT_BATCH_SIZE
     built = build_policy(policy, parameters)
     _check_top_k_mass(recording, top_k_mass)
     metadata = TraceMetadata(
@@ -71,6 +73,7 @@ def route_recording(
         recorded_routing=told.routing,
         softmax_recorded=told.has_probabilities,
         top_k_mass=top_k_mass,
+        batch_size=batch_size,
     )
     channel = ChannelStates(profile, ExpertShape(told.hidden_size, told.ffn_size), told.num_experts)
     return route_passes(recording.router_passes(batch_size), built, channel, metadata, top_k_mass)
@@ -84,7 +87,7 @@ def _check_top_k_mass(recording: Recording, top_k_mass: float | None) -> None:
         raise PolicyError(f"--top-k-mass must be > 0 and <= 1, got {top_k_mass}")
     if told.has_probabilities:
         raise PolicyError(
-            "--top-k-mass stands for a softmax that was not recorded, and this recording has it; leave it out"
+            "--top-k-mass is for a softmax that was not recorded, and this recording has it; leave it out"
         )
     if not told.has_weights:
         raise PolicyError("--top-k-mass needs the weights of the top-k, and the recording has expert ids only")

@@ -103,14 +103,14 @@ class RouterRecorder:
         """-> the batch as one block of a recording (names and shapes: recording.RecordingMetadata.tables)."""
         if not self._passes:
             raise RuntimeError("a batch without any forward pass cannot be recorded")
-        sequence = np.concatenate([one.sequence for one in self._passes])
+        sequence = np.concatenate([own.sequence for own in self._passes])
         order = np.argsort(sequence, kind="stable")  # within a sequence the passes are in order already
         block: dict[str, Any] = {
-            name: np.concatenate([one.kept[name] for one in self._passes])[order] for name in self._passes[0].kept
+            name: np.concatenate([own.kept[name] for own in self._passes])[order] for name in self._passes[0].kept
         }
         numbers = dict(
             sequence=sequence[order],
-            position=np.concatenate([one.position for one in self._passes])[order],
+            position=np.concatenate([own.position for own in self._passes])[order],
             prompt_length=self._prompt_length,
             batch=np.zeros(len(self._prompt_length)),
             first_pass=self._first_pass,

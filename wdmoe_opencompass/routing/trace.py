@@ -82,7 +82,8 @@ class TraceMetadata(BaseModel):
     SHA-256 is recording_sha256) or of a `generator`. The last two have no answers, and a drop changed nothing in later
     layers. Where softmax_recorded is False the recording lacks the full softmax: a policy knew the top-k only, or took
     the rest to be spread evenly if top_k_mass says what the top-k weigh together. recorded_routing is the routing of
-    the run that was recorded.
+    the run that was recorded. batch_size: sequences per forward pass, of a generator or into which a recording was cut;
+    None: a run's own batches. routing_seed is that of a generator.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")  # a parameter may be infinite
@@ -114,6 +115,8 @@ class TraceMetadata(BaseModel):
     recorded_routing: str = ""
     softmax_recorded: bool | None = None
     top_k_mass: Annotated[float, Field(gt=0, le=1)] | None = None
+    batch_size: Annotated[int, Field(gt=0)] | None = None
+    routing_seed: Annotated[int, Field(ge=0, le=MOST_SEED, strict=True)] | None = None
 
     @property
     def routing(self) -> str:
@@ -125,12 +128,21 @@ class TraceMetadata(BaseModel):
         if self.routed_from == "model":
             return []
         source = "generated router outputs"
+        if self.routing_seed is not None:
+            source += f" (routing seed {self.routing_seed})"
         if self.routed_from == "recording":
             source = f"a recording of the router (SHA-256 {self.recording_sha256[:12] or 'unknown'})"
         lines = [
             f"routed from {source}, without the model: a drop does not change what later layers see (open loop), and "
             "there are no answers, so no accuracy"
         ]
+        if self.batch_size is not None:
+            lines.append(f"batch size {self.batch_size} (sequences per forward pass)")
+        if self.routed_from == "generator" or self.batch_size is not None:
+            lines.append(
+                "requests are counted per sequence: where answers are ranked by perplexity each candidate answer is a "
+                "request of its own"
+            )
         if self.recorded_routing not in ("", "top_k"):
             lines.append(f"the recorded run routed by {self.recorded_routing}: later layers saw what it had dropped")
         if self.softmax_recorded is False and self.top_k_mass is None:
@@ -162,7 +174,7 @@ class RoutingTrace:
     ratio_counts, tokens by their second router weight over the first, in RATIO_BINS equal bins from 0 to 1.
     [items], the items of the first batch, then those of the second, and so on: item_passes, how many passes of its
     batch an item waits for, from the first to the one that gives its last token. With several rows per item (beams,
-    several answers) the row that takes longest counts.
+    several answers) the row that takes longest counts. 0: of a recording that holds no token of the item.
 
     items_before_first: items that were run before the first batch; not 0 only in a piece of a growing trace
     """
@@ -282,8 +294,8 @@ def checked_arrays(
 ) -> None:
     """Raise TraceError unless the arrays are those of the tables, of their types, shapes and ranges.
 
-    A table's arrays have equally many rows. Nothing is negative, infinite or not a number; `batch` ascends. Each item
-    of a batch waits for at least one of its passes, and for no more than there are.
+    A table's arrays have equally many rows. Nothing is negative, infinite or not a number; `batch` ascends. No item
+    waits for more passes than its batch has.
     """
     for table in tables:
         rows = None
@@ -314,8 +326,8 @@ def _check_item_passes(source: Path | str, arrays: dict[str, NDArray]) -> None:
     if len(item_passes) != wanted:
         raise TraceError(f"{source}: array item_passes must have {wanted} rows, one per item, got {len(item_passes)}")
     passes = np.repeat(np.bincount(arrays["batch"], minlength=len(items)), items)
-    if (item_passes < 1).any() or (item_passes > passes).any():
-        raise TraceError(f"{source}: array item_passes must be between 1 and the passes of the item's batch throughout")
+    if (item_passes > passes).any():
+        raise TraceError(f"{source}: array item_passes must be between 0 and the passes of the item's batch throughout")
 
 
 def _check_range(source: Path | str, name: str, array: NDArray) -> None:

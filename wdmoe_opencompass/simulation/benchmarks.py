@@ -78,8 +78,8 @@ def router_passes(benchmark: Benchmark, router: SyntheticRouter, batch_size: int
         if benchmark.answer_tokens:
             answers = _lengths(generator, benchmark.answer_tokens, ANSWER_SPREAD, batch_size)
             answers = np.minimum(answers, MAX_NEW_TOKENS)
-            for outputs in _decode(router, generator, preferences, answers):
-                yield RouterPass(*place, "decode", *outputs)
+            for step, outputs in enumerate(_decode(router, generator, preferences, answers)):
+                yield RouterPass(*place, "decode", *outputs)._replace(finished=answers - 1 <= step)
 
 
 def _decode(

@@ -10,8 +10,9 @@ token's. The first three have the standard deviations that `RouterStatistics` st
 for two experts that go together, a correlation (`kinship`). Logits below the second are then drawn toward it (`tail`),
 which changes neither the top-2 nor their ratio, but what lies outside them.
 
-This is our model, not Mixtral's weights: it is fitted to published statistics of the real router, and
-docs/reconstruction.md says which. It knows nothing of language, and the layers are independent of each other.
+This is our model, not Mixtral's weights: what makes the top-2 is fitted to published statistics of the real router, but
+for `held_tokens`, which is chosen; `tail` is fitted to Table II of the paper. docs/reconstruction.md says to which. It
+knows nothing of language, and the layers are independent of each other.
 """
 
 from dataclasses import dataclass
@@ -26,26 +27,27 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class RouterStatistics:
-    """What the generator is fitted with (`python -m wdmoe_opencompass.simulation.fit` prints these values).
+    """The generator's values; `python -m wdmoe_opencompass.simulation.fit` fits all but the two that say otherwise.
 
     spread:        [quarters of the depth] standard deviation of a token's logits; linear between the quarters' middles
     corpus_sd:     standard deviation of a layer's preferences over a whole corpus, in units of a token's
     topic_sd:      the same of a benchmark or an MMLU subject
     sequence_sd:   the same of one prompt with its answer
     held_share:    share of a token's variance that consecutive tokens may share
-    held_tokens:   how many tokens share it, on average
+    held_tokens:   how many tokens share it, on average; our choice
     kinship:       correlation of a token's logits for two experts of a layer that go together; each has one partner
-    tail:          factor on the distance of the logits below the second to the second
+    tail:          factor on the distance of the logits below the second to the second; fitted to Table II by
+                   `tools/fit_profile.py`
     """
 
-    spread: tuple[float, ...] = (2.03, 1.56, 2.73, 2.72)
-    corpus_sd: float = 0.081
-    topic_sd: float = 0.1
-    sequence_sd: float = 0.16
-    held_share: float = 0.475
+    spread: tuple[float, ...] = (2.02, 1.54, 2.71, 2.70)
+    corpus_sd: float = 0.04
+    topic_sd: float = 0.146
+    sequence_sd: float = 0.135
+    held_share: float = 0.47
     held_tokens: float = 3.0
-    kinship: float = 0.53
-    tail: float = 0.41
+    kinship: float = 0.52
+    tail: float = 0.29
 
     def spread_of_layers(self) -> Array:
         """-> [layers] standard deviation of a token's logits."""
@@ -110,7 +112,7 @@ class SyntheticRouter:
             logits += preferences[layer][:, sequence]
             logits *= self.spread[layer]
             index[layer], weights[layer], probabilities[layer] = _outputs(logits, statistics.tail)
-        return RouterOutputs(*(array.transpose(2, 0, 1) for array in (index, weights, probabilities)))
+        return RouterOutputs(index.transpose(2, 0, 1), weights.transpose(2, 0, 1), probabilities.transpose(2, 0, 1))
 
 
 def _partners(generator: np.random.Generator) -> NDArray[np.int64]:

@@ -105,6 +105,8 @@ def simulate_benchmark(simulation: Simulation, name: str) -> SimulatedBenchmark:
         versions={package: version(package) for package in ROUTED_PACKAGES},
         routed_from="generator",
         softmax_recorded=True,
+        batch_size=simulation.batch_size,
+        routing_seed=simulation.seed,
     )
     passes = router_passes(benchmark, SyntheticRouter(simulation.seed), simulation.batch_size, simulation.seed)
     selected = route_passes(passes, policy, ChannelStates(profile, SHAPE, EXPERTS), metadata)

@@ -221,10 +221,12 @@ def measure(
     for name, device_of_lab, one in zip(names_of_devices, its_lab.devices, fit.devices):
         rates = f"{one.downlink_bit_per_s / 1e6:.4g} Mbit/s down, {one.uplink_bit_per_s / 1e6:.4g} up"
         computing = f"{one.compute_flops / 1e9:.4g} GFLOP/s, {1e3 * one.fixed_s:.3g} ms per message"
+        rates += f" after a burst of {one.burst_bit / 8:.0f} bytes" if one.burst_bit else ""
         print(f"{device_of_lab.name} ({name}): {rates}, {computing}")
+    shared = f", {fit.shared_bit_per_s / 1e6:.4g} Mbit/s for all but the slowest" if fit.shared_bit_per_s else ""
     print(
-        f"{1e3 * fit.message_s:.3g} ms from message to message; median relative error of the waiting latency of "
-        f"{fit.layers} exchanges {100 * fit.median_relative_error:.1f} %"
+        f"{1e3 * fit.message_s:.3g} ms for each further message of a layer{shared}; median relative error of the "
+        f"waiting latency of {fit.layers} exchanges {100 * fit.median_relative_error:.1f} %"
     )
     print(f"profile: {out}")
 

@@ -5,7 +5,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,23 +191,23 @@ class LabClient:
     def probe(
         self,
         number: int,
-        devices: Sequence[int],
-        tokens: int,
+        tokens: Mapping[int, int],
         generator: torch.Generator,
         meanwhile: Callable[[Tensor], Any],
     ) -> list[LayerTimes]:
-        """Send some devices so many random hidden states each for layer `number`, to all at once; -> their times.
+        """Send some devices random hidden states for layer `number`, to all at once; -> their times.
 
         Each token goes to one of the device's experts, in turn. The model's own weights are not needed.
-        meanwhile: called with the hidden states once they are sent: what the base station does while it waits
+        tokens:    of the message to each of these devices
+        meanwhile: called with the longest message's once they are sent: what the base station does while it waits
         Raises LabError where a device does not answer as it should, or a message would be too long.
         """
-        most = self._most_tokens(1)
-        if tokens > most:
-            raise LabError(f"a message of {tokens} tokens is longer than message_bytes allows ({most} tokens)")
+        longest, limit = max(tokens.values()), self._most_tokens(1)
+        if longest > limit:
+            raise LabError(f"a message of {longest} tokens is longer than message_bytes allows ({limit} tokens)")
         layer = self.layers[number]
-        hidden = torch.randn(tokens, layer.shape.hidden_size, generator=generator).to(layer.experts.down_proj.dtype)
-        groups = [self._probing(self._links[device], tokens) for device in devices]
+        hidden = torch.randn(longest, layer.shape.hidden_size, generator=generator).to(layer.experts.down_proj.dtype)
+        groups = [self._probing(self._links[device], count) for device, count in tokens.items()]
         began = self._send_all(number, groups, hidden)
         meanwhile(hidden)
         times: list[LayerTimes] = []

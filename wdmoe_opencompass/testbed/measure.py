@@ -2,21 +2,24 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from scipy.optimize import nnls
+from scipy.optimize import linprog, nnls
 
 from ..channel.profile import MEASURED, ChannelProfile
 from ..errors import ProfileError
-from ..latency import ExpertShape, expert_flop, last_answer_s, payload_bit
+from ..latency import ExpertShape, expert_flop, last_answer_s, others, payload_bit
 from ..routing.times import LayerTimes
 
 Array = NDArray[np.float64]
-PARTS = ("send", "compute", "return")
-LEAST_SIZES = 2
+MIN_SIZES = 2
+MIN_GAIN = 0.2  # by which a burst, or a shared rate, must lower the error that is left without it
+BURST_STEPS = 256  # of the sizes that a burst may hide
+STRAIGHT = 0.01  # relative error of a line that needs no burst
+MIN_TOKEN_S = 1e-9  # below it what messages share has no limit
 DIGITS = 6  # of a fitted number, so that it can be written down
 
 
@@ -24,13 +27,15 @@ DIGITS = 6  # of a fitted number, so that it can be written down
 class DeviceFit:
     """What a device was measured to do; the numbers of `rates: measured`.
 
-    fixed_s:               of a message, whatever its length: there, computing, and back
-    messages:              how many were measured
-    tokens:                the shortest and the longest of them
+    burst_bit: of a message, each way, that take no time of their own: a token bucket lets them pass at once
+    fixed_s:   of a message, whatever its length: handed over, there, computing, and back
+    messages:  how many were measured
+    tokens:    the shortest and the longest of them
     """
 
     downlink_bit_per_s: float
     uplink_bit_per_s: float
+    burst_bit: float
     compute_flops: float
     fixed_s: float
     messages: int
@@ -38,8 +43,9 @@ class DeviceFit:
 
     def total_s(self, tokens: Array, bits: float, flop: float) -> Array:
         """Seconds of a round trip of so many tokens, each of so many bits one way, and so many FLOPs; 0 without any."""
-        per_token = bits / self.downlink_bit_per_s + bits / self.uplink_bit_per_s + flop / self.compute_flops
-        return np.where(tokens > 0, self.fixed_s + tokens * per_token, 0.0)
+        limited_bit = np.maximum(tokens * bits - self.burst_bit, 0.0)
+        transfer_s = limited_bit / self.downlink_bit_per_s + limited_bit / self.uplink_bit_per_s
+        return np.where(tokens > 0, self.fixed_s + transfer_s + tokens * flop / self.compute_flops, 0.0)
 
 
 @dataclass(frozen=True)
@@ -47,56 +53,84 @@ class LabFit:
     """What a lab was measured to do.
 
     devices:               in the lab's order
-    message_s:             from the start of one of a layer's messages to that of the next
+    message_s:             by which each further message of a layer delays the last answer
+    shared_bit_per_s:      at which the bits of all but the slowest message pass what they share; None: at once
     layers:                how many exchanges were measured
     median_relative_error: of the fitted waiting latency against that of each exchange
     """
 
     devices: tuple[DeviceFit, ...]
     message_s: float
+    shared_bit_per_s: float | None
     layers: int
     median_relative_error: float
 
 
 def fit_lab(names: Sequence[str], times: Sequence[LayerTimes], shape: ExpertShape, payload_bits: int) -> LabFit:
-    """Fit a lab: a message of n tokens takes ``fixed + n (bits / R_d + bits / R_u + flop / C)``, there and back.
+    """Fit a lab: a message of n tokens takes ``fixed + (n bits - burst) (1 / R_d + 1 / R_u) + n flop / C``.
 
     names: of the devices, which a time's `device` is an index of. times: of exchanges (one pass_index and layer each)
-    with messages of several sizes to all devices at once, to each alone and to some, every token to one expert. bits of
+    with messages of several sizes to each device alone, to all at once and to some, every token to one expert. bits of
     Eq. (4), FLOPs of Eq. (5).
 
-    Our choices. A device's time per token is the slope over its exchanges with the most devices, for devices share the
-    radio in a run: least squares of the relative errors (1 ms tells as much as 100 ms) through the median of each size
-    (one late message moves nothing). It is split as the slopes of sending, computing and returning are; what else the
-    round trip took (queueing, packing) grows no part of its own. `fixed_s` is from the exchanges with the fewest
-    devices, and `message_s` from all waiting latencies, as `waiting_latency_s` predicts them: the least relative
-    errors. None is below 0. ProfileError where a device has too few sizes, or a part does not grow with them.
+    Our choices. What is a device's own is measured alone: its time per token is the slope of its exchanges, by least
+    squares of the relative errors (1 ms tells as much as 100 ms) through the median of each size (one late message
+    moves nothing), split as the slopes of sending, computing and returning are; what else the round trip took grows no
+    part of its own. The burst is where the transfers begin to grow; `fixed_s` is what the waiting latencies are beyond.
+    What messages share, `message_s` and `shared_bit_per_s`, is from the waiting latencies of exchanges with messages of
+    several sizes, as a router sends them (equal ones arrive together and hinder each other more), by the least relative
+    errors of what `waiting_latency_s` predicts. None is below 0. ProfileError where a device has too few sizes, or a
+    part does not grow with them.
     """
     bits, flop = payload_bit(payload_bits, shape.hidden_size), expert_flop(shape)
     exchanges = _exchanges(times)
-    fits = [_fit_device(name, _messages(exchanges, k), bits, flop) for k, name in enumerate(names)]
+    fits = [_fit_device(name, _messages(exchanges, device), bits, flop) for device, name in enumerate(names)]
     tokens = np.zeros((len(exchanges), len(names)))
     for row, exchange in enumerate(exchanges):
-        for one in exchange:
-            tokens[row, one.device] = one.tokens
+        for message in exchange:
+            tokens[row, message.device] = message.tokens
     seconds = np.stack([fit.total_s(tokens[:, k], bits, flop) for k, fit in enumerate(fits)], axis=1)
     waiting = np.array([exchange[0].waiting_s for exchange in exchanges])
 
-    message_s = _message_s(seconds, waiting)
-    error = np.abs(last_answer_s(seconds, message_s) / waiting - 1)
-    return LabFit(tuple(fits), message_s, len(exchanges), float(np.median(error)))
+    message_s, token_s = _fit_shared(seconds, tokens, waiting)
+    error = np.abs(last_answer_s(seconds, tokens, message_s, token_s) / waiting - 1)
+    return LabFit(
+        tuple(fits),
+        _rounded(message_s),
+        _rounded(2 * bits / token_s) if token_s > MIN_TOKEN_S else None,
+        len(exchanges),
+        float(np.median(error)),
+    )
 
 
-def _message_s(seconds: Array, waiting: Array) -> float:
-    """-> what predicts the waiting latencies [exchanges] best, in the mean of the relative errors.
+def _fit_shared(seconds: Array, tokens: Array, waiting: Array) -> tuple[float, float]:
+    """-> seconds >= 0 by which each message, and each of its tokens, delay the slowest message.
 
-    seconds: [exchanges, devices] fitted. Each exchange is predicted exactly by one number of seconds: the best of them.
+    seconds, tokens: [exchanges, devices] fitted and sent. waiting: [exchanges]. The least mean relative error, as a
+    linear program; tokens count where that lowers it by MIN_GAIN, else scatter would pass for a rate.
     """
-    later = -np.sort(-seconds, axis=1)[:, 1:]
-    exact = np.where(later > 0, (waiting[:, None] - later) / np.arange(1, 1 + later.shape[1]), np.inf)
-    exact = exact.min(axis=1, initial=np.inf)
-    candidates = [0.0, *map(_rounded, exact[(exact > 0) & np.isfinite(exact)])]
-    return min(candidates, key=lambda one: float(np.abs(last_answer_s(seconds, one) / waiting - 1).mean()))
+    several = (tokens > 0).sum(axis=1) > 1
+    mixed = several & (tokens.max(axis=1) > np.where(tokens > 0, tokens, np.inf).min(axis=1))
+    chosen = mixed if mixed.any() else several
+    if not chosen.any():
+        return 0.0, 0.0
+    factors = np.stack(others(seconds[chosen], tokens[chosen]), axis=1) / waiting[chosen, None]
+    missing = 1 - seconds[chosen].max(axis=1) / waiting[chosen]
+    (message_s,), error = _least_relative_errors(factors[:, :1], missing)
+    both, error_of_both = _least_relative_errors(factors, missing)
+    return (both[0], both[1]) if error_of_both < (1 - MIN_GAIN) * error else (message_s, 0.0)
+
+
+def _least_relative_errors(factors: Array, missing: Array) -> tuple[list[float], float]:
+    """-> x >= 0 with the least mean of ``|factors x - missing|``, and that mean; factors: [exchanges, unknowns]."""
+    scale = factors.max(axis=0)
+    each = np.eye(len(missing))
+    solution = linprog(
+        np.concatenate([np.zeros(len(scale)), np.ones(len(missing))]),
+        A_ub=np.block([[factors / scale, -each], [-factors / scale, -each]]),
+        b_ub=np.concatenate([missing, -missing]),
+    )
+    return (solution.x[: len(scale)] / scale).tolist(), float(solution.fun) / len(missing)
 
 
 def _exchanges(times: Sequence[LayerTimes]) -> list[list[LayerTimes]]:
@@ -120,34 +154,64 @@ def _messages(exchanges: Sequence[Sequence[LayerTimes]], device: int) -> dict[in
 
 
 def _fit_device(name: str, messages: dict[int, list[LayerTimes]], bits: float, flop: float) -> DeviceFit:
-    together = messages[max(messages)] if messages else []
-    tokens = np.array([one.tokens for one in together], dtype=np.float64)
+    alone = messages[min(messages)] if messages else []
+    tokens = np.array([message.tokens for message in alone], dtype=np.float64)
     sizes = np.unique(tokens)
-    if len(sizes) < LEAST_SIZES:
+    if len(sizes) < MIN_SIZES:
         raise ProfileError(
-            f"{name}: messages of at least {LEAST_SIZES} sizes are needed to tell a rate from a fixed time, got "
+            f"{name}: messages of at least {MIN_SIZES} sizes are needed to tell a rate from a fixed time, got "
             f"{len(sizes)}; probe with other numbers of tokens too"
         )
-    per_token = {}
-    for what in ("total", *PARTS):
-        per_token[what] = _slope(tokens, np.array([getattr(one, f"{what}_s") for one in together]), sizes)
-        if not per_token[what] > 0:
+    burst = _burst_tokens(alone)
+    limited = np.maximum(tokens - burst, 0.0)
+    per_token, expected_s = {}, np.zeros(len(tokens))
+    for part, growth in (("send", limited), ("compute", tokens), ("return", limited)):
+        per_token[part] = _slope(growth, np.array([getattr(message, f"{part}_s") for message in alone]))
+        expected_s += per_token[part] * growth
+    scale = _slope(expected_s, np.array([message.total_s for message in alone]))
+    for part, slope in dict(total=scale, **per_token).items():
+        if not slope > 0:
             raise ProfileError(
-                f"{name}: the {what} time does not grow from {sizes[0]:.0f} to {sizes[-1]:.0f} tokens; probe with "
+                f"{name}: the {part} time does not grow from {sizes[0]:.0f} to {sizes[-1]:.0f} tokens; probe with "
                 "longer messages"
             )
-    scale = per_token["total"] / sum(per_token[part] for part in PARTS)
-    alone = messages[min(messages)]
-    total_s = np.array([one.total_s for one in alone])
-    beyond = total_s - per_token["total"] * np.array([one.tokens for one in alone])
-    return DeviceFit(
+    fit = DeviceFit(
         downlink_bit_per_s=_rounded(bits / (scale * per_token["send"])),
         uplink_bit_per_s=_rounded(bits / (scale * per_token["return"])),
+        burst_bit=_rounded(burst * bits),
         compute_flops=_rounded(flop / (scale * per_token["compute"])),
-        fixed_s=_rounded(max(0.0, _weighted_median(beyond, 1 / total_s))),
+        fixed_s=0.0,
         messages=sum(map(len, messages.values())),
         tokens=(int(sizes[0]), int(sizes[-1])),
     )
+    is_alone = min(messages) == 1
+    answered_s = np.array([message.waiting_s if is_alone else message.total_s for message in alone])
+    beyond_s = answered_s - fit.total_s(np.array([message.tokens for message in alone]), bits, flop)
+    return replace(fit, fixed_s=_rounded(max(0.0, _weighted_median(beyond_s, 1 / answered_s))))
+
+
+def _burst_tokens(messages: Sequence[LayerTimes]) -> float:
+    """-> how many tokens of a message pass before the rate counts; 0 where the transfer times follow a straight line.
+
+    The line through the tokens beyond must predict the transfers better by MIN_GAIN, in the mean of the relative
+    errors.
+    """
+    tokens = np.array([message.tokens for message in messages], dtype=np.float64)
+    transfer_s = np.array([message.send_s + message.return_s for message in messages])
+    tokens, transfer_s = tokens[transfer_s > 0], transfer_s[transfer_s > 0]
+    sizes, size = np.unique(tokens, return_inverse=True)
+    if len(sizes) <= MIN_SIZES:
+        return 0.0
+    middle = np.array([np.median(transfer_s[size == k]) for k in range(len(sizes))])
+
+    def error(burst: float) -> float:
+        limited = np.maximum(sizes - burst, 0.0)
+        fixed_s, per_token = _line(limited, middle)
+        return float(np.abs((fixed_s + per_token * limited)[size] / transfer_s - 1).mean())
+
+    burst = min(np.linspace(0, sizes[-MIN_SIZES], BURST_STEPS, endpoint=False), key=error)
+    straight = error(0.0)
+    return float(burst) if straight > STRAIGHT and error(burst) < (1 - MIN_GAIN) * straight else 0.0
 
 
 def _weighted_median(values: Array, weights: Array) -> float:
@@ -156,17 +220,24 @@ def _weighted_median(values: Array, weights: Array) -> float:
     return float(values[order][middle])
 
 
-def _slope(tokens: Array, seconds: Array, sizes: Array) -> float:
-    """-> seconds per token >= 0 of a line with a fixed time >= 0."""
-    middle = np.array([np.median(seconds[tokens == size]) for size in sizes])
-    positive = middle > 0
-    if positive.sum() < LEAST_SIZES:
-        return 0.0
-    weight = 1 / middle[positive]
-    columns = np.stack([weight, sizes[positive] * weight], axis=1)
+def _line(x: Array, seconds: Array) -> tuple[float, float]:
+    """-> fixed seconds >= 0 and seconds per x >= 0 of a line, by the least squares of the relative errors."""
+    weight = 1 / seconds
+    columns = np.stack([weight, x * weight], axis=1)
     scale = columns.max(axis=0)
+    if not scale.all():
+        return 0.0, 0.0
     solution, _ = nnls(columns / scale, np.ones(len(weight)))
-    return float(solution[1] / scale[1])
+    fixed_s, slope = solution / scale
+    return float(fixed_s), float(slope)
+
+
+def _slope(x: Array, seconds: Array) -> float:
+    """-> seconds per x >= 0 of a line through the median of each x."""
+    values = np.unique(x)
+    middle = np.array([np.median(seconds[x == value]) for value in values])
+    positive = middle > 0
+    return _line(values[positive], middle[positive])[1] if positive.sum() >= MIN_SIZES else 0.0
 
 
 def _rounded(value: float) -> float:
@@ -190,13 +261,14 @@ def measured_profile(
         | dict(
             downlink_bit_per_s=one.downlink_bit_per_s,
             uplink_bit_per_s=one.uplink_bit_per_s,
+            burst_bit=one.burst_bit,
             fixed_s=one.fixed_s,
             compute_flops=one.compute_flops,
         )
         for device, one in zip(base.devices, fit.devices, strict=True)
     ]
     content = base.model_dump(mode="json", exclude_none=True)
-    station = content["base_station"] | dict(message_s=fit.message_s)
+    station = content["base_station"] | dict(message_s=fit.message_s, shared_bit_per_s=fit.shared_bit_per_s)
     changed = dict(name=name, rates="measured", payload_bits=payload_bits, devices=devices, fading=dict(model="none"))
     profile = ChannelProfile.model_validate(content | changed | dict(base_station=station))
     statements: dict[str, object] = {
@@ -208,7 +280,7 @@ def measured_profile(
 def measured_profile_text(profile: ChannelProfile, fit: LabFit) -> str:
     """A measured profile as YAML; comments say how each device was measured, and what is not read."""
     sentences = [
-        "Made by `wdmoe testbed measure`: rates, FLOP/s and fixed seconds fitted to the round trips of a probe; "
+        "Made by `wdmoe testbed measure`: rates, bursts, FLOP/s and fixed seconds fitted to the times of a probe; "
         f"{fit.layers} exchanges, median relative error of their waiting latency "
         f"{100 * fit.median_relative_error:.1f} %.",
         *(

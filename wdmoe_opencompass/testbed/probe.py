@@ -15,6 +15,7 @@ from .client import LabClient
 from .experts import load_experts, pair_answers
 from .lab import Lab
 
+MIXED = 2  # exchanges of random sizes for each exchange of one size with all devices
 WARM_UP = 2  # rounds that are not counted: first connections, first products of a shape
 Work = Callable[[int, Tensor], Any]
 
@@ -24,12 +25,13 @@ def probe(
 ) -> tuple[list[LayerTimes], int]:
     """-> what every message of the probe took, and the bits per value on the wire.
 
-    Per round, messages of each size go to all devices at once, to each alone, and to some (our choice: devices share
-    radio, router and base station in a run, and alone each would look faster than it will be), in random order; the
-    layers take turns, and the base station computes meanwhile, as in a run.
+    Per round, messages of each size go to all devices at once and to each alone, and twice as often messages of random
+    sizes to several (our choice: devices share radio, router and base station in a run, and the model's router sends
+    each its own number of tokens), in random order; the layers take turns, and the base station computes meanwhile, as
+    in a run.
 
-    own_work: called with the layer's number and the hidden states of one message. Raises LabError where a device does
-    not answer.
+    own_work: called with the layer's number and the hidden states of the longest message. Raises LabError where a
+    device does not answer.
     """
     generator = torch.Generator().manual_seed(seed)
     draw = random.Random(seed)
@@ -37,11 +39,13 @@ def probe(
     times: list[LayerTimes] = []
     with LabClient(lab, layers) as client:
         for number in range(WARM_UP + rounds):
-            some = draw.sample(everybody, draw.randint(1, len(everybody)))
-            exchanges = [(size, who) for size in sizes for who in (everybody, some, *([one] for one in everybody))]
-            for size, who in draw.sample(exchanges, len(exchanges)):
+            exchanges = [dict.fromkeys(devices, size) for size in sizes for devices in (everybody, *zip(everybody))]
+            for _ in range(MIXED * len(sizes)):
+                several = draw.sample(everybody, draw.randint(min(2, len(everybody)), len(everybody)))
+                exchanges.append({device: draw.choice(sizes) for device in several})
+            for tokens in draw.sample(exchanges, len(exchanges)):
                 layer = client.pass_index % len(layers)
-                found = client.probe(layer, who, size, generator, partial(own_work, layer))
+                found = client.probe(layer, tokens, generator, partial(own_work, layer))
                 times += found if number >= WARM_UP else []
     own_bits = torch.finfo(layers[0].experts.down_proj.dtype).bits
     return times, lab.payload_bits or own_bits

@@ -496,7 +496,9 @@ both prove (per pass; single layers of a pass can differ by more where several s
     return {
       token_s: devices.map((one) => payload_bit / one.downlink_bit_per_s + payload_bit / one.uplink_bit_per_s),
       fixed_s: devices.map((one) => one.fixed_s ?? 0),
+      burst: devices.map((one) => (one.burst_bit ?? 0) / payload_bit),
       message_s: base_station.message_s ?? 0,
+      shared_token_s: base_station.shared_bit_per_s ? (2 * payload_bit) / base_station.shared_bit_per_s : 0,
     };
   }
 
@@ -609,10 +611,25 @@ both prove (per pass; single layers of a pass can differ by more where several s
     for (let i = 0; i < finish.length; i++) {
       const tokens = dataset.load[i];
       const device = i % devices;
-      if (tokens > 0) finish[i] = tokens * measured.token_s[device] + measured.fixed_s[device];
+      const limited = Math.max(tokens - measured.burst[device], 0);
+      if (tokens > 0) finish[i] = limited * measured.token_s[device] + measured.fixed_s[device];
       finish[i] += dataset.evaluations[i] * computation_s[device];
     }
-    return { finish, of: layers.of, gap: 0, accepted: 0 };
+    return { finish, of: layers.of, gap: 0, accepted: 0, further_s: further_s(finish, dataset.load, measured, devices) };
+  }
+
+  // [cells] seconds by which all messages but the slowest delay the last answer
+  function further_s(finish, load, { message_s, shared_token_s }, devices) {
+    const seconds = new Float64Array(load.length / devices);
+    for (let cell = 0; cell < seconds.length; cell++) {
+      const start = cell * devices;
+      let slowest = start;
+      for (let i = start; i < start + devices; i++) if (finish[i] > finish[slowest]) slowest = i;
+      for (let i = start; i < start + devices; i++) {
+        if (i !== slowest && load[i] > 0) seconds[cell] += message_s + load[i] * shared_token_s;
+      }
+    }
+    return seconds;
   }
 
   function evenly_split(radio, dataset, layers) {
@@ -1166,31 +1183,19 @@ both prove (per pass; single layers of a pass can differ by more where several s
 
   // ---- Results ------------------------------------------------------------------------------------------------
 
-  // seconds after which each answer is there; several measured messages leave one after the other, the slowest first
-  function answered(finish, start, devices, message_s, out) {
-    for (let k = 0; k < devices; k++) {
-      out[k] = finish[start + k];
-      if (!message_s || !(out[k] > 0)) continue;
-      for (let other = 0; other < devices; other++) {
-        const [theirs, ours] = [finish[start + other], finish[start + k]];
-        if (theirs > ours || (theirs === ours && other < k)) out[k] += message_s;
-      }
-    }
-  }
-
   class DatasetResult {
-    constructor(dataset, solution, radio_message_s) {
+    constructor(dataset, solution) {
       Object.assign(this, { name: dataset.name, passes: dataset.passes, batches: dataset.batches });
       Object.assign(this, { layers: dataset.layers, devices: dataset.devices, largest_gap: solution.gap });
       this.dataset = dataset;
       this.solution = solution;
-      this.close_cells(radio_message_s);
+      this.close_cells();
       this.fill();
       this.error = this.why_not_exact();
     }
 
     // latency, last device and shares of the wait of every solved layer
-    close_cells(message_s) {
+    close_cells() {
       const { devices, solution } = this;
       const count = solution.finish.length / devices;
       const times = new Float64Array(devices);
@@ -1198,7 +1203,10 @@ both prove (per pass; single layers of a pass can differ by more where several s
       solution.last = new Int32Array(count);
       solution.waits = new Float64Array(solution.finish.length);
       for (let cell = 0; cell < count; cell++) {
-        answered(solution.finish, cell * devices, devices, message_s, times);
+        for (let k = 0; k < devices; k++) {
+          const finish = solution.finish[cell * devices + k];
+          times[k] = finish > 0 ? finish + (solution.further_s?.[cell] ?? 0) : finish;
+        }
         close_cell(solution, cell, times);
       }
     }
@@ -1339,11 +1347,10 @@ both prove (per pass; single layers of a pass can differ by more where several s
       const { abbr, routing, layers, devices, left_out, groups } = model;
       Object.assign(this, { abbr, routing, layers, devices, left_out, groups });
       this.profile = with_changes(model.profile, settings);
-      const message_s = (this.profile.rates === "measured" && this.profile.base_station.message_s) || 0;
       this.datasets = Object.create(null);
       for (const [name, dataset] of Object.entries(model.datasets)) {
         set_when_read(this.datasets, name, () => {
-          return new DatasetResult(dataset, solved(model, dataset, this.profile, settings), message_s);
+          return new DatasetResult(dataset, solved(model, dataset, this.profile, settings));
         });
       }
     }

@@ -102,7 +102,9 @@ class Point(Part):
     payload_bits: int
     family: list[str]
     scope: str
-    accuracy: Number
+    quality: str
+    quality_percent: Number
+    accuracy: Number | None
     accuracy_low: Number | None
     accuracy_high: Number | None
     latency_ratio: Number | None

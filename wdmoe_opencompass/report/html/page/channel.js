@@ -36,7 +36,7 @@ function drawChannel() {
     { title: "device" },
     { title: "experts", class: "text" },
     ...(measured
-      ? [{ title: "downlink (Mbit/s)" }, { title: "uplink (Mbit/s)" }, { title: "fixed (ms)" }]
+      ? [{ title: "downlink (Mbit/s)" }, { title: "uplink (Mbit/s)" }, { title: "fixed (ms)" }, { title: "burst (kbit)" }]
       : [{ title: "metres" }, { title: "watts" }]),
     { title: "GFLOP/s" },
     { title: "waited for" },
@@ -54,6 +54,7 @@ function drawChannel() {
               short(device.downlink_bit_per_s / 1e6),
               short(device.uplink_bit_per_s / 1e6),
               short(1e3 * (device.fixed_s ?? 0)),
+              short((device.burst_bit ?? 0) / 1e3),
             ]
           : [exact(device.distance_m), exact(device.transmit_power_w)]),
         short(device.compute_flops / 1e9),

@@ -143,7 +143,7 @@ function drawFigure6() {
     const base = models.get(abbr).vanilla;
     const there = facts.benchmarks
       .map((benchmark, n) => [cellOf(row, abbr, benchmark), base && cellOf("vanilla_even", base, benchmark), n])
-      .filter(([cell, before]) => known(cell?.latency_s) && before?.latency_s && !cell.fixed === !before.fixed);
+      .filter(([cell, before]) => known(cell?.saving) && before?.latency_s && !cell.fixed === !before.fixed);
     const y = there.map(([cell, before]) => cell.latency_s / before.latency_s);
     const ratio = (name) =>
       there.map(([cell]) => (row !== "vanilla_even" && known(cell[name]) ? 1 - cell[name] : null));
@@ -174,10 +174,16 @@ function drawFigure6() {
   );
 }
 
+/** Whether a frontier record is of a model that answered; routed without one, it has a share kept instead. */
+const hasAccuracy = (record) => record.quality === "accuracy";
+
 /** -> [a record's cell of a benchmark, the cell that it is compared with]. */
 function frontierCells(record) {
   const reference = facts.frontier.find(
-    (one) => one.policy === "top_k" && one.payload_bits >= 16 && one.family.join("\n") === record.family.join("\n"),
+    (one) =>
+      one.policy === "top_k" &&
+      (one.payload_bits >= 16 || !hasAccuracy(one)) &&
+      one.family.join("\n") === record.family.join("\n"),
   );
   const row = rowsOf(record.model).find((name) => facts.rows[name].allocation === view.allocation);
   return [
@@ -232,9 +238,9 @@ function frontierPoints() {
       );
       const beaten = alike.some(
         (o) =>
-          o.record.accuracy >= point.record.accuracy &&
+          o.record.quality_percent >= point.record.quality_percent &&
           o.ratio <= point.ratio &&
-          (o.record.accuracy > point.record.accuracy || o.ratio < point.ratio),
+          (o.record.quality_percent > point.record.quality_percent || o.ratio < point.ratio),
       );
       return { ...point, front: point.front ?? !beaten };
     });
@@ -253,7 +259,7 @@ function drawFrontier() {
     mode: "markers",
     name: plain(names[place]),
     x: [ratio],
-    y: [record.accuracy],
+    y: [record.quality_percent],
     showlegend: !many,
     error_x: known(low) ? bars([ratio], [low], [high]) : undefined,
     error_y: known(record.accuracy_low)
@@ -281,7 +287,7 @@ function drawFrontier() {
       name: "front",
       showlegend: first,
       x: members.map((p) => p.ratio),
-      y: members.map((p) => p.record.accuracy),
+      y: members.map((p) => p.record.quality_percent),
       line: { shape: "hv", color: style("--soft"), width: 1, dash: "dot" },
       hoverinfo: "skip",
     });
@@ -289,8 +295,16 @@ function drawFrontier() {
   }
   plot("figure-frontier", traces, {
     xaxis: { title: `latency of ${frontierOver()}, ${ALLOCATION[view.allocation]}; vanilla_even = 1` },
-    yaxis: { title: `accuracy (%), mean of ${counted(facts.benchmarks.length)}` },
+    yaxis: { title: frontierQuality() },
   });
+}
+
+/** Title of the frontier's vertical axis. */
+function frontierQuality() {
+  const first = facts.frontier[0];
+  return !first || hasAccuracy(first)
+    ? `accuracy (%), mean of ${counted(facts.benchmarks.length)}`
+    : `${first.quality} (%), no accuracy: routed without a model`;
 }
 
 /** What the latencies of the frontier are the mean of. */
@@ -301,8 +315,12 @@ function frontierOver() {
 }
 
 function drawFrontierText() {
+  const quality = facts.frontier[0]?.quality ?? "accuracy";
+  byId("h-frontier").textContent = `${quality[0].toUpperCase()}${quality.slice(1)} against latency`;
   const lines = [
-    "One point per model: mean accuracy, and latency under the",
+    quality === "accuracy"
+      ? "One point per model: mean accuracy, and latency under the"
+      : `One point per policy, no accuracy: routed without a model. Shown are ${quality} (%), and latency under the`,
     `${ALLOCATION[view.allocation]} relative to vanilla under the even split (geometric mean over ${frontierOver()}).`,
     "Ringed points are not beaten by another of the same payload.",
   ];

@@ -89,7 +89,8 @@ function latencyCells(withIntervals, benchmarks = facts.benchmarks, phase = view
         base = vanilla && ["vanilla_even", vanilla, benchmark].join("\n");
       found.set(key, cell);
       const before = found.get(base);
-      if (before?.latency_s && !before.fixed) cell.saving = 1 - latency_s / before.latency_s;
+      const isComparable = known(record.saving); // the tables refuse a saving against batches of other items
+      if (before?.latency_s && !before.fixed && isComparable) cell.saving = 1 - latency_s / before.latency_s;
       if (withIntervals) {
         const groups = groupsOf(model.results_of(benchmark), phase),
           drawn = intervals.resampled(groups.latency_s, groups.count[per]);
