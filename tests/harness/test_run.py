@@ -261,7 +261,7 @@ def test_the_run_folder_alone_is_enough_to_publish(small_run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "keys"),
     [
-        ("report RUN", {"table_1_accuracy", "table_2_latency_layer_per_batch_all"}),
+        ("report RUN", {"table_1_accuracy", "table_2_latency_layer_per_batch_all", "requests", "speed"}),
         ("compare RUN RUN", {"rows", "notes"}),
         ("frontier RUN", {"rows", "notes", "provenance"}),
         ("figures RUN", {"written"}),

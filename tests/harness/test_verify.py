@@ -132,6 +132,10 @@ def other_profile_in_trace(run):
     rewrite(path, dict(profile=profile.model_copy(update=dict(total_bandwidth_hz=2e8))))
 
 
+def scored_otherwise(run):
+    rewrite(trace_path(run, WDMOE, "qs_arith"), dict(perplexity="exact"))
+
+
 def deleted_trace(run):
     trace_path(run, WDMOE, "qs_program").unlink()
 
@@ -174,6 +178,7 @@ def impossible_count(run):
         (deleted_trace, f"{WDMOE}/qs_program_small.trace.safetensors", "no such file"),
         (trace_of_the_other_model, f"{WDMOE}/qs_program_small.trace.safetensors", f"with model {VANILLA}, not {WDMOE}"),
         (its_name_changed_too, f"{WDMOE}/qs_program_small.trace.safetensors", "with policy top_k, not wlr"),
+        (scored_otherwise, f"{WDMOE}/qs_arith_small.trace.safetensors", "with perplexity exact, not stock"),
         (torn_predictions, f"{WDMOE}/qs_choice_small.json", "torn"),
         (journal_left, f"{WDMOE}/qs_choice_small.trace.part", "never sealed"),
         (impossible_count, f"{WDMOE}/qs_program_small.trace.safetensors", "counts in its trace contradict each other"),
@@ -185,7 +190,7 @@ def test_predictions_and_traces_that_do_not_belong_together_are_named(run, falsi
     opened = Run.open(run)
     found = found_in([*unfinished_files(opened), *unfit_inputs(opened)])
     assert words in str(found[f"predictions/{file}"])
-    assert len(found) <= (10 if falsify is other_profile_in_config else 2)
+    assert len(found) <= {other_profile_in_config: 10, swapped_traces: 4}.get(falsify, 2)  # 4: their recordings too
 
 
 def test_a_journal_of_a_part_that_no_table_is_of_is_no_fault(run):
@@ -330,7 +335,6 @@ def test_mixed_traces_leave_their_cells_empty_and_say_why(run, monkeypatch):
         (VANILLA, "qs_choice"): (dict(weights="other/model"), "with weights other/model, not quickstart/model"),
         (VANILLA, "qs_twoway"): (dict(dataset="qs_yesno_small"), "with dataset qs_yesno_small, not qs_twoway_small"),
         (VANILLA, "qs_yesno"): (dict(versions=versions | dict(wdmoe_opencompass="0.0.1")), "version 0.0.1, most of"),
-        (VANILLA, "qs_arith"): (dict(perplexity="exact"), "with perplexity exact, not stock"),
         (WDMOE, "qs_choice"): (dict(policy="bottleneck"), "with policy bottleneck, not wlr"),
         (WDMOE, "qs_twoway"): (dict(policy_parameters=parameters | dict(theta=0.7)), "with policy parameters"),
         (WDMOE, "qs_yesno"): (dict(top_k=3), "with top-k 3, most of the run's with 2"),
@@ -351,6 +355,6 @@ def test_mixed_traces_leave_their_cells_empty_and_say_why(run, monkeypatch):
         assert f"empty: {cell}" in note
     assert len(missing) == len(faults)
     latency = {(one["model"], one["dataset"]) for one in json.loads((run / "summary" / "latency.json").read_text())}
-    assert latency == {(VANILLA, "qs_program_small")}
+    assert latency == {(VANILLA, "qs_arith_small"), (VANILLA, "qs_program_small")}
     accuracy = json.loads((run / "summary" / "accuracy.json").read_text())
     assert not [one for one in accuracy if (one["model"], one["dataset"]) == (WDMOE, "qs_choice_small")]

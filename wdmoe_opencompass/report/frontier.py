@@ -295,11 +295,13 @@ def frontier_notes(quality: str) -> list[str]:
 
 def draw_frontier(records: Sequence[dict[str, Any]], benchmarks: Sequence[str]) -> Any:
     """Quality against latency, with intervals; one colour and marker per policy, the front joined."""
-    import matplotlib.pyplot as plt
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
 
-    figure, panel = plt.subplots(figsize=(9, 6), layout="constrained")
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    panel = figure.subplots()
     policies = list(dict.fromkeys(record["policy"] for record in records))
-    colours = [plt.get_cmap("tab20")(number) for number in range(20)]
+    colours = [colormaps["tab20"](number) for number in range(20)]
     markers = "osD^v<>Pp*Xhd8"
     for number, policy in enumerate(policies):
         own = [record for record in records if record["policy"] == policy]
