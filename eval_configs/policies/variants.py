@@ -31,7 +31,7 @@ OWN_DEFAULTS = {
     "dual-price": dict(policy="dual_price"),
     "dual-price-even": dict(policy="dual_price", policy_parameters=dict(split="even")),
 }
-MATCHED = {  # share of kept assignments -> policies that are turned to it: ours, its rivals of the same kind, the control
+MATCHED = {  # share of kept assignments -> policies turned to it: ours, rivals of its kind, the control
     0.8: ("random", "naee", "capacity-time", "capacity-time-top", "des", "caee", "dual-price", "dual-price-even"),
     0.65: ("random", "des", "dual-price"),
 }
