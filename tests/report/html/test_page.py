@@ -428,7 +428,7 @@ def test_the_page_of_a_real_run_shows_its_tables_and_follows_its_controls(open_p
     for row, model, dataset in one.cells():
         trace = trace_of(small_run, model, dataset)
         profile = changed_profile(trace.metadata.profile, "total_bandwidth_hz", 31e6)
-        mean_s = replay(trace, profile, ROWS[row][1], "pass").mean_s("batch", "all")
+        mean_s = replay(trace, profile, ROWS[row][1], SHOWN["scope"]).mean_s("batch", "all")
         assert one.cells()[row, model, dataset] == approx(mean_s, rel=DIGITS)
     assert not one.complaints
     assert all(url.startswith(("file:", "data:", "blob:")) for url in one.requests)
