@@ -5,8 +5,8 @@ Partition, quality of service and time limit are the cluster's defaults; set the
 """
 
 from opencompass.runners import SlurmRunner
-from opencompass.tasks import OpenICLEvalTask
 
+from wdmoe_opencompass.harness.eval_task import WdmoeEvalTask
 from wdmoe_opencompass.harness.infer_task import WdmoeInferTask
 from wdmoe_opencompass.harness.partitioner import WdmoeNaivePartitioner
 
@@ -16,5 +16,5 @@ infer = dict(
 )
 eval = dict(
     partitioner=dict(type=WdmoeNaivePartitioner, n=8),
-    runner=dict(type=SlurmRunner, max_num_workers=16, retry=2, task=dict(type=OpenICLEvalTask)),
+    runner=dict(type=SlurmRunner, max_num_workers=16, retry=2, task=dict(type=WdmoeEvalTask)),
 )

@@ -376,8 +376,8 @@ def test_a_dataset_is_run_by_one_process_and_free_when_that_is_killed(files):
 
 TASK = """
 import os, time
-from wdmoe_opencompass.harness.infer_task import _end_with_the_runner
-_end_with_the_runner()
+from wdmoe_opencompass.harness.command import end_with_the_runner
+end_with_the_runner()
 open("pid", "w").write(str(os.getpid()))
 time.sleep(60)
 """

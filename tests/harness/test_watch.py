@@ -30,18 +30,16 @@ from wdmoe_opencompass.harness.lock import exclusive, holder
 from wdmoe_opencompass.harness.progress import (
     FAILED,
     FINISHED,
-    FIRST_METRICS,
     INTERRUPTED,
-    NO_METRICS,
     RUNNING,
     WAITING,
     Begun,
     DatasetProgress,
     DatasetWatch,
-    main_metric,
     spent_s,
 )
 from wdmoe_opencompass.harness.run_progress import RunProgress, RunWatch
+from wdmoe_opencompass.harness.scores import FIRST_METRICS, NO_METRICS, main_score
 from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.routing.tail import JournalTail
 from wdmoe_opencompass.routing.trace import Journal, join, read_trace
@@ -380,7 +378,7 @@ def test_metrics_are_chosen_as_opencompass_does():
 
     assert list(FIRST_METRICS) == METRIC_WHITELIST
     assert list(NO_METRICS) == METRIC_BLACKLIST
-    assert main_metric(dict(accuracy=float("nan"))) == (None, None)
+    assert main_score(dict(accuracy=float("nan"))).percent is None
 
 
 # -- the command -----------------------------------------------------------------------------------------------------

@@ -1,10 +1,49 @@
-"""How a task of ours is started: OpenCompass's own tasks name their file, which would start the stock task."""
+"""How a task of ours is started, and ended with its runner.
+
+OpenCompass's own tasks name their file as the command, which would start the stock task.
+"""
 
 import os
+import signal
 import sys
+import threading
+import time
+from pathlib import Path
+
+LOOK_AFTER_RUNNER_S = 1.0
+SHELLS = ("sh", "dash", "bash", "zsh", "ksh")
 
 
 def module_command(module: str, cfg_path: str, template: str) -> str:
     """-> the shell command that runs a module on a dumped task config, in one process."""
     sys.path.append(os.getcwd())
     return template.format(task_cmd=f"{sys.executable} -m {module} {cfg_path}")
+
+
+def end_with_the_runner() -> None:
+    """On Linux: a runner that is killed takes its tasks with it, else they would go on beside those of the next run."""
+    parent = os.getppid()
+    runner = _parent_of(parent) if _name_of(parent) in SHELLS else None  # some shells put the task in their own place
+    if _name_of(parent) is not None:
+        threading.Thread(target=_end_without, args=(parent, runner), daemon=True).start()
+
+
+def _end_without(parent: int, runner: int | None) -> None:
+    while os.getppid() == parent and (runner is None or _parent_of(parent) == runner):
+        time.sleep(LOOK_AFTER_RUNNER_S)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _name_of(process: int) -> str | None:
+    try:
+        return Path(f"/proc/{process}/comm").read_text().strip()
+    except OSError:
+        return None
+
+
+def _parent_of(process: int) -> int | None:
+    """None where the system does not tell."""
+    try:
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return None

@@ -1,48 +1,166 @@
-"""The eval task of several models: one that cannot be scored leaves the others alone."""
+"""The eval task: a dataset that cannot be scored leaves the others alone, and its reason next to its results."""
 
 import argparse
+import json
+import math
+import multiprocessing
+import os
+import signal
+import sys
 import traceback
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
+from mmengine.fileio.handlers.json_handler import set_default
 from opencompass.tasks import OpenICLEvalTask
+from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, model_abbr_from_cfg
 
-from .command import module_command
+from ..errors import WdmoeError
+from ..files import write_whole
+from .command import end_with_the_runner, module_command
+from .failures import note_failure, noted_failure, own_words
+from .scores import NOT_FINITE
+from .unfinished import FAILURE_SUFFIX, beside
+
+NO_PREDICTIONS = "no predictions: its inference did not finish"
+CAN_FORK = sys.platform != "darwin" and "fork" in multiprocessing.get_all_start_methods()
+
+
+class NotScored(WdmoeError, RuntimeError):
+    """Some datasets of a task were not scored, each for the reason that its sentence gives."""
 
 
 class WdmoeEvalTask(OpenICLEvalTask):
-    """OpenCompass's eval task, model by model and dataset by dataset; it fails at the end if any failed."""
+    """OpenCompass's eval task, dataset by dataset; each reason is left next to the results, the task fails at the end.
 
-    model_cfgs: list
-    dataset_cfgs: list[list]
+    Started as a process of its own, as runners do, it scores each dataset in a child process: an evaluator that ends
+    its process, is killed for want of memory, or changes the working folder then harms its own dataset alone.
+    """
+
+    model_cfgs: list[ConfigDict]
+    dataset_cfgs: list[list[ConfigDict]]
 
     def get_command(self, cfg_path: str, template: str) -> str:
         """Start this module: the inherited method names the stock task's file."""
         return module_command("wdmoe_opencompass.harness.eval_task", cfg_path, template)
 
-    def run(self) -> None:
-        """Score everything that can be."""
-        pairs = [
-            (model, dataset)
-            for model, datasets in zip(self.model_cfgs, self.dataset_cfgs, strict=True)
-            for dataset in datasets
-        ]
-        failed = []
-        for model, dataset in pairs:
-            self.model_cfgs, self.dataset_cfgs = [model], [[dataset]]
-            try:
-                super().run()
-            except Exception as error:
-                self.logger.error(traceback.format_exc())
-                failed.append(f"{model['abbr']}/{dataset['abbr']}: {type(error).__name__}: {error}")
+    def run(self, in_children: bool = False) -> None:
+        """Score everything that can be; raise NotScored at the end if anything could not.
+
+        in_children: score each dataset in a child process, where the platform can fork safely
+        """
+        every_model = self.model_cfgs, self.dataset_cfgs
+        failed = {}
+        for model_cfg, dataset_cfgs in zip(*every_model, strict=True):
+            for dataset_cfg in dataset_cfgs:
+                self.model_cfgs, self.dataset_cfgs = [model_cfg], [[dataset_cfg]]
+                reason = self._score_dataset(model_cfg, dataset_cfg, in_children and CAN_FORK)
+                if reason is not None:
+                    failed[f"{model_abbr_from_cfg(model_cfg)}/{dataset_abbr_from_cfg(dataset_cfg)}"] = reason
+        self.model_cfgs, self.dataset_cfgs = every_model
         if failed:
-            raise RuntimeError("not scored: " + "; ".join(failed))
+            raise NotScored("not scored: " + "; ".join(f"{name}: {reason}" for name, reason in failed.items()))
+
+    def _score_dataset(self, model_cfg: ConfigDict, dataset_cfg: ConfigDict, in_child: bool) -> str | None:
+        """-> why it could not be scored; None where its results are there."""
+        results = self._file("results", model_cfg, dataset_cfg)
+        beside(results, FAILURE_SUFFIX).unlink(missing_ok=True)
+        if not in_child:
+            return self._score_here(results)
+        if not results.exists() and not self._has_predictions():
+            return NO_PREDICTIONS
+        child = multiprocessing.get_context("fork").Process(target=self._score_as_child, args=(results,))
+        child.start()
+        child.join()
+        if results.exists():  # written whole, whatever its process did afterwards
+            return None
+        reason = noted_failure(results) or _how_it_ended(child)
+        self._note(results, reason)
+        return reason
+
+    def _score_as_child(self, results: Path) -> None:
+        end_with_the_runner()
+        sys.exit(self._score_here(results) is not None)
+
+    def _score_here(self, results: Path) -> str | None:
+        try:
+            super().run()
+        except (Exception, SystemExit) as error:  # what a loader, a post-processor or an evaluator may raise
+            self.logger.error(traceback.format_exc())
+            reason = own_words(error)
+            if self._has_predictions():  # else the inference has left the reason
+                self._note(results, reason)
+            return reason
+        return None
+
+    def _has_predictions(self) -> bool:
+        predictions = self._file("predictions", self.model_cfgs[0], self.dataset_cfgs[0][0])
+        return predictions.exists() or beside(predictions, "_0.json").exists()
+
+    def _note(self, results: Path, reason: str) -> None:
+        try:
+            note_failure(results, reason)
+        except OSError as disk:  # full, or read-only
+            self.logger.error(f"{results}: {reason}; no note of it could be left: {disk.strerror}")
+
+    def _save_results(self, result: dict[str, Any]) -> None:
+        """Write the results whole or not at all, and as JSON that any program reads.
+
+        JSON has no number for NaN and infinity, which OpenCompass writes nevertheless: here they are text. So is what
+        JSON has no value for.
+        """
+        results = self._file("results", self.model_cfg, self.dataset_cfg)
+        results.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(_finite(result), ensure_ascii=False, indent=4, allow_nan=False, default=_as_json)
+        write_whole(results, text.encode("utf-8", "backslashreplace"))
+
+    def _file(self, folder: str, model_cfg: ConfigDict, dataset_cfg: ConfigDict) -> Path:
+        return Path(get_infer_output_path(model_cfg, dataset_cfg, os.path.join(self.work_dir, folder)))
+
+
+def _finite(value: Any) -> Any:
+    """The same with text for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return NOT_FINITE[str(float(value))]
+    return value
+
+
+def _as_json(value: Any) -> Any:
+    try:
+        return _finite(set_default(value))  # arrays, scalars and sets, as OpenCompass writes them
+    except TypeError:
+        return str(value)
+
+
+def _how_it_ended(child: BaseProcess) -> str:
+    """Of a child process that left neither a result nor a reason."""
+    code = child.exitcode or 0
+    if code >= 0:
+        return f"the evaluator ended its process with exit code {code} and gave no score"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    memory = " (the system's answer to a lack of memory, or somebody's kill)" if name == "SIGKILL" else ""
+    return f"the process of its evaluator was ended by {name}{memory}"
 
 
 def main() -> None:
-    """Run one dumped task config."""
+    """Run one dumped task config; what could not be scored is named in one sentence, with exit code 2."""
     parser = argparse.ArgumentParser(description="Run one eval task of a dumped OpenCompass config")
     parser.add_argument("config")
-    WdmoeEvalTask(Config.fromfile(parser.parse_args().config)).run()
+    end_with_the_runner()
+    try:
+        WdmoeEvalTask(Config.fromfile(parser.parse_args().config)).run(in_children=True)
+    except NotScored as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

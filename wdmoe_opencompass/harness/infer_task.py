@@ -3,9 +3,7 @@
 import argparse
 import gc
 import os
-import signal
 import sys
-import threading
 import time
 import traceback
 from contextlib import AbstractContextManager
@@ -17,20 +15,18 @@ from opencompass.tasks.openicl_infer import OpenICLInferTask
 from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, model_abbr_from_cfg
 
 from ..errors import WdmoeError
-from ..files import write_whole
 from ..routing.recording import RECORDING_SUFFIX
 from ..routing.times import TIMES_SUFFIX
 from ..routing.trace import SEALED_SUFFIX
-from .command import module_command
+from .command import end_with_the_runner, module_command
+from .failures import note_failure, sentence
 from .live_line import METHODS, live_line, prompts_of
 from .lock import DatasetIsRunning, exclusive
 from .models import supply_batch_encode_plus
 from .progress import Begun, DatasetWatch, spent_s
 from .unfinished import FAILURE_SUFFIX, beside, keep_answers, redo_unfinished, whole_answers
 
-LOOK_AFTER_RUNNER_S = 1.0
 LOCK_WAIT_S = 60.0
-SHELLS = ("sh", "dash", "bash", "zsh", "ksh")
 
 
 class TaskFailed(WdmoeError, RuntimeError):
@@ -45,7 +41,13 @@ class WdmoeInferTask(OpenICLInferTask):
     """
 
     def get_command(self, cfg_path: str, template: str) -> str:
-        """Start this module: the inherited method names the stock task's file."""
+        """Start this module: the inherited method names the stock task's file.
+
+        The runner asks before it starts anything: SystemExit where the run would fail after its inference.
+        """
+        from .sections import check_start_of  # which looks for this class
+
+        check_start_of(Path(self.work_dir))
         return module_command("wdmoe_opencompass.harness.infer_task", cfg_path, template)
 
     model_cfgs: list[ConfigDict]
@@ -62,10 +64,12 @@ class WdmoeInferTask(OpenICLInferTask):
             self._checked: set[str] = set()  # datasets whose finished files were read once already
             try:
                 self._redo_unfinished(model_cfg, dataset_cfgs)  # a scheduler may start a task again that it killed
-                super().run(cur_model, cur_model_abbr)
+                if cur_model is not None and cur_model_abbr == model_abbr_from_cfg(model_cfg):
+                    self.model = cur_model
+                self._infer_all(model_cfg, dataset_cfgs)
                 others = [one for one in dataset_cfgs if dataset_abbr_from_cfg(one) not in self._checked]
                 self._failed += self._redo_unfinished(model_cfg, others)  # skipped, but of a task that died meanwhile
-            except Exception as error:  # the model, or a dataset's own files: nothing of the model after it was run
+            except (Exception, SystemExit) as error:  # the model: none of its datasets can be run
                 errors.append(error.with_traceback(None))  # whose frames would hold the model
                 if len(every_model) > 1:
                     self.logger.error(traceback.format_exc())
@@ -81,6 +85,19 @@ class WdmoeInferTask(OpenICLInferTask):
         if self._failed:
             raise TaskFailed(f"failed: {', '.join(self._failed)}; the reasons stand beside the predictions")
 
+    def _infer_all(self, model_cfg: ConfigDict, dataset_cfgs: list[ConfigDict]) -> None:
+        """Run every dataset, also those after one whose files cannot be loaded; raises what the model raises."""
+        left = dataset_cfgs
+        while left:
+            self.dataset_cfgs = [left]
+            try:
+                return super().run(self.model, model_abbr_from_cfg(model_cfg))
+            except (Exception, SystemExit) as error:
+                if self.model is None:
+                    raise
+                self._dataset_failed(error)
+                left = left[next(n for n, one in enumerate(left, 1) if one is self.dataset_cfg) :]
+
     def _inference(self) -> None:
         predictions = self._predictions(self.model_cfg, self.dataset_cfg)
         predictions.parent.mkdir(parents=True, exist_ok=True)
@@ -95,11 +112,15 @@ class WdmoeInferTask(OpenICLInferTask):
                 if not predictions.exists():  # else somebody else has finished it meanwhile
                     self._traced_inference(predictions, dataset, traced)
             failure.unlink(missing_ok=True)
-        except Exception as error:
-            is_told = isinstance(error, WdmoeError | OSError)  # in one sentence; of a defect the lines of code matter
-            self.logger.error(f"{dataset}: {_sentence(error)}" if is_told else traceback.format_exc())
-            self._note_failure(self.model_cfg, self.dataset_cfg, error)
-            self._failed.append(dataset)
+        except (Exception, SystemExit) as error:
+            self._dataset_failed(error)
+
+    def _dataset_failed(self, error: BaseException) -> None:
+        dataset = dataset_abbr_from_cfg(self.dataset_cfg)
+        is_told = isinstance(error, WdmoeError | OSError)  # in one sentence; of a defect the lines of code matter
+        self.logger.error(f"{dataset}: {sentence(error)}" if is_told else traceback.format_exc())
+        self._note_failure(self.model_cfg, self.dataset_cfg, error)
+        self._failed.append(dataset)
 
     def _traced_inference(self, predictions: Path, dataset: str, traced: bool) -> None:
         model_abbr = model_abbr_from_cfg(self.model_cfg)
@@ -123,7 +144,7 @@ class WdmoeInferTask(OpenICLInferTask):
             keep_answers(predictions, answers[:first])
             with self._live_line(model_abbr, dataset, traced, first, earlier_s):
                 super()._inference()
-        except Exception:
+        except (Exception, SystemExit):
             self.model.close_trace(seal=False)
             predictions.unlink(missing_ok=True)  # half written, say, on a disk that is full
             raise
@@ -147,15 +168,14 @@ class WdmoeInferTask(OpenICLInferTask):
         )
         return live_line(watch, begun)
 
-    def _note_failure(self, model_cfg: ConfigDict, dataset_cfg: ConfigDict, error: Exception) -> None:
+    def _note_failure(self, model_cfg: ConfigDict, dataset_cfg: ConfigDict, error: BaseException) -> None:
         predictions = self._predictions(model_cfg, dataset_cfg)
         if predictions.exists():
             return
         try:
-            predictions.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(beside(predictions, FAILURE_SUFFIX), _sentence(error) + "\n")
+            note_failure(predictions, sentence(error))
         except OSError as disk:  # full, or read-only
-            self.logger.error(f"{predictions}: {_sentence(error)}; no note of it could be left: {disk.strerror}")
+            self.logger.error(f"{predictions}: {sentence(error)}; no note of it could be left: {disk.strerror}")
 
     def _redo_unfinished(self, model_cfg: ConfigDict, dataset_cfgs: list[ConfigDict]) -> list[str]:
         """-> the datasets that have to be run again; those that somebody is running are left alone."""
@@ -180,51 +200,15 @@ class WdmoeInferTask(OpenICLInferTask):
         return Path(get_infer_output_path(model_cfg, dataset_cfg, os.path.join(self.work_dir, "predictions")))
 
 
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        reason = f"{error.filename + ': ' if isinstance(error.filename, str) else ''}{error.strerror}"
-        return f"{reason}; what was finished is kept: mend that, then start again with -r"
-    return " ".join((str(error) if isinstance(error, WdmoeError) else f"{type(error).__name__}: {error}").split())
-
-
-def _end_with_the_runner() -> None:
-    """On Linux: a runner that is killed takes its tasks with it, else they would go on beside those of the next run."""
-    parent = os.getppid()
-    runner = _parent_of(parent) if _name_of(parent) in SHELLS else None  # some shells put the task in their own place
-    if _name_of(parent) is not None:
-        threading.Thread(target=_end_without, args=(parent, runner), daemon=True).start()
-
-
-def _end_without(parent: int, runner: int | None) -> None:
-    while os.getppid() == parent and (runner is None or _parent_of(parent) == runner):
-        time.sleep(LOOK_AFTER_RUNNER_S)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _name_of(process: int) -> str | None:
-    try:
-        return Path(f"/proc/{process}/comm").read_text().strip()
-    except OSError:
-        return None
-
-
-def _parent_of(process: int) -> int | None:
-    """None where the system does not tell."""
-    try:
-        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
 def main() -> None:
     """Run one dumped task config; a WdmoeError becomes one sentence and exit code 2."""
     parser = argparse.ArgumentParser(description="Run one infer task of a dumped OpenCompass config")
     parser.add_argument("config")
-    _end_with_the_runner()
+    end_with_the_runner()
     try:
         WdmoeInferTask(Config.fromfile(parser.parse_args().config)).run()
     except (WdmoeError, OSError) as error:
-        print(f"error: {_sentence(error)}", file=sys.stderr)
+        print(f"error: {sentence(error)}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

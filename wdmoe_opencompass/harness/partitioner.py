@@ -7,47 +7,67 @@ from typing import Any
 
 from mmengine.config import ConfigDict
 from opencompass.partitioners import NaivePartitioner, NumWorkerPartitioner, SizePartitioner
-from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, model_abbr_from_cfg
+from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, get_logger, model_abbr_from_cfg
 
 from ..errors import NotReadableNow
 from .belongs import parts_of
 from .lock import DatasetIsRunning, exclusive
+from .sections import EVAL, INFER, check_start, score_one_by_one
 from .unfinished import redo_stale_results, redo_unfinished
 
 LOG = logging.getLogger(__name__)
 PREDICTIONS, RESULTS = "predictions", "results"
 
 
-class _Checked:
-    """Before OpenCompass skips what has a file, files that are torn, or lack their trace, are taken away."""
+class CheckedPartitioner:
+    """Before OpenCompass skips what has a file, files that are torn, or lack their trace, are taken away.
+
+    In the `eval` section a dataset is never split: scores of its parts could not be joined.
+    """
+
+    is_scoring = False  # in the `eval` section
+
+    def __call__(self, cfg: ConfigDict) -> list:
+        """As OpenCompass's own; SystemExit where a section of the config holds what cannot work there."""
+        check_start(cfg, (EVAL,) if self._stage_of(self.out_dir) == RESULTS else (INFER, EVAL))  # type: ignore[attr-defined]
+        if score_one_by_one(cfg):
+            get_logger().info(
+                "eval: WdmoeEvalTask is run in place of OpenICLEvalTask: same scores, and datasets fail alone"
+            )
+        return super().__call__(cfg)  # type: ignore[misc]
+
+    @staticmethod
+    def _stage_of(out_dir: str) -> str:
+        return Path(out_dir).name
 
     def partition(self, model_dataset_combinations: list[dict], work_dir: str, out_dir: str, **others: Any) -> list:
         """As OpenCompass's own."""
+        self.is_scoring = self._stage_of(out_dir) == RESULTS
         for combination in model_dataset_combinations:
             for model in combination["models"]:
                 _check_processes(model)
                 names = {dataset_abbr_from_cfg(one) for one in combination["datasets"]}
                 for dataset in combination["datasets"]:
-                    self._check(model, dataset, names, work_dir, Path(out_dir).name)
+                    self._check(model, dataset, names, work_dir)
         return super().partition(  # type: ignore[misc]
             model_dataset_combinations=model_dataset_combinations, work_dir=work_dir, out_dir=out_dir, **others
         )
 
-    def _check(self, model: Any, dataset: Any, names: set[str], work_dir: str, stage: str) -> None:
+    def _check(self, model: Any, dataset: Any, names: set[str], work_dir: str) -> None:
         whole = Path(get_infer_output_path(model, dataset, str(Path(work_dir) / PREDICTIONS)))
         results = Path(get_infer_output_path(model, dataset, str(Path(work_dir) / RESULTS)))
         parts = parts_of(whole.parent, whole.stem, names, whole.suffix)
-        configs = {whole.stem: dataset} | (self._configs_of_parts(dataset) if parts and stage == PREDICTIONS else {})
+        configs = {whole.stem: dataset} | (self._configs_of_parts(dataset) if parts and not self.is_scoring else {})
         for name in [whole.stem, *parts]:
             predictions = whole.with_name(name + whole.suffix)
             if not predictions.exists():
                 continue
             try:
                 with exclusive(predictions):
-                    if stage == PREDICTIONS:
-                        redo_unfinished(predictions, results, model, configs.get(name))
-                    else:
+                    if self.is_scoring:
                         redo_stale_results(predictions, results)
+                    else:
+                        redo_unfinished(predictions, results, model, configs.get(name))
             except DatasetIsRunning as running:
                 LOG.warning("%s", running)
             except NotReadableNow as error:
@@ -68,16 +88,23 @@ def _check_processes(model: Any) -> None:
         )
 
 
-class WdmoeNaivePartitioner(_Checked, NaivePartitioner):
+class WdmoeNaivePartitioner(CheckedPartitioner, NaivePartitioner):
     """`NaivePartitioner`: one task per `n` datasets of a model."""
 
 
-class WdmoeSizePartitioner(_Checked, SizePartitioner):
-    """`SizePartitioner`: tasks of about `max_task_size`; long datasets are split."""
+class WdmoeSizePartitioner(CheckedPartitioner, SizePartitioner):
+    """`SizePartitioner`: tasks of about `max_task_size`; long datasets are split, but not for their evaluation."""
+
+    def get_cost(self, dataset: ConfigDict, get_raw_factors: bool = False) -> Any:
+        """As OpenCompass's own, but no cost that a dataset would be split for where it has to stay whole."""
+        cost = super().get_cost(dataset, get_raw_factors)
+        return min(cost, self.max_task_size) if self.is_scoring and not get_raw_factors else cost
 
 
-class WdmoeNumWorkerPartitioner(_Checked, NumWorkerPartitioner):
+class WdmoeNumWorkerPartitioner(CheckedPartitioner, NumWorkerPartitioner):
     """`NumWorkerPartitioner`: every dataset is split over the workers, at multiples of `batch_size`.
+
+    For their evaluation whole datasets are dealt out over the workers.
 
     batch_size: that of the models. A policy like Algorithm 1 couples the tokens of a forward pass, so that only equal
     batches give equal answers, split or not.
@@ -87,6 +114,12 @@ class WdmoeNumWorkerPartitioner(_Checked, NumWorkerPartitioner):
         super().__init__(*arguments, **others)
         self.batch_size = batch_size
         self.min_task_size: int
+
+    def partition(self, model_dataset_combinations: list[dict], work_dir: str, out_dir: str, **others: Any) -> list:
+        """As OpenCompass's own."""
+        if self._stage_of(out_dir) == RESULTS:
+            self.num_split = 1
+        return super().partition(model_dataset_combinations, work_dir, out_dir, **others)
 
     def split_dataset(self, dataset_cfg: ConfigDict) -> list[ConfigDict]:
         """Parts of equal size, a multiple of `batch_size`, the last one shorter."""

@@ -49,6 +49,7 @@ from .infer_task import WdmoeInferTask
 from .models import WdmoeMixin
 from .offline import NotOnThisMachine, no_network
 from .plan_facts import DatasetFacts, ModelFacts, Plan, RunEstimate, grouped
+from .sections import ENDS_AT_FIRST, NO_TRACE, RUNNERS_FILE, ends_at_first, wrong_parts
 from .settings import parse_settings
 from .summarizer import WdmoeSummarizer
 from .weights import local_folder, measure_weights, missing_files
@@ -150,6 +151,9 @@ def _check_sections(cfg: Config, plan: Plan) -> None:
         abbrs = [key(one) for one in cfg[kind]]
         for abbr in sorted({one for one in abbrs if abbrs.count(one) > 1}):
             plan.problems.append(f"{kind}: the abbr {abbr} stands twice, so one would take the other's predictions")
+    plan.problems += wrong_parts(cfg)
+    if ends_at_first(cfg):
+        plan.notes.append(f"eval: {ENDS_AT_FIRST}")
     task = _resolved(TASKS, cfg.get("infer", {}).get("runner", {}).get("task", {}).get("type"))
     if not any("wdmoe" in model for model in cfg["models"]):
         plan.notes.append("no model has wdmoe=dict(...): no routing trace will be written")
@@ -159,11 +163,8 @@ def _check_sections(cfg: Config, plan: Plan) -> None:
                 "transformers does not have; take infer from eval_configs/runners/wdmoe_local.py: its task supplies it"
             )
         return
-    if not _is_subclass(task, WdmoeInferTask):
-        plan.problems.append(
-            "infer: its runner's task must be WdmoeInferTask, or no routing trace is written; "
-            "take infer from eval_configs/runners/wdmoe_local.py"
-        )
+    if cfg.get("infer") is None:
+        plan.problems.append(NO_TRACE + RUNNERS_FILE)
     summarizer = _resolved(TASKS, cfg.get("summarizer", {}).get("type"))
     if not _is_subclass(summarizer, WdmoeSummarizer):
         plan.problems.append("summarizer: must be dict(type=WdmoeSummarizer), or no latency is reported")

@@ -5,7 +5,6 @@ read; the number of all prompts and the times from a small file, `progress/MODEL
 when it begins a dataset and when it is done. Latency is that of `replay` with the run's own profile and channel draws.
 """
 
-import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,7 +20,9 @@ from ..files import write_whole
 from ..replay import replay
 from ..routing.tail import JournalTail
 from ..routing.trace import JOURNAL_SUFFIX, SEALED_SUFFIX, RoutingTrace, read_trace
+from .failures import noted_failure
 from .lock import holder
+from .scores import main_score
 from .unfinished import FAILURE_SUFFIX, beside, read_whole
 
 WAITING, RUNNING, INTERRUPTED, FAILED, FINISHED = STATES = ("waiting", "running", "interrupted", "failed", "finished")
@@ -30,22 +31,6 @@ EVEN, OPTIMAL = "waiting, even split (ms per batch)", "waiting, optimal split (m
 SILENT_S = 120.0  # where no lock tells, a dataset whose files did not change for so long is not running
 LONGEST_REASON = 300
 
-# How OpenCompass's summarizer chooses the metric that it shows (a test holds them against its own lists).
-FIRST_METRICS = (
-    "score",
-    "auc_score",
-    "accuracy",
-    "humaneval_pass@1",
-    "rouge1",
-    "avg_toxicity_score",
-    "bleurt_diff",
-    "matthews_correlation",
-    "truth",
-    "f1",
-    "exact_match",
-    "extract_rate",
-)
-NO_METRICS = ("bp", "sys_len", "ref_len", "type")
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, strict=True)]
 
@@ -86,7 +71,8 @@ class DatasetProgress:
     """One line: how far a model is with a dataset, or with a part that a partitioner made of it.
 
     state: one of STATES; reason: why it failed or was interrupted, or who runs it. prompts, prompts_done: see Begun.
-    accuracy: percent, the metric that OpenCompass shows, named by `metric`; of the whole dataset: None before.
+    accuracy: percent, the metric that OpenCompass shows, named by `metric`; of the whole dataset: None before, and
+    where the evaluation gave none.
     share_dropped: of the assignments so far. waiting_latency_s_per_batch: attention waiting latency, Eq. (11), summed
     over layers and passes, mean over the batches so far, by bandwidth allocation (scope `layer`). elapsed_s: all tries
     together; remaining_s: at the pace of this one.
@@ -338,12 +324,22 @@ class DatasetWatch:
         """
         scored_s, answered_s = _changed_s(self.results), _changed_s(self.predictions)
         if scored_s is None or (not is_summed_up and answered_s is not None and scored_s < answered_s):
-            found.metric, found.accuracy = (None, None) if self._matched is None else ("accuracy", self._matched)
+            why_not = noted_failure(self.results)
+            if why_not is not None:
+                found.state, found.reason = FAILED, _one_line(f"the evaluation failed: {why_not}")
+            elif self._matched is not None:
+                found.metric, found.accuracy = "accuracy", self._matched
             return
         result = read_result(self.results)
-        found.metric, found.accuracy = main_metric(result)
+        if not result:
+            found.reason = "its results are torn: started again with -r, it is evaluated again"
+            return
+        score = main_score(result)
+        found.metric, found.accuracy = score.metric, score.percent
+        if score.why_not is not None:
+            found.reason = "; ".join(filter(None, (found.reason, _one_line(score.why_not))))
         if "error" in result:
-            found.state, found.reason = FAILED, _one_line(f"the evaluation failed: {result['error']}")
+            found.state, found.reason = FAILED, _one_line(f"{score.why_not}")
 
     def _read_answers(self) -> None:
         seen = _version_of(self.predictions)
@@ -367,16 +363,6 @@ def spent_s(run_folder: Path, model: str, name: str) -> float:
     if before is None or before.took_s is not None:
         return 0.0
     return before.earlier_s + max(0.0, (watch._last_change_s() or 0.0) - before.started_s)
-
-
-def main_metric(result: dict[str, Any]) -> tuple[str | None, float | None]:
-    """-> the metric that OpenCompass shows first; None twice where the evaluation gave no number."""
-    numbers = (n for n, value in result.items() if isinstance(value, int | float) and math.isfinite(value))
-    names = [n for n in numbers if n not in NO_METRICS]
-    if not names:
-        return None, None
-    name = min(names, key=lambda n: FIRST_METRICS.index(n) if n in FIRST_METRICS else len(FIRST_METRICS))
-    return name, float(result[name])
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import WdmoeError
+from .failures import noted_failure
 from .progress import (
     FAILED,
     FINISHED,
@@ -17,9 +18,9 @@ from .progress import (
     WAITING,
     DatasetProgress,
     DatasetWatch,
-    main_metric,
     read_result,
 )
+from .scores import main_score
 
 QUIET_S = 120.0  # a run whose answers are all there, and of which nothing was evaluated for so long, is taken as done
 ACC_EVALUATOR = re.compile(r"(.*\.)?AccEvaluator")
@@ -89,13 +90,17 @@ class RunWatch:
 
     def _joined(self, one: Planned, whole: DatasetWatch, parts: list[DatasetProgress]) -> DatasetProgress:
         """The dataset of some parts: more of them may begin later, so it is finished when all were scored together."""
-        metric, accuracy = main_metric(read_result(whole.results))
+        score, why_not = main_score(read_result(whole.results)), noted_failure(whole.results)
         states = [part.state for part in parts]
         state = next((state for state in (RUNNING, FAILED, INTERRUPTED, WAITING) if state in states), WAITING)
-        if accuracy is not None and set(states) == {FINISHED}:
-            state = FINISHED
-        joined = DatasetProgress(one.model, one.dataset, state, f"in parts, {len(parts)} of them begun")
-        joined.metric, joined.accuracy = (metric, accuracy) if state == FINISHED else (None, None)
+        reason = f"in parts, {len(parts)} of them begun"
+        if set(states) == {FINISHED}:
+            if whole.results.exists() and score.metric is not None:
+                state, reason = FINISHED, "; ".join(filter(None, (reason, score.why_not)))
+            elif why_not is not None:
+                state, reason = FAILED, f"the evaluation failed: {why_not}"
+        joined = DatasetProgress(one.model, one.dataset, state, reason)
+        joined.metric, joined.accuracy = (score.metric, score.percent) if state == FINISHED else (None, None)
         for name in ("items", "prompts", "prompts_done"):
             values = [getattr(part, name) for part in parts]
             setattr(joined, name, None if None in values else sum(values))
@@ -122,7 +127,7 @@ class RunWatch:
             return False
         if self._is_summed_up():
             return True
-        unscored = any(line.state == FINISHED and line.accuracy is None for line in lines)
+        unscored = any(line.state == FINISHED and line.metric is None for line in lines)
         if WAITING in states or unscored:
             in_parts = all(line.reason for line in lines if line.state == WAITING)
             return in_parts and self._is_quiet(now_s)

@@ -1,18 +1,18 @@
 """The summarizer: OpenCompass's own table, then accuracy and waiting latency side by side."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import mmengine
+from opencompass.registry import TASKS
 from opencompass.summarizers import DefaultSummarizer
-from opencompass.summarizers.default import METRIC_BLACKLIST, METRIC_WHITELIST
 from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, model_abbr_from_cfg
 
 from ..errors import TraceError, WdmoeError
-from ..files import files_of
+from ..files import files_of, write_whole
 from ..report.figures import write_figures
 from ..report.html.page import write_page
 from ..report.items import item_results
@@ -22,6 +22,10 @@ from ..report.tables import DENSE, ModelRun, benchmarks_of
 from ..routing.times import TIMES_SUFFIX
 from ..routing.trace import EVENTS_SUFFIX, SEALED_SUFFIX, RoutingTrace
 from .belongs import Expected, couples_tokens, parts_of, read_traces, why_refused
+from .eval_task import WdmoeEvalTask
+from .failures import note_failure, noted_failure, own_words
+from .scores import NOT_FINITE, main_score, metric_rank
+from .sections import ENDS_AT_FIRST, resolved
 from .unfinished import (
     FAILURE_SUFFIX,
     read_whole,
@@ -34,6 +38,8 @@ OURS = (
     *("table_*", "figure_*", "frontier*", "differences.*", "paper_comparison.*", "requests.*", "speed.*"),
     *("testbed_*", "predicted_*"),
 )
+TORN_RESULTS = "its results file was torn; start again with -r to evaluate it again"
+NOT_SCORED = "not scored: its predictions are there, but its evaluation did not finish; start again with -r"
 NO_TRACE = (
     "no routing trace: the stock infer task ran (--models, --datasets, --slurm and --dlc on the command line put it "
     "back) or the run was interrupted; start it again with -r"
@@ -46,6 +52,8 @@ class WdmoeSummarizer(DefaultSummarizer):
     summary_groups, as in OpenCompass: `dict(name='mmlu', subsets=[...])` makes one benchmark of those of its datasets
     that the config has. Groups with weights, or with any other rule than the plain mean, stay in OpenCompass's table.
     """
+
+    model_cfgs: list[Any]
 
     def summarize(self, output_path: str | None = None, time_str: str | None = None) -> None:
         """Write all tables; a cell that a failed task left empty, or whose trace is of another run, has its reason.
@@ -69,8 +77,10 @@ class WdmoeSummarizer(DefaultSummarizer):
     def _summarize(self, output_path: str | None, time_str: str | None) -> None:
         for model_cfg in self.model_cfgs:
             for dataset_cfg in self.dataset_cfgs:
-                remove_torn_results(self._result_path(model_cfg, dataset_cfg))
-        super().summarize(output_path, time_str or datetime.now().strftime("%Y%m%d_%H%M%S"))
+                results = self._result_path(model_cfg, dataset_cfg)
+                if remove_torn_results(results):
+                    note_failure(results, TORN_RESULTS)
+        self._write_opencompass_table(output_path, time_str or datetime.now().strftime("%Y%m%d_%H%M%S"))
         self._expected: dict[str, Expected] = {}
         runs = [self._model_run(cfg) for cfg in self.model_cfgs]
         leave_out_mixed(runs, self._expected)
@@ -89,6 +99,42 @@ class WdmoeSummarizer(DefaultSummarizer):
             page = f"no page of the run: {reason}"
         write_publication(Path(self.work_dir), runs)
         print(f"tables and figures: {folder}\n{page}")
+
+    def _write_opencompass_table(self, output_path: str | None, time_str: str) -> None:
+        """OpenCompass's own table; where it cannot be made, a text with the reason stands in its place."""
+        try:
+            super().summarize(output_path, time_str)
+        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:  # of scores as they are
+            reason = f"OpenCompass's own table could not be written: {own_words(error)}"
+            print(reason)
+            write_whole(Path(self.work_dir) / "summary" / f"summary_{time_str}.txt", reason + "\n")
+
+    def _pick_up_results(self) -> tuple[dict, dict, dict, dict]:
+        """As OpenCompass's own, but one model's metrics may differ from another's: NaN where it has no such number."""
+        every_model = self.model_cfgs
+        raw: dict[str, dict] = {}
+        parsed: dict[str, dict] = {}
+        names: dict[str, dict[str, None]] = {}
+        try:
+            for model_cfg in every_model:
+                self.model_cfgs = [model_cfg]
+                raw_of_model, parsed_of_model, _, modes = super()._pick_up_results()
+                for abbr, results in raw_of_model.items():
+                    raw.setdefault(abbr, {}).update(results)
+                    numbers = parsed.setdefault(abbr, {})
+                    numbers.update(parsed_of_model[abbr])
+                    for dataset, result in results.items():
+                        texts = {name: value for name, value in result.items() if value in NOT_FINITE.values()}
+                        if texts:
+                            numbers.setdefault(dataset, {}).update({name: float(text) for name, text in texts.items()})
+                        names.setdefault(dataset, {}).update(dict.fromkeys(numbers.get(dataset, {})))
+        finally:
+            self.model_cfgs = every_model
+        metrics = {dataset: sorted(found, key=metric_rank) for dataset, found in names.items() if found}
+        for numbers in parsed.values():
+            for dataset, found in numbers.items():
+                found.update({name: math.nan for name in metrics[dataset] if name not in found})
+        return raw, parsed, metrics, modes
 
     def _datasets(self) -> Sequence[str]:
         return [dataset_abbr_from_cfg(cfg) for cfg in self.dataset_cfgs]
@@ -131,8 +177,8 @@ class WdmoeSummarizer(DefaultSummarizer):
             dataset = dataset_abbr_from_cfg(dataset_cfg)
             reasons = []
             try:
-                result = _result(self._result_path(model_cfg, dataset_cfg))
-                run.accuracies[dataset] = _main_metric(result)
+                result = self._result(model_cfg, dataset_cfg)
+                run.accuracies[dataset] = _accuracy(result)
             except WdmoeError as error:
                 reasons.append(str(error))
             else:
@@ -152,11 +198,11 @@ class WdmoeSummarizer(DefaultSummarizer):
                         forget(run, dataset)
             if reasons:
                 failures = [
-                    (predictions / (name + FAILURE_SUFFIX)).read_text().strip()
+                    noted_failure(predictions / f"{name}.json")
                     for name in (dataset, *self._parts_of(predictions, dataset, FAILURE_SUFFIX))
-                    if (predictions / (name + FAILURE_SUFFIX)).exists()
                 ]
-                run.missing[dataset] = "; ".join(dict.fromkeys(failures or reasons))
+                told = [failure for failure in failures if failure is not None]
+                run.missing[dataset] = "; ".join(dict.fromkeys(told or reasons))
         return run
 
     def _trace_names(
@@ -180,6 +226,26 @@ class WdmoeSummarizer(DefaultSummarizer):
 
     def _parts_of(self, predictions: Path, dataset: str, suffix: str) -> list[str]:
         return parts_of(predictions, dataset, self._datasets(), suffix)
+
+    def _result(self, model_cfg: Any, dataset_cfg: Any) -> dict[str, Any]:
+        """What the evaluator left of a dataset; WdmoeError with the reason where it left nothing."""
+        results = self._result_path(model_cfg, dataset_cfg)
+        result = read_whole(results) if results.exists() else None
+        if result is not None:
+            return result
+        failure = noted_failure(results)
+        if failure is not None:
+            raise WdmoeError(f"the evaluation failed: {failure}")
+        predictions = Path(get_infer_output_path(model_cfg, dataset_cfg, str(Path(self.work_dir) / "predictions")))
+        dataset = dataset_abbr_from_cfg(dataset_cfg)
+        if not predictions.exists() and not self._parts_of(predictions.parent, dataset, ".json"):
+            raise WdmoeError("no predictions: the inference did not finish; start it again with -r")
+        raise WdmoeError(NOT_SCORED + self._way_out())
+
+    def _way_out(self) -> str:
+        """What to change first, where the run's eval section scores several datasets in a process that one can end."""
+        task = resolved(TASKS, self.cfg.get("eval", {}).get("runner", {}).get("task", {}).get("type"))
+        return "" if task is None or issubclass(task, WdmoeEvalTask) else f"; {ENDS_AT_FIRST}"
 
     def _result_path(self, model_cfg: Any, dataset_cfg: Any) -> Path:
         return Path(get_infer_output_path(model_cfg, dataset_cfg, str(Path(self.work_dir) / "results")))
@@ -240,20 +306,9 @@ def _digests(predictions: Path, names: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _result(path: Path) -> dict[str, Any]:
-    """What the evaluator left of a dataset."""
-    if not path.exists():
-        raise WdmoeError("no result: the inference or the evaluation did not finish; see logs/")
-    result = mmengine.load(str(path))
-    if "error" in result:
-        raise WdmoeError(f"the evaluation failed: {result['error']}")
-    return result
-
-
-def _main_metric(result: dict[str, Any]) -> tuple[str, float]:
-    """The metric that OpenCompass itself shows first."""
-    names = [n for n, value in result.items() if n not in METRIC_BLACKLIST and isinstance(value, int | float)]
-    if not names:
-        raise WdmoeError("the evaluation gave no number")
-    name = min(names, key=lambda n: METRIC_WHITELIST.index(n) if n in METRIC_WHITELIST else len(METRIC_WHITELIST))
-    return name, float(result[name])
+def _accuracy(result: dict[str, Any]) -> tuple[str, float]:
+    """-> (metric, percent); WdmoeError with the reason where the evaluation gave none."""
+    score = main_score(result)
+    if score.metric is None or score.percent is None:
+        raise WdmoeError(str(score.why_not))
+    return score.metric, score.percent

@@ -63,7 +63,8 @@ def redo_unfinished(predictions: Path, results: Path, model_cfg: Any, dataset_cf
     if why is None:
         _partial(predictions).unlink(missing_ok=True)  # a kill between the last write and this
         return None
-    for path in (results, *(beside(predictions, s) for s in (SEALED_SUFFIX, TIMES_SUFFIX, RECORDING_SUFFIX))):
+    of_these = (beside(predictions, s) for s in (SEALED_SUFFIX, TIMES_SUFFIX, RECORDING_SUFFIX))
+    for path in (results, beside(results, FAILURE_SUFFIX), *of_these):
         path.unlink(missing_ok=True)
     predictions.replace(predictions.with_name(f"{predictions.name}.unfinished"))
     LOG.warning("%s: %s: it is run again", predictions, why)
@@ -216,20 +217,33 @@ def _times_run(answers: dict[str, Any], inferencer: Any) -> int | None:
 
 
 def redo_stale_results(predictions: Path, results: Path) -> None:
-    """Take away results that are torn, or older than the predictions that they are of."""
+    """Take away results that are torn, hold an error in place of a score, or are older than their predictions.
+
+    So is the reason why there are none: they are evaluated again.
+    """
+    beside(results, FAILURE_SUFFIX).unlink(missing_ok=True)
     if not results.exists():
         return
-    is_older = predictions.exists() and results.stat().st_mtime_ns < predictions.stat().st_mtime_ns
-    if is_older or read_whole(results) is None:
-        results.unlink(missing_ok=True)
-        LOG.warning("%s: %s: it is evaluated again", results, "older than its predictions" if is_older else "torn")
+    content = read_whole(results)
+    if content is None:
+        why = "torn"
+    elif "error" in content:
+        why = "its evaluation failed"
+    elif predictions.exists() and results.stat().st_mtime_ns < predictions.stat().st_mtime_ns:
+        why = "older than its predictions"
+    else:
+        return
+    results.unlink(missing_ok=True)
+    LOG.warning("%s: %s: it is evaluated again", results, why)
 
 
-def remove_torn_results(results: Path) -> None:
-    """Take away results that are torn: OpenCompass's own table cannot be written beside them."""
-    if results.exists() and read_whole(results) is None:
-        results.unlink(missing_ok=True)
-        LOG.warning("%s: torn: start again with -r to evaluate it again", results)
+def remove_torn_results(results: Path) -> bool:
+    """Take away results that are torn: OpenCompass's own table cannot be written beside them; -> whether they were."""
+    if not results.exists() or read_whole(results) is not None:
+        return False
+    results.unlink(missing_ok=True)
+    LOG.warning("%s: torn: start again with -r to evaluate it again", results)
+    return True
 
 
 # -- answers of a generation task that was interrupted ---------------------------------------------------------------

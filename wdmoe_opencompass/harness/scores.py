@@ -1,0 +1,90 @@
+"""Which number of a results file is the dataset's accuracy, and why some have none."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import shown
+
+# How OpenCompass's summarizer chooses the metric that it shows (a test holds them against its own lists).
+FIRST_METRICS = (
+    "score",
+    "auc_score",
+    "accuracy",
+    "humaneval_pass@1",
+    "rouge1",
+    "avg_toxicity_score",
+    "bleurt_diff",
+    "matthews_correlation",
+    "truth",
+    "f1",
+    "exact_match",
+    "extract_rate",
+)
+NO_METRICS = ("bp", "sys_len", "ref_len", "type")
+NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}  # float as text -> as WdmoeEvalTask writes it
+ROUNDING_PERCENT = 1e-6
+
+
+@dataclass(frozen=True)
+class Score:
+    """metric: that OpenCompass shows first; None without any. percent: None where it is none, for the reason why_not.
+
+    percent is a finite number from 0 to 100: what is not cannot be an accuracy in percent (our choice).
+    """
+
+    metric: str | None = None
+    percent: float | None = None
+    why_not: str | None = None
+
+
+def main_score(result: dict[str, Any]) -> Score:
+    """The accuracy in a results file of OpenCompass.
+
+    A metric that comes first is not passed over for another where its value is no number: models would be compared by
+    different metrics.
+    """
+    if "error" in result:
+        return Score(why_not=f"the evaluation failed: {_text(result['error'])}")
+    values = {
+        name: value
+        for name, value in result.items()
+        if name not in NO_METRICS and name != "details" and not isinstance(value, dict | list)
+    }
+    name = next((name for name in FIRST_METRICS if name in values), None)
+    name = name or next((name for name, value in values.items() if _number(value) is not None), None)
+    if name is None:
+        told = "".join(f", {name} is {shown(value)}" for name, value in values.items())
+        return Score(next(iter(values), None), why_not=f"the evaluation gave no number{told[:300]}")
+    number = _number(values[name])
+    if number is None:
+        return Score(name, why_not=f"the evaluation gave no number: its {name} is {shown(values[name])}")
+    if not math.isfinite(number):
+        return Score(name, why_not=f"the evaluation gave no finite number: its {name} is {NOT_FINITE[str(number)]}")
+    if not -ROUNDING_PERCENT <= number <= 100 + ROUNDING_PERCENT:
+        return Score(
+            name,
+            why_not=f"its {name} is {number:g}, and an accuracy in % is from 0 to 100: no accuracy is shown for it",
+        )
+    return Score(name, number)
+
+
+def metric_rank(name: str) -> int:
+    """Place of a metric in the order that OpenCompass shows them in."""
+    return FIRST_METRICS.index(name) if name in FIRST_METRICS else len(FIRST_METRICS)
+
+
+def _number(value: Any) -> float | None:
+    """None for what is no number; a verdict is none."""
+    if isinstance(value, str):
+        return float(value) if value in NOT_FINITE.values() else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return math.inf if value > 0 else -math.inf
+
+
+def _text(value: Any) -> str:
+    return " ".join(value.split())[:300] if isinstance(value, str) else shown(value)

@@ -1,0 +1,215 @@
+"""What belongs in the sections of a config, `infer` and `eval` above all: looked at by `wdmoe plan` and at a start.
+
+OpenCompass takes any class under any key, and says so, if at all, after the inference.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from opencompass.models.base import BaseModel
+from opencompass.partitioners import NumWorkerPartitioner, SizePartitioner
+from opencompass.partitioners.base import BasePartitioner
+from opencompass.partitioners.sub_naive import SubjectiveNaivePartitioner
+from opencompass.partitioners.sub_num_worker import SubjectiveNumWorkerPartitioner
+from opencompass.partitioners.sub_size import SubjectiveSizePartitioner
+from opencompass.registry import MODELS, PARTITIONERS, RUNNERS, TASKS
+from opencompass.runners.base import BaseRunner
+from opencompass.summarizers import DefaultSummarizer
+from opencompass.tasks import OpenICLEvalTask, OpenICLInferTask
+from opencompass.tasks.base import BaseTask
+from opencompass.tasks.openicl_eval_watch import OpenICLEvalWatchTask
+from opencompass.tasks.openicl_infer_concurrent import OpenICLInferConcurrentTask
+from opencompass.tasks.subjective_eval import SubjectiveEvalTask
+
+from ..errors import WdmoeError, shown
+from .eval_task import WdmoeEvalTask
+from .infer_task import WdmoeInferTask
+from .run_progress import newest_config
+
+INFER, EVAL = "infer", "eval"
+RUNNERS_FILE = "eval_configs/runners/wdmoe_local.py"
+SUBJECTIVE = (SubjectiveNaivePartitioner, SubjectiveNumWorkerPartitioner, SubjectiveSizePartitioner)
+COUNTS = ("n", "tasks", "num_worker", "num_split", "batch_size", "max_task_size")  # of partitioners
+KINDS = {  # -> what it is, where it belongs
+    OpenICLInferTask: ("an infer task", "infer.runner.task.type"),
+    OpenICLInferConcurrentTask: ("an infer task", "infer.runner.task.type"),
+    OpenICLEvalTask: ("an eval task", "eval.runner.task.type"),
+    SubjectiveEvalTask: ("an eval task", "eval.runner.task.type"),
+    BaseTask: ("a task", "infer.runner.task.type or eval.runner.task.type"),
+    BasePartitioner: ("a partitioner", "infer.partitioner.type or eval.partitioner.type"),
+    BaseRunner: ("a runner", "infer.runner.type or eval.runner.type"),
+    DefaultSummarizer: ("a summarizer", "summarizer.type"),
+    BaseModel: ("a model class", "models"),
+}
+ENDS_AT_FIRST = (
+    "OpenICLEvalTask ends at the first dataset that it cannot score: as eval.runner.task.type take WdmoeEvalTask, "
+    f"as in {RUNNERS_FILE}"
+)
+NO_TRACE = "infer: its runner's task must be WdmoeInferTask, or no routing trace is written; take infer from "
+
+
+def check_start(cfg: Any, sections: Sequence[str] = (INFER, EVAL)) -> None:
+    """Raise SystemExit, a sentence a line, where a start of this config would fail only after hours."""
+    problems = wrong_parts(cfg, sections)
+    if problems:
+        raise SystemExit("\n".join(f"error: {problem}" for problem in problems))
+
+
+def check_start_of(work_dir: Path) -> None:
+    """`check_start` of the config that OpenCompass dumped for this start, where there is one."""
+    try:
+        cfg = Config.fromfile(str(newest_config(work_dir)), format_python_code=False)
+    except (WdmoeError, OSError):
+        return
+    check_start(cfg)
+
+
+def score_one_by_one(cfg: Any) -> bool:
+    """Put our eval task in the place of OpenCompass's own, whose scores it gives; -> whether that was there."""
+    task = _part(cfg, EVAL, "runner", "task")
+    if resolved(TASKS, task.get("type")) is not OpenICLEvalTask:
+        return False
+    task["type"] = f"{WdmoeEvalTask.__module__}.{WdmoeEvalTask.__name__}"
+    return True
+
+
+def ends_at_first(cfg: Any) -> bool:
+    """Whether datasets share an eval task that ends at the first failure, and no partitioner of ours changes that."""
+    from .partitioner import CheckedPartitioner
+
+    task = resolved(TASKS, _type(_part(cfg, EVAL, "runner", "task")))
+    partitioners = [resolved(PARTITIONERS, _type(_part(cfg, section, "partitioner"))) for section in (INFER, EVAL)]
+    is_checked = any(one is not None and issubclass(one, CheckedPartitioner) for one in partitioners)
+    is_alone = _part(cfg, EVAL, "partitioner").get("n", 1) == 1
+    return task is OpenICLEvalTask and not is_checked and not is_alone
+
+
+def wrong_parts(cfg: Any, sections: Sequence[str] = (INFER, EVAL)) -> list[str]:
+    """-> a sentence for each part that cannot work where the config has it: its key, its value, what would be right."""
+    problems: list[str] = []
+    for section in sections:
+        if cfg.get(section) is not None:
+            problems += _wrong_in_section(cfg, section)
+    if INFER in sections:
+        for number, model in enumerate(cfg.get("models") or []):
+            problems += _wrong_kind(f"models[{number}].type", resolved(MODELS, _type(model)), BaseModel)
+    summarizer = resolved(TASKS, _type(cfg.get("summarizer")))
+    return problems + list(_wrong_kind("summarizer.type", summarizer, DefaultSummarizer))
+
+
+def _wrong_in_section(cfg: Any, section: str) -> Iterator[str]:
+    found: dict[str, type] = {}
+    for path, registry, kind in (
+        ("partitioner", PARTITIONERS, BasePartitioner),
+        ("runner", RUNNERS, BaseRunner),
+        ("runner.task", TASKS, BaseTask),
+    ):
+        key, named = f"{section}.{path}.type", _type(_part(cfg, section, *path.split(".")))
+        way_out = f"take {section} from {RUNNERS_FILE}"
+        if named is None:
+            yield f"{key} is not there; {way_out}"
+            continue
+        part = resolved(registry, named)
+        if part is None:
+            yield f"{key} is {shown(named)}, which cannot be imported as a class; {way_out}"
+        elif not issubclass(part, kind):
+            yield f"{key} is {part.__name__}, which is {_described(part)}; {way_out}"
+        else:
+            found[path] = part
+    for key in COUNTS:
+        count = _part(cfg, section, "partitioner").get(key)
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            yield f"{section}.partitioner.{key} must be a whole number of at least 1, got {shown(count)}"
+    task, partitioner = found.get("runner.task"), found.get("partitioner")
+    if task is not None:
+        yield from _wrong_infer_task(cfg, task) if section == INFER else _wrong_eval_task(task)
+    if section == INFER and partitioner is not None and issubclass(partitioner, SUBJECTIVE):
+        yield f"infer.partitioner.type is {partitioner.__name__}, which belongs in eval; {way_out}"
+    if section == EVAL and partitioner is not None:
+        yield from _wrong_eval_partitioner(cfg, partitioner, task)
+
+
+def _wrong_infer_task(cfg: Any, task: type) -> Iterator[str]:
+    if issubclass(task, OpenICLEvalTask | SubjectiveEvalTask):
+        yield f"infer.runner.task.type is {task.__name__}, which is {_described(task)}; take WdmoeInferTask, as in " + (
+            RUNNERS_FILE
+        )
+    elif not issubclass(task, WdmoeInferTask) and any("wdmoe" in model for model in cfg.get("models") or []):
+        yield NO_TRACE + RUNNERS_FILE
+
+
+def _wrong_eval_task(task: type) -> Iterator[str]:
+    way_out = f"take WdmoeEvalTask, as in {RUNNERS_FILE}"
+    if issubclass(task, OpenICLInferTask | OpenICLInferConcurrentTask):
+        yield (
+            f"eval.runner.task.type is {task.__name__}, which is {_described(task)}: nothing would be scored; {way_out}"
+        )
+    elif issubclass(task, OpenICLEvalWatchTask):
+        yield (
+            f"eval.runner.task.type is {task.__name__}, which waits for notes that only OpenICLInferConcurrentTask "
+            f"leaves: nothing would be scored; {way_out}"
+        )
+
+
+def _wrong_eval_partitioner(cfg: Any, partitioner: type, task: type | None) -> Iterator[str]:
+    from .partitioner import WdmoeNumWorkerPartitioner, WdmoeSizePartitioner  # which look here too
+    from .summarizer import WdmoeSummarizer
+
+    name = partitioner.__name__
+    is_subjective = issubclass(partitioner, SUBJECTIVE)
+    if task is not None and is_subjective != issubclass(task, SubjectiveEvalTask):
+        alone, other = (name, task.__name__) if is_subjective else (task.__name__, name)
+        yield (
+            f"eval.partitioner.type is {name} and eval.runner.task.type is {task.__name__}: {alone} is for subjective "
+            f"evaluation and {other} is not; take eval from {RUNNERS_FILE}"
+        )
+    elif is_subjective:
+        summarizer = resolved(TASKS, _type(cfg.get("summarizer")))
+        if summarizer is not None and issubclass(summarizer, WdmoeSummarizer):
+            yield (
+                f"eval.partitioner.type is {name}, and summarizer.type WdmoeSummarizer shows no subjective judgements: "
+                f"take eval from {RUNNERS_FILE}, or a subjective summarizer"
+            )
+    elif issubclass(partitioner, NumWorkerPartitioner | SizePartitioner):
+        count = _part(cfg, EVAL, "partitioner").get("num_split")
+        is_whole = issubclass(partitioner, WdmoeNumWorkerPartitioner | WdmoeSizePartitioner) or count == 1
+        if not is_whole:
+            yield (
+                f"eval.partitioner.type is {name}, which splits datasets, and the scores of parts are in no table: "
+                f"take Wdmoe{name}, which keeps them whole in eval, or WdmoeNaivePartitioner, as in {RUNNERS_FILE}"
+            )
+
+
+def _wrong_kind(key: str, part: type | None, right: type) -> Iterator[str]:
+    """A sentence where a class is of a kind that belongs elsewhere; what is of no kind here is none of our business."""
+    if part is not None and not issubclass(part, right) and any(issubclass(part, kind) for kind in KINDS):
+        yield f"{key} is {part.__name__}, which is {_described(part)}; take {KINDS[right][0]} there"
+
+
+def _described(part: type) -> str:
+    what, home = next((KINDS[kind] for kind in KINDS if issubclass(part, kind)), ("none of its kind", None))
+    return what if home is None else f"{what} and belongs in {home}"
+
+
+def resolved(registry: Any, named: Any) -> Any:
+    """The class of a `type=`; None where there is none."""
+    try:
+        found = registry.get(named) if isinstance(named, str) else named
+    except Exception:  # a module may raise anything when it is imported
+        return None
+    return found if isinstance(found, type) else None
+
+
+def _part(cfg: Any, *keys: str) -> Any:
+    """The dict under these keys; an empty one where there is none."""
+    for key in keys:
+        cfg = cfg.get(key)
+        if not isinstance(cfg, dict):
+            return {}
+    return cfg
+
+
+def _type(part: Any) -> Any:
+    return part.get("type") if isinstance(part, dict) else None
