@@ -113,11 +113,15 @@ def frontier_command(
     What `wdmoe route` or `wdmoe simulate` left has no accuracy: the share of the router's weight kept is shown instead.
     """
     from ..report.frontier import FRONTIER
+    from ..report.tables import MISSING_FILE
 
     form = format_of(form, as_json)
     summary = run_folder / "summary"
     if len(_read_summary(run_folder, "frontier_records.json", list)) < 2:
-        print_aside(f"{run_folder}: no two models of the same weights and profile to compare")
+        print_aside(
+            f"{run_folder}: no two models of the same weights and profile with everything measured to compare; what is "
+            f"empty, and why: summary/{MISSING_FILE}"
+        )
         raise typer.Exit(CHECK_FAILED)
     text = (summary / f"{FRONTIER}.{(form or Format.md).value}").read_text()
     print_markdown(text) if form is None else print(text, end="")

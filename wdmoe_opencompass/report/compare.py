@@ -1,5 +1,6 @@
 """Two runs side by side: what both measured, as differences B - A; what only one measured, by name."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,8 +76,8 @@ def notes_of(a: Records, b: Records) -> list[str]:
         notes += [f"{name}: {origin['text']}" for origin in records["origin"]]
         if _accuracies(records) and not records["items"]:
             notes.append(
-                f"{name}: which items were answered right is not in its summary; write that anew: opencompass CONFIG "
-                "-r TIME --mode viz"
+                f"{name}: which items were answered right is not in its summary: its evaluators do not tell, as the "
+                "notes of its Table I say, or it is of an earlier version, and opencompass CONFIG -r TIME --mode viz mends it"
             )
         if any(_scope_of_batches(record) != PRIMARY_SCOPE for record in records["batches"]):
             notes.append(
@@ -108,7 +109,11 @@ def _is_shown(record: dict[str, Any]) -> bool:
 
 def _accuracies(run: Records) -> dict[Key, float]:
     ours = ("active_experts_per_token", "share_dropped")
-    return {(r["model"], "-", r["dataset"]): r["value"] for r in run["accuracy"] if r["metric"] not in ours}
+    return {
+        (r["model"], "-", r["dataset"]): r["value"]
+        for r in run["accuracy"]
+        if r["metric"] not in ours and math.isfinite(r["value"])  # earlier versions wrote NaN
+    }
 
 
 def _latencies(run: Records) -> dict[Key, float]:

@@ -56,6 +56,16 @@ Cells = Sequence[tuple[dict[str, Any], BatchSums]]
 Sums = dict[tuple[str, str, str], tuple[float, BatchSums]]  # model, allocation, benchmark -> mean per batch, its sums
 
 
+def scored_benchmarks(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> list[str]:
+    """The benchmarks that points of a frontier are the mean of: without those that no model has an accuracy on.
+
+    Where all traces were routed without a model, no benchmark has an accuracy, and none is left out.
+    """
+    if _quality_name(runs) != ACCURACY:
+        return list(benchmarks)
+    return [name for name in benchmarks if any(run.accuracy_of(name) is not None for run in runs)]
+
+
 def frontier_records(runs: Sequence[ModelRun], benchmarks: Sequence[str], cells: Cells) -> list[dict[str, Any]]:
     """One record per model that has a vanilla beside it and everything measured on all benchmarks.
 
@@ -69,9 +79,12 @@ def frontier_records(runs: Sequence[ModelRun], benchmarks: Sequence[str], cells:
     waiting_latency_s: plain mean over the benchmarks of the mean per batch, optimal split, scope layer.
     quality and quality_percent: name and value of what is compared with latency: the accuracy, or, where all traces
     were routed without a model, the share of the router's weight kept (of its assignments, where the traces lack
-    weights). accuracy is then None, and a smaller payload leaves no model out, for there are no answers.
+    weights). accuracy is then None, and a smaller payload leaves no model out, for there are no answers. benchmarks:
+    those given, which all of this is over.
     """
-    records = []
+    records: list[dict[str, Any]] = []
+    if not benchmarks:
+        return records
     quality = _quality_name(runs)
     families = {run.abbr: _family(run) for run in runs if run.policy != DENSE and run.all_traces}
     vanillas = {
@@ -156,6 +169,7 @@ def _record(
         payload_bits=metadata.profile.payload_bits,
         family=_family(run),
         scope=PRIMARY_SCOPE,
+        benchmarks=list(benchmarks),
         kept_share=_kept_share(run, benchmarks, "assignments"),
         quality=quality,
         quality_percent=percent,
@@ -291,6 +305,12 @@ def frontier_notes(quality: str) -> list[str]:
     if quality != ACCURACY:
         return [latency, *(line.format(quality=quality) for line in ROUTED_FRONT)]
     return [METHOD, significant_words("over the models; here over all items of all benchmarks"), latency, *FRONT]
+
+
+def left_out_notes(benchmarks: Sequence[str], scored: Sequence[str]) -> list[str]:
+    """A line that names the benchmarks that `scored_benchmarks` leaves out, if there are any."""
+    names = ", ".join(name for name in benchmarks if name not in scored)
+    return [f"left out, because no model has an accuracy on it: {names}"] if names else []
 
 
 def draw_frontier(records: Sequence[dict[str, Any]], benchmarks: Sequence[str]) -> Any:

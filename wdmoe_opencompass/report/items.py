@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from ..errors import WdmoeError
 from .statistics import Rights
 
+NUMBER = re.compile(r"[0-9]+")
 TOLERANCE_PERCENT = 0.005  # some evaluators round to two decimals
 NO_DETAILS = "its evaluator names no item right or wrong (--dump-eval-details False, or a score that is no share)"
 
@@ -51,11 +53,11 @@ def item_results(result: Mapping[str, Any], metric: str, percent: float) -> Item
 def _details(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     details = result.get("details")
     if isinstance(details, Mapping):
-        numbered = {int(number): detail for number, detail in details.items() if number.isdigit()}
-        details = [numbered[number] for number in range(len(numbered)) if number in numbered]
+        numbered = {number: detail for number, detail in details.items() if NUMBER.fullmatch(number)}
+        details = [numbered[str(number)] for number in range(len(numbered)) if str(number) in numbered]
         if len(details) != len(numbered):
             raise WdmoeError("its details lack items")
-    if not details or not all(isinstance(detail, Mapping) for detail in details):
+    if not isinstance(details, list) or not details or not all(isinstance(detail, Mapping) for detail in details):
         raise WdmoeError(NO_DETAILS)
     return details
 
@@ -80,4 +82,5 @@ def _reference(detail: Mapping[str, Any]) -> Any:
         if key in detail:
             return detail[key]
     programs = detail.get("programs")  # MBPP: [program, its tests]
-    return programs[-1][-1] if isinstance(programs, list) and programs and isinstance(programs[-1], list) else None
+    last = programs[-1] if isinstance(programs, list) and programs else None
+    return last[-1] if isinstance(last, list) and last else None

@@ -13,7 +13,16 @@ from .differences import cell_notes, difference_notes, difference_records, diffe
 from .events import write_events
 from .fading import add_draws, draw_notes
 from .figures import save_figure
-from .frontier import FRONTIER, draw_frontier, frontier_notes, frontier_records, frontier_table, frontier_text
+from .frontier import (
+    FRONTIER,
+    draw_frontier,
+    frontier_notes,
+    frontier_records,
+    frontier_table,
+    frontier_text,
+    left_out_notes,
+    scored_benchmarks,
+)
 from .paper import COMPARED, NO_COMPARISON, paper_comparison
 from .paper import TEXT as COMPARISON_TEXT
 from .provenance import PROVENANCE_FILE, footnote, origin_records, profile_line, provenance
@@ -108,13 +117,15 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
         notes = footnote(runs, DIFFERENCE_TEXT) + difference_notes(runs, benchmarks)
         write_table(folder / DIFFERENCES, difference_table(differences), notes, origin)
         printed.append(f"which differences from vanilla are more than chance: {folder / DIFFERENCES}.md\n")
-    frontier = frontier_records(runs, benchmarks, cells)
+    scored = scored_benchmarks(runs, benchmarks)
+    frontier = frontier_records(runs, scored, cells)
     write_json(folder / FRONTIER_RECORDS_FILE, frontier)
     if len(frontier) > 1:
         quality = frontier[0]["quality"]
-        notes = footnote(runs, frontier_text(benchmarks, quality)) + frontier_notes(quality)
+        notes = footnote(runs, frontier_text(scored, quality)) + frontier_notes(quality)
+        notes += left_out_notes(benchmarks, scored)
         write_table(folder / FRONTIER, frontier_table(frontier), notes, provenance(runs, **SHOWN))
-        save_figure(draw_frontier(frontier, benchmarks), folder / FRONTIER, profile_line(runs))
+        save_figure(draw_frontier(frontier, scored), folder / FRONTIER, profile_line(runs))
         printed.append(f"{quality} against latency, every model: {folder / FRONTIER}.md and .png\n")
     comparison = paper_comparison(runs, records)
     if not comparison.empty:

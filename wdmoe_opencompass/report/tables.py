@@ -1,6 +1,7 @@
 """Table I (accuracy) and Table II (attention waiting latency) of a run, as CSV, Markdown, LaTeX and JSON."""
 
 import json
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -464,7 +465,7 @@ def formatted(table: pd.DataFrame, notes: list[str], form: str, origin: dict[str
     cells = [list(table.columns), *table.astype(str).values.tolist()]
     if form == "json":
         content = dict(rows=table.to_dict("records"), notes=notes) | (dict(provenance=origin) if origin else {})
-        return json.dumps(content, indent=1) + "\n"
+        return json_text(content)
     if form == "csv":
         return "".join(f"# {note}\n" for note in notes) + table.to_csv(index=False)
     if form == "tex":
@@ -496,4 +497,17 @@ def _latex(cells: list[list[str]], notes: list[str]) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON."""
-    write_whole(path, json.dumps(content, indent=1) + "\n")
+    write_whole(path, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """Indented JSON that any program reads: it has no number for NaN and infinity, so null stands for both."""
+    return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

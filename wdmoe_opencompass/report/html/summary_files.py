@@ -110,6 +110,7 @@ class Point(Part):
     latency_ratio: Number | None
     latency_ratio_even: Number | None
     on_front: bool
+    benchmarks: list[str] | None = None
 
 
 class Items(Part):

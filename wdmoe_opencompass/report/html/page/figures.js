@@ -192,9 +192,12 @@ function frontierCells(record) {
   ];
 }
 
+/** Those that the frontier's records are over; records of earlier summaries are over all. */
+const scoredBenchmarks = () => facts.frontier[0]?.benchmarks ?? facts.benchmarks;
+
 /** Those where every point has a latency that follows the controls: decode passes, for one, are not everywhere. */
 const frontierBenchmarks = () =>
-  facts.benchmarks.filter((benchmark) =>
+  scoredBenchmarks().filter((benchmark) =>
     facts.frontier.every((record) =>
       frontierCells(record).every((cell) => known(cell(benchmark)?.latency_s) && !cell(benchmark).fixed),
     ),
@@ -206,7 +209,7 @@ const counted = (n) => `${n} benchmark${n === 1 ? "" : "s"}`;
 function frontierPoints() {
   const isTable = isTableView();
   const ending = view.allocation === "uniform" ? "_even" : "";
-  const over = isTable ? facts.benchmarks : frontierBenchmarks();
+  const over = isTable ? scoredBenchmarks() : frontierBenchmarks();
   return facts.frontier
     .map((record) => {
       if (isTable)
@@ -303,13 +306,13 @@ function drawFrontier() {
 function frontierQuality() {
   const first = facts.frontier[0];
   return !first || hasAccuracy(first)
-    ? `accuracy (%), mean of ${counted(facts.benchmarks.length)}`
+    ? `accuracy (%), mean of ${counted(scoredBenchmarks().length)}`
     : `${first.quality} (%), no accuracy: routed without a model`;
 }
 
 /** What the latencies of the frontier are the mean of. */
 function frontierOver() {
-  const over = isTableView() ? facts.benchmarks.length : frontierBenchmarks().length;
+  const over = isTableView() ? scoredBenchmarks().length : frontierBenchmarks().length;
   const of = over < facts.benchmarks.length ? `${over} of ${facts.benchmarks.length} benchmarks` : counted(over);
   return view.phase === "all" ? of : `${PHASE[view.phase]} on ${of}`;
 }
@@ -324,7 +327,9 @@ function drawFrontierText() {
     `${ALLOCATION[view.allocation]} relative to vanilla under the even split (geometric mean over ${frontierOver()}).`,
     "Ringed points are not beaten by another of the same payload.",
   ];
-  if (!isTableView() && frontierBenchmarks().length < facts.benchmarks.length)
+  if (scoredBenchmarks().length < facts.benchmarks.length)
+    lines.push("Benchmarks on which no model has an accuracy are left out.");
+  if (!isTableView() && frontierBenchmarks().length < scoredBenchmarks().length)
     lines.push("Benchmarks without such a pass, or that do not follow the controls, are in no latency here.");
   if (!isTableView())
     lines.push(
