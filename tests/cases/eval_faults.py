@@ -1,4 +1,4 @@
-"""One run with many faults: a dataset that cannot be inferred, scores that are no numbers, names that are no files."""
+"""One run with many faults: datasets that cannot be inferred or scored, scores that are no numbers, odd names."""
 
 from mmengine.config import read_base
 from opencompass.openicl.icl_inferencer import GenInferencer
@@ -18,10 +18,13 @@ _bad = dict(
     retriever=dict(type=FixKRetriever, fix_id_list=[0, 99999]),
     inferencer=dict(type=GenInferencer, max_out_len=8),
 )
-datasets = [dict(_gen, abbr="bad", infer_cfg=_bad, reader_cfg=dict(_gen["reader_cfg"], test_range="[:6]"))]
+datasets = [
+    dict(_gen, abbr="no file", path="quickstart/data/nowhere"),
+    dict(_gen, abbr="bad", infer_cfg=_bad, reader_cfg=dict(_gen["reader_cfg"], test_range="[:6]")),
+]
 for _item, _name in ((_all[3], "good|1"), (_all[0], "good^2\\x"), (_all[3], "[good]")):
     datasets.append(dict(_item, abbr=_name, reader_cfg=dict(_item["reader_cfg"], test_range="[:6]")))
-for _kind in ("Nan", "Infinity", "Bool", "HalfRight"):
+for _kind in ("Raising", "Killed", "Nan", "Infinity", "Bool", "HalfRight"):
     datasets.append(
         dict(
             _gen,

@@ -1,4 +1,9 @@
-"""Evaluators whose scores are no plain numbers."""
+"""Evaluators that fail, harm their process, or whose scores are no plain numbers."""
+
+import faulthandler
+import os
+import signal
+import sys
 
 from opencompass.openicl.icl_evaluator import BaseEvaluator
 
@@ -29,3 +34,119 @@ class HalfRightEvaluator(BaseEvaluator):
 
     def score(self, predictions, references):
         return {"score": 1234.5, "details": [{"correct": 0.5} for _ in predictions]}
+
+
+class SoundEvaluator(BaseEvaluator):
+    """The share of equal answers, in percent; fails where the process is not as it was."""
+
+    def score(self, predictions, references):
+        assert os.path.isdir("tests/cases")
+        assert sys.stdout is sys.__stdout__ or "pytest" in sys.modules
+        return {"accuracy": 100 * sum(a == b for a, b in zip(predictions, references)) / len(references)}
+
+
+class RaisingEvaluator(BaseEvaluator):
+    """An evaluator with a defect."""
+
+    def score(self, predictions, references):
+        raise KeyError("no such [answer] | key")
+
+
+class SilentEvaluator(BaseEvaluator):
+    """An exception without a text."""
+
+    def score(self, predictions, references):
+        raise RuntimeError
+
+
+class TextlessEvaluator(BaseEvaluator):
+    """An exception whose text fails in its turn."""
+
+    def score(self, predictions, references):
+        class Textless(Exception):
+            def __str__(self):
+                raise ValueError
+
+        raise Textless
+
+
+class SurrogateEvaluator(BaseEvaluator):
+    """An exception whose text no file can hold, over several lines."""
+
+    def score(self, predictions, references):
+        raise ValueError("half a sign \udcff,\nand\tmore")
+
+
+class LongEvaluator(BaseEvaluator):
+    """An exception that holds all answers."""
+
+    def score(self, predictions, references):
+        raise AssertionError("answers: " + "x" * 100_000)
+
+
+class ExitingEvaluator(BaseEvaluator):
+    """An evaluator that ends the program, as scripts do."""
+
+    def score(self, predictions, references):
+        sys.exit("no licence")
+
+
+class VanishingEvaluator(BaseEvaluator):
+    """An evaluator that ends its process without a word, as if all were well."""
+
+    def score(self, predictions, references):
+        os._exit(0)
+
+
+class KilledEvaluator(BaseEvaluator):
+    """An evaluator that takes more memory than there is."""
+
+    def score(self, predictions, references):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class CrashingEvaluator(BaseEvaluator):
+    """An evaluator with a defect in its compiled part."""
+
+    def score(self, predictions, references):
+        faulthandler.disable()
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+class NoResultEvaluator(BaseEvaluator):
+    """A score that is no mapping."""
+
+    def score(self, predictions, references):
+        return None
+
+
+class CircularEvaluator(BaseEvaluator):
+    """A score that no file can hold."""
+
+    def score(self, predictions, references):
+        answer: dict = {"accuracy": 50.0}
+        answer["itself"] = answer
+        return answer
+
+
+class WanderingEvaluator(BaseEvaluator):
+    """A sound score, from another folder, with the output taken away and an alarm set."""
+
+    def score(self, predictions, references):
+        os.chdir("/")
+        sys.stdout = None
+        signal.alarm(1)
+        return {"accuracy": 50.0}
+
+
+class OddDetailsEvaluator(BaseEvaluator):
+    """A sound score whose details hold what JSON has no value for."""
+
+    def score(self, predictions, references):
+        odd = {"correct": True, "what": object(), "where": {1, 2}, "nan": float("nan"), "half": "\udcff"}
+        return {"accuracy": 100.0, "details": [dict(odd) for _ in predictions]}
+
+
+def raising_postprocessor(text):
+    """A post-processor that meets an answer that it does not know."""
+    raise IndexError(f"no answer in {text!r}")

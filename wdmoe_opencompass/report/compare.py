@@ -77,7 +77,7 @@ def notes_of(a: Records, b: Records) -> list[str]:
         if _accuracies(records) and not records["items"]:
             notes.append(
                 f"{name}: which items were answered right is not in its summary: its evaluators do not tell, as the "
-                "notes of its Table I say, or it is of an earlier version, and opencompass CONFIG -r TIME --mode viz mends it"
+                "notes of its Table I say, or it is of an earlier version, and --mode viz -r TIME mends it"
             )
         if any(_scope_of_batches(record) != PRIMARY_SCOPE for record in records["batches"]):
             notes.append(
