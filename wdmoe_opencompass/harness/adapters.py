@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from ..errors import ModelError
@@ -22,26 +21,24 @@ def check_adapter(path: str, peft_path: str | None) -> None:
         raise ModelError(
             f"{path}: holds an adapter ({ADAPTER_CONFIG}): give its base model in path and this folder in peft_path"
         )
-    if peft_path is None:
-        return
-    adapter = local_folder(str(peft_path))
-    if adapter is None or not (adapter / ADAPTER_CONFIG).is_file():
-        raise ModelError(f"peft_path: no {ADAPTER_CONFIG} in {peft_path}, which is no adapter on this machine")
-    kind = _kind_of(adapter)
-    if kind not in KINDS:
+    if peft_path is not None and (kind := adapter_kind(peft_path)) not in KINDS:
         raise ModelError(
             f"peft_path {peft_path}: an adapter of kind {kind} changes more than the weights of the model's own "
             f"layers; supported: {', '.join(KINDS)}"
         )
+
+
+def adapter_kind(peft_path: str) -> str:
+    """-> PEFT's name of an adapter's kind; ModelError where it, its files or PEFT itself is not on this machine."""
+    adapter = local_folder(str(peft_path))
+    if adapter is None or not (adapter / ADAPTER_CONFIG).is_file():
+        raise ModelError(f"peft_path: no {ADAPTER_CONFIG} in {peft_path}, which is no adapter on this machine")
     if adapter_digest(adapter) is None:
         raise ModelError(f"peft_path {peft_path}: no adapter_model.safetensors or adapter_model.bin in it")
-
-
-def _kind_of(adapter: Path) -> str:
     try:
         from peft import PeftConfig
     except ImportError:
-        raise ModelError("peft_path needs the package peft, which is not installed: pip install peft") from None
+        raise ModelError("peft_path needs the package peft, which is not installed: pip install 'peft>=0.18'") from None
     try:
         config = PeftConfig.from_pretrained(str(adapter))
     except Exception as error:  # whatever the schemas of peft raise
@@ -88,8 +85,10 @@ def whole_adapter(peft_path: str | None) -> Iterator[None]:
         wrapper.load_adapter = load_adapter
 
 
-def without_wrapper(model: Any, peft_path: str) -> Any:
+def without_wrapper(model: Any, peft_path: str, experts_elsewhere: bool = False) -> Any:
     """-> the transformers model within a PeftModel, its layers adapted.
+
+    experts_elsewhere: devices of a testbed load the experts, which no adapter must change then.
 
     PEFT's wrapper calls the model's `forward` past its hooks, which routing and counting need. An adapter of the
     experts' stacked weights would hide the experts from the router: it is added to these weights, which is what PEFT
@@ -101,6 +100,10 @@ def without_wrapper(model: Any, peft_path: str) -> Any:
         owner, _, own = name.rpartition(".")
         if not wrappers or not hasattr(experts, "_is_expert_parallel") or own == "base_layer":
             continue
+        if experts_elsewhere:
+            raise ModelError(
+                f"peft_path {peft_path}: it changes the experts {name}, which the devices of wdmoe.testbed load without it"
+            )
         try:
             for wrapper in wrappers:
                 wrapper.merge(safe_merge=True)

@@ -116,7 +116,8 @@ class WdmoeMixin:
         with whole_adapter(peft_path):
             super()._load_model(path=path, kwargs={"trust_remote_code": False, **kwargs}, **adapter)  # type: ignore[misc]
         if peft_path is not None:
-            self.model = without_wrapper(self.model, peft_path)  # type: ignore[has-type]
+            elsewhere = self.settings.testbed is not None
+            self.model = without_wrapper(self.model, peft_path, elsewhere)  # type: ignore[has-type]
         model: Any = self.model
         check_precision(path, model)
         self._facts = model_facts(self, kwargs, peft_path, peft_kwargs)

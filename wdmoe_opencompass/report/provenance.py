@@ -236,7 +236,14 @@ def answer_notes(run: ModelRun) -> list[str]:
     parts = [described(of_all), *(f"on {', '.join(names)}: {text}" for text, names in alike.items())]
     is_known = all(run.identity_of(name) for name in run.traces) and bool(run.traces)
     source = "" if is_known else ", by the configs alone"
-    return [f"{run.abbr}: answers depend on{source} {'; '.join(filter(None, parts))}"]
+    lines = [f"{run.abbr}: answers depend on{source} {'; '.join(filter(None, parts))}"]
+    sampled = [name for name in run.traces if run.identity_of(name).get("generation_kwargs", {}).get("do_sample")]
+    if sampled:
+        lines.append(
+            f"{run.abbr}: its answers on {', '.join(sampled)} were sampled: differences hold the chance of the draws too, "
+            "which no interval covers"
+        )
+    return lines
 
 
 def _plain(value: Any) -> Any:
