@@ -102,7 +102,8 @@ def without_wrapper(model: Any, peft_path: str, experts_elsewhere: bool = False)
             continue
         if experts_elsewhere:
             raise ModelError(
-                f"peft_path {peft_path}: it changes the experts {name}, which the devices of wdmoe.testbed load without it"
+                f"peft_path {peft_path}: it changes the experts {name}, which the devices of wdmoe.testbed load "
+                "without it"
             )
         try:
             for wrapper in wrappers:

@@ -240,8 +240,8 @@ def answer_notes(run: ModelRun) -> list[str]:
     sampled = [name for name in run.traces if run.identity_of(name).get("generation_kwargs", {}).get("do_sample")]
     if sampled:
         lines.append(
-            f"{run.abbr}: its answers on {', '.join(sampled)} were sampled: differences hold the chance of the draws too, "
-            "which no interval covers"
+            f"{run.abbr}: its answers on {', '.join(sampled)} were sampled: differences hold the chance of the draws "
+            "too, which no interval covers"
         )
     return lines
 
