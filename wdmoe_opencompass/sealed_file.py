@@ -48,7 +48,9 @@ def _in_order(blob: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + blob[data:]
 
 
-def read_sealed(path: Path, metadata_key: str, what: str, version: int) -> tuple[str, dict[str, NDArray]]:
+def read_sealed(
+    path: Path, metadata_key: str, what: str, version: int | tuple[int, ...]
+) -> tuple[str, dict[str, NDArray]]:
     """-> a sealed file's metadata as text, and its arrays.
 
     Raises TraceError where it is missing, too large, something else, of another version, torn or changed.
@@ -72,14 +74,20 @@ def read_sealed(path: Path, metadata_key: str, what: str, version: int) -> tuple
         raise TraceError(f"{path}: not a {what}: its arrays are not readable") from None
 
 
-def check_version(path: Path, text: str, version: int) -> None:
-    """Raise TraceError where metadata is not readable, or says another format_version."""
+def check_version(path: Path, text: str, version: int | tuple[int, ...]) -> None:
+    """Raise TraceError where metadata is not readable, or says another format_version.
+
+    version: the one that is read, or all of them, the one that is written last
+    """
+    readable = (version,) if isinstance(version, int) else version
     try:
         found = json.loads(text).get("format_version")
     except BROKEN:
         raise TraceError(f"{path}: its metadata is not readable") from None
-    if found != version:
-        raise OtherVersion(f"{path}: format_version must be {version}, got {shown(found)}; run the evaluation again")
+    if found not in readable:
+        raise OtherVersion(
+            f"{path}: format_version must be {readable[-1]}, got {shown(found)}; run the evaluation again"
+        )
 
 
 def digest_of(blob: bytes | memoryview, place: slice) -> bytes:

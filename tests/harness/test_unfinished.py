@@ -162,7 +162,7 @@ def test_a_journal_of_another_version_is_no_trace_of_predictions(files):
     predictions.write_text(json.dumps(GENERATED))
     older = Journal(growing, metadata(format_version=4))
     older.resume(0)
-    assert "format_version must be 6" in redo_unfinished(predictions, results, MOE, dataset("d"))
+    assert "format_version must be 7" in redo_unfinished(predictions, results, MOE, dataset("d"))
     assert not predictions.exists()
 
 

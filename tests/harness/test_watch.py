@@ -315,7 +315,7 @@ def test_a_trace_of_another_version_costs_only_its_own_numbers(run, folder):
     path.write_bytes(len(frame).to_bytes(8, "little") + hashlib.sha256(frame).digest() + frame)
     found = looked(run)[MODEL, "d"]
     assert (found.prompts_done, found.share_dropped) == (None, None)
-    assert "format_version must be 6, got 3" in found.reason
+    assert "format_version must be 7, got 3" in found.reason
 
 
 # -- a whole run -----------------------------------------------------------------------------------------------------

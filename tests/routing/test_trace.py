@@ -142,7 +142,7 @@ def test_bad_traces_get_one_sentence(tmp_path):
         read_trace(path)
     text = json.loads(metadata().model_dump_json()) | dict(format_version=99)
     path.write_bytes(save(block(0), metadata={"wdmoe_trace": json.dumps(text)}))
-    with pytest.raises(TraceError, match="format_version must be 6, got 99"):
+    with pytest.raises(TraceError, match="format_version must be 7, got 99"):
         read_trace(path)
     arrays = block(0)
     arrays["device_load"] = arrays["device_load"][:, :2]

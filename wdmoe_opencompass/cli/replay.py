@@ -219,9 +219,12 @@ class _Drawn:
 
 def _answered(trace: RoutingTrace) -> tuple:
     """What the traces of two models have in common where their latencies can be compared."""
+    from ..identity import key_of
     from ..report.batches import batch_key
 
-    return trace.metadata.weights, trace.metadata.perplexity, trace.metadata.test_range, *batch_key(trace)
+    one = trace.metadata
+    answered = key_of(one.identity) if one.identity else f"{one.weights} {one.perplexity}"
+    return answered, one.test_range, *batch_key(trace)
 
 
 def _saving_columns(against: str, saving: NDArray | None) -> dict[str, float | None]:

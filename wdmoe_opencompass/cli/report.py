@@ -17,6 +17,7 @@ REPORT_EXAMPLES = (
 )
 COMPARE_EXAMPLES = ("wdmoe compare outputs/a/TIME outputs/b/TIME --format csv",)
 WRITE_ANEW = "write it anew: opencompass CONFIG -r TIME --mode viz"
+OPTIONAL_RECORDS = ("items", "batches", "identity")  # not in the summaries of older runs
 TITLES = {
     "requests": "Waiting latency of single requests, simulated",
     "speed": "Speed of the run, measured wall-clock",
@@ -87,7 +88,7 @@ def compare_command(
     form = format_of(form, as_json)
     records = [
         {name: _read_summary(folder, f"{name}.json", list) for name in ("accuracy", "latency", "origin")}
-        | {name: _read_summary(folder, f"{name}.json", list, []) for name in ("items", "batches")}  # not in older runs
+        | {name: _read_summary(folder, f"{name}.json", list, []) for name in OPTIONAL_RECORDS}
         | dict(groups=_read_summary(folder, "groups.json", dict))
         for folder in (run_a, run_b)
     ]

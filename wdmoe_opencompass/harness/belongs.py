@@ -3,17 +3,20 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
 from typing import Any
 
-from opencompass.utils import model_abbr_from_cfg
+from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 
 from ..errors import PolicyError, TraceError, WdmoeError, unknown_name
+from ..identity import Facts, differing, key_of
+from ..identity.facts import sentence
 from ..report.tables import dataset_of
 from ..routing.trace import SEALED_SUFFIX, RoutingTrace, TraceMetadata, read_trace, routing_name
 from ..selection import POLICIES, build_policy, policy_parameters
+from .identify import asked_facts
 from .settings import WdmoeSettings, parse_settings, validated_settings
 
 Place = tuple[str, str]  # model, and what a trace's file is called: a dataset, or a part of one
@@ -26,6 +29,7 @@ class Expected:
     routing:          its policy, and the bits that its payload is really rounded to
     parameters:       of the policy, as JSON; without the one that was turned to match kept_share
     calibration_hash: None without one; "" where its file is not on this machine
+    asked:            dataset -> what `identify.asked_facts` gives
     """
 
     model: str
@@ -37,11 +41,13 @@ class Expected:
     calibration_hash: str | None
     perplexity: str
     profile_hash: str
+    asked: dict[str, Facts] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model_cfg: Any, recorded: Sequence[TraceMetadata]) -> "Expected":
+    def of(cls, model_cfg: Any, recorded: Sequence[TraceMetadata], dataset_cfgs: Sequence[Any] = ()) -> "Expected":
         """Read a model's config; ModelError, PolicyError, ProfileError or LabError where it breaks a rule.
 
+        dataset_cfgs: of the run, whose arguments its traces must have been recorded with.
         Where its profile, lab or calibration file is not on this machine, what the first of the traces carries stands
         for it: the other traces must then agree with that.
         """
@@ -70,6 +76,7 @@ class Expected:
             calibration_hash=calibration_hash,
             perplexity=settings.perplexity,
             profile_hash=profile_hash,
+            asked={dataset_abbr_from_cfg(cfg): asked_facts(model_cfg, cfg) for cfg in dataset_cfgs},
         )
 
 
@@ -83,6 +90,19 @@ def _files_are_elsewhere(settings: WdmoeSettings) -> bool:
     return any(not Path(name).is_file() for name in [*files, *filter(None, [settings.calibration])])
 
 
+def _of_identity(name: str) -> tuple[str, Callable[[TraceMetadata], Any], Callable[[TraceMetadata], Any]]:
+    """A fact of a model that its datasets share: files may have been replaced between two starts of a run."""
+
+    def group(one: TraceMetadata) -> Any:
+        return one.model, bool(one.identity)
+
+    def fact(one: TraceMetadata) -> Any:
+        found = one.identity.get(name)
+        return f"sha256:{key_of(found)}" if isinstance(found, dict) else found
+
+    return name, group, fact
+
+
 # What all traces of a group must have in common: in words, the group, the fact.
 ALIKE: tuple[tuple[str, Callable[[TraceMetadata], Any], Callable[[TraceMetadata], Any]], ...] = (
     ("top-k", lambda one: one.weights, lambda one: one.top_k),
@@ -90,6 +110,7 @@ ALIKE: tuple[tuple[str, Callable[[TraceMetadata], Any], Callable[[TraceMetadata]
     ("experts", lambda one: one.weights, lambda one: one.experts),
     ("hidden and FFN size", lambda one: one.weights, lambda one: (one.hidden_size, one.ffn_size)),
     ("precision", lambda one: one.model, lambda one: one.dtype),
+    *(_of_identity(name) for name in ("weights", "peft_path", "tokenizer", "config")),
     ("wdmoe_opencompass version", lambda one: "", lambda one: one.versions.get("wdmoe_opencompass")),
 )
 
@@ -136,7 +157,10 @@ def _unlike_config(one: TraceMetadata, name: str, expected: Expected) -> str | N
     ):
         if found != wanted:
             return f"its trace was recorded with {what} {found}, not {wanted}"
-    return None
+    asked = expected.asked.get(dataset_of(name, expected.asked), {})
+    changed = differing(one.arguments, asked) if one.arguments and asked else {}
+    changed.pop("batch_size", None)  # what it changes, the trace itself tells
+    return f"its trace was recorded with other arguments than the config's: {sentence(changed)}" if changed else None
 
 
 def _impossible_count(trace: RoutingTrace) -> str | None:

@@ -20,6 +20,7 @@ from ..routing.times import TIMES_SUFFIX
 from ..routing.trace import SEALED_SUFFIX
 from .command import end_with_the_runner, module_command
 from .failures import note_failure, sentence
+from .identify import asked_facts, inferencer_facts
 from .live_line import METHODS, live_line, prompts_of
 from .lock import DatasetIsRunning, exclusive
 from .models import supply_batch_encode_plus
@@ -140,6 +141,8 @@ class WdmoeInferTask(OpenICLInferTask):
                 len(self.dataset.test),
                 len(answers),
                 str(self.dataset_cfg["reader_cfg"].get("test_range", "")),
+                inferencer_facts(self.model_cfg, self.dataset_cfg),
+                asked_facts(self.model_cfg, self.dataset_cfg),
             )
             keep_answers(predictions, answers[:first])
             with self._live_line(model_abbr, dataset, traced, first, earlier_s):

@@ -17,6 +17,7 @@ from opencompass.models.huggingface_above_v4_33 import _convert_base_messages
 
 from ..errors import ModelError, unknown_name
 from ..files import write_whole
+from ..identity import Facts
 from ..routing.channel_state import ChannelStates
 from ..routing.clock import device_names
 from ..routing.layers import MoeLayer
@@ -35,6 +36,8 @@ from ..routing.trace import (
 )
 from ..selection import policy_parameters
 from ..testbed.history import MeasuredHistory
+from .adapters import check_adapter, whole_adapter, without_wrapper
+from .identify import answer_facts, model_facts
 from .perplexity import exact_perplexity
 from .precision import check_precision, precision_name
 from .settings import WdmoeSettings, parse_settings
@@ -80,6 +83,7 @@ class WdmoeMixin:
         self._events_written = 0
         self._refuse_unknown(kwargs)
         path = args[0] if args else kwargs["path"]
+        check_adapter(path, kwargs.get("peft_path"))
         if kwargs.get("max_seq_len") is None:  # the base class would look it up trusting remote code
             kwargs["max_seq_len"] = _longest_input(path, bool(kwargs.get("model_kwargs", {}).get("trust_remote_code")))
         super().__init__(*args, **kwargs)
@@ -105,10 +109,18 @@ class WdmoeMixin:
         super()._load_tokenizer(path, {"trust_remote_code": False, **kwargs}, pad_token_id)  # type: ignore[misc]
         supply_batch_encode_plus(self.tokenizer)  # type: ignore[attr-defined]
 
-    def _load_model(self, path: str, kwargs: dict, **others: Any) -> None:
-        super()._load_model(path=path, kwargs={"trust_remote_code": False, **kwargs}, **others)  # type: ignore[misc]
-        model: Any = self.model  # type: ignore[attr-defined]
+    def _load_model(
+        self, path: str, kwargs: dict, peft_path: str | None = None, peft_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        adapter = dict(peft_path=peft_path, peft_kwargs=dict(peft_kwargs or {}))
+        with whole_adapter(peft_path):
+            super()._load_model(path=path, kwargs={"trust_remote_code": False, **kwargs}, **adapter)  # type: ignore[misc]
+        if peft_path is not None:
+            elsewhere = self.settings.testbed is not None
+            self.model = without_wrapper(self.model, peft_path, elsewhere)  # type: ignore[has-type]
+        model: Any = self.model
         check_precision(path, model)
+        self._facts = model_facts(self, kwargs, peft_path, peft_kwargs)
         layers = find_moe_layers(model)
         if self.settings.calibration is not None:
             self.settings.read_calibration().check_fits(len(layers), layers[0].num_experts, layers[0].top_k)
@@ -145,13 +157,16 @@ class WdmoeMixin:
         items_total: int,
         answered: int,
         test_range: str = "",
+        asked: Facts | None = None,
+        arguments: Facts | None = None,
     ) -> int:
         """Begin, or continue, the trace beside a dataset's predictions file; -> the item to go on at.
 
+        asked: what `identify.inferencer_facts` gives for the dataset; arguments: what `identify.asked_facts` gives.
         answered: how many items have whole answers; where the last of them are no whole batch whose counts are known,
         the trace goes on at the batch before.
         """
-        metadata = self._metadata(model_abbr, dataset, test_range)
+        metadata = self._metadata(model_abbr, dataset, test_range, asked, arguments)
         journal = Journal(predictions.with_name(dataset + JOURNAL_SUFFIX), metadata)
         journals: list[Journal] = [journal]
         times, times_path = None, predictions.with_name(dataset + TIMES_JOURNAL_SUFFIX)
@@ -243,7 +258,14 @@ class WdmoeMixin:
                 for event in events:
                     file.write(json.dumps(asdict(event) | {ANSWERED: trace.next_item}) + "\n")
 
-    def _metadata(self, model_abbr: str, dataset: str, test_range: str) -> TraceMetadata:
+    def _metadata(
+        self,
+        model_abbr: str,
+        dataset: str,
+        test_range: str,
+        asked: Facts | None = None,
+        arguments: Facts | None = None,
+    ) -> TraceMetadata:
         layer = self.attachment.layers[0]
         return TraceMetadata(
             format_version=FORMAT_VERSION,
@@ -268,6 +290,8 @@ class WdmoeMixin:
             ffn_size=layer.shape.ffn_size,
             dtype=precision_name(self.model),  # type: ignore[attr-defined]
             versions={package: version(package) for package in TRACED_PACKAGES},
+            identity=answer_facts(self, self._facts, asked or {}, self.settings.perplexity),
+            arguments=arguments or {},
         )
 
     def _calibration_hash(self) -> str | None:

@@ -44,6 +44,7 @@ from ..errors import WdmoeError, shown
 from ..routing.recording import RecordingMetadata
 from ..routing.trace import array_bytes, axis_sizes
 from ..sealed_file import MOST_BYTES
+from .adapters import adapter_kind
 from .batch_memory import batch_memory, batch_sentence
 from .infer_task import WdmoeInferTask
 from .models import WdmoeMixin
@@ -56,7 +57,8 @@ from .weights import local_folder, measure_weights, missing_files
 
 SAMPLED_ITEMS = 25  # of each dataset, evenly spaced, whose prompts are rendered
 CHARACTERS_PER_TOKEN = 4  # our choice, where the tokenizer is not on this machine
-HEADER_BYTES = 1880  # of a trace: array names, versions, policy; its channel profile comes on top
+HEADER_BYTES = 3390  # of a trace: array names, versions, policy, identity; its channel profile comes on top
+RECORDING_HEADER_BYTES = 1880
 CHEAP_RETRIEVERS = (ZeroRetriever, FixKRetriever, RandomRetriever, SlidingWindowRetriever)
 
 
@@ -212,7 +214,12 @@ def _look_at_model(cfg: ConfigDict, runner: Any, plan: Plan) -> _Model:
     _look_at_weights(model, problem)
     _look_at_memory(model, runner, problem)
     if _is_subclass(kind, WdmoeMixin):
-        _load_tokenizer(model, problem)
+        _load_tokenizer(model, problem)  # and look at its adapter
+    elif cfg.get("peft_path"):
+        try:
+            adapter_kind(cfg["peft_path"])
+        except WdmoeError as error:
+            problem(error)
     facts.token_count = (
         "its tokenizer" if model.instance is not None else f"{CHARACTERS_PER_TOKEN} characters per token"
     )
@@ -514,7 +521,7 @@ def _recording_bytes(model: _Model, tokens: int, sequences: int, batches: int) -
         has_weights=True,
         has_probabilities=True,
     )
-    return HEADER_BYTES + tokens * metadata.token_bytes() + 12 * (sequences + batches)
+    return RECORDING_HEADER_BYTES + tokens * metadata.token_bytes() + 12 * (sequences + batches)
 
 
 def _plain(value: Any) -> Any:

@@ -13,6 +13,7 @@ from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, mode
 
 from ..errors import TraceError, WdmoeError
 from ..files import files_of, write_whole
+from ..identity import Facts
 from ..report.figures import write_figures
 from ..report.html.page import write_page
 from ..report.items import item_results
@@ -24,6 +25,7 @@ from ..routing.trace import EVENTS_SUFFIX, SEALED_SUFFIX, RoutingTrace
 from .belongs import Expected, couples_tokens, parts_of, read_traces, why_refused
 from .eval_task import WdmoeEvalTask
 from .failures import note_failure, noted_failure, own_words
+from .identify import asked_facts, prompts_digest, scoring_facts
 from .scores import NOT_FINITE, main_score, metric_rank
 from .sections import ENDS_AT_FIRST, resolved
 from .unfinished import (
@@ -162,7 +164,7 @@ class WdmoeSummarizer(DefaultSummarizer):
         unreadable: dict[str, str] = {}
         if "wdmoe" in model_cfg:
             sealed, unreadable = read_traces(predictions)
-            expected = Expected.of(model_cfg, [trace.metadata for trace in sealed.values()])
+            expected = Expected.of(model_cfg, [trace.metadata for trace in sealed.values()], self.dataset_cfgs)
             self._expected[abbr] = expected
             run = ModelRun(abbr, expected.routing, (expected.weights, expected.profile_hash))
             run.couples_tokens = any(couples_tokens(trace.metadata) for trace in sealed.values())
@@ -176,6 +178,8 @@ class WdmoeSummarizer(DefaultSummarizer):
         for dataset_cfg in self.dataset_cfgs:
             dataset = dataset_abbr_from_cfg(dataset_cfg)
             reasons = []
+            run.asked[dataset] = asked_facts(model_cfg, dataset_cfg)
+            run.scored[dataset] = self._scored(predictions, dataset, model_cfg, dataset_cfg)
             try:
                 result = self._result(model_cfg, dataset_cfg)
                 run.accuracies[dataset] = _accuracy(result)
@@ -204,6 +208,14 @@ class WdmoeSummarizer(DefaultSummarizer):
                 told = [failure for failure in failures if failure is not None]
                 run.missing[dataset] = "; ".join(dict.fromkeys(told or reasons))
         return run
+
+    def _scored(self, predictions: Path, dataset: str, model_cfg: Any, dataset_cfg: Any) -> Facts:
+        """-> what was asked, by the predictions, and how the answers are scored."""
+        whole = predictions / f"{dataset}.json"
+        names = [dataset] if whole.exists() else self._parts_of(predictions, dataset, ".json")
+        parts = [read_whole(predictions / f"{name}.json") for name in names]
+        prompts = prompts_digest([part for part in parts if part is not None])
+        return scoring_facts(model_cfg, dataset_cfg) | (dict(prompts=prompts) if parts and all(parts) else {})
 
     def _trace_names(
         self, predictions: Path, dataset: str, run: ModelRun, unreadable: Mapping[str, str]

@@ -145,7 +145,8 @@ def unfit_inputs(run: Run) -> Iterator[Mismatch]:
         sealed, unreadable = read_traces(folder)
         if "wdmoe" in model_cfg:
             try:
-                expected[abbr] = Expected.of(model_cfg, [trace.metadata for trace in sealed.values()])
+                recorded = [trace.metadata for trace in sealed.values()]
+                expected[abbr] = Expected.of(model_cfg, recorded, run.config["datasets"])
             except WdmoeError as error:
                 yield Mismatch(_name(run, run.config_file), f"{abbr}: {error}", "a config that can be run here")
         for dataset_cfg in run.config["datasets"]:

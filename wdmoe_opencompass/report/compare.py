@@ -1,13 +1,15 @@
 """Two runs side by side: what both measured, as differences B - A; what only one measured, by name."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ..allocation import PRIMARY_SCOPE, SCOPE_LABELS
+from ..identity import DATASET_FACTS, differing
+from ..identity.facts import sentence
 from .batches import BatchSums
 from .differences import SIGNIFICANT, Benchmarks, difference_text, p_cells, paired_records
 from .items import ItemResults
@@ -15,7 +17,7 @@ from .statistics import Interval, latency_difference_interval
 from .tables import BATCH_METHOD, ModelRun, bracketed, difference_cell, latency_ratio
 
 Records = dict[str, Any]  # a run's accuracy, latency, origin, items and batches records, and its groups
-ITEMS_FILE, BATCHES_FILE = "items.json", "batches.json"
+ITEMS_FILE, BATCHES_FILE, IDENTITY_FILE = "items.json", "batches.json", "identity.json"
 COLUMNS = ["quantity", "model", "row", "benchmark", "A", "B", "B - A", "B / A", "McNemar p", "Holm p", "significant"]
 TEXT = (
     "B - A with its 95 % interval, accuracy in percentage points; - where it has none: items.json or batches.json of "
@@ -37,6 +39,24 @@ def item_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
     ]
 
 
+def identity_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
+    """What each model's answers to each dataset depend on: model, policy, dataset, facts; all that says what differs.
+
+    facts: of the package `identity`; asked: what the configs said, for where facts are not known.
+    """
+    return [
+        dict(
+            model=run.abbr,
+            policy=run.policy,
+            dataset=dataset,
+            facts=run.identity_of(dataset),
+            asked=run.asked_of(dataset),
+        )
+        for run in runs
+        for dataset in dict.fromkeys((*run.accuracies, *run.traces))
+    ]
+
+
 def batch_records(cells: Sequence[tuple[dict[str, Any], BatchSums]]) -> list[dict[str, Any]]:
     """Latency in seconds per group of batches, for the cells of Table II with scope layer, per batch, phase all."""
     return [
@@ -53,9 +73,13 @@ def batch_records(cells: Sequence[tuple[dict[str, Any], BatchSums]]) -> list[dic
 
 
 def compared(a: Records, b: Records) -> pd.DataFrame:
-    """-> rows of COLUMNS; no row for what only one run has."""
+    """-> rows of COLUMNS; no row for what only one run has.
+
+    No difference of accuracies where the datasets of that name are not the same in both runs.
+    """
     rows = []
-    paired = _paired(a, b)
+    others = _other_datasets(a, b)
+    paired = _paired(a, b, others)
     for key, (ours, theirs) in _pairs(_accuracies(a), _accuracies(b)).items():
         record = paired.get((key[0], key[2]))
         cells = {"B - A": difference_text(record)} | p_cells(record) if record else {}
@@ -63,7 +87,7 @@ def compared(a: Records, b: Records) -> pd.DataFrame:
     sums_a, sums_b = _batches(a), _batches(b)
     for key, (ours, theirs) in _pairs(_latencies(a), _latencies(b)).items():
         row = _row("latency per batch (ms)", key, f"{ours:.3f}", f"{theirs:.3f}")
-        if key in sums_a and key in sums_b:
+        if key in sums_a and key in sums_b and (key[0], key[2]) not in others:
             row |= _latency_cells(ours, theirs, sums_a[key], sums_b[key])
         rows.append(row)
     return pd.DataFrame(rows, columns=COLUMNS).fillna("-")
@@ -86,6 +110,7 @@ def notes_of(a: Records, b: Records) -> list[str]:
             )
     if {o["profile_hash"] for o in a["origin"]} != {o["profile_hash"] for o in b["origin"]}:
         notes.append("the runs were made under different channel profiles: their latencies are of different systems")
+    notes += _identity_notes(a, b)
     scored = [sorted({o.get("perplexity", "stock") for o in records["origin"]}) for records in (a, b)]
     if scored[0] != scored[1]:
         notes.append(
@@ -98,6 +123,55 @@ def notes_of(a: Records, b: Records) -> list[str]:
             if alone:
                 notes.append(f"only {name} has the {what} of: {', '.join(alone)}")
     return notes
+
+
+def _facts_of(a: Records, b: Records) -> dict[tuple[str, str], dict[str, str]]:
+    """-> (model, dataset) that both runs have -> every fact that they have not in common, in words."""
+    first, second = ({(r["model"], r["dataset"]): r for r in run.get("identity", [])} for run in (a, b))
+    found = {}
+    for key in first.keys() & second.keys():
+        are_known = first[key]["facts"] and second[key]["facts"]
+        pair = [one[key]["facts" if are_known else "asked"] for one in (first, second)]
+        found[key] = differing(*pair)
+    return found
+
+
+def _other_datasets(a: Records, b: Records) -> dict[tuple[str, str], dict[str, str]]:
+    """-> (model, dataset or group) that asks or scores otherwise in one run than in the other -> what differs."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for (model, dataset), differences in _facts_of(a, b).items():
+        own = {name: values for name, values in differences.items() if name.partition(".")[0] in DATASET_FACTS}
+        if own:
+            groups = [name for run in (a, b) for name, members in run["groups"].items() if dataset in members]
+            found |= {(model, name): own for name in (dataset, *groups)}
+    return found
+
+
+def _identity_notes(a: Records, b: Records) -> list[str]:
+    """Lines on everything but the channel that differs between the models of one name, and on what is not known."""
+    lines = []
+    for name, run in (("A", a), ("B", b)):
+        if _accuracies(run) and not run.get("identity", []):
+            lines.append(
+                f"{name}: what its answers depend on (weights, adapter, arguments) is not in its summary, so nothing "
+                "here says that the runs differ in nothing else; write it again: opencompass CONFIG -r TIME --mode viz"
+            )
+    found: dict[tuple[str, str], list[str]] = {}
+    facts = _facts_of(a, b)
+    for model, dataset in sorted(facts):
+        if facts[model, dataset]:
+            found.setdefault((model, sentence(facts[model, dataset])), []).append(dataset)
+    lines += [f"{model} on {', '.join(where)} differs, A against B: {what}" for (model, what), where in found.items()]
+    others = sorted({name for _, name in _other_datasets(a, b)})
+    if others:
+        lines.append(f"no difference is shown on {', '.join(others)}: the runs did not ask or score the same there")
+    policies = [{r["model"]: r["policy"] for r in run.get("identity", [])} for run in (a, b)]
+    lines += [
+        f"{model}: policy {policies[0][model]} in A, {policies[1][model]} in B"
+        for model in policies[0]
+        if policies[0][model] != policies[1].get(model, policies[0][model])
+    ]
+    return lines
 
 
 Key = tuple[str, str, str]  # model, row of Table II or "-", benchmark
@@ -136,11 +210,11 @@ def _scope_of_batches(record: dict[str, Any]) -> str:
     return str(record.get("scope", "pass"))
 
 
-def _items(run: Records, model: str) -> Benchmarks:
+def _items(run: Records, model: str, others: Collection[tuple[str, str]]) -> Benchmarks:
     datasets = {
         r["dataset"]: [ItemResults(np.array(list(r["right"])) == "1", r["items_digest"])]
         for r in run["items"]
-        if r["model"] == model
+        if r["model"] == model and (model, r["dataset"]) not in others
     }
     groups = {
         name: [datasets[member][0] for member in members]
@@ -150,14 +224,17 @@ def _items(run: Records, model: str) -> Benchmarks:
     return datasets | groups
 
 
-def _paired(a: Records, b: Records) -> dict[tuple[str, str], dict[str, Any]]:
-    """-> (model, benchmark) -> what tells chance from more; a dataset of a group is not among those corrected for."""
+def _paired(a: Records, b: Records, others: Collection[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """-> (model, benchmark) -> what tells chance from more; a dataset of a group is not among those corrected for.
+
+    others: models and benchmarks that are left out
+    """
     members = [dataset for groups in (a["groups"], b["groups"]) for names in groups.values() for dataset in names]
     models = dict.fromkeys(record["model"] for record in a["items"])
     return {
         (model, record["benchmark"]): record
         for model in models
-        for record in paired_records(_items(a, model), _items(b, model), members)
+        for record in paired_records(_items(a, model, others), _items(b, model, others), members)
     }
 
 

@@ -14,7 +14,7 @@ from .statistics import (
     holm,
     mcnemar_p,
 )
-from .tables import ModelRun, difference_cell, vanilla_of
+from .tables import ModelRun, difference_cell, not_compared_notes, vanilla_of
 
 Benchmarks = Mapping[str, Sequence[ItemResults]]  # benchmark -> the results of each dataset that it is made of
 OTHER_ITEMS = "not the same items in both"
@@ -101,14 +101,23 @@ def _record(benchmark: str, pairs: Sequence[Pair], p: float | None) -> dict[str,
 
 
 def difference_records(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> list[dict[str, Any]]:
-    """Records of `paired_records` for every model that has a vanilla of the same weights and profile: first is it."""
+    """Records of `paired_records` for every model and the vanilla that is the same but for the policy: first is it."""
     records = []
     for run in runs:
-        vanilla = vanilla_of(run, runs)
-        if vanilla is not None and vanilla is not run:
-            first, second = ({name: one.items_of(name) for name in benchmarks} for one in (vanilla, run))
+        for vanilla, names in _vanillas(run, runs, benchmarks):
+            first, second = ({name: one.items_of(name) for name in names} for one in (vanilla, run))
             records += [dict(model=run.abbr, vanilla=vanilla.abbr) | record for record in paired_records(first, second)]
     return records
+
+
+def _vanillas(run: ModelRun, runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> list[tuple[ModelRun, list[str]]]:
+    """-> (vanilla, the benchmarks on which a model is compared with it); none for one that is its own."""
+    found: dict[str, tuple[ModelRun, list[str]]] = {}
+    for benchmark in benchmarks:
+        vanilla = vanilla_of(run, runs, benchmark)
+        if vanilla is not None and vanilla is not run:
+            found.setdefault(vanilla.abbr, (vanilla, []))[1].append(benchmark)
+    return list(found.values())
 
 
 def difference_table(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -146,15 +155,13 @@ def _p(value: float | None) -> str:
 def difference_notes(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> list[str]:
     """Lines under the table: the methods, what each model is compared with, and what could not be compared."""
     notes = [METHOD, SIGNIFICANT]
-    for run in runs:
-        vanilla = vanilla_of(run, runs)
-        if vanilla is None or vanilla is run:
-            continue
-        lacking = [b for b in benchmarks if not same_items(vanilla.items_of(b), run.items_of(b))]
+    compared = [(run, *pair) for run in runs for pair in _vanillas(run, runs, benchmarks)]
+    for run, vanilla, names in compared:
+        lacking = [b for b in names if not same_items(vanilla.items_of(b), run.items_of(b))]
         other = [b for b in lacking if vanilla.items_of(b) and run.items_of(b)]
         notes += [f"{run.abbr} against {vanilla.abbr}, {b}: {OTHER_ITEMS}" for b in other]
         if set(lacking) - set(other):
-            names = ", ".join(b for b in lacking if b not in other)
-            notes.append(f"{run.abbr} against {vanilla.abbr}, {names}: right and wrong items are not known of both")
-    against = {v.abbr: None for run in runs if (v := vanilla_of(run, runs)) is not None and v is not run}
-    return [*notes, f"vanilla: {', '.join(against)}"]
+            unknown = ", ".join(b for b in lacking if b not in other)
+            notes.append(f"{run.abbr} against {vanilla.abbr}, {unknown}: right and wrong items are not known of both")
+    against = dict.fromkeys(vanilla.abbr for _, vanilla, _ in compared)
+    return [*notes, *not_compared_notes(runs, benchmarks), f"vanilla: {', '.join(against)}"]

@@ -41,11 +41,10 @@ def add_draws(runs: Sequence[ModelRun], records: Sequence[dict[str, Any]]) -> No
     None but in scope `layer`, phase `all`, and in row vanilla_even. no_draws: why there is none where one belongs.
     """
     by_name = {run.abbr: run for run in runs}
-    vanilla = {(r["base"], r["dataset"]): r["model"] for r in reversed(records) if r["row"] == "vanilla_even"}
     drawn = _Drawn()
     for record in records:
         record |= NOTHING
-        first = vanilla.get((record["base"], record["dataset"]))
+        first = record["vanilla"]
         is_drawn = (record["scope"], record["phase"]) == (SCOPE, PHASE) and record["row"] != "vanilla_even"
         if not is_drawn or first is None:
             continue

@@ -18,7 +18,7 @@ from ..replay import Advance, ignore, pooled_mean, replay
 from ..routing.trace import RoutingTrace
 from .batches import batch_key
 from .provenance import profile_line
-from .tables import OPTIMISED, ROWS, ModelRun, row_runs
+from .tables import OPTIMISED, ROWS, ModelRun, row_runs, vanilla_of
 
 BANDWIDTHS_HZ = np.linspace(20e6, 120e6, 11)  # Figure 5 of the paper
 ROW_STYLE = {  # colour-blind safe (Okabe-Ito), one marker each
@@ -115,15 +115,17 @@ def figure_6(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
 
 def _bars(runs: Sequence[ModelRun], benchmark: str) -> Iterator[tuple[str, str, float, float]]:
     """(row, label, latency per pass, that of vanilla) of the runs with a vanilla of the same batches, in seconds."""
-    vanilla: dict[tuple, float] = {}
+    vanilla: dict[str, tuple[float, list[tuple]]] = {}
     for row, label, run in _rows(runs, benchmark, ("vanilla_even", "both")):
         traces = run.traces_of(benchmark)
         value_s = _pass_mean_s(traces, traces[0].metadata.profile, ROWS[row][1], PRIMARY_SCOPE)
-        key = (run.base, run.perplexity, *map(batch_key, traces))
+        batches = [batch_key(trace) for trace in traces]
         if value_s is not None and row == "vanilla_even":
-            vanilla.setdefault(key, value_s)
-        if value_s is not None and key in vanilla:
-            yield row, label, value_s, vanilla[key]
+            vanilla[run.abbr] = value_s, batches
+        compared = vanilla_of(run, runs, benchmark)
+        vanilla_s, of_vanilla = vanilla.get(compared.abbr, (0.0, [])) if compared else (0.0, [])
+        if value_s is not None and batches == of_vanilla:
+            yield row, label, value_s, vanilla_s
 
 
 def figure_7(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:

@@ -14,7 +14,7 @@ from ..routing.trace import RoutingTrace
 from .batches import BatchSums
 from .differences import METHOD, difference_text, p_cells, paired_records, significant_words
 from .statistics import LEAST_GROUPS, SIGNIFICANCE, Interval, accuracy_interval, holm, mcnemar_p
-from .tables import BATCH_METHOD, DENSE, ModelRun, bracketed, latency_ratio
+from .tables import BATCH_METHOD, DENSE, ModelRun, bracketed, latency_ratio, what_differs
 
 FRONTIER = "frontier"
 ACCURACY, WEIGHT_KEPT, ASSIGNMENTS_KEPT = "accuracy", "router weight kept", "assignments kept"
@@ -36,7 +36,7 @@ TEXT = (
     "sample. Selection was made under the run's own profile."
 )
 FRONT = (
-    "on front: no other model of the same weights, profile and payload has at least its accuracy and at most its "
+    "on front: no other model that is the same in all but the policy has at least its accuracy and at most its "
     "latency (under the optimal split), one of them strictly; by the estimates, whose intervals stand beside them",
     "payloads of fewer bits than 16 are rounded in the forward pass; the scale that each vector travels with is not "
     "counted: 16 more bits would be 1.6 % of a vector of 128 values of 8 bits, 0.05 % of one of 4096",
@@ -69,7 +69,7 @@ def scored_benchmarks(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> li
 def frontier_records(runs: Sequence[ModelRun], benchmarks: Sequence[str], cells: Cells) -> list[dict[str, Any]]:
     """One record per model that has a vanilla beside it and everything measured on all benchmarks.
 
-    Beside it: the first of the same weights and channel profile, payload_bits apart, so that a payload of fewer bits
+    Beside it: the first that is the same in all but policy and payload_bits, so that a payload of fewer bits
     shows what it saves; without quantise_payload such a model's answers do not know of it, and it is left out. So is a
     model whose batches are not of the same items as that vanilla's.
 
@@ -86,16 +86,16 @@ def frontier_records(runs: Sequence[ModelRun], benchmarks: Sequence[str], cells:
     if not benchmarks:
         return records
     quality = _quality_name(runs)
-    families = {run.abbr: _family(run) for run in runs if run.policy != DENSE and run.all_traces}
+    families = _families([run for run in runs if run.policy != DENSE and run.all_traces], benchmarks)
     vanillas = {
         families[run.abbr]: run for run in reversed(runs) if run.abbr in families and _is_reference(run, quality)
     }
     sums = _sums(cells)
     for run in runs:
-        vanilla = vanillas.get(families.get(run.abbr, ("", "", "")))
+        vanilla = vanillas.get(families.get(run.abbr, ("", "")))
         if vanilla is None:
             continue
-        record = _record(run, vanilla, benchmarks, sums, quality)
+        record = _record(run, vanilla, benchmarks, sums, quality, families[run.abbr])
         if record is not None:
             records.append(record)
     _correct(records)
@@ -138,14 +138,26 @@ def _is_reference(run: ModelRun, quality: str) -> bool:
     return run.is_vanilla and (is_full or quality != ACCURACY)
 
 
-def _family(run: ModelRun) -> tuple[str, str, str]:
-    """What is equal for the models of one frontier: weights, scoring, and the channel profile but for its payload."""
-    profile = run.all_traces[0].metadata.profile
-    return run.base[0], profile.model_copy(update={"payload_bits": FULL_PAYLOAD_BITS}).content_hash, run.perplexity
+Family = tuple[str, str]
+
+
+def _families(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> dict[str, Family]:
+    """-> model -> its frontier: the first model that is the same but for policy and payload, under the same profile."""
+    families: dict[str, Family] = {}
+    for run in runs:
+        profile = run.all_traces[0].metadata.profile.model_copy(update={"payload_bits": FULL_PAYLOAD_BITS}).content_hash
+        alike = (
+            other.abbr
+            for other in runs
+            if families.get(other.abbr) == (other.abbr, profile)
+            and not any(what_differs(run, other, benchmark) for benchmark in benchmarks)
+        )
+        families[run.abbr] = (next(alike, run.abbr), profile)
+    return families
 
 
 def _record(
-    run: ModelRun, vanilla: ModelRun, benchmarks: Sequence[str], sums: Sums, quality: str
+    run: ModelRun, vanilla: ModelRun, benchmarks: Sequence[str], sums: Sums, quality: str, family: Family
 ) -> dict[str, Any] | None:
     baseline = _sums_of(vanilla, "uniform", benchmarks, sums)
     splits = {method: _sums_of(run, method, benchmarks, sums) for method in ("optimal", "uniform")}
@@ -167,7 +179,7 @@ def _record(
         parameters=metadata.policy_parameters,
         matched_share=metadata.kept_share,
         payload_bits=metadata.profile.payload_bits,
-        family=_family(run),
+        family=family,
         scope=PRIMARY_SCOPE,
         benchmarks=list(benchmarks),
         kept_share=_kept_share(run, benchmarks, "assignments"),

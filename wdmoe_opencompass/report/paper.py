@@ -67,7 +67,7 @@ def paper_comparison(runs: Sequence[ModelRun], latency: Sequence[dict[str, Any]]
 def _accuracy_rows(runs: Sequence[ModelRun]) -> list[dict[str, str]]:
     rows = []
     for run in runs:
-        reported = TABLE_1.get((_weights(run), run.policy), ())
+        reported = TABLE_1.get((_weights(run), run.policy), ()) if is_papers(run) else ()
         for (name, benchmark), paper in zip(BENCHMARKS.items(), reported):
             ours = run.accuracy_of(benchmark)
             if ours:
@@ -77,7 +77,7 @@ def _accuracy_rows(runs: Sequence[ModelRun]) -> list[dict[str, str]]:
 
 
 def _latency_rows(runs: Sequence[ModelRun], latency: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    papers = {run.abbr for run in runs if (_weights(run), run.policy) in TABLE_1}
+    papers = {run.abbr for run in runs if (_weights(run), run.policy) in TABLE_1 and is_papers(run)}
     rows = []
     for row, reported in TABLE_2.items():
         for place, (name, benchmark) in enumerate(BENCHMARKS.items()):
@@ -114,6 +114,23 @@ def _row(
     difference = difference_cell(ours - paper, of_difference, number)
     values = dict(ours=number.format(ours), paper=number.format(paper), difference=difference)
     return dict(table=table, row=label, benchmark=benchmark, quantity=quantity) | values
+
+
+def is_papers(run: ModelRun) -> bool:
+    """Whether nothing is put onto the weights of that name: an adapter makes them another model."""
+    return not any(
+        (run.identity_of(name) or run.asked_of(name)).get("peft_path") for name in (*run.accuracies, *run.traces)
+    )
+
+
+def adapter_notes(runs: Sequence[ModelRun]) -> list[str]:
+    """One line for every model that is not held against the paper's because of its adapter."""
+    named = {weights for weights, _ in TABLE_1}
+    return [
+        f"{run.abbr}: not compared with the paper: an adapter (peft_path) makes it another model"
+        for run in runs
+        if _weights(run) in named and not is_papers(run)
+    ]
 
 
 def _weights(run: ModelRun) -> str:

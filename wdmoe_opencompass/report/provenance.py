@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..channel.origin import keys_by_origin
+from ..identity import DATASET_FACTS, Facts, described, key_of
 from ..routing.trace import RoutingTrace, TraceMetadata
 from .tables import DENSE, ModelRun, datasets_of, missing_cells
 
@@ -52,7 +53,7 @@ def origin_notes(runs: Sequence[ModelRun]) -> list[str]:
     lines = _all_routed_notes(runs)
     for one in _by_profile(runs):
         lines += [_described(one), f"profile {one.profile.name}: {one.profile.origin_sentence}"]
-    lines += [line for run in runs for line in _model_notes(run)]
+    lines += [line for run in runs for line in (*_model_notes(run), *answer_notes(run))]
     for name, members in next((run.groups for run in runs), {}).items():
         whole = f" of its {runs[0].group_size[name]}" if name in runs[0].group_size else ""
         lines.append(
@@ -201,7 +202,48 @@ def _model(run: ModelRun) -> dict[str, Any]:
             facts |= {name: getattr(one, name) for name in FACTS_OF_ROUTED}
         else:  # without the model no text is scored
             facts["perplexity"] = one.perplexity
-    return facts | dict(datasets=list(run.traces), files=run.sources, files_sha256=files_digest(run))
+    facts |= dict(datasets=list(run.traces), files=run.sources, files_sha256=files_digest(run))
+    of_all, of_some = _answer_facts(run)
+    return facts | dict(answers_depend_on=of_all, answers_depend_on_by_dataset=of_some)
+
+
+NOT_NAMED = (*DATASET_FACTS, "method")  # of all facts; identity.json has them
+
+
+def _answer_facts(run: ModelRun) -> tuple[Facts, dict[str, Facts]]:
+    """-> the facts of `identity_of` that all of a model's datasets have in common, and the others by dataset."""
+    datasets = list(dict.fromkeys((*run.traces, *run.accuracies)))
+    every = {name: dict(run.identity_of(name) or run.asked_of(name)) for name in datasets}
+    for facts in every.values():
+        if isinstance(facts.get("config"), dict):
+            facts["config"] = f"sha256:{key_of(facts['config'])}"
+        for name in NOT_NAMED:
+            facts.pop(name, None)
+    first = next(iter(every.values()), {})
+    of_all = {k: value for k, value in first.items() if all(facts.get(k) == value for facts in every.values())}
+    of_some = {name: {k: v for k, v in facts.items() if k not in of_all} for name, facts in every.items()}
+    return of_all, {name: facts for name, facts in of_some.items() if facts}
+
+
+def answer_notes(run: ModelRun) -> list[str]:
+    """One line on all that a model's answers depend on besides policy and profile, adapter and arguments included."""
+    of_all, of_some = _answer_facts(run)
+    if not of_all and not of_some:
+        return []
+    alike: dict[str, list[str]] = {}
+    for name, facts in of_some.items():
+        alike.setdefault(described(facts), []).append(name)
+    parts = [described(of_all), *(f"on {', '.join(names)}: {text}" for text, names in alike.items())]
+    is_known = all(run.identity_of(name) for name in run.traces) and bool(run.traces)
+    source = "" if is_known else ", by the configs alone"
+    lines = [f"{run.abbr}: answers depend on{source} {'; '.join(filter(None, parts))}"]
+    sampled = [name for name in run.traces if run.identity_of(name).get("generation_kwargs", {}).get("do_sample")]
+    if sampled:
+        lines.append(
+            f"{run.abbr}: its answers on {', '.join(sampled)} were sampled: differences hold the chance of the draws "
+            "too, which no interval covers"
+        )
+    return lines
 
 
 def _plain(value: Any) -> Any:

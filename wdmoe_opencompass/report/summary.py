@@ -8,7 +8,7 @@ from typing import Any
 from ..allocation import PRIMARY_SCOPE, SCOPE_LABELS, SCOPE_MEANING
 from ..files import write_whole
 from ..routing.trace import PHASES
-from .compare import BATCHES_FILE, ITEMS_FILE, batch_records, item_records
+from .compare import BATCHES_FILE, IDENTITY_FILE, ITEMS_FILE, batch_records, identity_records, item_records
 from .differences import cell_notes, difference_notes, difference_records, difference_table
 from .events import write_events
 from .fading import add_draws, draw_notes
@@ -23,7 +23,7 @@ from .frontier import (
     left_out_notes,
     scored_benchmarks,
 )
-from .paper import COMPARED, NO_COMPARISON, paper_comparison
+from .paper import COMPARED, NO_COMPARISON, adapter_notes, paper_comparison
 from .paper import TEXT as COMPARISON_TEXT
 from .provenance import PROVENANCE_FILE, footnote, origin_records, profile_line, provenance
 from .requests import (
@@ -51,6 +51,7 @@ from .tables import (
     datasets_of,
     latency_cells,
     missing_cells,
+    not_compared_notes,
     saving_notes,
     table_1,
     table_2,
@@ -78,9 +79,7 @@ ACCURACY_TEXT = (
     "accuracy in % as OpenCompass's evaluators score it; active experts and dropped assignments count real tokens "
     "only, over all MoE layers, mean over the datasets."
 )
-DIFFERENCE_TEXT = (
-    "accuracy of each model beside the vanilla model of the same weights and channel profile, item by item"
-)
+DIFFERENCE_TEXT = "accuracy of each model beside the vanilla model that is the same in all but the policy, item by item"
 
 
 def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Path) -> list[str]:
@@ -100,14 +99,16 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
     write_json(folder / DATASETS_FILE, datasets_of(runs))
     write_json(folder / "accuracy.json", accuracy_records(runs))
     write_json(folder / ITEMS_FILE, item_records(runs))
+    write_json(folder / IDENTITY_FILE, identity_records(runs))
     cells = latency_cells(runs)
     records = [record for record, _ in cells]
     add_draws(runs, records)
-    public = [{key: value for key, value in record.items() if key != "base"} for record in records]
+    public = [{k: value for k, value in record.items() if k not in ("vanilla", "not_compared")} for record in records]
     write_json(folder / "latency.json", public)
     write_json(folder / BATCHES_FILE, batch_records(cells))
     differences = difference_records(runs, benchmarks)
     notes = footnote(runs, ACCURACY_TEXT) + accuracy_notes(runs) + cell_notes(differences)
+    notes += not_compared_notes(runs, benchmarks)
     printed = [write_table(folder / "table_1_accuracy", table_1(runs, benchmarks, differences), notes, origin)]
     printed.append(_write_latency_tables(runs, benchmarks, records, folder))
     printed += _write_requests(runs, benchmarks, folder)
@@ -123,13 +124,13 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
     if len(frontier) > 1:
         quality = frontier[0]["quality"]
         notes = footnote(runs, frontier_text(scored, quality)) + frontier_notes(quality)
-        notes += left_out_notes(benchmarks, scored)
+        notes += left_out_notes(benchmarks, scored) + not_compared_notes(runs, benchmarks)
         write_table(folder / FRONTIER, frontier_table(frontier), notes, provenance(runs, **SHOWN))
         save_figure(draw_frontier(frontier, scored), folder / FRONTIER, profile_line(runs))
         printed.append(f"{quality} against latency, every model: {folder / FRONTIER}.md and .png\n")
     comparison = paper_comparison(runs, records)
     if not comparison.empty:
-        notes = footnote(runs, COMPARISON_TEXT[0]) + COMPARISON_TEXT[1:] + accuracy_notes(runs)
+        notes = footnote(runs, COMPARISON_TEXT[0]) + COMPARISON_TEXT[1:] + accuracy_notes(runs) + adapter_notes(runs)
         write_table(folder / COMPARISON, comparison, notes, provenance(runs, **COMPARED))
     printed.append(f"{NO_COMPARISON if comparison.empty else f'ours beside the paper: {folder / COMPARISON}.md'}\n")
     printed += write_testbed(runs, benchmarks, folder.parent / "predictions", folder)

@@ -13,6 +13,8 @@ import pandas as pd
 from ..allocation.base import Scope
 from ..errors import TraceError
 from ..files import write_whole
+from ..identity import Facts, differing
+from ..identity.facts import sentence
 from ..replay import pooled_mean, replay
 from ..routing.trace import PHASES, SEALED_SUFFIX, RoutingTrace, read_trace
 from .batches import OTHER_BATCHES, BatchSums, batch_sums, why_no_interval
@@ -28,6 +30,7 @@ from .statistics import (
 
 SCOPES = get_args(Scope)
 OPTIMISED = "optimal"
+EVEN = "vanilla_even"  # the row that savings are relative to
 ROWS = {  # row name -> (is it the vanilla model's trace, bandwidth allocation), in Table II's order
     "vanilla_even": (True, "uniform"),
     "selection_only": (False, "uniform"),
@@ -43,7 +46,11 @@ DENSE = "dense"  # the policy column of a model without experts
 class ModelRun:
     """One model of a run: what its config says and what it left.
 
-    base:       what must be equal for two models to be compared: weights and channel profile's hash
+    base:       path of the weights as the config names it, and the channel profile's hash
+    identities: dataset -> every fact that its answers depend on besides policy and profile; where there are none those
+                of its traces count
+    asked:      dataset -> the same as the configs alone say it, for traces that do not tell
+    scored:     dataset -> what was asked and how answers were scored, which no trace says; part of its identity
     accuracies: dataset -> (metric, value in percent)
     traces:     dataset -> its routing traces, several where OpenCompass split the dataset
     missing:    dataset -> why there is no accuracy or no trace
@@ -54,7 +61,7 @@ class ModelRun:
     sources:    dataset -> files its traces and times were read from, by path in the run folder -> SHA-256 of each
     own_batch_sizes: dataset -> the batch size that its own inferencer names in place of the model's
     batch_size: as the config names it; couples_tokens: whether what a token keeps depends on the others of its pass
-    perplexity: how texts were scored, `stock` or `exact`; answers of the two are not compared
+    perplexity: how texts were scored, `stock` or `exact`
     """
 
     abbr: str
@@ -72,6 +79,9 @@ class ModelRun:
     batch_size: int | None = None
     couples_tokens: bool = False
     perplexity: str = "stock"
+    identities: dict[str, Facts] = field(default_factory=dict)
+    asked: dict[str, Facts] = field(default_factory=dict)
+    scored: dict[str, Facts] = field(default_factory=dict)
 
     @property
     def is_vanilla(self) -> bool:
@@ -114,11 +124,68 @@ class ModelRun:
         """The traces of all datasets."""
         return [trace for traces in self.traces.values() for trace in traces]
 
+    def identity_of(self, dataset: str) -> Facts:
+        """Every fact that its answers to a dataset are known to depend on; empty where its traces are too old."""
+        traced = next((trace.metadata.identity for trace in self.traces.get(dataset, [])), {})
+        facts = self.identities.get(dataset, traced)
+        return facts | self.scored.get(dataset, {}) if facts else {}
 
-def vanilla_of(run: ModelRun, runs: Sequence[ModelRun]) -> ModelRun | None:
-    """The run that `run` is compared with: the first of the same weights, profile and scoring that routes by top-k."""
-    alike = (other for other in runs if (other.base, other.perplexity) == (run.base, run.perplexity))
-    return next((other for other in alike if other.is_vanilla), None)
+    def asked_of(self, dataset: str) -> Facts:
+        """What stands in for `identity_of`: the configs' arguments, with the path of the weights."""
+        dtypes = {trace.metadata.dtype for trace in self.traces.get(dataset, [])}
+        known = dict(weights=self.base[0], perplexity=self.perplexity, dtype=" and ".join(sorted(dtypes)) or None)
+        return self.asked.get(dataset, {}) | self.scored.get(dataset, {}) | known
+
+
+def what_differs(run: ModelRun, other: ModelRun, benchmark: str) -> dict[str, str]:
+    """-> every fact, but for policy and profile, that two models' answers to a benchmark have not in common, in words.
+
+    Only where it is empty may a difference between them be put down to the policy. Where one of them does not know its
+    facts, both are compared by what their configs say.
+    """
+    found: dict[str, str] = {}
+    for dataset in dict.fromkeys((*run.datasets_of(benchmark), *other.datasets_of(benchmark))):
+        facts = [one.identity_of(dataset) for one in (other, run)]
+        if not all(facts):
+            facts = [one.asked_of(dataset) for one in (other, run)]
+        found = differing(*facts) | found
+    return found
+
+
+def vanilla_of(run: ModelRun, runs: Sequence[ModelRun], benchmark: str) -> ModelRun | None:
+    """The run that `run` is compared with: the first that routes by top-k and is the same in everything else."""
+    alike = (other for other in _vanillas(run, runs, benchmark) if not what_differs(run, other, benchmark))
+    return next(alike, None)
+
+
+def _vanillas(run: ModelRun, runs: Sequence[ModelRun], benchmark: str) -> list[ModelRun]:
+    """The vanilla models under a model's profile that have measured something on a benchmark."""
+    others = [other for other in runs if other.is_vanilla and other.base[1] == run.base[1] and run.policy != DENSE]
+    return [other for other in others if other.traces_of(benchmark) or other.accuracy_of(benchmark)]
+
+
+def why_no_vanilla(run: ModelRun, runs: Sequence[ModelRun], benchmark: str) -> str | None:
+    """Why `run` is compared with none of the vanilla models under its profile; None where it is, or there is none."""
+    others = _vanillas(run, runs, benchmark)
+    if not others or vanilla_of(run, runs, benchmark) is not None:
+        return None
+    nearest = min(others, key=lambda other: len(what_differs(run, other, benchmark)))
+    differences = sentence(what_differs(run, nearest, benchmark))
+    return f"{nearest.abbr} and {run.abbr} differ in more than the policy: {differences}"
+
+
+def not_compared_notes(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> list[str]:
+    """One line for every model that differs from vanilla in more than its policy: what differs, and where."""
+    lines = []
+    for run in runs:
+        found: dict[str, list[str]] = {}
+        for benchmark in benchmarks:
+            is_measured = bool(run.accuracy_of(benchmark) or run.traces_of(benchmark))
+            why = why_no_vanilla(run, runs, benchmark) if is_measured else None
+            if why is not None:
+                found.setdefault(why, []).append(benchmark)
+        lines += [f"not compared on {', '.join(where)}: {why}" for why, where in found.items()]
+    return lines
 
 
 def benchmarks_of(datasets: Sequence[str], groups: dict[str, list[str]]) -> list[str]:
@@ -221,8 +288,8 @@ def latency_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
     """One record per row of Table II, dataset or group, scope, per (pass or batch) and phase; latency_s in seconds.
 
     A group's mean is over all passes or batches of its datasets. Scope `layer` comes first, `pass` is hindsight; a row
-    without bandwidth allocation reads the same in both. saving is relative to the first vanilla_even row of the same
-    weights, profile, scoring, dataset, scope, per and phase; None where its batches are of other items. Both have the
+    without bandwidth allocation reads the same in both. saving is relative to the vanilla_even row of the model's
+    `vanilla_of`, dataset, scope, per and phase; None where its batches are of other items. Both have the
     ends of their 95 % interval (`_low`, `_high`; None without one, for the reason in no_interval), drawn over groups of
     batches under the run's own channel draws.
     """
@@ -235,14 +302,13 @@ def latency_cells(runs: Sequence[ModelRun]) -> list[tuple[dict[str, Any], BatchS
     for row, (_, method) in ROWS.items():
         for run in row_runs(runs, row):
             for name in _names(run):
-                cells += _cells_of(run, name, row, method)
-    baseline: dict[tuple, tuple[dict[str, Any], BatchSums]] = {}
+                vanilla = vanilla_of(run, runs, name)
+                compared = dict(vanilla=vanilla and vanilla.abbr, not_compared=why_no_vanilla(run, runs, name))
+                cells += [(record | compared, sums) for record, sums in _cells_of(run, name, row, method)]
+    baseline = {_cell(record, record["model"]): (record, sums) for record, sums in cells if record["row"] == EVEN}
     for record, sums in cells:
-        if record["row"] == "vanilla_even":
-            baseline.setdefault(_cell(record), (record, sums))
-    for record, sums in cells:
-        vanilla = baseline.get(_cell(record))
-        record |= _saving(record, sums, *vanilla) if vanilla else _NO_SAVING
+        base = baseline.get(_cell(record, record["vanilla"]))
+        record |= _saving(record, sums, *base) if base else _NO_SAVING | dict(no_interval=record["not_compared"])
     return cells
 
 
@@ -285,7 +351,6 @@ def _cells_of(run: ModelRun, name: str, row: str, method: str) -> list[tuple[dic
                 record = dict(
                     row=row,
                     model=run.abbr,
-                    base=(*run.base, run.perplexity),
                     dataset=name,
                     scope=scope,
                     per=per,
@@ -304,8 +369,8 @@ def _cells_of(run: ModelRun, name: str, row: str, method: str) -> list[tuple[dic
     return cells
 
 
-def _cell(record: dict[str, Any]) -> tuple:
-    return tuple(record[key] for key in ("base", "dataset", "scope", "per", "phase"))
+def _cell(record: dict[str, Any], model: str | None) -> tuple:
+    return model, *(record[key] for key in ("dataset", "scope", "per", "phase"))
 
 
 def table_1(

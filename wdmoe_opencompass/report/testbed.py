@@ -166,7 +166,7 @@ def _gain(
     benchmark: str,
 ) -> dict[str, Any]:
     nothing = dict(gain=None, gain_low=None, gain_high=None, no_interval=None)
-    vanilla = vanilla_of(one.run, [other.run for other in measured])
+    vanilla = vanilla_of(one.run, [other.run for other in measured], benchmark)
     if vanilla is None or vanilla is one.run or (vanilla.abbr, benchmark) not in sums:
         return nothing
     labs = next(other.labs for other in measured if other.run is vanilla)

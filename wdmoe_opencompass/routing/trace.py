@@ -26,7 +26,8 @@ from ..files import write_whole
 from ..regular_file import read_regular
 from ..sealed_file import BROKEN, MOST_BYTES, check_version, read_sealed, write_sealed
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
+READABLE_VERSIONS = (6, FORMAT_VERSION)  # 6 lacks identity and arguments, which are then empty
 RATIO_BINS = 50
 FRAME_BYTES = 8 + 32  # before a journal's block: its length and SHA-256
 SEALED_SUFFIX = ".trace.safetensors"
@@ -83,7 +84,8 @@ class TraceMetadata(BaseModel):
     layers. Where softmax_recorded is False the recording lacks the full softmax: a policy knew the top-k only, or took
     the rest to be spread evenly if top_k_mass says what the top-k weigh together. recorded_routing is the routing of
     the run that was recorded. batch_size: sequences per forward pass, of a generator or into which a recording was cut;
-    None: a run's own batches. routing_seed is that of a generator.
+    None: a run's own batches. routing_seed is that of a generator. identity holds what the answers depend on besides
+    policy and profile, arguments what the configs said of it (package `identity`); both are empty without a model.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")  # a parameter may be infinite
@@ -117,6 +119,8 @@ class TraceMetadata(BaseModel):
     top_k_mass: Annotated[float, Field(gt=0, le=1)] | None = None
     batch_size: Annotated[int, Field(gt=0)] | None = None
     routing_seed: Annotated[int, Field(ge=0, le=MOST_SEED, strict=True)] | None = None
+    identity: dict[str, Any] = Field(default_factory=dict)
+    arguments: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def routing(self) -> str:
@@ -254,14 +258,14 @@ def write_trace(path: Path, trace: RoutingTrace) -> None:
 def read_trace(path: Path | str) -> RoutingTrace:
     """Read a sealed trace; TraceError where it is missing, changed, torn, of another version or inconsistent."""
     path = Path(path)
-    text, arrays = read_sealed(path, METADATA_KEY, "routing trace", FORMAT_VERSION)
+    text, arrays = read_sealed(path, METADATA_KEY, "routing trace", READABLE_VERSIONS)
     metadata = _metadata(path, text)
     checked_arrays(path, metadata.sizes(), TABLES, arrays)
     return RoutingTrace(metadata, arrays)
 
 
 def _metadata(path: Path, text: str) -> TraceMetadata:
-    metadata = parsed_metadata(path, text, TraceMetadata, FORMAT_VERSION)
+    metadata = parsed_metadata(path, text, TraceMetadata, READABLE_VERSIONS)
     check_sizes(path, metadata.sizes(), EVERY_ARRAY)
     expected = metadata.profile.content_hash
     if metadata.profile_hash != expected:
@@ -278,7 +282,7 @@ def check_sizes(path: Path, sizes: dict[str, int], tables: Arrays) -> None:
             raise TraceError(f"{path}: metadata: array {name} would be beyond the {MOST_BYTES} bytes of a file")
 
 
-def parsed_metadata(path: Path, text: str, kind: type[Metadata], expected_version: int) -> Metadata:
+def parsed_metadata(path: Path, text: str, kind: type[Metadata], expected_version: int | tuple[int, ...]) -> Metadata:
     """Read a file's metadata; TraceError where it is not readable, of another version or breaks the schema."""
     check_version(path, text, expected_version)
     try:

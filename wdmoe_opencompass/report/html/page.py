@@ -20,7 +20,7 @@ from scipy.stats import norm, t
 from ...errors import TraceError, WdmoeError
 from ...files import write_whole
 from ...routing.trace import PHASES, SEALED_SUFFIX, RoutingTrace, read_trace
-from ..compare import ITEMS_FILE
+from ..compare import IDENTITY_FILE, ITEMS_FILE
 from ..events import EVENTS
 from ..figures import BANDWIDTHS_HZ, CAVEAT, MOST_MODELS, PAPERS_POLICIES, ROW_STYLE, largest_pair_share
 from ..frontier import FRONTIER
@@ -113,7 +113,7 @@ def _facts(run_folder: Path, runs: Sequence[ModelRun]) -> dict[str, Any]:
         },
         caveat=CAVEAT,
         few=_few(runs),
-        models=[_model(run, runs) for run in runs],
+        models=[_model(run, runs, benchmarks) for run in runs],
         accuracy=read_checked(summary / "accuracy.json"),
         differences=read_checked(summary / "accuracy_differences.json"),
         latency=dict(keys=LATENCY_KEYS, records=[[one.get(key) for key in LATENCY_KEYS] for one in latency]),
@@ -139,11 +139,16 @@ def _runs(run_folder: Path) -> tuple[list[ModelRun], list[str]]:
     """
     facts = read_checked(run_folder / "summary" / PROVENANCE_FILE)
     groups = read_checked(run_folder / "summary" / GROUPS_FILE)
+    known = run_folder / "summary" / IDENTITY_FILE
+    identities = read_checked(known) if known.is_file() else []  # not in summaries of earlier versions
     runs, problems = [], []
     for one in facts["models"]:
         run = ModelRun(one["model"], one["policy"], (one["weights"], one.get("profile_hash", "")))
         run.groups, run.batch_size = groups, one.get("batch_size")
         run.perplexity = one.get("perplexity", run.perplexity)
+        own = [record for record in identities if record["model"] == run.abbr]
+        run.identities = {record["dataset"]: record["facts"] for record in own if record["facts"]}
+        run.asked = {record["dataset"]: record["asked"] for record in own}
         for dataset, digests in one["files"].items():
             names = [name for name in digests if name.endswith(SEALED_SUFFIX)]
             try:
@@ -170,8 +175,14 @@ def _few(runs: Sequence[ModelRun]) -> list[str]:
     return [run.abbr for run in runs] if len(runs) <= MOST_MODELS or not papers else papers[:MOST_MODELS]
 
 
-def _model(run: ModelRun, runs: Sequence[ModelRun]) -> dict[str, Any]:
-    vanilla = vanilla_of(run, runs)
+def _vanilla_of(run: ModelRun, runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> ModelRun | None:
+    """The one vanilla that a model is compared with on all benchmarks on which it is compared; None without such."""
+    found = {v.abbr: v for name in benchmarks if (v := vanilla_of(run, runs, name)) is not None}
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
+def _model(run: ModelRun, runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> dict[str, Any]:
+    vanilla = _vanilla_of(run, runs, benchmarks)
     first = next(iter(run.all_traces), None)
     facts = dict(
         abbr=run.abbr,

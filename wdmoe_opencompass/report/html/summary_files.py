@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ...channel.profile import first_error, sentence
 from ...errors import WdmoeError
-from ..compare import ITEMS_FILE
+from ..compare import IDENTITY_FILE, ITEMS_FILE
 from ..provenance import PROVENANCE_FILE
 from ..summary import FRONTIER_RECORDS_FILE
 from ..tables import DATASETS_FILE, GROUPS_FILE, MISSING_FILE
@@ -121,6 +121,15 @@ class Items(Part):
     right: str
 
 
+class Identity(Part):
+    """A record of identity.json."""
+
+    model: str
+    dataset: str
+    facts: dict[str, Any]
+    asked: dict[str, Any]
+
+
 class Table(Part):
     """Any table; cells as they are shown."""
 
@@ -134,6 +143,7 @@ SHAPES: dict[str, TypeAdapter[Any]] = {
     DATASETS_FILE: TypeAdapter(list[str]),
     MISSING_FILE: TypeAdapter(list[str]),
     ITEMS_FILE: TypeAdapter(list[Items]),
+    IDENTITY_FILE: TypeAdapter(list[Identity]),
     FRONTIER_RECORDS_FILE: TypeAdapter(list[Point]),
     "accuracy.json": TypeAdapter(list[Accuracy]),
     "accuracy_differences.json": TypeAdapter(list[Difference]),

@@ -1,0 +1,879 @@
+"""Same or not the same: every argument that changes answers is found and named, and nothing else separates."""
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opencompass.openicl.icl_inferencer import GenInferencer, PPLInferencer
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
+
+from tests.conftest import ROOT
+from tests.report.test_differences import BENCHMARKS, run_of
+from wdmoe_opencompass.errors import ModelError
+from wdmoe_opencompass.harness.belongs import Expected, why_refused
+from wdmoe_opencompass.harness.identify import asked_facts, inferencer_facts, prompts_digest, scoring_facts
+from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel, WdmoeHuggingFacewithChatTemplate
+from wdmoe_opencompass.identity import adapter_digest, differing, key_of, weights_digest
+from wdmoe_opencompass.identity.facts import generation_facts
+from wdmoe_opencompass.report.compare import batch_records, compared, identity_records, item_records, notes_of
+from wdmoe_opencompass.report.differences import difference_notes, difference_records
+from wdmoe_opencompass.report.frontier import frontier_records
+from wdmoe_opencompass.report.paper import adapter_notes, paper_comparison
+from wdmoe_opencompass.report.provenance import answer_notes, origin_notes, provenance
+from wdmoe_opencompass.report.summary import write_report
+from wdmoe_opencompass.report.tables import (
+    accuracy_records,
+    latency_cells,
+    latency_records,
+    not_compared_notes,
+    saving_notes,
+    table_2,
+)
+from wdmoe_opencompass.routing.trace import RoutingTrace, TraceMetadata, read_trace, write_trace
+
+GEN = dict(infer_cfg=dict(inferencer=dict(type=GenInferencer, max_out_len=8)), eval_cfg=dict(evaluator=dict(type="E")))
+PPL = dict(infer_cfg=dict(inferencer=dict(type=PPLInferencer)), eval_cfg=dict(evaluator=dict(type="E")))
+VANILLA, WDMOE = (dict(profile="paper_8_devices", policy=policy) for policy in ("top_k", "wlr"))
+SHARD = "60KB"
+
+
+# -- files to choose from --------------------------------------------------------------------------------------------
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """Folder of a tiny checkpoint with the quickstart's tokenizer, and of variants of it, by name."""
+    root = tmp_path_factory.mktemp("identity")
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=1024,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = MixtralForCausalLM(config).eval()
+    folders = {name: root / name for name in ("base", "sharded", "copy", "pickled", "retrained", "half")}
+    for folder in folders.values():
+        AutoTokenizer.from_pretrained(ROOT / "quickstart" / "model").save_pretrained(folder)
+    model.save_pretrained(folders["base"])
+    model.save_pretrained(folders["sharded"], max_shard_size=SHARD)
+    assert len(list(folders["sharded"].glob("*.safetensors"))) > 2
+    shutil.copytree(folders["base"], folders["copy"], dirs_exist_ok=True)
+    shutil.copytree(folders["base"], folders["pickled"], dirs_exist_ok=True)
+    (folders["pickled"] / "model.safetensors").unlink()
+    torch.save(load_file(folders["base"] / "model.safetensors"), folders["pickled"] / "pytorch_model.bin")
+    shutil.copytree(folders["base"], folders["retrained"], dirs_exist_ok=True)
+    change_tensor(folders["retrained"] / "model.safetensors", "gate.weight")
+    copy.deepcopy(model).to(torch.float16).save_pretrained(folders["half"])
+    for name, file, change in (
+        ("other_top_k", "config.json", dict(num_experts_per_tok=3)),
+        ("other_rope", "config.json", dict(rope_parameters=dict(rope_theta=5e5, rope_type="default"))),
+        (
+            "harmless_config",
+            "config.json",
+            dict(_name_or_path="elsewhere", use_cache=False, output_router_logits=False),
+        ),
+        ("other_end", "generation_config.json", dict(eos_token_id=[2, 7])),
+        ("other_template", "tokenizer_config.json", dict(chat_template="{{ messages[0]['content'] }}!")),
+    ):
+        folders[name] = root / name
+        shutil.copytree(folders["base"], folders[name])
+        for template in folders[name].glob("chat_template*") if name == "other_template" else ():
+            template.unlink()
+        path = folders[name] / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    folders["other_words"] = root / "other_words"
+    tokenizer = AutoTokenizer.from_pretrained(folders["base"])
+    tokenizer.add_tokens(["Question"])
+    tokenizer.save_pretrained(folders["other_words"])
+    folders |= {name: adapter(model, root / name, **of) for name, of in ADAPTERS.items()}
+    shutil.copytree(folders["lora"], root / "lora_moved")
+    change_json(root / "lora_moved" / "adapter_config.json", base_model_name_or_path="somewhere else")
+    return folders | dict(lora_moved=root / "lora_moved")
+
+
+ADAPTERS = dict(
+    lora=dict(target_modules=["q_proj", "v_proj"]),
+    other_lora=dict(target_modules=["q_proj", "v_proj"], seed=5),
+    strong_lora=dict(target_modules=["q_proj", "v_proj"], lora_alpha=64),
+    expert_lora=dict(
+        target_modules=["q_proj"], target_parameters=["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
+    ),
+    router_lora=dict(target_modules=["q_proj"], target_parameters=["mlp.gate.weight"]),
+    head_lora=dict(target_modules=["k_proj"], modules_to_save=["lm_head"]),
+)
+
+
+def adapter(model, folder, seed=1, **changes):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(seed)
+    config = peft.LoraConfig(r=4, init_lora_weights=False, task_type="CAUSAL_LM", **changes)
+    peft.get_peft_model(copy.deepcopy(model), config).save_pretrained(folder)
+    return folder
+
+
+def change_tensor(path, ending):
+    tensors = load_file(path)
+    name = next(name for name in sorted(tensors) if name.endswith(ending))
+    tensors[name].view(-1)[3] += 0.01
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def change_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.fixture(scope="session")
+def facts(files):
+    """-> function from a model's arguments and a dataset's config to what its answers depend on."""
+    known = {}
+
+    def of(dataset=GEN, kind=WdmoeHuggingFaceBaseModel, path="base", **arguments):
+        named = ("peft_path", "tokenizer_path")
+        cfg = dict(
+            type=kind,
+            abbr="m",
+            path=str(files[path]),
+            model_kwargs=dict(torch_dtype="torch.float32", device_map="cpu"),
+            batch_size=4,
+            wdmoe=VANILLA,
+        )
+        cfg |= {key: str(files[value]) if key in named else value for key, value in arguments.items()}
+        cfg["model_kwargs"] = dict(device_map="cpu", torch_dtype="torch.float32") | cfg["model_kwargs"]
+        of_object = {k: v for k, v in cfg.items() if k not in ("abbr", "batch_size", "run_cfg", "max_out_len",
+                                                               "min_out_len", "pred_postprocessor", "type")}  # fmt: skip
+        key = repr((kind, sorted(of_object.items(), key=lambda item: item[0])))
+        if key not in known:
+            known[key] = kind(**copy.deepcopy(of_object))
+        model = known[key]
+        metadata = model._metadata("m", "d", "", inferencer_facts(cfg, dataset), asked_facts(cfg, dataset))
+        return metadata.identity
+
+    return of
+
+
+def asking(dataset, **inferencer):
+    infer = dict(dataset["infer_cfg"], inferencer=dict(dataset["infer_cfg"]["inferencer"], **inferencer))
+    return dict(dataset, infer_cfg=infer)
+
+
+CHAT = dict(kind=WdmoeHuggingFacewithChatTemplate)
+TEMPLATE = dict(
+    round=[dict(role="HUMAN", api_role="HUMAN", begin="Q: "), dict(role="BOT", api_role="BOT", generate=True)]
+)
+SAMPLING = dict(do_sample=True, temperature=0.7)
+EXACT = dict(wdmoe=dict(VANILLA, perplexity="exact"))
+HALF = dict(model_kwargs=dict(torch_dtype="torch.bfloat16"))
+
+# what is found, then what is changed in one of two models that are else the same: (fact, both, one, dataset)
+CHANGES = [
+    ("weights", {}, dict(path="retrained"), GEN),
+    ("weights", {}, dict(path="half"), PPL),
+    ("config.num_experts_per_tok", {}, dict(path="other_top_k"), GEN),
+    ("config.rope_parameters.rope_theta", {}, dict(path="other_rope"), PPL),
+    ("config.rms_norm_eps", {}, dict(model_kwargs=dict(rms_norm_eps=1e-2)), GEN),
+    ("peft_path", {}, dict(peft_path="lora"), GEN),
+    ("peft_path", {}, dict(peft_path="lora"), PPL),
+    ("peft_path", dict(peft_path="lora"), dict(peft_path="other_lora"), GEN),
+    ("peft_path", dict(peft_path="lora"), dict(peft_path="strong_lora"), GEN),
+    ("dtype", {}, HALF, PPL),
+    ("attn_implementation", {}, dict(model_kwargs=dict(attn_implementation="eager")), GEN),
+    ("experts_implementation", {}, dict(model_kwargs=dict(experts_implementation="eager")), GEN),
+    ("tokenizer", {}, dict(tokenizer_path="other_words"), PPL),
+    ("truncation_side", {}, dict(tokenizer_kwargs=dict(truncation_side="right")), GEN),
+    ("padding_side", {}, dict(tokenizer_kwargs=dict(padding_side="right")), GEN),
+    ("pad_token_id", {}, dict(pad_token_id=2), PPL),
+    ("max_seq_len", {}, dict(max_seq_len=64), GEN),
+    ("max_seq_len", {}, dict(max_seq_len=64), PPL),
+    ("stop_words", {}, dict(stop_words=["\n"]), GEN),
+    ("stop_words", dict(stop_words=["\n"]), dict(stop_words=["\n", "Q"]), GEN),
+    ("generation_kwargs.num_beams", {}, dict(generation_kwargs=dict(num_beams=2)), GEN),
+    ("generation_kwargs.repetition_penalty", {}, dict(generation_kwargs=dict(repetition_penalty=1.1)), GEN),
+    ("generation_kwargs.do_sample", dict(), dict(generation_kwargs=dict(do_sample=True)), GEN),
+    ("generation_kwargs.temperature", dict(generation_kwargs=SAMPLING),
+     dict(generation_kwargs=dict(SAMPLING, temperature=0.9)), GEN),
+    ("generation_kwargs.num_return_sequences", dict(generation_kwargs=SAMPLING),
+     dict(generation_kwargs=dict(SAMPLING, num_return_sequences=2)), GEN),
+    ("generation_kwargs.length_penalty", dict(generation_kwargs=dict(num_beams=2)),
+     dict(generation_kwargs=dict(num_beams=2, length_penalty=2.0)), GEN),
+    ("generation_kwargs.eos_token_id", {}, dict(path="other_end"), GEN),
+    ("max_out_len", {}, dict(dataset=asking(GEN, max_out_len=9)), GEN),
+    ("min_out_len", {}, dict(min_out_len=2), GEN),
+    ("min_out_len", {}, dict(dataset=asking(GEN, min_out_len=2)), GEN),
+    ("stop_words", {}, dict(dataset=asking(GEN, stopping_criteria=["\n"])), GEN),
+    ("inferencer.labels", {}, dict(dataset=asking(PPL, labels=["A", "B"])), PPL),
+    ("drop_middle", {}, dict(drop_middle=True), PPL),
+    ("mode", CHAT, dict(mode="mid"), GEN),
+    ("fastchat_template", dict(CHAT, fastchat_template="vicuna"), dict(fastchat_template="other"), GEN),
+    ("chat_template", CHAT, dict(tokenizer_path="other_template"), GEN),
+    ("meta_template.round", CHAT, dict(meta_template=TEMPLATE), GEN),
+    ("perplexity", {}, EXACT, PPL),
+    ("batch_size", {}, dict(batch_size=8), PPL),
+    ("batch_size", {}, dict(dataset=asking(PPL, batch_size=8)), PPL),
+    ("batch_size", HALF, dict(batch_size=8), GEN),
+]  # fmt: skip
+# facts that cannot be changed without others that follow from them
+FOLLOW = {
+    "perplexity": {"batch_size", "pad_token_id", "padding_side"},
+    "generation_kwargs.do_sample": {"seed", "generation_kwargs.top_k", "generation_kwargs.temperature"},
+    "generation_kwargs.eos_token_id": {"stop_words"},
+    "config.rms_norm_eps": set(),
+    "chat_template": {"tokenizer"},
+}
+
+
+@pytest.mark.parametrize(
+    ("fact", "both", "one", "dataset"), CHANGES, ids=[f"{n}-{c[0]}" for n, c in enumerate(CHANGES)]
+)
+def test_every_argument_that_changes_answers_is_found_and_named_alone(facts, fact, both, one, dataset):
+    first, second = facts(**dict(dataset=dataset) | both), facts(**dict(dataset=dataset) | both | one)
+    found = differing(first, second)
+    assert fact in found
+    assert set(found) - {fact} <= FOLLOW.get(fact, set()), found
+    assert " against " in found[fact]
+    assert key_of(first) != key_of(second)
+
+
+# what is changed without an effect: (both, one, dataset)
+HARMLESS = [
+    ({}, dict(path="copy"), GEN),
+    ({}, dict(path="sharded"), GEN),
+    ({}, dict(path="pickled"), GEN),
+    ({}, dict(path="harmless_config"), PPL),
+    ({}, dict(abbr="another", run_cfg=dict(num_gpus=4)), GEN),
+    ({}, dict(model_kwargs=dict(device_map={"": "cpu"}, low_cpu_mem_usage=True)), GEN),
+    ({}, dict(model_kwargs=dict(torch_dtype="auto")), GEN),
+    ({}, dict(model_kwargs=dict(torch_dtype=torch.float32)), GEN),
+    ({}, dict(model_kwargs=dict(attn_implementation="sdpa")), GEN),
+    ({}, dict(max_seq_len=128), PPL),
+    ({}, dict(tokenizer_path="base"), GEN),
+    ({}, dict(tokenizer_path="copy"), PPL),
+    ({}, dict(tokenizer_kwargs=dict(padding_side="left")), GEN),
+    ({}, dict(pad_token_id=0), GEN),
+    ({}, dict(generation_kwargs=dict(do_sample=False)), GEN),
+    ({}, dict(generation_kwargs=dict(num_beams=1, num_return_sequences=1)), GEN),
+    ({}, dict(generation_kwargs=dict(temperature=0.3, top_p=0.9)), GEN),  # greedy
+    ({}, dict(generation_kwargs=dict(length_penalty=3.0)), GEN),  # one beam
+    ({}, dict(generation_kwargs=dict(num_beams=4), stop_words=["\n"]), PPL),
+    (dict(stop_words=["a", "b"]), dict(stop_words=["b", "a", "b"]), GEN),
+    ({}, dict(dataset=asking(GEN, max_out_len=8, batch_size=16)), GEN),
+    ({}, dict(max_out_len=99), GEN),  # the dataset's own stands
+    ({}, dict(batch_size=16), GEN),  # in float32
+    (EXACT, dict(batch_size=16), PPL),
+    (dict(EXACT, **HALF), dict(batch_size=16), PPL),
+    (EXACT, dict(pad_token_id=2), PPL),
+    ({}, dict(wdmoe=WDMOE), GEN),
+    ({}, dict(wdmoe=dict(VANILLA, record_routing=True)), PPL),
+    ({}, dict(wdmoe=dict(VANILLA, perplexity="exact")), GEN),
+    (dict(peft_path="lora"), dict(peft_path="lora_moved"), GEN),
+    (CHAT, dict(path="copy"), GEN),
+]
+
+
+@pytest.mark.parametrize(("both", "one", "dataset"), HARMLESS, ids=range(len(HARMLESS)))
+def test_what_changes_no_answer_does_not_separate(facts, both, one, dataset):
+    first, second = facts(**dict(dataset=dataset) | both), facts(**dict(dataset=dataset) | both | one)
+    assert differing(first, second) == {}
+    assert key_of(first) == key_of(second)
+
+
+def test_the_seed_counts_where_answers_are_sampled(facts):
+    torch.manual_seed(3)
+    first = facts(generation_kwargs=SAMPLING)
+    torch.manual_seed(4)
+    assert differing(first, facts(generation_kwargs=SAMPLING)) == {"seed": "3 against 4"}
+
+
+# -- weights by content ----------------------------------------------------------------------------------------------
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    st.integers(1, 3),
+    st.integers(0, 2**31),
+    st.sampled_from([10**9, 0]),
+)
+@settings(max_examples=30, deadline=None)
+def test_tensors_in_any_number_of_files_are_the_same_and_one_changed_value_is_not(sizes, shards, seed, whole_bytes):
+    import tempfile
+    from pathlib import Path
+
+    rng = np.random.default_rng(seed)
+    tensors = {f"t{n}": torch.from_numpy(rng.random((size, 3), dtype=np.float32)) for n, size in enumerate(sizes)}
+    with tempfile.TemporaryDirectory() as work:
+        folders = [Path(work) / name for name in ("one", "many", "changed")]
+        for folder in folders:
+            folder.mkdir()
+        save_file(tensors, folders[0] / "model.safetensors")
+        of = {name: f"part-{rng.integers(shards)}.safetensors" for name in tensors}
+        for shard in set(of.values()):
+            save_file({name: tensors[name] for name in of if of[name] == shard}, folders[1] / shard)
+        (folders[1] / "model.safetensors.index.json").write_text(json.dumps(dict(weight_map=of)))
+        name = f"t{rng.integers(len(sizes))}"
+        tensors[name].view(-1)[int(rng.integers(tensors[name].numel()))] += 1
+        save_file(tensors, folders[2] / "model.safetensors")
+        one, many, changed = (weights_digest(folder, whole_bytes) for folder in folders)
+    assert one == many != changed
+    assert one.startswith("sha256:" if whole_bytes else "sha256-sampled:")
+
+
+def test_renamed_retyped_and_reshaped_tensors_are_not_the_same(tmp_path):
+    zeros = torch.zeros(4, 6)
+    variants = [{"a": zeros}, {"b": zeros}, {"a": zeros.reshape(6, 4)}, {"a": zeros.reshape(24)},
+                {"a": zeros.half()}, {"a": zeros, "b": zeros}, {"a": torch.zeros(4, 6, dtype=torch.int32)}]  # fmt: skip
+    found = set()
+    for number, tensors in enumerate(variants):
+        (tmp_path / str(number)).mkdir()
+        save_file(tensors, tmp_path / str(number) / "model.safetensors")
+        found.add(weights_digest(tmp_path / str(number)))
+    assert len(found) == len(variants)
+
+
+def test_samples_of_large_tensors_see_a_change_throughout_and_at_both_ends(tmp_path):
+    torch.manual_seed(0)
+    large = torch.randn(1_000_000)  # 4 MB
+    digests = []
+    for change in (None, slice(0, 1), slice(-1, None), slice(None)):
+        tensor = large.clone()
+        if change is not None:
+            tensor[change] *= 1.001
+        save_file({"w": tensor}, tmp_path / "model.safetensors")
+        digests.append(weights_digest(tmp_path, max_whole_bytes=0))
+    assert len(set(digests)) == len(digests)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 100, b"\x08\0\0\0\0\0\0\0[1,2,3] ", None])
+def test_torn_weights_are_one_sentence(tmp_path, content):
+    save_file({"w": torch.zeros(100)}, tmp_path / "model.safetensors")
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[:-9] if content is None else content)
+    with pytest.raises(ModelError, match=r"model\.safetensors: "):
+        weights_digest(tmp_path)
+
+
+def test_an_adapter_counts_by_its_tensors_and_by_how_they_are_applied(files):
+    digests = {name: adapter_digest(files[name]) for name in ("lora", "other_lora", "strong_lora", "lora_moved")}
+    assert digests["lora"] == digests["lora_moved"]
+    assert len(set(digests.values())) == 3
+
+
+# -- datasets by content ---------------------------------------------------------------------------------------------
+GENERATED = {str(n): dict(origin_prompt=f"Q{n}", prediction="x", gold=str(n)) for n in range(4)}
+RANKED = {
+    str(n): {
+        "label: A": {"testing input": f"{n} A", "prompt": f"{n} A", "PPL": 1.0, "BPB": 2.0},
+        "in-context examples": "",
+        "prediction": "A",
+    }
+    for n in range(4)
+}
+
+
+def changed(answers, *path, value):
+    answers = copy.deepcopy(answers)
+    inner = answers
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return answers
+
+
+def test_two_datasets_are_the_same_that_ask_the_same_whatever_was_answered():
+    for asked, own in ((GENERATED, ("1", "prediction")), (RANKED, ("1", "label: A", "PPL"))):
+        assert prompts_digest([asked]) == prompts_digest([changed(asked, *own, value="other")])
+    halves = [{"0": GENERATED["0"], "1": GENERATED["1"]}, {"0": GENERATED["2"], "1": GENERATED["3"]}]
+    assert prompts_digest(halves) == prompts_digest([GENERATED])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        changed(GENERATED, "1", "origin_prompt", value="another question"),
+        changed(GENERATED, "3", "gold", value="another answer"),
+        {key: GENERATED[key] for key in "012"},
+        changed(GENERATED, "4", value=GENERATED["3"]),
+        changed(GENERATED, "0", "origin_prompt", value=[dict(role="HUMAN", prompt="Q0")]),
+        dict(GENERATED, **{"0": GENERATED["1"], "1": GENERATED["0"]}),
+    ],
+)
+def test_other_questions_answers_or_items_are_another_dataset(other):
+    assert prompts_digest([GENERATED]) != prompts_digest([other])
+
+
+def test_other_candidates_or_examples_are_another_dataset():
+    for path, value in ((("1", "label: A", "prompt"), "few-shot 1 A"), (("1", "in-context examples"), "few-shot")):
+        assert prompts_digest([RANKED]) != prompts_digest([changed(RANKED, *path, value=value)])
+
+
+def test_how_answers_are_scored_is_part_of_it_by_class_and_not_by_import_path():
+    paths = ("opencompass.openicl.icl_evaluator.AccEvaluator",
+             "opencompass.openicl.icl_evaluator.icl_hf_evaluator.AccEvaluator")  # fmt: skip
+    first, second = (scoring_facts({}, dict(eval_cfg=dict(evaluator=dict(type=path)))) for path in paths)
+    assert first == second
+    other = scoring_facts({}, dict(eval_cfg=dict(evaluator=dict(type=paths[0]), pred_role="BOT")))
+    assert list(differing(first, other)) == ["evaluator.pred_role"]
+    post = scoring_facts(
+        dict(pred_postprocessor=dict(type="strip")), dict(eval_cfg=dict(evaluator=dict(type=paths[0])))
+    )
+    assert list(differing(first, post)) == ["pred_postprocessor.type"]
+
+
+# -- the comparing itself --------------------------------------------------------------------------------------------
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 5)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", min_size=1, max_size=2), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+FACTS = st.dictionaries(st.text("xyz", min_size=1, max_size=2), JSON, max_size=4)
+
+
+@given(FACTS, FACTS)
+@settings(max_examples=300, deadline=None)
+def test_what_differs_is_found_both_ways_and_nothing_differs_from_itself(first, second):
+    assert differing(first, first) == {}
+    assert set(differing(first, second)) == set(differing(second, first))
+    if json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True):
+        assert differing(first, second) == {}
+
+
+@given(FACTS, st.text("xyz", min_size=3, max_size=3), st.integers())
+def test_one_more_fact_is_named(facts_, name, value):
+    assert differing(facts_, facts_ | {name: value}) == {name: f"none against {value}"}
+
+
+def test_true_is_not_one():
+    assert list(differing(dict(a=True), dict(a=1))) == ["a"]
+    assert differing(dict(a=1.0), dict(a=1)) == {}
+
+
+def test_what_has_no_effect_on_generation_is_left_out():
+    defaults = dict(do_sample=False, num_beams=1, temperature=1.0, top_k=50, length_penalty=1.0)
+    assert generation_facts(defaults, dict(temperature=0.2, top_k=5), dict(length_penalty=2.0)) == {}
+    assert generation_facts(defaults, dict(do_sample=True, temperature=0.2), dict(temperature=0.4)) == dict(
+        do_sample=True, temperature=0.4
+    )
+
+
+# -- tables ----------------------------------------------------------------------------------------------------------
+IDENTITY = dict(weights="sha256:" + "a" * 64, dtype="float32", max_seq_len=512, method="gen", max_out_len=8)
+DATASETS = ("m_1", "m_2", "piqa")
+SEPARATING = [
+    ("weights", "sha256:" + "b" * 64),
+    ("peft_path", "sha256:" + "c" * 64),
+    ("dtype", "bfloat16"),
+    ("tokenizer", "sha256:" + "d" * 64),
+    ("max_seq_len", 256),
+    ("generation_kwargs", dict(num_beams=4)),
+    ("stop_words", ["\n"]),
+    ("max_out_len", 16),
+    ("batch_size", 4),
+    ("prompts", "sha256:" + "e" * 64),
+    ("evaluator", dict(type="other")),
+    ("attn_implementation", "eager"),
+]
+
+
+def pair(change=None, datasets=DATASETS, weights="w"):
+    """A vanilla and a WDMoE run that are the same but for `change` on some datasets."""
+    runs = [run_of("vanilla", "top_k", (weights, "p")), run_of("wdmoe", "wlr", (weights, "p"), lost=0.2)]
+    for run in runs:
+        run.identities = {name: dict(IDENTITY) for name in DATASETS}
+    for name in datasets if change else ():
+        runs[1].identities[name] |= dict([change])
+    return runs
+
+
+def test_runs_that_are_the_same_are_compared_wherever_their_weights_lie():
+    runs = pair()
+    runs[1].base = ("a copy elsewhere", runs[1].base[1])
+    assert {record["benchmark"] for record in difference_records(runs, BENCHMARKS)} > set(BENCHMARKS)
+    assert all(record["saving"] is not None for record in latency_records(runs))
+    assert len(frontier_records(runs, BENCHMARKS, latency_cells(runs))) == 2
+
+
+@pytest.mark.parametrize("change", SEPARATING, ids=[name for name, _ in SEPARATING])
+def test_no_table_puts_down_to_the_policy_what_another_argument_may_have_done(change):
+    runs = pair(change)
+    assert difference_records(runs, BENCHMARKS) == []
+    records = latency_records(runs)
+    of_wdmoe = [record for record in records if record["model"] == "wdmoe"]
+    assert all(record["saving"] is None and change[0] in record["no_interval"] for record in of_wdmoe)
+    assert all(record["saving"] is not None for record in records if record["model"] == "vanilla")
+    table = table_2(records, BENCHMARKS, "layer", "batch", "all")
+    assert not table[table["model"] == "wdmoe"][BENCHMARKS].map(lambda cell: "%" in cell).any().any()
+    assert [one["model"] for one in frontier_records(runs, BENCHMARKS, latency_cells(runs))] == ["vanilla"]
+    name = change[0] if not isinstance(change[1], dict) else f"{change[0]}.{next(iter(change[1]))}"
+    for notes in (not_compared_notes(runs, BENCHMARKS), saving_notes(records)):
+        said = "\n".join(notes)
+        assert f"vanilla and wdmoe differ in more than the policy: {name} {shown(change[0])} against" in said
+
+
+def shown(name):
+    value = IDENTITY.get(name, "none")
+    return value[:19] if str(value).startswith("sha256:") else value
+
+
+def test_the_tables_say_why_they_compare_nothing(tmp_path):
+    write_report(pair(("peft_path", "sha256:" + "c" * 64)), BENCHMARKS, tmp_path)
+    for name in ("table_1_accuracy", "table_2_latency_layer_per_batch_all"):
+        for form in ("md", "csv", "tex", "json"):
+            said = (tmp_path / f"{name}.{form}").read_text().replace("\\_", "_")
+            assert (
+                "vanilla and wdmoe differ in more than the policy: peft_path none against sha256:cccccccccccc" in said
+            )
+    assert not (tmp_path / "differences.md").exists()
+
+
+def test_only_the_benchmarks_that_a_difference_touches_lose_their_comparison():
+    runs = pair(("stop_words", ["\n"]), ["piqa"])
+    assert {record["benchmark"] for record in difference_records(runs, BENCHMARKS)} == {"mmlu"}
+    notes = "\n".join(difference_notes(runs, BENCHMARKS))
+    assert (
+        'not compared on piqa: vanilla and wdmoe differ in more than the policy: stop_words none against ["\\n"]'
+        in notes
+    )
+    runs = pair(("stop_words", ["\n"]), ["m_2"])  # one subject of a group
+    assert {record["benchmark"] for record in difference_records(runs, BENCHMARKS)} == {"piqa"}
+
+
+def test_a_model_is_compared_with_the_vanilla_that_has_its_adapter():
+    runs = pair(("peft_path", "sha256:" + "c" * 64))
+    alike = run_of("vanilla, adapted", "top_k")
+    alike.identities = copy.deepcopy(runs[1].identities)
+    records = difference_records([runs[0], alike, runs[1]], BENCHMARKS)
+    assert {(record["model"], record["vanilla"]) for record in records} == {("wdmoe", "vanilla, adapted")}
+
+
+def test_runs_that_do_not_know_their_facts_are_compared_by_their_configs():
+    runs = pair()
+    for run in runs:
+        run.identities = {}
+        run.asked = {name: dict(peft_path="an/adapter") if run.abbr == "wdmoe" else {} for name in DATASETS}
+    assert difference_records(runs, BENCHMARKS) == []
+    runs[0].asked = copy.deepcopy(runs[1].asked)
+    assert difference_records(runs, BENCHMARKS)
+    runs[0].identities = {name: dict(IDENTITY) for name in DATASETS}  # one of the two was recorded by a later version
+    assert difference_records(runs, BENCHMARKS)
+    runs[1].base = ("other weights", "p")
+    assert difference_records(runs, BENCHMARKS) == []
+
+
+def test_every_fact_is_named_under_the_tables_and_in_their_provenance():
+    runs = pair(("peft_path", "sha256:" + "c" * 64))
+    runs[1].identities["piqa"]["max_out_len"] = 99
+    note = answer_notes(runs[1])[0]
+    for text in (f"peft_path=sha256:{'c' * 12}", "dtype=float32", "max_seq_len=512", "on piqa: max_out_len=99"):
+        assert text in note
+    assert note in origin_notes(runs)
+    facts_ = provenance(runs)["models"][1]
+    assert facts_["answers_depend_on"]["peft_path"] == "sha256:" + "c" * 64
+    assert facts_["answers_depend_on_by_dataset"]["piqa"] == dict(max_out_len=99)
+
+
+def test_sampled_answers_are_said_to_be():
+    runs = pair(("generation_kwargs", dict(do_sample=True)), ["piqa"])
+    assert "answers on piqa were sampled" in " ".join(answer_notes(runs[1]))
+
+
+def test_the_papers_model_with_an_adapter_is_not_the_papers_model():
+    weights = "somewhere/Mixtral-8x7B-Instruct-v0.1"
+    plain, adapted = pair(weights=weights), pair(("peft_path", "sha256:" + "c" * 64), weights=weights)
+    assert not paper_comparison(plain, latency_records(plain)).empty
+    assert not adapter_notes(plain)
+    rows = paper_comparison(adapted, latency_records(adapted))
+    assert not rows["row"].str.contains("wdmoe").any()
+    assert adapter_notes(adapted) == [
+        "wdmoe: not compared with the paper: an adapter (peft_path) makes it another model"
+    ]
+
+
+# -- two runs --------------------------------------------------------------------------------------------------------
+def records_of(runs):
+    return dict(
+        accuracy=accuracy_records(runs),
+        latency=latency_records(runs),
+        origin=[],
+        items=item_records(runs),
+        batches=batch_records(latency_cells(runs)),
+        identity=identity_records(runs),
+        groups=runs[0].groups,
+    )
+
+
+def test_two_runs_of_the_same_are_compared_without_a_remark():
+    a, b = records_of(pair()), records_of(pair())
+    assert not any("differs, A against B" in line for line in notes_of(a, b))
+    assert (compared(a, b).query("quantity == 'accuracy (%)'")["B - A"] != "-").all()
+
+
+@pytest.mark.parametrize("change", SEPARATING, ids=[name for name, _ in SEPARATING])
+def test_compare_says_what_differs_between_two_runs(change):
+    a, b = records_of(pair()), records_of(pair(change))
+    said = "\n".join(notes_of(a, b))
+    assert f"wdmoe on m_1, m_2, piqa differs, A against B: {change[0]}" in said
+    assert "vanilla on" not in said
+    table = compared(a, b).query("quantity == 'accuracy (%)'")
+    is_shown = table.set_index("model")["B - A"] != "-"
+    assert is_shown["vanilla"].all()
+    assert is_shown["wdmoe"].any() == (change[0] not in ("prompts", "evaluator"))
+
+
+def test_datasets_of_one_name_that_ask_otherwise_are_not_compared_nor_is_their_group():
+    a, b = records_of(pair()), records_of(pair(("prompts", "sha256:" + "e" * 64), ["m_1"]))
+    table = compared(a, b).query("model == 'wdmoe'").set_index(["quantity", "benchmark"])["B - A"]
+    assert (table.loc[("accuracy (%)", "mmlu")], table.loc[("accuracy (%)", "m_1")]) == ("-", "-")
+    assert table.loc[("accuracy (%)", "piqa")] != "-"
+    assert "no difference is shown on m_1, mmlu: the runs did not ask or score the same" in "\n".join(notes_of(a, b))
+
+
+def test_an_older_summary_is_said_not_to_know_what_its_answers_depend_on():
+    a, b = records_of(pair()), records_of(pair())
+    del b["identity"]
+    assert any(line.startswith("B: what its answers depend on") for line in notes_of(a, b))
+
+
+# -- traces and configs of a run -------------------------------------------------------------------------------------
+def traced(tmp_path, **changes):
+    from tests.routing.test_trace import block, metadata
+    from wdmoe_opencompass.routing.trace import join
+
+    return join(metadata(**changes), [block(0)])
+
+
+def test_a_trace_keeps_what_its_answers_depend_on(tmp_path):
+    write_trace(tmp_path / "x", traced(tmp_path, identity=IDENTITY, arguments=dict(peft_path="a")))
+    read = read_trace(tmp_path / "x").metadata
+    assert (read.identity, read.arguments) == (IDENTITY, dict(peft_path="a"))
+
+
+def test_a_trace_of_the_version_before_is_read_and_knows_nothing_of_it(tmp_path):
+    older = traced(tmp_path, format_version=6)
+    text = {k: v for k, v in json.loads(older.metadata.model_dump_json()).items() if k not in ("identity", "arguments")}
+    write_trace(tmp_path / "x", RoutingTrace(TraceMetadata.model_validate(text), older.arrays))
+    read = read_trace(tmp_path / "x").metadata
+    assert (read.format_version, read.identity, read.arguments) == (6, {}, {})
+
+
+CFG = dict(abbr="m", path="w", wdmoe=VANILLA, batch_size=4, type="a.b.WdmoeHuggingFaceBaseModel")
+EDITED = [
+    ("generation_kwargs.num_beams", dict(generation_kwargs=dict(num_beams=4)), GEN),
+    ("stop_words", dict(stop_words=["\n"]), GEN),
+    ("max_seq_len", dict(max_seq_len=99), GEN),
+    ("peft_path", dict(peft_path="an/adapter"), GEN),
+    ("min_out_len", dict(min_out_len=4), GEN),
+    ("model_kwargs.attn_implementation", dict(model_kwargs=dict(attn_implementation="eager")), GEN),
+    ("max_out_len", {}, asking(GEN, max_out_len=77)),
+    ("type", dict(type="a.b.WdmoeHuggingFacewithChatTemplate"), GEN),
+    ("tokenizer_path", dict(tokenizer_path="elsewhere"), GEN),
+    ("meta_template.round", dict(meta_template=dict(round=[1])), GEN),
+]
+
+
+@pytest.mark.parametrize(("name", "model", "dataset"), EDITED, ids=[name for name, *_ in EDITED])
+def test_a_trace_recorded_before_the_config_was_edited_is_no_trace_of_it(tmp_path, name, model, dataset):
+    after = asked_facts(CFG | model, dict(dataset, abbr="d"))
+    trace = of_config(tmp_path, asked_facts(CFG, dict(GEN, abbr="d")))
+    expected = Expected.of(CFG | model, [trace.metadata], [dict(dataset, abbr="d")])
+    assert expected.asked["d"] == after
+    why = why_refused({("m", "d"): trace}, {"m": expected})["m", "d"]
+    assert f"recorded with other arguments than the config's: {name} " in why
+
+
+@pytest.mark.parametrize("change", [{}, dict(batch_size=9), dict(run_cfg=dict(num_gpus=2)), dict(stop_words=[]),
+                                    dict(model_kwargs=dict(device_map="auto")), dict(tokenizer_path="w")])  # fmt: skip
+def test_a_trace_stays_one_of_a_config_that_was_edited_without_effect(tmp_path, change):
+    trace = of_config(tmp_path, asked_facts(CFG, dict(GEN, abbr="d")))
+    expected = Expected.of(CFG | change, [trace.metadata], [dict(GEN, abbr="d")])
+    assert why_refused({("m", "d"): trace}, {"m": expected}) == {}
+
+
+def of_config(tmp_path, arguments, **identity):
+    from wdmoe_opencompass import load_profile
+
+    profile = load_profile("paper_8_devices")
+    trace = traced(
+        tmp_path,
+        model="m",
+        weights="w",
+        dataset="d",
+        policy="top_k",
+        policy_parameters={},
+        renormalise="model",
+        profile=profile,
+        profile_hash=profile.content_hash,
+        seed=profile.fading.seed,
+        identity=dict(IDENTITY, **identity),
+        arguments=arguments,
+    )
+    return trace
+
+
+def test_weights_that_were_replaced_between_two_starts_do_not_share_a_row(tmp_path):
+    arguments = asked_facts(CFG, dict(GEN, abbr="d"))
+    traces = {
+        ("m", f"d{n}"): of_config(tmp_path, {}, weights="sha256:" + letter * 64) for n, letter in enumerate("aab")
+    }
+    for (_, name), trace in list(traces.items()):
+        renamed = trace.metadata.model_copy(update=dict(dataset=name))
+        traces["m", name] = RoutingTrace(renamed, trace.arrays)
+    expected = Expected.of(CFG, [], [dict(GEN, abbr=f"d{n}") for n in range(3)])
+    assert arguments == expected.asked["d0"]
+    refused = why_refused(traces, {"m": expected})
+    assert list(refused) == [("m", "d2")]
+    assert "weights sha256:bbb" in refused["m", "d2"]
+
+
+# -- adapters --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_an_adapted_model_computes_what_peft_computes_and_leaves_a_whole_trace(files, tmp_path, name):
+    peft = pytest.importorskip("peft")
+    base = AutoModelForCausalLM.from_pretrained(files["base"], dtype=torch.float32)
+    reference = peft.PeftModel.from_pretrained(base, str(files[name])).eval()
+    ours, wdmoe = (loaded(files, policy, peft_path=str(files[name])) for policy in (VANILLA, WDMOE))
+    texts = ["Question: who?\nAnswer:", "A bolo", "What is this, then?"]
+    ids = torch.arange(3, 43)[None]
+    with torch.no_grad():
+        assert torch.allclose(reference(input_ids=ids).logits, ours.model(input_ids=ids).logits, atol=1e-6)
+        ours.attachment.recorder.reset()
+        tokens = [ours.tokenizer([text], return_tensors="pt") for text in texts]
+        wanted = [reference.generate(**one, max_new_tokens=6, do_sample=False, pad_token_id=0)[0] for one in tokens]
+        skipped = [len(one["input_ids"][0]) for one in tokens]
+        wanted = [ours.tokenizer.decode(row[n:], skip_special_tokens=True) for row, n in zip(wanted, skipped)]
+        for model in (ours, wdmoe):
+            model.open_trace(tmp_path / "d.json", "m", "d", items_total=3, answered=0)
+            answers = model.generate(texts, 6)
+            model.get_ppl(texts)
+            model.close_trace(seal=True)
+            trace = read_trace(tmp_path / "d.trace.safetensors")
+            assert trace.phase.tolist()[0] == trace.phase.tolist()[-1] == 0
+            real = sum(skipped)
+            assert trace.tokens[0] == trace.tokens[-1] == real
+            assert trace.assignments_before[0].tolist() == [2 * real] * 2
+            assert trace.metadata.identity["peft_path"] == adapter_digest(files[name])
+            if model is ours:
+                assert answers == wanted
+                assert (trace.assignments == trace.assignments_before).all()
+        assert trace.assignments.sum() < trace.assignments_before.sum()
+
+
+def kinds(peft):
+    of = dict(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    return [
+        peft.IA3Config(feedforward_modules=[], init_ia3_weights=False, **of),
+        peft.AdaLoraConfig(r=4, total_step=10, init_lora_weights=False, **of),
+        peft.LoHaConfig(r=4, init_weights=False, **of),
+        peft.LoKrConfig(r=4, init_weights=False, **of),
+        peft.OFTConfig(r=0, oft_block_size=8, init_weights=False, **of),
+        peft.BOFTConfig(boft_block_size=8, init_weights=False, **of),
+        peft.LoraConfig(r=4, use_dora=True, init_lora_weights=False, **of),
+    ]
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_adapters_of_every_supported_kind_compute_what_peft_computes(files, tmp_path, number):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(files["base"], dtype=torch.float32)
+    adapted = peft.get_peft_model(base, kinds(peft)[number]).eval()
+    adapted.save_pretrained(tmp_path)
+    ids = torch.arange(3, 43)[None]
+    with torch.no_grad():
+        ours, plain = (
+            loaded(files, VANILLA, peft_path=path).model(input_ids=ids).logits for path in (str(tmp_path), None)
+        )
+        assert torch.allclose(adapted(input_ids=ids).logits, ours, atol=1e-6)
+    assert not torch.allclose(ours, plain, atol=1e-4)
+
+
+def loaded(files, policy, **arguments):
+    cfg = dict(path=str(files["base"]), model_kwargs=dict(torch_dtype="torch.float32", device_map="cpu"))
+    return WdmoeHuggingFaceBaseModel(**cfg, wdmoe=policy, **arguments)
+
+
+def without_a_tensor(folder):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    tensors.pop(sorted(tensors)[0])
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def of_other_layers(folder):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    moved = {name.replace("layers.1", "layers.7"): tensor for name, tensor in tensors.items()}
+    save_file(moved, folder / "adapter_model.safetensors")
+
+
+def of_other_sizes(folder):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    name = sorted(tensors)[0]
+    tensors[name] = tensors[name][:, :5].contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def telling(**changes):
+    return lambda folder: change_json(folder / "adapter_config.json", **changes)
+
+
+BROKEN = [
+    (without_a_tensor, "it has no tensor for what it adapts: "),
+    (of_other_layers, "it has tensors that fit no layer of the model: "),
+    (of_other_sizes, "it does not fit the model: "),
+    (telling(target_modules=["nosuch"]), "it does not fit the model: "),
+    (telling(alora_invocation_tokens=[1]), "an adapter of kind activated LoRA changes more than the weights"),
+    (telling(peft_type="NOSUCH"), "adapter_config.json: cannot be read: "),
+    (lambda folder: (folder / "adapter_config.json").write_text("{"), "adapter_config.json: "),
+    (lambda folder: (folder / "adapter_config.json").unlink(), "no adapter_config.json in "),
+    (
+        lambda folder: (folder / "adapter_model.safetensors").unlink(),
+        "no adapter_model.safetensors or adapter_model.bin",
+    ),
+    (
+        lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"{"),
+        "adapter_model.safetensors: no safetensors",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "sentence"), BROKEN, ids=range(len(BROKEN)))
+def test_an_adapter_that_cannot_be_applied_is_one_sentence(files, tmp_path, change, sentence):
+    shutil.copytree(files["lora"], tmp_path / "lora")
+    change(tmp_path / "lora")
+    with pytest.raises(ModelError) as caught:
+        loaded(files, VANILLA, peft_path=str(tmp_path / "lora"))
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_of_virtual_tokens_is_refused(files, tmp_path):
+    peft = pytest.importorskip("peft")
+    model = AutoModelForCausalLM.from_pretrained(files["base"], dtype=torch.float32)
+    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    peft.get_peft_model(model, config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"of kind PREFIX_TUNING changes more than the weights .* supported: LORA"):
+        loaded(files, VANILLA, peft_path=str(tmp_path))
+
+
+def test_without_peft_one_sentence_says_what_to_install(files, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    with pytest.raises(ModelError, match=r"peft_path needs the package peft, which is not installed: pip install"):
+        loaded(files, VANILLA, peft_path=str(files["lora"]), tokenizer_only=True)
+
+
+def test_an_adapter_in_the_place_of_weights_is_refused(files):
+    with pytest.raises(ModelError, match=r"holds an adapter .*: give its base model in path"):
+        WdmoeHuggingFaceBaseModel(path=str(files["lora"]), wdmoe=VANILLA)

@@ -1,0 +1,229 @@
+"""What answers depend on besides policy and channel, read from OpenCompass's configs and from a loaded model.
+
+Which facts there are, and when two are the same, says the package `identity`; here they are gathered.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import torch
+from opencompass.openicl.icl_inferencer import GenInferencer, PPLInferencer
+from opencompass.registry import ICL_INFERENCERS
+
+from ..identity import Facts, adapter_digest, arguments_of, weights_digest
+from ..identity.facts import HARMLESS_CONFIG, HARMLESS_MODEL_KWARGS, generation_facts, plain
+from .precision import precision_name
+from .weights import local_folder
+
+# Arguments of an inferencer that change no answer, or that other facts hold.
+HARMLESS_INFERENCER = (
+    *("type", "model", "batch_size", "max_out_len", "min_out_len", "max_seq_len", "stopping_criteria", "save_every"),
+    *("output_json_filepath", "output_json_filename", "dump_timer", "dump_res_length", "dump_only_message_path"),
+)
+# Facts of a model that enter the answers of one method alone; all others enter both.
+OF_PERPLEXITY = ("perplexity",)
+OF_GENERATION = (
+    *("generation_kwargs", "seed", "stop_words", "mode", "chat_template", "fastchat_template", "meta_template"),
+)
+OF_PADDING = ("pad_token_id", "padding_side")
+HANDLED_MODEL_KWARGS = ("torch_dtype", "dtype", "attn_implementation", "experts_implementation", "quantization_config")
+EXACT_DTYPE = "float32"  # in which other batches round, and change no routing (docs/perplexity.md)
+
+
+def method_of(inferencer: Any) -> str | None:
+    """-> ppl or gen; None for an inferencer that does something else."""
+    kind = inferencer
+    if isinstance(kind, str):
+        try:
+            kind = ICL_INFERENCERS.get(kind)
+        except (ImportError, AttributeError):
+            return None
+    for base, name in ((PPLInferencer, "ppl"), (GenInferencer, "gen")):
+        if isinstance(kind, type) and issubclass(kind, base):
+            return name
+    return None
+
+
+def inferencer_facts(model_cfg: Mapping[str, Any], dataset_cfg: Mapping[str, Any]) -> Facts:
+    """-> what a dataset's inferencer will ask for; the model's config holds its defaults."""
+    inferencer = dict((dataset_cfg.get("infer_cfg") or {}).get("inferencer") or {})
+    method = method_of(inferencer.get("type"))
+    facts = {f"inferencer.{key}": value for key, value in inferencer.items() if key not in HARMLESS_INFERENCER}
+    if method != "ppl":
+        for key in ("max_out_len", "min_out_len"):
+            facts[key] = inferencer[key] if inferencer.get(key) is not None else model_cfg.get(key)
+        facts["stop_words"] = sorted(set(inferencer.get("stopping_criteria") or []))
+    facts["batch_size"] = inferencer.get("batch_size", model_cfg.get("batch_size"))
+    facts["method"] = method or str(plain(inferencer.get("type")))
+    return plain({key: value for key, value in facts.items() if value not in (None, [])})
+
+
+def asked_facts(model_cfg: Mapping[str, Any], dataset_cfg: Mapping[str, Any]) -> Facts:
+    """-> what configs alone say of a model and a dataset, as it is written there."""
+    asked = arguments_of(model_cfg) | {
+        key: value for key, value in inferencer_facts(model_cfg, dataset_cfg).items() if key != "stop_words"
+    }
+    words = {
+        *arguments_of(model_cfg).get("stop_words", []),
+        *inferencer_facts(model_cfg, dataset_cfg).get("stop_words", []),
+    }
+    return asked | (dict(stop_words=sorted(words)) if words else {})
+
+
+def model_facts(model: Any, model_kwargs: Mapping[str, Any], peft_path: str | None, peft_kwargs: Any) -> Facts:
+    """-> what a loaded model is: to be called before a policy is attached, which changes its experts' implementation.
+
+    model: an OpenCompass model object whose tokenizer and weights are loaded
+    """
+    loaded: Any = model.model
+    config = loaded.config
+    facts: Facts = dict(
+        weights=_weights(model.path, model_kwargs),
+        config={
+            key: value for key, value in config.to_dict().items() if key not in HARMLESS_CONFIG and value is not None
+        },
+        dtype=precision_name(loaded),
+        attn_implementation=getattr(config, "_attn_implementation", None),
+        experts_implementation=getattr(config, "_experts_implementation", None),
+        tokenizer=tokenizer_digest(model.tokenizer),
+        truncation_side=model.tokenizer.truncation_side,
+        padding_side=model.tokenizer.padding_side,
+        pad_token_id=model.tokenizer.pad_token_id,
+    )
+    ignored = {*HARMLESS_MODEL_KWARGS, *HANDLED_MODEL_KWARGS, "revision"}
+    facts["model_kwargs"] = {key: value for key, value in model_kwargs.items() if key not in ignored}
+    if peft_path is not None:
+        facts |= dict(peft_path=_adapter(peft_path), peft_kwargs=dict(peft_kwargs or {}, is_trainable=None))
+    return plain(facts)
+
+
+def answer_facts(model: Any, of_model: Facts, asked: Facts, perplexity: str) -> Facts:
+    """-> every fact that the answers to one dataset depend on.
+
+    model: the OpenCompass model object, all of whose arguments have taken effect; of_model: what `model_facts` gave;
+    asked: what `inferencer_facts` gives. Facts without effect on the dataset's method are left out, and so is the batch
+    size where it changes no answer: in float32 that is all but OpenCompass's own perplexity.
+    """
+    facts = dict(of_model) | _arguments_in_effect(model) | dict(perplexity=perplexity)
+    words = {*getattr(model, "stop_words", []), *asked.get("stop_words", [])}
+    facts |= dict(asked, stop_words=sorted(words))
+    method, is_exact = asked.get("method"), perplexity == "exact"
+    if method == "ppl":
+        for key in (*OF_GENERATION, *(OF_PADDING if is_exact else ())):
+            facts.pop(key, None)
+    elif method == "gen":
+        for key in OF_PERPLEXITY:
+            facts.pop(key, None)
+    rounds_only = str(of_model.get("dtype")) == EXACT_DTYPE
+    if (method == "ppl" and is_exact) or (method == "gen" and rounds_only):
+        facts.pop("batch_size", None)
+    return plain({key: value for key, value in facts.items() if value not in (None, [], {}, "")})
+
+
+def _arguments_in_effect(model: Any) -> Facts:
+    """What an OpenCompass model object took from its arguments, defaults included."""
+    facts: Facts = dict(type=_class_name(model), max_seq_len=model.max_seq_len)
+    for key in ("mode", "drop_middle", "fastchat_template"):
+        facts[key] = getattr(model, key, None) or None
+    facts["mode"] = None if facts["mode"] == "none" else facts["mode"]
+    if hasattr(model, "fastchat_template"):  # of the class with a chat template
+        facts["meta_template"] = getattr(model.template_parser, "meta_template", None)
+        if not model.fastchat_template:
+            facts["chat_template"] = _digest(getattr(model.tokenizer, "chat_template", None))
+    config = model.model.generation_config
+    defaults: dict[str, Any] = getattr(config, "_get_default_generation_params", dict)()
+    facts["generation_kwargs"] = generation_facts(defaults, config.to_dict(), model.generation_kwargs)
+    if facts["generation_kwargs"].get("do_sample"):
+        facts["seed"] = torch.initial_seed()
+    return facts
+
+
+def _class_name(model: Any) -> str:
+    kind = type(model)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _weights(path: str, model_kwargs: Mapping[str, Any]) -> str:
+    """-> digest of the tensors; the path itself where no files are found that hold them."""
+    folder = local_folder(path, model_kwargs.get("revision"))
+    within = model_kwargs.get("subfolder") or ""
+    return (folder and weights_digest(folder / within)) or str(path)
+
+
+def _adapter(peft_path: str) -> str:
+    folder = local_folder(peft_path)
+    return (folder and adapter_digest(folder)) or str(peft_path)
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """-> digest of how text becomes tokens and back, whatever folder it came from; padding and templates apart."""
+    special = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if key != "pad_token"}
+    told: dict[str, Any] = dict(
+        special=special,
+        cleans_up=getattr(tokenizer, "clean_up_tokenization_spaces", None),
+    )
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and hasattr(backend, "to_str"):
+        rules = json.loads(backend.to_str())
+        for state in ("padding", "truncation"):  # of the last call
+            rules.pop(state, None)
+        told["rules"] = rules
+    else:
+        told |= dict(kind=type(tokenizer).__qualname__, vocabulary=tokenizer.get_vocab())
+    return str(_digest(json.dumps(told, sort_keys=True, default=str)))
+
+
+def _digest(text: Any) -> str | None:
+    if text is None:
+        return None
+    whole = text if isinstance(text, str) else json.dumps(text, sort_keys=True, default=str)
+    return f"sha256:{hashlib.sha256(whole.encode(errors='surrogatepass')).hexdigest()}"
+
+
+# -- what was asked, from what was left ------------------------------------------------------------------------------
+ASKED_KEYS = ("origin_prompt", "gold", "in-context examples")
+ASKED_OF_LABEL = ("prompt", "testing input")
+LABEL = "label: "
+
+
+def prompts_digest(parts: list[Mapping[str, Any]]) -> str:
+    """-> digest of all prompts and gold answers of a dataset, in order; equal however it was split.
+
+    parts: content of its predictions files. Prompts hold the items, their templates and in-context examples, so two
+    datasets are the same that ask the same, wherever they were read from.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        for answer in part.values():
+            asked = {key: answer[key] for key in ASKED_KEYS if key in answer}
+            asked |= {
+                key: [value.get(name) for name in ASKED_OF_LABEL]
+                for key, value in answer.items()
+                if key.startswith(LABEL) and isinstance(value, Mapping)
+            }
+            digest.update(json.dumps(asked, sort_keys=True, default=str).encode() + b"\n")
+    return f"sha256:{digest.hexdigest()}"
+
+
+def scoring_facts(model_cfg: Mapping[str, Any], dataset_cfg: Mapping[str, Any]) -> Facts:
+    """-> how answers are scored: the dataset's eval_cfg, and the postprocessor that a model brings."""
+    facts = dict(evaluator=dataset_cfg.get("eval_cfg") or None, pred_postprocessor=model_cfg.get("pred_postprocessor"))
+    return {key: value for key, value in plain(_by_class(facts)).items() if value}
+
+
+def _by_class(value: Any) -> Any:
+    """The same with classes and functions in place of the import paths that name them: there may be several of one."""
+    if isinstance(value, Mapping):
+        return {key: _imported(part) if key == "type" else _by_class(part) for key, part in value.items()}
+    return [_by_class(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _imported(named: Any) -> Any:
+    module, _, name = str(named).rpartition(".")
+    try:
+        return getattr(import_module(module), name) if isinstance(named, str) and module else named
+    except (ImportError, AttributeError):
+        return named

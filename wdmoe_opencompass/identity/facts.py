@@ -1,0 +1,175 @@
+"""The facts that answers depend on besides selection policy and channel, how they are compared, and how they are said.
+
+A fact is called as the argument that sets it. Its value is what took effect, so an argument that spells out a default
+is equal to none. What is a file (weights, adapter, tokenizer) is the digest of its content.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+Facts = dict[str, Any]
+
+DATASET_FACTS = ("prompts", "evaluator", "pred_postprocessor")  # what was asked, and how answers were scored
+# Arguments of a model's config that change no answer, or that other facts hold: where it runs and how it is called.
+HARMLESS_ARGUMENTS = frozenset(
+    (
+        *("abbr", "summarizer_abbr", "path", "run_cfg", "batch_size", "batch_padding", "tokenizer_only"),
+        *("wdmoe", "pred_postprocessor", "max_out_len", "min_out_len", "peft_path", "tokenizer_path"),
+    )
+)
+HARMLESS_MODEL_KWARGS = frozenset(
+    (
+        *("device_map", "max_memory", "low_cpu_mem_usage", "offload_folder", "offload_state_dict", "offload_buffers"),
+        *(
+            "trust_remote_code",
+            "cache_dir",
+            "local_files_only",
+            "token",
+            "force_download",
+            "proxies",
+            "use_safetensors",
+        ),
+    )
+)
+# Keys of a model's config.json that say where it comes from, not what it computes. The type is a fact of its own.
+HARMLESS_CONFIG = frozenset(
+    (
+        *("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache"),
+        *("output_router_logits", "router_aux_loss_coef", "initializer_range", "attention_dropout", "return_dict"),
+        *("output_attentions", "output_hidden_states", "id2label", "label2id", "chunk_size_feed_forward"),
+        *("is_encoder_decoder", "pad_token_id", "bos_token_id", "eos_token_id"),
+    )
+)
+HARMLESS_GENERATION = frozenset(
+    (
+        *("transformers_version", "_from_model_config", "pad_token_id", "bos_token_id", "use_cache"),
+        *("max_length", "min_length", "max_new_tokens", "min_new_tokens"),  # max_out_len and min_out_len replace them
+        *("output_scores", "output_logits", "output_attentions", "output_hidden_states", "return_dict_in_generate"),
+    )
+)
+OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+OF_BEAMS = ("length_penalty", "early_stopping", "num_beam_groups", "diversity_penalty")
+
+MAX_SHOWN = 60  # characters of a value in a sentence
+DIGEST_SHOWN = 12  # characters of a digest in a sentence
+MAX_NAMED = 8  # differences in a sentence
+MISSING = object()
+
+
+def arguments_of(model_cfg: Mapping[str, Any]) -> Facts:
+    """-> the arguments of a model's config that can change answers, as they are written; unset ones are left out."""
+    model_kwargs = {
+        k: v for k, v in dict(model_cfg.get("model_kwargs") or {}).items() if k not in HARMLESS_MODEL_KWARGS
+    }
+    named = {key: value for key, value in model_cfg.items() if key not in HARMLESS_ARGUMENTS}
+    named |= dict(model_kwargs=model_kwargs, stop_words=sorted(map(str, model_cfg.get("stop_words") or [])))
+    named |= {key: model_cfg.get(key) for key in ("peft_path", "tokenizer_path")}
+    if named["tokenizer_path"] == model_cfg.get("path"):
+        del named["tokenizer_path"]
+    facts = plain({key: value for key, value in named.items() if value not in (None, "", [], {}, ())})
+    if "type" in facts:  # configs name a class by one import path or another
+        facts["type"] = str(facts["type"]).rpartition(".")[2]
+    return facts
+
+
+def generation_facts(defaults: Mapping[str, Any], *given: Mapping[str, Any]) -> Facts:
+    """-> what generation was really told, without what has no effect.
+
+    defaults: of transformers; given: the model's generation config, then what replaces parts of it, in that order
+    """
+    told = dict(defaults)
+    for arguments in given:
+        told |= {key: value for key, value in arguments.items() if value is not None}
+    ignored = set(HARMLESS_GENERATION)
+    if not told.get("do_sample"):
+        ignored |= set(OF_SAMPLING)
+    if told.get("num_beams", 1) == 1:
+        ignored |= set(OF_BEAMS)
+    return plain(
+        {
+            key: value
+            for key, value in told.items()
+            if key not in ignored and value is not None and value != defaults.get(key)
+        }
+    )
+
+
+def plain(value: Any) -> Any:
+    """The same in JSON; what JSON cannot hold as its text, a class or function by its import path."""
+    return json.loads(json.dumps(value, default=_text, sort_keys=True, allow_nan=True))
+
+
+def _text(value: Any) -> str:
+    named = getattr(value, "__qualname__", None)
+    return f"{value.__module__}.{named}" if named else str(value)
+
+
+def key_of(facts: Mapping[str, Any]) -> str:
+    """-> a digest that is equal for equal facts."""
+    return hashlib.sha256(json.dumps(plain(dict(facts)), sort_keys=True).encode()).hexdigest()
+
+
+def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, str]:
+    """-> name of every fact that two have not in common -> both values in words; empty if they are the same.
+
+    A fact within a fact is named by its path: `generation_kwargs.num_beams`.
+    """
+    return {
+        name: f"{_shown(a)} against {_shown(b)}"
+        for name, a, b in _pairs(plain(dict(first)), plain(dict(second)))
+        if not _are_equal(a, b)
+    }
+
+
+def sentence(differences: Mapping[str, str]) -> str:
+    """-> all of `differing` in one line."""
+    named = [f"{name} {values}" for name, values in differences.items()]
+    more = f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
+    return ", ".join(named[:MAX_NAMED]) + more
+
+
+def described(facts: Mapping[str, Any]) -> str:
+    """-> facts in one line: `max_seq_len=512, weights=sha256:0123456789ab`; what is none is left out."""
+    flat = _flat(plain(dict(facts)))
+    return ", ".join(f"{name}={_shown(value)}" for name, value in flat.items() if value not in (None, [], {}, ""))
+
+
+def _pairs(first: Facts, second: Facts, within: str = "") -> list[tuple[str, Any, Any]]:
+    found = []
+    for key in dict.fromkeys((*first, *second)):
+        a, b = first.get(key, MISSING), second.get(key, MISSING)
+        inner = [value for value in (a, b) if isinstance(value, dict)]
+        if inner and all(isinstance(value, dict) or value in (MISSING, None) for value in (a, b)):
+            of_a, of_b = (value if isinstance(value, dict) else {} for value in (a, b))
+            found += _pairs(of_a, of_b, f"{within}{key}.")
+        else:
+            found.append((f"{within}{key}", a, b))
+    return found
+
+
+def _are_equal(a: Any, b: Any) -> bool:
+    a, b = (None if value is MISSING else value for value in (a, b))
+    return a == b and (type(a) is type(b) or (_is_number(a) and _is_number(b)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _flat(facts: Facts, within: str = "") -> Facts:
+    flat: Facts = {}
+    for key, value in facts.items():
+        flat |= _flat(value, f"{within}{key}.") if isinstance(value, dict) and value else {f"{within}{key}": value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    if value is MISSING or value is None:
+        return "none"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    kind, colon, digest = text.partition(":")
+    if colon and kind.startswith("sha256") and len(digest) == 64:
+        return f"{kind}:{digest[:DIGEST_SHOWN]}"
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 20]}... ({len(text)} characters)"
