@@ -9,9 +9,10 @@ from typing import Any
 import mmengine
 from opencompass.summarizers import DefaultSummarizer
 from opencompass.summarizers.default import METRIC_BLACKLIST, METRIC_WHITELIST
-from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, model_abbr_from_cfg
+from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 
 from ..errors import TraceError, WdmoeError
+from ..file_names import dataset_file
 from ..files import files_of
 from ..report.figures import write_figures
 from ..report.html.page import write_page
@@ -21,7 +22,7 @@ from ..report.summary import write_report
 from ..report.tables import DENSE, ModelRun, benchmarks_of
 from ..routing.times import TIMES_SUFFIX
 from ..routing.trace import EVENTS_SUFFIX, SEALED_SUFFIX, RoutingTrace
-from .belongs import Expected, couples_tokens, parts_of, read_traces, why_refused
+from .belongs import Expected, ModelFiles, couples_tokens, why_refused
 from .unfinished import (
     FAILURE_SUFFIX,
     read_whole,
@@ -111,11 +112,11 @@ class WdmoeSummarizer(DefaultSummarizer):
 
     def _model_run(self, model_cfg: Any) -> ModelRun:
         abbr = model_abbr_from_cfg(model_cfg)
-        predictions = Path(self.work_dir) / "predictions" / abbr
+        files = ModelFiles(Path(self.work_dir) / "predictions", abbr, self._datasets())
         sealed: dict[str, RoutingTrace] = {}
         unreadable: dict[str, str] = {}
         if "wdmoe" in model_cfg:
-            sealed, unreadable = read_traces(predictions)
+            sealed, unreadable = files.read_traces()
             expected = Expected.of(model_cfg, [trace.metadata for trace in sealed.values()])
             self._expected[abbr] = expected
             run = ModelRun(abbr, expected.routing, (expected.weights, expected.profile_hash))
@@ -142,33 +143,34 @@ class WdmoeSummarizer(DefaultSummarizer):
                     run.no_items[dataset] = str(error)
             if run.policy != DENSE:
                 try:
-                    names = self._trace_names(predictions, dataset, run, unreadable)
-                    check_counts(predictions, {name: sealed[name] for name in names}, dataset_cfg)
+                    names = self._trace_names(files, dataset, run, unreadable)
+                    check_counts(files, {name: sealed[name] for name in names}, dataset_cfg)
                     run.traces[dataset] = [sealed[name] for name in names]
-                    run.sources[dataset] = _digests(predictions, names)
+                    run.trace_names[dataset] = list(names)
+                    run.sources[dataset] = _digests(files, names)
                 except TraceError as error:
                     reasons.append(str(error))
                     if str(error) in unreadable.values():  # nothing says whose answers these are
                         forget(run, dataset)
             if reasons:
                 failures = [
-                    (predictions / (name + FAILURE_SUFFIX)).read_text().strip()
-                    for name in (dataset, *self._parts_of(predictions, dataset, FAILURE_SUFFIX))
-                    if (predictions / (name + FAILURE_SUFFIX)).exists()
+                    files.path(name, FAILURE_SUFFIX).read_text().strip()
+                    for name in (dataset, *files.parts_of(dataset, FAILURE_SUFFIX))
+                    if files.path(name, FAILURE_SUFFIX).exists()
                 ]
                 run.missing[dataset] = "; ".join(dict.fromkeys(failures or reasons))
         return run
 
     def _trace_names(
-        self, predictions: Path, dataset: str, run: ModelRun, unreadable: Mapping[str, str]
+        self, files: ModelFiles, dataset: str, run: ModelRun, unreadable: Mapping[str, str]
     ) -> Sequence[str]:
         """Name of a dataset's trace, or those of the parts that a partitioner made of it.
 
         OpenCompass scores parts only if together they are the dataset: without accuracy nothing says that none lacks.
         """
-        whole = predictions / (dataset + SEALED_SUFFIX)
-        names = [dataset] if whole.exists() else self._parts_of(predictions, dataset, ".json") or [dataset]
-        if not all((predictions / (name + SEALED_SUFFIX)).exists() for name in names):
+        whole = files.path(dataset, SEALED_SUFFIX)
+        names = [dataset] if whole.exists() else files.parts_of(dataset) or [dataset]
+        if not all(files.path(name, SEALED_SUFFIX).exists() for name in names):
             raise TraceError(NO_TRACE)
         numbered = [f"{dataset}_{number}" for number in range(len(names))]
         if names != [dataset] and (names != numbered or dataset not in run.accuracies):
@@ -178,19 +180,17 @@ class WdmoeSummarizer(DefaultSummarizer):
                 raise TraceError(unreadable[name])
         return names
 
-    def _parts_of(self, predictions: Path, dataset: str, suffix: str) -> list[str]:
-        return parts_of(predictions, dataset, self._datasets(), suffix)
-
     def _result_path(self, model_cfg: Any, dataset_cfg: Any) -> Path:
-        return Path(get_infer_output_path(model_cfg, dataset_cfg, str(Path(self.work_dir) / "results")))
+        names = model_abbr_from_cfg(model_cfg), dataset_abbr_from_cfg(dataset_cfg)
+        return dataset_file(Path(self.work_dir) / "results", *names, ".json")
 
 
-def check_counts(predictions: Path, traces: Mapping[str, RoutingTrace], dataset_cfg: Any) -> None:
+def check_counts(files: ModelFiles, traces: Mapping[str, RoutingTrace], dataset_cfg: Any) -> None:
     """Raise TraceError unless the traces of a dataset, or of its parts, have every item of its predictions."""
     is_whole = list(traces) == [dataset_abbr_from_cfg(dataset_cfg)]
     why = None if is_whole else why_not_parts_of(list(traces.values()), dataset_cfg)
     for name, trace in traces.items():
-        answers = read_whole(predictions / f"{name}.json") if why is None else {}
+        answers = read_whole(files.path(name, ".json")) if why is None else {}
         if answers is None:
             why = "the predictions are torn"
         elif why is None:
@@ -208,7 +208,7 @@ def leave_out_mixed(runs: Sequence[ModelRun], expected: Mapping[str, Expected]) 
         (run.abbr, name): (run, dataset, trace)
         for run in runs
         for dataset, traces in run.traces.items()
-        for name, trace in zip(_names_of(run, dataset), traces, strict=True)
+        for name, trace in zip(run.trace_names[dataset], traces, strict=True)
     }
     for place, why in why_refused({place: trace for place, (*_, trace) in owners.items()}, expected).items():
         run, dataset, _ = owners[place]
@@ -218,24 +218,17 @@ def leave_out_mixed(runs: Sequence[ModelRun], expected: Mapping[str, Expected]) 
 
 def forget(run: ModelRun, dataset: str) -> None:
     """Leave a model's cells of a dataset empty."""
-    held: Sequence[dict[str, Any]] = (run.accuracies, run.items, run.no_items, run.traces, run.sources)
+    held: Sequence[dict[str, Any]] = (run.accuracies, run.items, run.no_items, run.traces, run.trace_names, run.sources)
     for facts in held:
         facts.pop(dataset, None)
 
 
-def _names_of(run: ModelRun, dataset: str) -> list[str]:
-    files = [Path(name).name for name in run.sources[dataset]]
-    return [name.removesuffix(SEALED_SUFFIX) for name in files if name.endswith(SEALED_SUFFIX)]
-
-
-def _digests(predictions: Path, names: Sequence[str]) -> dict[str, str]:
+def _digests(files: ModelFiles, names: Sequence[str]) -> dict[str, str]:
     """-> SHA-256 of the traces of these names and of what a testbed left beside them."""
-    beside = [
-        predictions / (name + suffix) for name in names for suffix in (SEALED_SUFFIX, TIMES_SUFFIX, EVENTS_SUFFIX)
-    ]
+    paths = [files.path(name, suffix) for name in names for suffix in (SEALED_SUFFIX, TIMES_SUFFIX, EVENTS_SUFFIX)]
     return {
-        f"predictions/{predictions.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in beside
+        path.relative_to(files.predictions.parent).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
         if path.exists()
     }
 
