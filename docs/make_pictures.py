@@ -19,8 +19,9 @@ sys.path.insert(0, str(ROOT))
 
 from tests.debian import UnavailableError  # noqa: E402
 from tests.report.html.browser import Visit, chromium  # noqa: E402
-from wdmoe_opencompass.harness.belongs import read_traces  # noqa: E402
+from wdmoe_opencompass.errors import TraceError  # noqa: E402
 from wdmoe_opencompass.report.html.page import write_page  # noqa: E402
+from wdmoe_opencompass.report.tables import runs_from_traces  # noqa: E402
 
 PICTURES = ROOT / "docs" / "pictures"
 RUNS = {"quickstart": "eval_configs/eval_quickstart.py", "policies": "eval_configs/eval_policies.py"}
@@ -45,12 +46,15 @@ def last_run(name):
 def finished(work_dir):
     """-> the folders of finished runs whose traces can be read today, the last one last."""
     folders = sorted(path for path in work_dir.glob("*") if (path / "summary" / "manifest.json").exists())
-    return [folder for folder in folders if not read_traces_of(folder)[1]]
+    return [folder for folder in folders if is_readable(folder)]
 
 
-def read_traces_of(folder):
-    """-> traces of one of the models of a run, and why others cannot be read."""
-    return read_traces(next(path for path in (folder / "predictions").iterdir()))
+def is_readable(folder):
+    """Whether all traces of a run can be read."""
+    try:
+        return bool(runs_from_traces(folder))
+    except TraceError:
+        return False
 
 
 def photograph(page, name, part=None, changes=(), **view):

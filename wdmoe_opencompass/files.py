@@ -1,10 +1,16 @@
 """Files that are written whole or not at all, also where the process is killed or the disk is full."""
 
 import os
+import re
 import socket
 from collections.abc import Iterable
-from glob import escape
+from contextlib import suppress
 from pathlib import Path
+
+from .file_names import file_name
+
+MAX_PREFIX_BYTES = 170  # of a temporary name: the rest is for host and process
+MAX_HOST_LETTERS = 64
 
 
 def write_whole(path: Path, *parts: bytes | memoryview | str) -> None:
@@ -12,7 +18,8 @@ def write_whole(path: Path, *parts: bytes | memoryview | str) -> None:
 
     parts: of its content, one after the other
     """
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    host = socket.gethostname().replace(".", "-")[:MAX_HOST_LETTERS]
+    temporary = path.parent / f"{_temporary_prefix(path)}.{host}.{os.getpid()}.tmp"
     try:
         with temporary.open("wb") as file:
             for part in parts:
@@ -28,8 +35,15 @@ def write_whole(path: Path, *parts: bytes | memoryview | str) -> None:
 
 def remove_torn_writes(path: Path) -> None:
     """Remove what processes left that died while they wrote this file; none may be writing it now."""
-    for temporary in path.parent.glob(f".{escape(path.name)}.*.tmp"):
-        temporary.unlink(missing_ok=True)
+    name = re.compile(rf"{re.escape(_temporary_prefix(path))}\.[^.]*\.[0-9]+\.tmp", re.DOTALL)
+    with suppress(OSError):
+        for entry in os.listdir(path.parent):
+            if name.fullmatch(entry):
+                (path.parent / entry).unlink(missing_ok=True)
+
+
+def _temporary_prefix(path: Path) -> str:
+    return file_name("." + path.name, "", MAX_PREFIX_BYTES)
 
 
 def files_of(folder: Path, patterns: Iterable[str]) -> dict[Path, tuple[int, int]]:

@@ -4,16 +4,15 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from glob import escape
 from pathlib import Path
 from typing import Any
 
 from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 
 from ..errors import PolicyError, TraceError, WdmoeError, unknown_name
+from ..file_names import dataset_file, parts_of, whole_of
 from ..identity import Facts, differing, key_of
 from ..identity.facts import sentence
-from ..report.tables import dataset_of
 from ..routing.trace import SEALED_SUFFIX, RoutingTrace, TraceMetadata, read_trace, routing_name
 from ..selection import POLICIES, build_policy, policy_parameters
 from .identify import asked_facts
@@ -157,7 +156,7 @@ def _unlike_config(one: TraceMetadata, name: str, expected: Expected) -> str | N
     ):
         if found != wanted:
             return f"its trace was recorded with {what} {found}, not {wanted}"
-    asked = expected.asked.get(dataset_of(name, expected.asked), {})
+    asked = expected.asked.get(whole_of(name, expected.asked), {})
     changed = differing(one.arguments, asked) if one.arguments and asked else {}
     changed.pop("batch_size", None)  # what it changes, the trace itself tells
     return f"its trace was recorded with other arguments than the config's: {sentence(changed)}" if changed else None
@@ -175,24 +174,37 @@ def _impossible_count(trace: RoutingTrace) -> str | None:
     return None
 
 
-def parts_of(predictions: Path, dataset: str, datasets: Collection[str], suffix: str) -> list[str]:
-    """Names `<dataset>_0`, `<dataset>_1`, ... of files with this suffix, in order: what a partitioner made of it."""
-    names = [path.name.removesuffix(suffix) for path in predictions.glob(f"{escape(dataset)}_*{suffix}")]
-    parts = [name for name in names if dataset_of(name, datasets) == dataset]
-    return sorted(parts, key=lambda name: int(name.rpartition("_")[2]))
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of a model's datasets, and of their parts, in a run's `predictions`.
 
+    datasets: all of the run's
+    """
 
-def read_traces(predictions: Path) -> tuple[dict[str, RoutingTrace], dict[str, str]]:
-    """-> the sealed traces in a model's prediction folder by name, and why others cannot be read."""
-    traces: dict[str, RoutingTrace] = {}
-    unreadable: dict[str, str] = {}
-    for path in sorted(predictions.glob(f"*{SEALED_SUFFIX}")):
-        name = path.name.removesuffix(SEALED_SUFFIX)
-        try:
-            traces[name] = read_trace(path)
-        except TraceError as error:
-            unreadable[name] = str(error)
-    return traces, unreadable
+    predictions: Path
+    model: str
+    datasets: Collection[str]
+
+    def path(self, name: str, suffix: str) -> Path:
+        """-> where a dataset, or a part of one, has its file with this ending."""
+        return dataset_file(self.predictions, self.model, name, suffix)
+
+    def parts_of(self, dataset: str, *suffixes: str) -> list[str]:
+        """-> the parts of which there are predictions, or a file with one of these endings."""
+        return parts_of(self.predictions, self.model, dataset, self.datasets, suffixes or (".json",))
+
+    def read_traces(self) -> tuple[dict[str, RoutingTrace], dict[str, str]]:
+        """-> the sealed traces by name, and why others cannot be read."""
+        traces: dict[str, RoutingTrace] = {}
+        unreadable: dict[str, str] = {}
+        for name in (name for one in self.datasets for name in (one, *self.parts_of(one, SEALED_SUFFIX))):
+            path = self.path(name, SEALED_SUFFIX)
+            if path.exists():
+                try:
+                    traces[name] = read_trace(path)
+                except TraceError as error:
+                    unreadable[name] = str(error)
+        return traces, unreadable
 
 
 def couples_tokens(one: TraceMetadata) -> bool:

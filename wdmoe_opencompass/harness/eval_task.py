@@ -4,7 +4,6 @@ import argparse
 import json
 import math
 import multiprocessing
-import os
 import signal
 import sys
 import traceback
@@ -15,14 +14,15 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio.handlers.json_handler import set_default
 from opencompass.tasks import OpenICLEvalTask
-from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, model_abbr_from_cfg
+from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 
 from ..errors import WdmoeError
+from ..file_names import beside, dataset_file
 from ..files import write_whole
 from .command import end_with_the_runner, module_command
 from .failures import note_failure, noted_failure, own_words
 from .scores import NOT_FINITE
-from .unfinished import FAILURE_SUFFIX, beside
+from .unfinished import FAILURE_SUFFIX
 
 NO_PREDICTIONS = "no predictions: its inference did not finish"
 CAN_FORK = sys.platform != "darwin" and "fork" in multiprocessing.get_all_start_methods()
@@ -117,7 +117,8 @@ class WdmoeEvalTask(OpenICLEvalTask):
         write_whole(results, text.encode("utf-8", "backslashreplace"))
 
     def _file(self, folder: str, model_cfg: ConfigDict, dataset_cfg: ConfigDict) -> Path:
-        return Path(get_infer_output_path(model_cfg, dataset_cfg, os.path.join(self.work_dir, folder)))
+        names = model_abbr_from_cfg(model_cfg), dataset_abbr_from_cfg(dataset_cfg)
+        return dataset_file(Path(self.work_dir) / folder, *names, ".json")
 
 
 def _finite(value: Any) -> Any:

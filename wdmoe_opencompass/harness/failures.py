@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from ..errors import WdmoeError
+from ..file_names import beside
 from ..files import write_whole
-from .unfinished import FAILURE_SUFFIX, beside
+from .unfinished import FAILURE_SUFFIX
 
 MAX_REASON = 1000  # characters: an exception may hold all of a model's answers
 

@@ -2,7 +2,6 @@
 
 import argparse
 import gc
-import os
 import sys
 import time
 import traceback
@@ -12,9 +11,10 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from opencompass.tasks.openicl_infer import OpenICLInferTask
-from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, model_abbr_from_cfg
+from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 
 from ..errors import WdmoeError
+from ..file_names import beside, dataset_file
 from ..routing.recording import RECORDING_SUFFIX
 from ..routing.times import TIMES_SUFFIX
 from ..routing.trace import SEALED_SUFFIX
@@ -24,9 +24,11 @@ from .identify import asked_facts, inferencer_facts
 from .live_line import METHODS, live_line, prompts_of
 from .lock import DatasetIsRunning, exclusive
 from .models import supply_batch_encode_plus
+from .name_checks import name_problems
 from .progress import Begun, DatasetWatch, spent_s
-from .unfinished import FAILURE_SUFFIX, beside, keep_answers, redo_unfinished, whole_answers
+from .unfinished import FAILURE_SUFFIX, keep_answers, redo_unfinished, whole_answers
 
+PREDICTIONS, RESULTS = "predictions", "results"
 LOCK_WAIT_S = 60.0
 
 
@@ -59,6 +61,7 @@ class WdmoeInferTask(OpenICLInferTask):
         self._failed: list[str] = []
         errors = []
         every_model = list(zip(self.model_cfgs, self.dataset_cfgs, strict=True))
+        self._refuse_names()
         for model_cfg, dataset_cfgs in every_model:
             self.model_cfgs, self.dataset_cfgs = [model_cfg], [dataset_cfgs]
             self.model: Any = None
@@ -98,6 +101,17 @@ class WdmoeInferTask(OpenICLInferTask):
                     raise
                 self._dataset_failed(error)
                 left = left[next(n for n, one in enumerate(left, 1) if one is self.dataset_cfg) :]
+
+    def _refuse_names(self) -> None:
+        """Under a partitioner of OpenCompass's own nobody has looked at them."""
+        pairs = [
+            (model_abbr_from_cfg(model), dataset_abbr_from_cfg(dataset))
+            for model, datasets in zip(self.model_cfgs, self.dataset_cfgs, strict=True)
+            for dataset in datasets
+        ]
+        problems = name_problems(pairs, Path(self.work_dir))
+        if problems:
+            raise WdmoeError("; ".join(problems))
 
     def _inference(self) -> None:
         predictions = self._predictions(self.model_cfg, self.dataset_cfg)
@@ -196,11 +210,15 @@ class WdmoeInferTask(OpenICLInferTask):
         return redone
 
     def _redo_one(self, model_cfg: ConfigDict, dataset_cfg: ConfigDict) -> str | None:
-        results = get_infer_output_path(model_cfg, dataset_cfg, os.path.join(self.work_dir, "results"))
-        return redo_unfinished(self._predictions(model_cfg, dataset_cfg), Path(results), model_cfg, dataset_cfg)
+        results = self._file(RESULTS, model_cfg, dataset_cfg)
+        return redo_unfinished(self._predictions(model_cfg, dataset_cfg), results, model_cfg, dataset_cfg)
 
     def _predictions(self, model_cfg: ConfigDict, dataset_cfg: ConfigDict) -> Path:
-        return Path(get_infer_output_path(model_cfg, dataset_cfg, os.path.join(self.work_dir, "predictions")))
+        return self._file(PREDICTIONS, model_cfg, dataset_cfg)
+
+    def _file(self, folder: str, model_cfg: ConfigDict, dataset_cfg: ConfigDict) -> Path:
+        names = model_abbr_from_cfg(model_cfg), dataset_abbr_from_cfg(dataset_cfg)
+        return dataset_file(Path(self.work_dir) / folder, *names, ".json")
 
 
 def main() -> None:

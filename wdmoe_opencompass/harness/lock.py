@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import WdmoeError
+from ..file_names import hidden_beside
 
 LOG = logging.getLogger(__name__)
 POLL_S = 0.5
@@ -27,7 +28,7 @@ def exclusive(predictions: Path, wait_s: float = 0.0) -> Iterator[None]:
 
     Where the file system knows no locks, a warning says so and there is none.
     """
-    path = predictions.with_name(f".{predictions.name}.lock")
+    path = lock_file(predictions)
     entry = _locked(path, time.monotonic() + wait_s)
     try:
         yield
@@ -78,7 +79,7 @@ def holder(predictions: Path) -> str | None:
     it as for any other, so this is only for datasets without predictions, whose task does wait.
     """
     try:
-        entry = os.open(predictions.with_name(f".{predictions.name}.lock"), os.O_RDONLY | os.O_NONBLOCK)
+        entry = os.open(lock_file(predictions), os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     try:
@@ -88,3 +89,8 @@ def holder(predictions: Path) -> str | None:
     finally:
         os.close(entry)
     return None
+
+
+def lock_file(predictions: Path) -> Path:
+    """`DATASET.json` -> `.DATASET.json.lock`."""
+    return hidden_beside(predictions, ".json.lock")

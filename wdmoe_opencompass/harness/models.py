@@ -16,6 +16,7 @@ from opencompass.models import HuggingFaceBaseModel, HuggingFacewithChatTemplate
 from opencompass.models.huggingface_above_v4_33 import _convert_base_messages
 
 from ..errors import ModelError, unknown_name
+from ..file_names import beside
 from ..files import write_whole
 from ..identity import Facts
 from ..routing.channel_state import ChannelStates
@@ -52,17 +53,14 @@ TRACED_PACKAGES = ("wdmoe_opencompass", "opencompass", "torch", "transformers", 
 class _OpenTrace:
     """The trace of the dataset that is running."""
 
-    def __init__(self, journal: Journal, sealed: Path, items_total: int, first_item: int):
+    def __init__(self, journal: Journal, predictions: Path, items_total: int, first_item: int):
         self.journal = journal
-        self.sealed = sealed
+        self.predictions = predictions
         self.items_total = items_total
         self.next_item = first_item
         self.times: TimesJournal | None = None
         self.recording: RecordingJournal | None = None
-        self.events, self.speed = (
-            sealed.with_name(sealed.name.removesuffix(SEALED_SUFFIX) + suffix)
-            for suffix in (EVENTS_SUFFIX, SPEED_SUFFIX)
-        )
+        self.events, self.speed = (beside(predictions, suffix) for suffix in (EVENTS_SUFFIX, SPEED_SUFFIX))
 
     def first_item(self) -> int:
         """Perplexity goes through all items once per label: the count starts over with each."""
@@ -167,15 +165,15 @@ class WdmoeMixin:
         the trace goes on at the batch before.
         """
         metadata = self._metadata(model_abbr, dataset, test_range, asked, arguments)
-        journal = Journal(predictions.with_name(dataset + JOURNAL_SUFFIX), metadata)
+        journal = Journal(beside(predictions, JOURNAL_SUFFIX), metadata)
         journals: list[Journal] = [journal]
-        times, times_path = None, predictions.with_name(dataset + TIMES_JOURNAL_SUFFIX)
+        times, times_path = None, beside(predictions, TIMES_JOURNAL_SUFFIX)
         if self.testbed is not None:
             times = TimesJournal(times_path, self._times_metadata(model_abbr, dataset))
             journals.append(times)
         else:
             times_path.unlink(missing_ok=True)  # of a start with a testbed: it would lack the batches to come
-        recording, recording_path = None, predictions.with_name(dataset + RECORDING_JOURNAL_SUFFIX)
+        recording, recording_path = None, beside(predictions, RECORDING_JOURNAL_SUFFIX)
         if self.attachment.router_recorder is not None:
             recording = RecordingJournal(recording_path, self._recording_metadata(metadata))
             journals.append(recording)
@@ -186,7 +184,7 @@ class WdmoeMixin:
             first_item = one.resumable(first_item)
         for one in journals:
             one.resume(first_item)
-        self._trace = _OpenTrace(journal, predictions.with_name(dataset + SEALED_SUFFIX), items_total, first_item)
+        self._trace = _OpenTrace(journal, predictions, items_total, first_item)
         self._trace.recording = recording
         forget_events(self._trace.events, first_item)
         keep_speed(self._trace.speed, first_item)
@@ -202,11 +200,11 @@ class WdmoeMixin:
         if self._trace is not None:
             self._write_events(self._trace)
         if self._trace is not None and seal:
-            self._trace.journal.seal(self._trace.sealed)
+            predictions = self._trace.predictions
+            self._trace.journal.seal(beside(predictions, SEALED_SUFFIX))
             for journal, suffix in ((self._trace.times, TIMES_SUFFIX), (self._trace.recording, RECORDING_SUFFIX)):
                 if journal is not None:
-                    name = self._trace.sealed.name.removesuffix(SEALED_SUFFIX) + suffix
-                    journal.seal(self._trace.sealed.with_name(name))
+                    journal.seal(beside(predictions, suffix))
         self._trace = None
 
     def _times_metadata(self, model_abbr: str, dataset: str) -> TimesMetadata:
@@ -254,9 +252,11 @@ class WdmoeMixin:
         events = self.testbed.events[self._events_written :]
         self._events_written += len(events)
         if events:
+            metadata = trace.journal.metadata
+            whose = dict(model=metadata.model, dataset=metadata.dataset) if metadata else {}
             with trace.events.open("a") as file:
                 for event in events:
-                    file.write(json.dumps(asdict(event) | {ANSWERED: trace.next_item}) + "\n")
+                    file.write(json.dumps(asdict(event) | whose | {ANSWERED: trace.next_item}) + "\n")
 
     def _metadata(
         self,

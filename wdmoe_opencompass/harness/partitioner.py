@@ -7,11 +7,12 @@ from typing import Any
 
 from mmengine.config import ConfigDict
 from opencompass.partitioners import NaivePartitioner, NumWorkerPartitioner, SizePartitioner
-from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, get_logger, model_abbr_from_cfg
+from opencompass.utils import dataset_abbr_from_cfg, get_logger, model_abbr_from_cfg
 
-from ..errors import NotReadableNow
-from .belongs import parts_of
+from ..errors import NotReadableNow, shown
+from ..file_names import dataset_file, parts_of
 from .lock import DatasetIsRunning, exclusive
+from .name_checks import RENAME, name_problems, why_no_file
 from .sections import EVAL, INFER, check_start, score_one_by_one
 from .unfinished import redo_stale_results, redo_unfinished
 
@@ -43,6 +44,7 @@ class CheckedPartitioner:
     def partition(self, model_dataset_combinations: list[dict], work_dir: str, out_dir: str, **others: Any) -> list:
         """As OpenCompass's own."""
         self.is_scoring = self._stage_of(out_dir) == RESULTS
+        _refuse_names(model_dataset_combinations, Path(work_dir))
         for combination in model_dataset_combinations:
             for model in combination["models"]:
                 _check_processes(model)
@@ -54,12 +56,12 @@ class CheckedPartitioner:
         )
 
     def _check(self, model: Any, dataset: Any, names: set[str], work_dir: str) -> None:
-        whole = Path(get_infer_output_path(model, dataset, str(Path(work_dir) / PREDICTIONS)))
-        results = Path(get_infer_output_path(model, dataset, str(Path(work_dir) / RESULTS)))
-        parts = parts_of(whole.parent, whole.stem, names, whole.suffix)
-        configs = {whole.stem: dataset} | (self._configs_of_parts(dataset) if parts and not self.is_scoring else {})
-        for name in [whole.stem, *parts]:
-            predictions = whole.with_name(name + whole.suffix)
+        root, abbr, whole = Path(work_dir) / PREDICTIONS, model_abbr_from_cfg(model), dataset_abbr_from_cfg(dataset)
+        results = dataset_file(Path(work_dir) / RESULTS, abbr, whole, ".json")
+        parts = parts_of(root, abbr, whole, names)
+        configs = {whole: dataset} | (self._configs_of_parts(dataset) if parts and not self.is_scoring else {})
+        for name in [whole, *parts]:
+            predictions = dataset_file(root, abbr, name, ".json")
             if not predictions.exists():
                 continue
             try:
@@ -79,6 +81,43 @@ class CheckedPartitioner:
         return {} if split is None else {dataset_abbr_from_cfg(one): one for one in split(dataset)}
 
 
+def _refuse_names(combinations: list[dict], work_dir: Path) -> None:
+    problems = name_problems(
+        (
+            (model_abbr_from_cfg(model), dataset_abbr_from_cfg(dataset))
+            for combination in combinations
+            for model in combination["models"]
+            for dataset in combination["datasets"]
+        ),
+        work_dir,
+    )
+    if problems:
+        raise SystemExit("\n".join(f"error: {problem}" for problem in problems))
+
+
+class _Splitting(CheckedPartitioner):
+    """Also before a dataset is split: its parts must have file names of their own."""
+
+    def partition(self, model_dataset_combinations: list[dict], work_dir: str, out_dir: str, **others: Any) -> list:
+        """As OpenCompass's own."""
+        self._names = {dataset_abbr_from_cfg(one) for each in model_dataset_combinations for one in each["datasets"]}
+        return super().partition(model_dataset_combinations, work_dir, out_dir, **others)
+
+    def split_dataset(self, dataset_cfg: ConfigDict) -> list[ConfigDict]:
+        """As OpenCompass's own."""
+        whole = dataset_abbr_from_cfg(dataset_cfg)
+        parts = super().split_dataset(dataset_cfg)  # type: ignore[misc]
+        for part in map(dataset_abbr_from_cfg, parts):
+            why = why_no_file(part)
+            if part in self._names:
+                why = f"it would have the file of the dataset of that name: {RENAME}"
+            elif whole.endswith("/") or not whole:
+                why = "OpenCompass cannot join the parts of a dataset whose file has no name: give it another abbr"
+            if why is not None:
+                raise SystemExit(f"error: dataset {shown(whole)} is split, and of its part {shown(part)}: {why}")
+        return parts
+
+
 def _check_processes(model: Any) -> None:
     run_cfg = model.get("run_cfg", {})
     if run_cfg.get("num_procs", 1) != 1:  # each would write the same files
@@ -92,7 +131,7 @@ class WdmoeNaivePartitioner(CheckedPartitioner, NaivePartitioner):
     """`NaivePartitioner`: one task per `n` datasets of a model."""
 
 
-class WdmoeSizePartitioner(CheckedPartitioner, SizePartitioner):
+class WdmoeSizePartitioner(_Splitting, SizePartitioner):
     """`SizePartitioner`: tasks of about `max_task_size`; long datasets are split, but not for their evaluation."""
 
     def get_cost(self, dataset: ConfigDict, get_raw_factors: bool = False) -> Any:
@@ -101,7 +140,7 @@ class WdmoeSizePartitioner(CheckedPartitioner, SizePartitioner):
         return min(cost, self.max_task_size) if self.is_scoring and not get_raw_factors else cost
 
 
-class WdmoeNumWorkerPartitioner(CheckedPartitioner, NumWorkerPartitioner):
+class WdmoeNumWorkerPartitioner(_Splitting, NumWorkerPartitioner):
     """`NumWorkerPartitioner`: every dataset is split over the workers, at multiples of `batch_size`.
 
     For their evaluation whole datasets are dealt out over the workers.

@@ -48,6 +48,7 @@ from .adapters import adapter_kind
 from .batch_memory import batch_memory, batch_sentence
 from .infer_task import WdmoeInferTask
 from .models import WdmoeMixin
+from .name_checks import name_problems
 from .offline import NotOnThisMachine, no_network
 from .plan_facts import DatasetFacts, ModelFacts, Plan, RunEstimate, grouped
 from .sections import ENDS_AT_FIRST, NO_TRACE, RUNNERS_FILE, ends_at_first, wrong_parts
@@ -156,6 +157,8 @@ def _check_sections(cfg: Config, plan: Plan) -> None:
     plan.problems += wrong_parts(cfg)
     if ends_at_first(cfg):
         plan.notes.append(f"eval: {ENDS_AT_FIRST}")
+    pairs = [(model_abbr_from_cfg(m), dataset_abbr_from_cfg(d)) for m, d in _pairs(cfg)]
+    plan.problems += name_problems(pairs, Path(cfg.get("work_dir") or "outputs/default") / "YYYYMMDD_hhmmss")
     task = _resolved(TASKS, cfg.get("infer", {}).get("runner", {}).get("task", {}).get("type"))
     if not any("wdmoe" in model for model in cfg["models"]):
         plan.notes.append("no model has wdmoe=dict(...): no routing trace will be written")
@@ -392,13 +395,16 @@ def _report_failures(plan: Plan) -> None:
 
 # -- estimates -----------------------------------------------------------------------------------------------------
 def _estimate_runs(cfg: Config, models: dict[str, _Model], found: dict[str, _Dataset], plan: Plan) -> None:
-    combinations = cfg.get("model_dataset_combinations") or [dict(models=cfg["models"], datasets=cfg["datasets"])]
     counted: dict[tuple[str, str], list[int]] = {}
-    for combination in combinations:
-        for model_cfg in combination["models"]:
-            for dataset_cfg in combination["datasets"]:
-                model, dataset = models[model_abbr_from_cfg(model_cfg)], found[dataset_abbr_from_cfg(dataset_cfg)]
-                _estimate_run(model, dataset, counted, plan)
+    for model_cfg, dataset_cfg in _pairs(cfg):
+        model, dataset = models[model_abbr_from_cfg(model_cfg)], found[dataset_abbr_from_cfg(dataset_cfg)]
+        _estimate_run(model, dataset, counted, plan)
+
+
+def _pairs(cfg: Config) -> list[tuple[Any, Any]]:
+    """Every model's config with that of each of its datasets."""
+    combinations = cfg.get("model_dataset_combinations") or [dict(models=cfg["models"], datasets=cfg["datasets"])]
+    return [(model, dataset) for each in combinations for model in each["models"] for dataset in each["datasets"]]
 
 
 def _estimate_run(model: _Model, dataset: _Dataset, counted: dict, plan: Plan) -> None:

@@ -16,14 +16,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..allocation import PRIMARY_SCOPE
 from ..errors import WdmoeError
+from ..file_names import beside, dataset_file, partial_file
 from ..files import write_whole
 from ..replay import replay
 from ..routing.tail import JournalTail
 from ..routing.trace import JOURNAL_SUFFIX, SEALED_SUFFIX, RoutingTrace, read_trace
 from .failures import noted_failure
-from .lock import holder
+from .lock import holder, lock_file
 from .scores import main_score
-from .unfinished import FAILURE_SUFFIX, beside, read_whole
+from .unfinished import FAILURE_SUFFIX, read_whole
 
 WAITING, RUNNING, INTERRUPTED, FAILED, FINISHED = STATES = ("waiting", "running", "interrupted", "failed", "finished")
 METHODS = ("uniform", "optimal")  # bandwidth allocations that the waiting latency is computed for
@@ -186,11 +187,11 @@ class DatasetWatch:
         self.model, self.name = model, name
         self.is_traced, self.is_matched, self.methods = is_traced, is_matched, methods
         self.begun = progress_file(run_folder, model, name)
-        self.predictions = run_folder / "predictions" / model / f"{name}.json"
-        self.results = run_folder / "results" / model / f"{name}.json"
+        self.predictions = dataset_file(run_folder / "predictions", model, name, ".json")
+        self.results = dataset_file(run_folder / "results", model, name, ".json")
         self._journal = beside(self.predictions, JOURNAL_SUFFIX)
         self._sealed = beside(self.predictions, SEALED_SUFFIX)
-        self._partial = self.predictions.with_name(f"tmp_{name}.jsonl")
+        self._partial = partial_file(self.predictions)
         self._tail = JournalTail(self._journal)
         self._counted = Counted(methods)
         self._why_uncounted: str | None = None
@@ -305,7 +306,7 @@ class DatasetWatch:
         return INTERRUPTED, "the predictions are torn: started again with -r, it is run again"
 
     def _has_lock(self) -> bool:
-        return self.predictions.with_name(f".{self.predictions.name}.lock").exists()
+        return lock_file(self.predictions).exists()
 
     def _is_fresh(self, now_s: float) -> bool:
         last_s = self._last_change_s()
@@ -353,7 +354,7 @@ class DatasetWatch:
 
 def progress_file(run_folder: Path, model: str, name: str) -> Path:
     """Where a task notes what it begins."""
-    return run_folder / "progress" / model / f"{name}.json"
+    return dataset_file(run_folder / "progress", model, name, ".json")
 
 
 def spent_s(run_folder: Path, model: str, name: str) -> float:

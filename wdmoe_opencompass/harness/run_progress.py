@@ -2,12 +2,14 @@
 
 import ast
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import WdmoeError
+from ..file_names import parts_in_order, parts_of
+from ..routing.trace import JOURNAL_SUFFIX
 from .failures import noted_failure
 from .progress import (
     FAILED,
@@ -21,6 +23,7 @@ from .progress import (
     read_result,
 )
 from .scores import main_score
+from .unfinished import FAILURE_SUFFIX
 
 QUIET_S = 120.0  # a run whose answers are all there, and of which nothing was evaluated for so long, is taken as done
 ACC_EVALUATOR = re.compile(r"(.*\.)?AccEvaluator")
@@ -114,11 +117,11 @@ class RunWatch:
         return self._watches[key]
 
     def _parts_of(self, one: Planned) -> list[str]:
-        others = {other.dataset for other in self._planned if other.model == one.model}
-        names = set()
-        for part in ("progress", "predictions"):
-            names |= set(_part_names(self.folder / part / one.model, one.dataset))
-        return sorted(names - others, key=lambda name: int(name.rpartition("_")[2]))
+        of_run = [other.dataset for other in self._planned if other.model == one.model]
+        begun = parts_of(self.folder / "progress", one.model, one.dataset, of_run)
+        left = (".json", JOURNAL_SUFFIX, FAILURE_SUFFIX)
+        predicted = parts_of(self.folder / "predictions", one.model, one.dataset, of_run, left)
+        return parts_in_order({*begun, *predicted})
 
     # -- the end -----------------------------------------------------------------------------------------------------
     def _has_ended(self, lines: Collection[DatasetProgress], now_s: float) -> bool:
@@ -147,16 +150,6 @@ class RunWatch:
                 except OSError:
                     continue
         return now_s - newest > QUIET_S
-
-
-def _part_names(folder: Path, dataset: str) -> Iterator[str]:
-    part = re.compile(rf"(?:tmp_)?({re.escape(dataset)}_\d+)(?:\.json|\.jsonl|\.trace\.part|\.failed\.txt)")
-    try:
-        for path in folder.iterdir():
-            if (match := part.fullmatch(path.name)) is not None:
-                yield match[1]
-    except OSError:
-        return
 
 
 # -- what the config names ---------------------------------------------------------------------------------------------
@@ -219,11 +212,15 @@ def _value(node: ast.expr) -> Any:
 def _model_abbr(cfg: Any) -> str:
     if isinstance(cfg, list):
         return "_".join(map(_model_abbr, cfg))
-    return str(cfg.get("abbr") or f"{cfg['type']}_{'_'.join(Path(cfg['path']).resolve().parts[-2:])}".replace("/", "_"))
+    if "abbr" in cfg:
+        return str(cfg["abbr"])
+    return f"{cfg['type']}_{'_'.join(Path(cfg['path']).resolve().parts[-2:])}".replace("/", "_")
 
 
 def _dataset_abbr(cfg: Any) -> str:
-    return str(cfg.get("abbr") or "_".join([cfg["path"], *([cfg["name"]] if "name" in cfg else [])]).replace("/", "_"))
+    if "abbr" in cfg:
+        return str(cfg["abbr"])
+    return "_".join([cfg["path"], *([cfg["name"]] if "name" in cfg else [])]).replace("/", "_")
 
 
 def _is_matched(cfg: Any) -> bool:

@@ -9,9 +9,10 @@ from typing import Any
 
 from opencompass.registry import TASKS
 from opencompass.summarizers import DefaultSummarizer
-from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, model_abbr_from_cfg
+from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 
 from ..errors import TraceError, WdmoeError
+from ..file_names import dataset_file
 from ..files import files_of, write_whole
 from ..identity import Facts
 from ..report.figures import write_figures
@@ -22,7 +23,7 @@ from ..report.summary import write_report
 from ..report.tables import DENSE, ModelRun, benchmarks_of
 from ..routing.times import TIMES_SUFFIX
 from ..routing.trace import EVENTS_SUFFIX, SEALED_SUFFIX, RoutingTrace
-from .belongs import Expected, couples_tokens, parts_of, read_traces, why_refused
+from .belongs import Expected, ModelFiles, couples_tokens, why_refused
 from .eval_task import WdmoeEvalTask
 from .failures import note_failure, noted_failure, own_words
 from .identify import asked_facts, prompts_digest, scoring_facts
@@ -159,11 +160,11 @@ class WdmoeSummarizer(DefaultSummarizer):
 
     def _model_run(self, model_cfg: Any) -> ModelRun:
         abbr = model_abbr_from_cfg(model_cfg)
-        predictions = Path(self.work_dir) / "predictions" / abbr
+        files = ModelFiles(Path(self.work_dir) / "predictions", abbr, self._datasets())
         sealed: dict[str, RoutingTrace] = {}
         unreadable: dict[str, str] = {}
         if "wdmoe" in model_cfg:
-            sealed, unreadable = read_traces(predictions)
+            sealed, unreadable = files.read_traces()
             expected = Expected.of(model_cfg, [trace.metadata for trace in sealed.values()], self.dataset_cfgs)
             self._expected[abbr] = expected
             run = ModelRun(abbr, expected.routing, (expected.weights, expected.profile_hash))
@@ -179,9 +180,9 @@ class WdmoeSummarizer(DefaultSummarizer):
             dataset = dataset_abbr_from_cfg(dataset_cfg)
             reasons = []
             run.asked[dataset] = asked_facts(model_cfg, dataset_cfg)
-            run.scored[dataset] = self._scored(predictions, dataset, model_cfg, dataset_cfg)
+            run.scored[dataset] = _scored(files, model_cfg, dataset_cfg)
             try:
-                result = self._result(model_cfg, dataset_cfg)
+                result = self._result(model_cfg, dataset_cfg, files)
                 run.accuracies[dataset] = _accuracy(result)
             except WdmoeError as error:
                 reasons.append(str(error))
@@ -192,41 +193,34 @@ class WdmoeSummarizer(DefaultSummarizer):
                     run.no_items[dataset] = str(error)
             if run.policy != DENSE:
                 try:
-                    names = self._trace_names(predictions, dataset, run, unreadable)
-                    check_counts(predictions, {name: sealed[name] for name in names}, dataset_cfg)
+                    names = self._trace_names(files, dataset, run, unreadable)
+                    check_counts(files, {name: sealed[name] for name in names}, dataset_cfg)
                     run.traces[dataset] = [sealed[name] for name in names]
-                    run.sources[dataset] = _digests(predictions, names)
+                    run.trace_names[dataset] = list(names)
+                    run.sources[dataset] = _digests(files, names)
                 except TraceError as error:
                     reasons.append(str(error))
                     if str(error) in unreadable.values():  # nothing says whose answers these are
                         forget(run, dataset)
             if reasons:
                 failures = [
-                    noted_failure(predictions / f"{name}.json")
-                    for name in (dataset, *self._parts_of(predictions, dataset, FAILURE_SUFFIX))
+                    noted_failure(files.path(name, ".json"))
+                    for name in (dataset, *files.parts_of(dataset, FAILURE_SUFFIX))
                 ]
                 told = [failure for failure in failures if failure is not None]
                 run.missing[dataset] = "; ".join(dict.fromkeys(told or reasons))
         return run
 
-    def _scored(self, predictions: Path, dataset: str, model_cfg: Any, dataset_cfg: Any) -> Facts:
-        """-> what was asked, by the predictions, and how the answers are scored."""
-        whole = predictions / f"{dataset}.json"
-        names = [dataset] if whole.exists() else self._parts_of(predictions, dataset, ".json")
-        parts = [read_whole(predictions / f"{name}.json") for name in names]
-        prompts = prompts_digest([part for part in parts if part is not None])
-        return scoring_facts(model_cfg, dataset_cfg) | (dict(prompts=prompts) if parts and all(parts) else {})
-
     def _trace_names(
-        self, predictions: Path, dataset: str, run: ModelRun, unreadable: Mapping[str, str]
+        self, files: ModelFiles, dataset: str, run: ModelRun, unreadable: Mapping[str, str]
     ) -> Sequence[str]:
         """Name of a dataset's trace, or those of the parts that a partitioner made of it.
 
         OpenCompass scores parts only if together they are the dataset: without accuracy nothing says that none lacks.
         """
-        whole = predictions / (dataset + SEALED_SUFFIX)
-        names = [dataset] if whole.exists() else self._parts_of(predictions, dataset, ".json") or [dataset]
-        if not all((predictions / (name + SEALED_SUFFIX)).exists() for name in names):
+        whole = files.path(dataset, SEALED_SUFFIX)
+        names = [dataset] if whole.exists() else files.parts_of(dataset) or [dataset]
+        if not all(files.path(name, SEALED_SUFFIX).exists() for name in names):
             raise TraceError(NO_TRACE)
         numbered = [f"{dataset}_{number}" for number in range(len(names))]
         if names != [dataset] and (names != numbered or dataset not in run.accuracies):
@@ -236,10 +230,7 @@ class WdmoeSummarizer(DefaultSummarizer):
                 raise TraceError(unreadable[name])
         return names
 
-    def _parts_of(self, predictions: Path, dataset: str, suffix: str) -> list[str]:
-        return parts_of(predictions, dataset, self._datasets(), suffix)
-
-    def _result(self, model_cfg: Any, dataset_cfg: Any) -> dict[str, Any]:
+    def _result(self, model_cfg: Any, dataset_cfg: Any, files: ModelFiles) -> dict[str, Any]:
         """What the evaluator left of a dataset; WdmoeError with the reason where it left nothing."""
         results = self._result_path(model_cfg, dataset_cfg)
         result = read_whole(results) if results.exists() else None
@@ -248,9 +239,8 @@ class WdmoeSummarizer(DefaultSummarizer):
         failure = noted_failure(results)
         if failure is not None:
             raise WdmoeError(f"the evaluation failed: {failure}")
-        predictions = Path(get_infer_output_path(model_cfg, dataset_cfg, str(Path(self.work_dir) / "predictions")))
         dataset = dataset_abbr_from_cfg(dataset_cfg)
-        if not predictions.exists() and not self._parts_of(predictions.parent, dataset, ".json"):
+        if not files.path(dataset, ".json").exists() and not files.parts_of(dataset):
             raise WdmoeError("no predictions: the inference did not finish; start it again with -r")
         raise WdmoeError(NOT_SCORED + self._way_out())
 
@@ -260,15 +250,25 @@ class WdmoeSummarizer(DefaultSummarizer):
         return "" if task is None or issubclass(task, WdmoeEvalTask) else f"; {ENDS_AT_FIRST}"
 
     def _result_path(self, model_cfg: Any, dataset_cfg: Any) -> Path:
-        return Path(get_infer_output_path(model_cfg, dataset_cfg, str(Path(self.work_dir) / "results")))
+        names = model_abbr_from_cfg(model_cfg), dataset_abbr_from_cfg(dataset_cfg)
+        return dataset_file(Path(self.work_dir) / "results", *names, ".json")
 
 
-def check_counts(predictions: Path, traces: Mapping[str, RoutingTrace], dataset_cfg: Any) -> None:
+def _scored(files: ModelFiles, model_cfg: Any, dataset_cfg: Any) -> Facts:
+    """-> what was asked, by the predictions, and how the answers are scored."""
+    dataset = dataset_abbr_from_cfg(dataset_cfg)
+    names = [dataset] if files.path(dataset, ".json").exists() else files.parts_of(dataset)
+    parts = [read_whole(files.path(name, ".json")) for name in names]
+    prompts = prompts_digest([part for part in parts if part is not None])
+    return scoring_facts(model_cfg, dataset_cfg) | (dict(prompts=prompts) if parts and all(parts) else {})
+
+
+def check_counts(files: ModelFiles, traces: Mapping[str, RoutingTrace], dataset_cfg: Any) -> None:
     """Raise TraceError unless the traces of a dataset, or of its parts, have every item of its predictions."""
     is_whole = list(traces) == [dataset_abbr_from_cfg(dataset_cfg)]
     why = None if is_whole else why_not_parts_of(list(traces.values()), dataset_cfg)
     for name, trace in traces.items():
-        answers = read_whole(predictions / f"{name}.json") if why is None else {}
+        answers = read_whole(files.path(name, ".json")) if why is None else {}
         if answers is None:
             why = "the predictions are torn"
         elif why is None:
@@ -286,7 +286,7 @@ def leave_out_mixed(runs: Sequence[ModelRun], expected: Mapping[str, Expected]) 
         (run.abbr, name): (run, dataset, trace)
         for run in runs
         for dataset, traces in run.traces.items()
-        for name, trace in zip(_names_of(run, dataset), traces, strict=True)
+        for name, trace in zip(run.trace_names[dataset], traces, strict=True)
     }
     for place, why in why_refused({place: trace for place, (*_, trace) in owners.items()}, expected).items():
         run, dataset, _ = owners[place]
@@ -296,24 +296,17 @@ def leave_out_mixed(runs: Sequence[ModelRun], expected: Mapping[str, Expected]) 
 
 def forget(run: ModelRun, dataset: str) -> None:
     """Leave a model's cells of a dataset empty."""
-    held: Sequence[dict[str, Any]] = (run.accuracies, run.items, run.no_items, run.traces, run.sources)
+    held: Sequence[dict[str, Any]] = (run.accuracies, run.items, run.no_items, run.traces, run.trace_names, run.sources)
     for facts in held:
         facts.pop(dataset, None)
 
 
-def _names_of(run: ModelRun, dataset: str) -> list[str]:
-    files = [Path(name).name for name in run.sources[dataset]]
-    return [name.removesuffix(SEALED_SUFFIX) for name in files if name.endswith(SEALED_SUFFIX)]
-
-
-def _digests(predictions: Path, names: Sequence[str]) -> dict[str, str]:
+def _digests(files: ModelFiles, names: Sequence[str]) -> dict[str, str]:
     """-> SHA-256 of the traces of these names and of what a testbed left beside them."""
-    beside = [
-        predictions / (name + suffix) for name in names for suffix in (SEALED_SUFFIX, TIMES_SUFFIX, EVENTS_SUFFIX)
-    ]
+    paths = [files.path(name, suffix) for name in names for suffix in (SEALED_SUFFIX, TIMES_SUFFIX, EVENTS_SUFFIX)]
     return {
-        f"predictions/{predictions.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in beside
+        path.relative_to(files.predictions.parent).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
         if path.exists()
     }
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import NotReadableNow, OtherVersion, TraceError
+from ..file_names import beside, partial_file
 from ..files import remove_torn_writes, write_whole
 from ..routing.recording import (
     RECORDING_JOURNAL_SUFFIX,
@@ -23,7 +24,7 @@ from ..routing.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, TimesJournal, ch
 from ..routing.trace import EVENTS_SUFFIX, JOURNAL_SUFFIX, SEALED_SUFFIX, Journal, RoutingTrace, read_trace
 
 LOG = logging.getLogger(__name__)
-FAILURE_SUFFIX = ".failed.txt"
+FAILURE_SUFFIX, UNFINISHED_SUFFIX = ".failed.txt", ".json.unfinished"
 WRITTEN_WHOLE = (
     SEALED_SUFFIX,
     JOURNAL_SUFFIX,
@@ -39,11 +40,6 @@ PART = re.compile(r"\[(\d+): ?(\d+)\]")  # which items of a dataset OpenCompass'
 LABEL = "label: "  # how OpenCompass's perplexity inferencer calls each possible answer of an item
 
 
-def beside(predictions: Path, suffix: str) -> Path:
-    """`DATASET.json` -> `DATASET<suffix>` in the same folder."""
-    return predictions.with_name(predictions.name.removesuffix(".json") + suffix)
-
-
 def redo_unfinished(predictions: Path, results: Path, model_cfg: Any, dataset_cfg: Any) -> str | None:
     """Take away what OpenCompass would take for finished though it is not; -> why, None where nothing was wrong.
 
@@ -55,18 +51,18 @@ def redo_unfinished(predictions: Path, results: Path, model_cfg: Any, dataset_cf
     more. To be called by who holds the dataset's lock. Raises OSError or NotReadableNow where a file cannot be read
     now.
     """
-    for path in (_partial(predictions), *(beside(predictions, suffix) for suffix in WRITTEN_WHOLE)):
+    for path in (partial_file(predictions), *(beside(predictions, suffix) for suffix in WRITTEN_WHOLE)):
         remove_torn_writes(path)
     if not predictions.exists():
         return None
     why = _why_unfinished(predictions, model_cfg.get("wdmoe"), dataset_cfg)
     if why is None:
-        _partial(predictions).unlink(missing_ok=True)  # a kill between the last write and this
+        partial_file(predictions).unlink(missing_ok=True)  # a kill between the last write and this
         return None
     of_these = (beside(predictions, s) for s in (SEALED_SUFFIX, TIMES_SUFFIX, RECORDING_SUFFIX))
     for path in (results, beside(results, FAILURE_SUFFIX), *of_these):
         path.unlink(missing_ok=True)
-    predictions.replace(predictions.with_name(f"{predictions.name}.unfinished"))
+    predictions.replace(beside(predictions, UNFINISHED_SUFFIX))
     LOG.warning("%s: %s: it is run again", predictions, why)
     return why
 
@@ -251,7 +247,7 @@ def whole_answers(predictions: Path) -> list[dict[str, Any]]:
     """-> the answers that OpenCompass kept of an interrupted dataset, up to the first that is torn."""
     kept: list[dict[str, Any]] = []
     try:
-        lines = _partial(predictions).read_bytes().split(b"\n")
+        lines = partial_file(predictions).read_bytes().split(b"\n")
     except OSError:
         return kept
     for line in lines[:-1]:  # what no line end closes is torn
@@ -271,14 +267,10 @@ def keep_answers(predictions: Path, answers: list[dict[str, Any]]) -> None:
     Its reader throws all of them away where one line is torn, or holds a character that ``str.splitlines`` takes for a
     line end: here they are escaped.
     """
-    partial = _partial(predictions)
+    partial = partial_file(predictions)
     if not answers:  # some inferencers go on from this one, whose counts are not known
-        predictions.with_name(f"tmp_{predictions.name}").unlink(missing_ok=True)
+        partial_file(predictions, ".json").unlink(missing_ok=True)
     if answers:
         write_whole(partial, "".join(json.dumps(answer) + "\n" for answer in answers))
     else:
         partial.unlink(missing_ok=True)
-
-
-def _partial(predictions: Path) -> Path:
-    return predictions.with_name(Path(f"tmp_{predictions.name}").with_suffix(".jsonl").name)

@@ -19,11 +19,12 @@ from mmengine.config import Config
 from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 
 from ..errors import TraceError, WdmoeError
+from ..file_names import dataset_file, files_below
 from ..report.publication import MANIFEST_FILE, manifest
 from ..routing.recording import RECORDING_JOURNAL_SUFFIX, RECORDING_SUFFIX, read_recording, why_not_of_trace
 from ..routing.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, check_belongs, read_times
 from ..routing.trace import JOURNAL_SUFFIX, SEALED_SUFFIX, RoutingTrace
-from .belongs import Expected, Place, parts_of, read_traces, why_refused
+from .belongs import Expected, ModelFiles, Place, why_refused
 from .unfinished import FAILURE_SUFFIX, read_whole, why_not_of
 
 JOURNALS = (JOURNAL_SUFFIX, TIMES_JOURNAL_SUFFIX, RECORDING_JOURNAL_SUFFIX)
@@ -91,6 +92,11 @@ class Run:
             raise WdmoeError(f"{configs[-1]}: not a config of a run: {' '.join(reason.split())[:300]}") from None
         return cls(folder, configs[-1], config)
 
+    def files_of(self, model_cfg: Any) -> ModelFiles:
+        """The files of one of its models."""
+        datasets = [dataset_abbr_from_cfg(cfg) for cfg in self.config["datasets"]]
+        return ModelFiles(self.folder / "predictions", model_abbr_from_cfg(model_cfg), datasets)
+
     @property
     def folder_names(self) -> list[str]:
         """How the run's folder may be written in its tables."""
@@ -122,14 +128,13 @@ def verify(folder: Path) -> Verdict:
 # -- do predictions and traces belong together -----------------------------------------------------------------------
 def unfinished_files(run: Run) -> Iterator[Mismatch]:
     """Journals that were never sealed, of what the tables are of, and JSON that is torn."""
-    datasets = [dataset_abbr_from_cfg(cfg) for cfg in run.config["datasets"]]
-    for folder in sorted((run.folder / "predictions").glob("*/")):
-        names = [name for dataset in datasets for name in _names_of(run, folder, dataset)]
-        for path in (folder / (name + suffix) for name in names for suffix in JOURNALS):
+    for files in map(run.files_of, run.config["models"]):
+        names = [name for dataset in files.datasets for name in _names_of(files, dataset)]
+        for path in (files.path(name, suffix) for name in names for suffix in JOURNALS):
             if path.exists():
                 yield Mismatch(_name(run, path), "a journal that was never sealed", "none: continue the run with -r")
     for part in ("predictions", "results", "summary"):
-        for path in sorted((run.folder / part).rglob("*.json")):
+        for path in files_below(run.folder / part, ".json"):
             try:
                 json.loads(path.read_bytes())
             except (ValueError, RecursionError) as error:
@@ -141,8 +146,8 @@ def unfit_inputs(run: Run) -> Iterator[Mismatch]:
     expected: dict[str, Expected] = {}
     for model_cfg in run.config["models"]:
         abbr = model_abbr_from_cfg(model_cfg)
-        folder = run.folder / "predictions" / abbr
-        sealed, unreadable = read_traces(folder)
+        files = run.files_of(model_cfg)
+        sealed, unreadable = files.read_traces()
         if "wdmoe" in model_cfg:
             try:
                 recorded = [trace.metadata for trace in sealed.values()]
@@ -150,40 +155,40 @@ def unfit_inputs(run: Run) -> Iterator[Mismatch]:
             except WdmoeError as error:
                 yield Mismatch(_name(run, run.config_file), f"{abbr}: {error}", "a config that can be run here")
         for dataset_cfg in run.config["datasets"]:
-            for name in _names_of(run, folder, dataset_abbr_from_cfg(dataset_cfg)):
+            for name in _names_of(files, dataset_abbr_from_cfg(dataset_cfg)):
                 trace = sealed.get(name)
                 if "wdmoe" not in model_cfg:
-                    yield from _predictions_alone(run, folder, name)
+                    yield from _predictions_alone(run, files, name)
                     continue
-                yield from _pair(run, folder, name, trace, unreadable.get(name, NOTHING), dataset_cfg)
+                yield from _pair(run, files, name, trace, unreadable.get(name, NOTHING), dataset_cfg)
                 if trace is not None and abbr in expected:
                     run.traces[abbr, name] = trace
     for (abbr, name), why in why_refused(run.traces, expected).items():
-        yield Mismatch(f"predictions/{abbr}/{name}{SEALED_SUFFIX}", why, "a trace of this run")
+        path = dataset_file(run.folder / "predictions", abbr, name, SEALED_SUFFIX)
+        yield Mismatch(_name(run, path), why, "a trace of this run")
 
 
-def _names_of(run: Run, folder: Path, dataset: str) -> Sequence[str]:
+def _names_of(files: ModelFiles, dataset: str) -> Sequence[str]:
     """A dataset, or the parts that a partitioner made of it."""
-    datasets = [dataset_abbr_from_cfg(cfg) for cfg in run.config["datasets"]]
-    if any((folder / (dataset + suffix)).exists() for suffix in (".json", SEALED_SUFFIX)):
+    suffixes = (".json", SEALED_SUFFIX)
+    if any(files.path(dataset, suffix).exists() for suffix in suffixes):
         return [dataset]
-    parts = {*parts_of(folder, dataset, datasets, ".json"), *parts_of(folder, dataset, datasets, SEALED_SUFFIX)}
-    return sorted(parts, key=lambda name: int(name.rpartition("_")[2])) or [dataset]
+    return files.parts_of(dataset, *suffixes) or [dataset]
 
 
-def _predictions_alone(run: Run, folder: Path, name: str) -> Iterator[Mismatch]:
-    path = folder / f"{name}.json"
-    if not path.exists() and not (folder / (name + FAILURE_SUFFIX)).exists():
+def _predictions_alone(run: Run, files: ModelFiles, name: str) -> Iterator[Mismatch]:
+    path = files.path(name, ".json")
+    if not path.exists() and not files.path(name, FAILURE_SUFFIX).exists():
         yield Mismatch(_name(run, path), NOTHING, "predictions, or the reason why its task failed")
 
 
 def _pair(
-    run: Run, folder: Path, name: str, trace: RoutingTrace | None, no_trace: str, dataset_cfg: Any
+    run: Run, files: ModelFiles, name: str, trace: RoutingTrace | None, no_trace: str, dataset_cfg: Any
 ) -> Iterator[Mismatch]:
     """Predictions and trace of a dataset or a part of one."""
-    path, sealed = folder / f"{name}.json", folder / (name + SEALED_SUFFIX)
+    path, sealed = files.path(name, ".json"), files.path(name, SEALED_SUFFIX)
     if trace is None and not path.exists():
-        yield from _predictions_alone(run, folder, name)
+        yield from _predictions_alone(run, files, name)
         return
     if trace is None:
         yield Mismatch(_name(run, sealed), no_trace, "a sealed trace beside the predictions")
@@ -197,8 +202,8 @@ def _pair(
     why = None if answers is None else why_not_of(trace, answers, dataset_cfg, test_range)
     if why is not None:
         yield Mismatch(_name(run, sealed), why, "every item of its predictions, as often as it was run")
-    yield from _times(run, folder / (name + TIMES_SUFFIX), trace)
-    yield from _recording(run, folder / (name + RECORDING_SUFFIX), trace)
+    yield from _times(run, files.path(name, TIMES_SUFFIX), trace)
+    yield from _recording(run, files.path(name, RECORDING_SUFFIX), trace)
 
 
 def _times(run: Run, path: Path, trace: RoutingTrace) -> Iterator[Mismatch]:
@@ -278,7 +283,7 @@ def recompute(run: Run, work: Path) -> Path:
 
 def _has_details(run: Run) -> bool:
     """Whether the run was evaluated with details of every item, OpenCompass's default."""
-    results = sorted((run.folder / "results").glob("*/*.json"))
+    results = files_below(run.folder / "results", ".json")
     return not results or any("details" in (read_whole(path) or {}) for path in results)
 
 
@@ -317,7 +322,7 @@ def compare(run: Run, again: Path) -> tuple[int, list[Mismatch]]:
 
 def _files(folder: Path) -> dict[str, Path]:
     """Files of results and tables by relative path; of OpenCompass's own tables, named by the time, the last."""
-    paths = sorted((folder / "results").rglob("*.json")) + sorted(
+    paths = files_below(folder / "results", ".json") + sorted(
         path for path in (folder / "summary").rglob("*") if path.is_file() and path.name != MANIFEST_FILE
     )
     return {STAMPED.sub(r"summary_TIME.\2", path.relative_to(folder).as_posix()): path for path in paths}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..file_names import files_below
 from ..routing.trace import EVENTS_SUFFIX
 from .provenance import footnote, provenance
 from .tables import ModelRun, write_json, write_table
@@ -25,7 +26,7 @@ TEXT = (
 def event_records(predictions: Path) -> list[dict[str, Any]]:
     """Every event beside the traces of a run, with its model and dataset; a line that is torn, or none, is left out."""
     records = []
-    for path in sorted(predictions.glob(f"*/*{EVENTS_SUFFIX}")):
+    for path in files_below(predictions, EVENTS_SUFFIX):
         for line in path.read_bytes().split(b"\n"):
             try:
                 event = json.loads(line)
@@ -33,9 +34,18 @@ def event_records(predictions: Path) -> list[dict[str, Any]]:
             except (ValueError, TypeError, KeyError, RecursionError):
                 continue
             if is_event:
-                origin = dict(model=path.parent.name, dataset=path.name.removesuffix(EVENTS_SUFFIX))
-                records.append(event | origin)
+                records.append(event | (_by_path(path.relative_to(predictions)) | _whose(event)))
     return records
+
+
+def _whose(event: dict[str, Any]) -> dict[str, str]:
+    return {key: event[key] for key in ("model", "dataset") if isinstance(event.get(key), str)}
+
+
+def _by_path(path: Path) -> dict[str, str]:
+    """Of a run before events told their model and dataset."""
+    model, *names = path.parts
+    return dict(model=model, dataset="/".join(names).removesuffix(EVENTS_SUFFIX))
 
 
 def event_table(records: list[dict[str, Any]]) -> pd.DataFrame:

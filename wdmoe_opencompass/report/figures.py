@@ -17,6 +17,7 @@ from ..files import write_whole
 from ..replay import Advance, ignore, pooled_mean, replay
 from ..routing.trace import RoutingTrace
 from .batches import batch_key
+from .cells import figure_text
 from .provenance import profile_line
 from .tables import OPTIMISED, ROWS, ModelRun, row_runs, vanilla_of
 
@@ -83,9 +84,12 @@ def figure_5(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
         for row, label, run in _rows(runs, benchmark, ("vanilla_even", "both")):
             colour, marker = ROW_STYLE[row]
             latency = np.array(sweep_s(run.traces_of(benchmark), ROWS[row][1], PRIMARY_SCOPE))
-            panel.plot(BANDWIDTHS_HZ / 1e6, 1e3 * latency, color=colour, marker=marker, label=label)
+            panel.plot(BANDWIDTHS_HZ / 1e6, 1e3 * latency, color=colour, marker=marker, label=figure_text(label))
         panel.set(
-            title=benchmark, xlabel="total bandwidth (MHz)", ylabel="latency per forward pass (ms)", ylim=(0, None)
+            title=figure_text(benchmark),
+            xlabel="total bandwidth (MHz)",
+            ylabel="latency per forward pass (ms)",
+            ylim=(0, None),
         )
         panel.legend()
     return figure
@@ -106,8 +110,8 @@ def figure_6(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
             panel.bar(x, value_s / vanilla_s, width, color=ROW_STYLE[row][0], edgecolor="white")
             panel.text(x, value_s / vanilla_s, f"{1e3 * value_s:.3g} ms", ha="center", va="bottom", fontsize=7)
     rows = {label: row for found in bars.values() for row, label, _, _ in found}
-    panel.legend(handles=[_patch(ROW_STYLE[rows[label]][0], label) for label in labels], loc="lower right")
-    panel.set_xticks(range(len(benchmarks)), benchmarks)
+    panel.legend(handles=[_patch(ROW_STYLE[rows[label]][0], figure_text(label)) for label in labels], loc="lower right")
+    panel.set_xticks(range(len(benchmarks)), map(figure_text, benchmarks))
     panel.set(ylabel="mean latency per forward pass, vanilla = 1")
     panel.margins(y=0.15)
     return figure
@@ -136,9 +140,9 @@ def figure_7(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
             colour, marker = ROW_STYLE[row]
             points = [_pass_points(trace, ROWS[row][1]) for trace in run.traces_of(benchmark)]
             tokens, latency = np.concatenate(points, axis=1)
-            style = dict(color=colour, marker=marker, label=label, alpha=0.8)
+            style = dict(color=colour, marker=marker, label=figure_text(label), alpha=0.8)
             panel.scatter(tokens, 1e3 * latency, s=14, rasterized=len(tokens) > MAX_VECTOR_POINTS, **style)
-        panel.set(title=benchmark, xlabel="tokens in the forward pass", ylabel="latency of the pass (ms)")
+        panel.set(title=figure_text(benchmark), xlabel="tokens in the forward pass", ylabel="latency of the pass (ms)")
         panel.set_ylim(0, None)
         panel.legend()
     return figure
@@ -160,7 +164,8 @@ def figure_8(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
         layers = run.traces_of(benchmark)[0].metadata.layers
         for layer, (colour, marker) in zip(dict.fromkeys((0, (layers - 1) // 2, layers - 1)), ROW_STYLE.values()):
             panel.plot(shares[:, layer], color=colour, marker=marker, markersize=4, label=f"layer {layer + 1}")
-        panel.set(title=f"{benchmark}, {run.abbr}", xlabel="batch", ylabel="largest share of tokens with one pair")
+        title = ", ".join(map(figure_text, (benchmark, run.abbr)))
+        panel.set(title=title, xlabel="batch", ylabel="largest share of tokens with one pair")
         panel.set_ylim(0, None)
         panel.legend()
     return figure
@@ -212,12 +217,13 @@ def panel_grid(count: int, width: float | None = None) -> tuple[Any, list[Any]]:
 
 def save_figure(figure: Any, path: Path, note: str, method: str = ALLOCATIONS) -> list[Path]:
     """Write a figure as PNG and PDF with a note beneath; -> the files."""
-    text = f"{note}; {method}"
+    text = figure_text(f"{note}; {method}", max_letters=None)
     figure.supxlabel(textwrap.fill(text, int(NOTE_LETTERS_PER_INCH * figure.get_figwidth())), fontsize=6)
-    files = [path.with_suffix(".png"), path.with_suffix(".pdf")]
-    for file in files:
+    files = []
+    for form in ("png", "pdf"):
+        file = path.parent / f"{path.name}.{form}"
         picture = io.BytesIO()
-        form = file.suffix[1:]
         figure.savefig(picture, format=form, dpi=150, metadata={"CreationDate": None} if form == "pdf" else None)
         write_whole(file, picture.getvalue())
+        files.append(file)
     return files

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import shlex
 from collections.abc import Sequence
 from importlib.metadata import distributions, version
 from pathlib import Path
@@ -12,7 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..channel.profile import list_profiles, load_profile
 from ..errors import WdmoeError
+from ..file_names import PARTIAL_PREFIX, beside, file_name, files_below
 from ..files import write_whole
+from ..routing.speed import SPEED_SUFFIX
+from ..routing.trace import EVENTS_SUFFIX, SEALED_SUFFIX
 from .tables import ModelRun
 
 MANIFEST_FILE = "manifest.json"
@@ -75,8 +79,22 @@ def manifest(run_folder: Path) -> dict[str, str]:
     return {
         path.relative_to(run_folder).as_posix(): _digest(path)
         for path in files
-        if path.name != MANIFEST_FILE and not path.name.startswith("tmp_")
+        if path.name != MANIFEST_FILE and not _is_partial(path, run_folder)
     }
+
+
+def _is_partial(path: Path, run_folder: Path) -> bool:
+    """Whether OpenCompass collects the answers of an unfinished dataset in this file.
+
+    A dataset may be called `tmp_...` itself: then its predictions have a trace next to them, or results.
+    """
+    folder, *names = path.relative_to(run_folder).parts
+    if folder != "predictions" or not path.name.startswith(PARTIAL_PREFIX):
+        return False
+    if path.name.endswith(".jsonl"):
+        return not path.name.endswith((SPEED_SUFFIX, EVENTS_SUFFIX))
+    is_of_dataset = beside(path, SEALED_SUFFIX).exists() or run_folder.joinpath("results", *names).exists()
+    return path.name.endswith(".json") and not is_of_dataset
 
 
 def _digest(path: Path) -> str:
@@ -115,7 +133,7 @@ def _published_profiles(summary: Path, runs: Sequence[ModelRun]) -> list[str]:
         if profile.name in list_profiles() and load_profile(profile.name).content_hash == profile_hash:
             published.append(profile.name)
             continue
-        path = summary / "profiles" / f"{profile.name}_{profile_hash[:12]}.yaml"
+        path = summary / "profiles" / file_name(profile.name, f"_{profile_hash[:12]}.yaml")
         path.parent.mkdir(exist_ok=True)
         content = profile.model_dump(mode="json", exclude={"name"}, exclude_none=True)
         write_whole(path, yaml.safe_dump(content, sort_keys=False))
@@ -145,7 +163,11 @@ def _commands(run_folder: Path, profiles: Sequence[str]) -> str:
         "    wdmoe report .                             # the tables",
         "    wdmoe figures .                            # the figures, from the traces alone",
     ]
+    traces = files_below(run_folder / "predictions", SEALED_SUFFIX)
+    in_folders = any(len(path.relative_to(run_folder).parts) != 3 for path in traces)  # a name with a slash
+    found = f"find predictions -name '*{SEALED_SUFFIX}' -print0 | sort -z | xargs -0 wdmoe replay"
+    command = found if in_folders else f"wdmoe replay predictions/*/*{SEALED_SUFFIX}"
     for name in sorted(profiles):
-        command = f"    wdmoe replay predictions/*/*.trace.safetensors --profile {name}"
-        lines += [f"{command} --allocation {method} --scope layer" for method in ("uniform", "optimal")]
+        options = [f"--profile {shlex.quote(name)} --allocation {way} --scope layer" for way in ("uniform", "optimal")]
+        lines += [f"    {command} {chosen}" for chosen in options]
     return "\n".join(lines) + "\n"

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ..allocation.base import Scope
 from ..replay import replay
-from .tables import ROWS, ROWS_ORDER, ModelRun, row_runs
+from .tables import ROWS, ROWS_ORDER, ModelRun, column_of, row_runs
 
 REQUESTS, REQUEST_RECORDS_FILE = "requests", "request_records.json"
 PERCENTILES = (50, 90, 99)
@@ -66,14 +66,19 @@ def request_table(records: Sequence[dict[str, Any]], benchmarks: Sequence[str]) 
     of = {(record["row"], record["model"], record["dataset"]): record for record in records}
     names = sorted(dict.fromkeys((row, model) for row, model, _ in of), key=lambda name: ROWS_ORDER[name[0]])
     rows = [
-        {"row": row, "model": model} | {b: _cell(of.get((row, model, b))) for b in benchmarks} for row, model in names
+        {"row": row, "model": model} | {column_of(b): _cell(of.get((row, model, b))) for b in benchmarks}
+        for row, model in names
     ]
     sizes: dict[str, dict[str, str]] = {}
     for record in records:
         sizes.setdefault(record["model"], {})[record["dataset"]] = ", ".join(map(str, record["batch_sizes"]))
-    rows += [{"row": "batch size", "model": m} | {b: own.get(b, "-") for b in benchmarks} for m, own in sizes.items()]
+    rows += [
+        {"row": "batch size", "model": m} | {column_of(b): own.get(b, "-") for b in benchmarks}
+        for m, own in sizes.items()
+    ]
     counts = {record["dataset"]: str(record["requests"]) for record in reversed(records)}
-    return pd.DataFrame([*rows, {"row": "requests", "model": "-"} | {b: counts.get(b, "-") for b in benchmarks}])
+    of_benchmark = {column_of(b): counts.get(b, "-") for b in benchmarks}
+    return pd.DataFrame([*rows, {"row": "requests", "model": "-"} | of_benchmark])
 
 
 def _cell(record: dict[str, Any] | None) -> str:

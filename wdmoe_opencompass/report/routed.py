@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import TraceError
+from ..file_names import dataset_file
 from ..replay import replay
 from ..routing.trace import SEALED_SUFFIX, RoutingTrace, write_trace
 from ..selection import build_policy
@@ -42,7 +43,7 @@ def write_routed(folder: Path, *traces: RoutingTrace) -> list[Path]:
     The folder may hold traces that were routed before, of the same recording under the same profile: the tables are of
     all of them. TraceError where it holds others.
     """
-    paths = [folder / "predictions" / t.metadata.model / (t.metadata.dataset + SEALED_SUFFIX) for t in traces]
+    paths = [_file(folder, trace.metadata.model, trace) for trace in traces]
     if (folder / "predictions").exists():
         for run in runs_from_traces(folder):
             for trace in run.all_traces:
@@ -98,5 +99,9 @@ def write_summary(folder: Path) -> None:
 
 
 def _sources(run: ModelRun, traces: Sequence[RoutingTrace], folder: Path) -> dict[str, str]:
-    names = [f"predictions/{run.abbr}/{trace.metadata.dataset}{SEALED_SUFFIX}" for trace in traces]
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    paths = [_file(folder, run.abbr, trace) for trace in traces]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def _file(folder: Path, model: str, trace: RoutingTrace) -> Path:
+    return dataset_file(folder / "predictions", model, trace.metadata.dataset, SEALED_SUFFIX)

@@ -8,6 +8,7 @@ import pandas as pd
 
 from ..allocation import SCOPE_LABELS, SCOPE_MEANING
 from ..errors import TraceError
+from ..file_names import dataset_file
 from ..routing.trace import SEALED_SUFFIX, write_trace
 from ..simulation.run import SimulatedBenchmark
 from .paper import BENCHMARKS, TABLE_2
@@ -97,7 +98,8 @@ def write_simulation(
     """Write traces into a folder in the layout of a run, its tables, figures and page, and the comparison."""
     for one in found:
         for trace in (one.vanilla, one.selected):
-            path = folder / "predictions" / trace.metadata.model / (trace.metadata.dataset + SEALED_SUFFIX)
+            names = trace.metadata.model, trace.metadata.dataset
+            path = dataset_file(folder / "predictions", *names, SEALED_SUFFIX)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_trace(path, trace)
     write_summary(folder)

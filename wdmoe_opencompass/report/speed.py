@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..file_names import dataset_file
 from ..routing.speed import SPEED_SUFFIX, BatchSpeed, measured_batches
 from ..routing.trace import PHASES, RoutingTrace
 from .tables import DENSE, ModelRun
@@ -37,7 +38,7 @@ def speed_records(runs: Sequence[ModelRun], predictions: Path) -> list[dict[str,
         if run.policy == DENSE:
             continue
         for name in dict.fromkeys([*run.traces, *run.groups]):
-            parts = [(t, _measured(predictions / run.abbr, t)) for t in run.traces_of(name)]
+            parts = [(t, _measured(predictions, run.abbr, t)) for t in run.traces_of(name)]
             if any(measured for _, measured in parts):
                 sizes = dict(batch_sizes=_batch_sizes(run, name))
                 records.append(dict(model=run.abbr, dataset=name) | _record(parts) | sizes)
@@ -49,8 +50,8 @@ def _batch_sizes(run: ModelRun, name: str) -> list[int]:
     return sorted({size for size in sizes if size is not None})
 
 
-def _measured(folder: Path, trace: RoutingTrace) -> dict[int, BatchSpeed]:
-    return measured_batches(folder / f"{trace.metadata.dataset}{SPEED_SUFFIX}", trace)
+def _measured(predictions: Path, model: str, trace: RoutingTrace) -> dict[int, BatchSpeed]:
+    return measured_batches(dataset_file(predictions, model, trace.metadata.dataset, SPEED_SUFFIX), trace)
 
 
 def _record(parts: Sequence[tuple[RoutingTrace, dict[int, BatchSpeed]]]) -> dict[str, Any]:

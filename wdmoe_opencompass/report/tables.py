@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -12,12 +12,14 @@ import pandas as pd
 
 from ..allocation.base import Scope
 from ..errors import TraceError
+from ..file_names import files_below, whole_of
 from ..files import write_whole
 from ..identity import Facts, differing
 from ..identity.facts import sentence
 from ..replay import pooled_mean, replay
 from ..routing.trace import PHASES, SEALED_SUFFIX, RoutingTrace, read_trace
 from .batches import OTHER_BATCHES, BatchSums, batch_sums, why_no_interval
+from .cells import LATEX_LETTER, LATEX_PREAMBLE, csv_field, latex_row, markdown_cell, markdown_note, visible
 from .items import ItemResults
 from .statistics import (
     CONFIDENCE,
@@ -59,6 +61,7 @@ class ModelRun:
     items:      dataset -> which of its items were answered right
     no_items:   dataset with an accuracy -> why that is not known: its accuracy has no interval then
     sources:    dataset -> files its traces and times were read from, by path in the run folder -> SHA-256 of each
+    trace_names: dataset -> its name, or those of its parts, whose files the traces were read from
     own_batch_sizes: dataset -> the batch size that its own inferencer names in place of the model's
     batch_size: as the config names it; couples_tokens: whether what a token keeps depends on the others of its pass
     perplexity: how texts were scored, `stock` or `exact`
@@ -75,6 +78,7 @@ class ModelRun:
     items: dict[str, ItemResults] = field(default_factory=dict)
     no_items: dict[str, str] = field(default_factory=dict)
     sources: dict[str, dict[str, str]] = field(default_factory=dict)
+    trace_names: dict[str, list[str]] = field(default_factory=dict)
     own_batch_sizes: dict[str, int] = field(default_factory=dict)
     batch_size: int | None = None
     couples_tokens: bool = False
@@ -194,12 +198,6 @@ def benchmarks_of(datasets: Sequence[str], groups: dict[str, list[str]]) -> list
     return list(dict.fromkeys(name for names in columns for name in names))
 
 
-def dataset_of(name: str, datasets: Collection[str]) -> str:
-    """The dataset that a trace's name belongs to: OpenCompass splits one into `<dataset>_0`, `<dataset>_1`, ..."""
-    whole, _, number = name.rpartition("_")
-    return whole if name not in datasets and whole in datasets and number.isdigit() else name
-
-
 def datasets_of(runs: Sequence[ModelRun]) -> list[str]:
     """Every dataset that the runs were to answer, whether they did or not."""
     return list(dict.fromkeys(name for run in runs for name in (*run.accuracies, *run.traces, *run.missing)))
@@ -225,14 +223,14 @@ def runs_from_traces(run_folder: Path) -> list[ModelRun]:
     groups = _read_if_there(run_folder / "summary" / GROUPS_FILE, dict)
     datasets = _read_if_there(run_folder / "summary" / DATASETS_FILE, list)
     runs: dict[str, ModelRun] = {}
-    for path in sorted((run_folder / "predictions").glob(f"*/*{SEALED_SUFFIX}")):
+    for path in files_below(run_folder / "predictions", SEALED_SUFFIX):
         trace = read_trace(path)
         one = trace.metadata
         run = runs.setdefault(one.model, ModelRun(one.model, one.routing, (one.weights, one.profile_hash)))
         run.perplexity, run.batch_size = one.perplexity, one.batch_size
         if run.base != (one.weights, one.profile_hash):
             raise TraceError(f"{path}: recorded with other weights or another channel profile than {one.model}'s first")
-        run.traces.setdefault(dataset_of(one.dataset, datasets), []).append(trace)
+        run.traces.setdefault(whole_of(one.dataset, datasets), []).append(trace)
         run.groups = groups
     if not runs:
         raise TraceError(f"{run_folder}: no sealed routing trace in its predictions; give a run's time-stamped folder")
@@ -373,6 +371,14 @@ def _cell(record: dict[str, Any], model: str | None) -> tuple:
     return model, *(record[key] for key in ("dataset", "scope", "per", "phase"))
 
 
+OWN_COLUMNS = ("row", "model", "policy", "active experts per token", "assignments dropped (%)")
+
+
+def column_of(benchmark: str) -> str:
+    """What the column of a benchmark is called: its name, unless a table has another column of that name."""
+    return f"{benchmark} (benchmark)" if benchmark in OWN_COLUMNS else benchmark
+
+
 def table_1(
     runs: Sequence[ModelRun], benchmarks: Sequence[str], differences: Sequence[dict[str, Any]] = ()
 ) -> pd.DataFrame:
@@ -391,7 +397,7 @@ def table_1(
             accuracy = run.accuracy_of(benchmark)
             interval = run.accuracy_interval_of(benchmark)
             parts = [*bracketed(interval), *difference.get((run.abbr, benchmark), [])]
-            row[benchmark] = " ".join([f"{accuracy[1]:.2f}", *parts]) if accuracy else "-"
+            row[column_of(benchmark)] = " ".join([f"{accuracy[1]:.2f}", *parts]) if accuracy else "-"
         for metric, title, scale in (
             ("active_experts_per_token", "active experts per token", 1),
             ("share_dropped", "assignments dropped (%)", 100),
@@ -423,17 +429,16 @@ def table_2(
     models = list(dict.fromkeys((ROWS_ORDER[r["row"]], r["row"], r["model"]) for r in chosen))
     for _, row, model in sorted(models, key=lambda entry: entry[0]):
         cells = {r["dataset"]: r for r in chosen if (r["row"], r["model"]) == (row, model)}
-        rows.append({"row": row, "model": model} | {d: _latency_cell(cells.get(d)) for d in datasets})
+        rows.append({"row": row, "model": model} | {column_of(d): _latency_cell(cells.get(d)) for d in datasets})
         draws = next((r["draws"] for r in cells.values() if r.get("draws")), None)
         if draws:
-            rows.append(
-                {"row": f"{row}, {draws} draws", "model": model} | {d: _draws_cell(cells.get(d)) for d in datasets}
-            )
+            drawn = {column_of(d): _draws_cell(cells.get(d)) for d in datasets}
+            rows.append({"row": f"{row}, {draws} draws", "model": model} | drawn)
     even = [r for r in chosen if ROWS[r["row"]][1] == "uniform"]
     for title, key in (("tokens per batch", "tokens_per_batch"), ("passes per batch", "passes_per_batch")):
         for model in dict.fromkeys(r["model"] for r in even):
             sizes = {r["dataset"]: f"{r[key]:.1f}" for r in even if r["model"] == model}
-            rows.append({"row": title, "model": model} | {d: sizes.get(d, "-") for d in datasets})
+            rows.append({"row": title, "model": model} | {column_of(d): sizes.get(d, "-") for d in datasets})
     return pd.DataFrame(rows)
 
 
@@ -521,7 +526,7 @@ def write_table(path: Path, table: pd.DataFrame, notes: list[str], origin: dict[
     origin: what `provenance.provenance` gives, for the JSON; the notes tell it in the other formats.
     """
     for form in FORMATS:
-        write_whole(path.with_name(f"{path.name}.{form}"), formatted(table, notes, form, origin))
+        write_whole(path.parent / f"{path.name}.{form}", formatted(table, notes, form, origin))
     return formatted(table, notes, "md")
 
 
@@ -532,22 +537,19 @@ def formatted(table: pd.DataFrame, notes: list[str], form: str, origin: dict[str
         content = dict(rows=table.to_dict("records"), notes=notes) | (dict(provenance=origin) if origin else {})
         return json_text(content)
     if form == "csv":
-        return "".join(f"# {note}\n" for note in notes) + table.to_csv(index=False)
+        rows: list[Sequence[Any]] = [list(table.columns), *table.itertuples(index=False, name=None)]
+        lines = [",".join(map(csv_field, row)) for row in rows]
+        return "".join(f"{line}\n" for line in [*(f"# {visible(note)}" for note in notes), *lines])
     if form == "tex":
         return _latex(cells, notes)
-    bars = ["| " + " | ".join(row) + " |" for row in cells]
+    bars = ["| " + " | ".join(map(markdown_cell, row)) + " |" for row in cells]
     bars.insert(1, "|" + "---|" * len(table.columns))
-    return "\n".join(bars) + "\n\n" + "".join(f"- {note}\n" for note in notes)
+    return "\n".join(bars) + "\n\n" + "".join(f"- {markdown_note(note)}\n" for note in notes)
 
 
 def _latex(cells: list[list[str]], notes: list[str]) -> str:
-    def escaped(text: str) -> str:
-        for sign in "&%$#_{}":
-            text = text.replace(sign, "\\" + sign)
-        return text.replace("†", r"$\dagger$")
-
-    lines = [" & ".join(map(escaped, row)) + r" \\" for row in cells]
-    head, body = lines[0], lines[1:]
+    head, *body = map(latex_row, cells)
+    letters = LATEX_PREAMBLE if any(LATEX_LETTER in row for row in (head, *body)) else ()
     table = [
         r"\begin{tabular}{" + "l" * len(cells[0]) + "}",
         r"\hline",
@@ -557,7 +559,7 @@ def _latex(cells: list[list[str]], notes: list[str]) -> str:
         r"\hline",
         r"\end{tabular}",
     ]
-    return "\n".join([f"% {note}" for note in notes] + table) + "\n"
+    return "\n".join([*(f"% {visible(note)}" for note in notes), *letters, *table]) + "\n"
 
 
 def write_json(path: Path, content: Any) -> None:

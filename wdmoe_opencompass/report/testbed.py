@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from ..channel.profile import ChannelProfile, changed_profile
 from ..errors import TraceError, WdmoeError
+from ..file_names import dataset_file
 from ..replay import replay
 from ..routing.times import TIMES_SUFFIX, MeasuredTimes, check_belongs, read_times
 from ..routing.trace import RoutingTrace
 from .batches import BatchSums, grouped_sums
+from .cells import figure_text
 from .differences import cell_notes, difference_records
 from .figures import panel_grid, save_figure
 from .provenance import footnote, origin_notes, profile_line, provenance
@@ -24,6 +26,7 @@ from .tables import (
     ModelRun,
     accuracy_notes,
     bracketed,
+    column_of,
     latency_ratio,
     table_1,
     vanilla_of,
@@ -82,14 +85,14 @@ class MeasuredRun:
 
 def measured_runs(runs: Sequence[ModelRun], predictions: Path) -> list[MeasuredRun]:
     """The runs beside whose traces measured times lie, in `predictions/<model>/`."""
-    found = [_measured_run(run, predictions / run.abbr) for run in runs]
+    found = [_measured_run(run, predictions) for run in runs]
     return [one for one in found if one.measured or any(why for why in one.missing.values())]
 
 
-def _measured_run(run: ModelRun, folder: Path) -> MeasuredRun:
+def _measured_run(run: ModelRun, predictions: Path) -> MeasuredRun:
     one = MeasuredRun(run)
     for dataset, traces in run.traces.items():
-        paths = [folder / (trace.metadata.dataset + TIMES_SUFFIX) for trace in traces]
+        paths = [dataset_file(predictions, run.abbr, trace.metadata.dataset, TIMES_SUFFIX) for trace in traces]
         there = [path.exists() for path in paths]
         if not any(there):
             continue
@@ -186,10 +189,10 @@ def table_4(records: Sequence[dict[str, Any]], benchmarks: Sequence[str]) -> pd.
     rows: list[dict[str, str]] = []
     for model, policy in dict.fromkeys((r["model"], r["policy"]) for r in records):
         cells = {r["dataset"]: _cell(r) for r in records if r["model"] == model}
-        rows.append({"model": model, "policy": policy} | {b: cells.get(b, "-") for b in benchmarks})
+        rows.append({"model": model, "policy": policy} | {column_of(b): cells.get(b, "-") for b in benchmarks})
     if records:
         sizes = {r["dataset"]: f"{r['tokens_per_batch']:.1f}" for r in reversed(records)}
-        rows.append({"model": "tokens per batch", "policy": ""} | {b: sizes.get(b, "-") for b in benchmarks})
+        rows.append({"model": "tokens per batch", "policy": ""} | {column_of(b): sizes.get(b, "-") for b in benchmarks})
     return pd.DataFrame(rows)
 
 
@@ -229,9 +232,9 @@ def figure_10(measured: Sequence[MeasuredRun], benchmarks: Sequence[str], layer:
                 continue
             tokens, mean, least, most = token_bins(*np.concatenate(points, axis=1))
             colour = COLOURS[number % len(COLOURS)]
-            panel.plot(tokens, 1e3 * mean, color=colour, marker="o", markersize=3, label=one.run.abbr)
+            panel.plot(tokens, 1e3 * mean, color=colour, marker="o", markersize=3, label=figure_text(one.run.abbr))
             panel.fill_between(tokens, 1e3 * least, 1e3 * most, color=colour, alpha=0.2, linewidth=0)
-        panel.set(title=benchmark, xlabel="tokens in the forward pass", ylabel="latency of one layer (ms)")
+        panel.set(title=figure_text(benchmark), xlabel="tokens in the forward pass", ylabel="latency of one layer (ms)")
         panel.set_ylim(0, None)
         panel.legend()
     return figure

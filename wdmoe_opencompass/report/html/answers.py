@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import WdmoeError
+from ...file_names import dataset_file
 from ...regular_file import read_regular
 
 MOST_BYTES = 1 << 30  # of one prediction file
@@ -33,7 +34,7 @@ def answered_items(
         read: dict[str, Items] = {}
         for abbr in (one["abbr"] for one in models if (one["abbr"], dataset) in rights):
             try:
-                read[abbr] = list(_predictions(run_folder / "predictions" / abbr, dataset))
+                read[abbr] = list(_predictions(run_folder / "predictions", abbr, dataset))
             except WdmoeError as reason:
                 problems.append(f"{abbr}, {dataset}: {reason}")
         if read:
@@ -66,13 +67,13 @@ def _dataset(
     return dict(dataset=dataset, models=names, count=count, right=known, items=items)
 
 
-def _predictions(folder: Path, dataset: str) -> Iterator[Mapping[str, Any]]:
+def _predictions(root: Path, model: str, dataset: str) -> Iterator[Mapping[str, Any]]:
     """The items of a dataset in order, also where OpenCompass split it into `<dataset>_0`, `<dataset>_1`, ..."""
-    whole = folder / f"{dataset}.json"
+    whole = dataset_file(root, model, dataset, ".json")
     paths = [whole]
     if not whole.exists():
         paths = []
-        while (part := folder / f"{dataset}_{len(paths)}.json").exists():
+        while (part := dataset_file(root, model, f"{dataset}_{len(paths)}", ".json")).exists():
             paths.append(part)
     if not paths:
         raise WdmoeError("its predictions are not there")

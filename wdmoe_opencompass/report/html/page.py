@@ -7,6 +7,7 @@ forbids every request. What models, datasets and files say goes into the page as
 import base64
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -160,7 +161,9 @@ def _runs(run_folder: Path) -> tuple[list[ModelRun], list[str]]:
 
 
 def _trace(run_folder: Path, abbr: str, name: str, digest: str) -> RoutingTrace:
-    path = run_folder / "predictions" / abbr / Path(name).name
+    path = run_folder / os.path.normpath(name)
+    if not path.is_relative_to(run_folder / "predictions"):
+        raise TraceError(f"{name}: no file of the run's predictions")
     trace = read_trace(path)
     if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
         raise TraceError(

@@ -1,0 +1,105 @@
+"""Whether OpenCompass can write the files of these models and datasets, each under a name of its own."""
+
+import os
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ..errors import WdmoeError, shown
+from ..file_names import MAX_NAME_BYTES, beside, dataset_file, partial_file
+from ..routing.speed import SPEED_SUFFIX
+from ..routing.trace import EVENTS_SUFFIX
+
+MAX_PATH_BYTES = 4095
+MAX_DATASET_BYTES = MAX_NAME_BYTES - len("tmp_.jsonl")  # the longest name that OpenCompass makes of a dataset's
+RENAME = "give one of them another abbr"
+Pair = tuple[str, str]  # model, dataset
+
+
+def name_problems(pairs: Iterable[Pair], run_folder: Path) -> list[str]:
+    """-> one sentence for every abbreviation of which OpenCompass can make no file, or not one of its own.
+
+    Two names are one where they differ only in case, or in how Unicode composes their letters: disks of macOS and
+    Windows keep one file for both (our choice: refused on every disk, so that a run can be copied to any).
+    """
+    pairs = list(dict.fromkeys(pairs))
+    problems = [f"models: {why}" for name in _distinct(pairs, 0) if (why := _why_no_path(name, MAX_NAME_BYTES))]
+    problems += [f"datasets: {why}" for name in _distinct(pairs, 1) if (why := why_no_file(name))]
+    return problems or _path_problems(pairs, run_folder)
+
+
+def _distinct(pairs: Sequence[Pair], place: int) -> list[str]:
+    return list(dict.fromkeys(pair[place] for pair in pairs))
+
+
+def why_no_file(dataset: str) -> str | None:
+    """Why OpenCompass can make no file name of a dataset's abbr; None where it can."""
+    return _why_no_path(dataset, MAX_DATASET_BYTES)
+
+
+def _why_no_path(abbr: str, max_bytes: int) -> str | None:
+    if "\0" in abbr:
+        return f"the abbr {shown(abbr)} holds a NUL character, which no file name can"
+    try:
+        *folders, name = abbr.encode().split(b"/")
+    except UnicodeEncodeError:
+        return f"the abbr {shown(abbr)} holds a lone surrogate, which UTF-8 cannot encode"
+    if abbr.startswith("/"):
+        return f"the abbr {shown(abbr)} begins with a slash, so its files would be outside the run's folder"
+    for part, most in (*((folder, MAX_NAME_BYTES) for folder in folders), (name, max_bytes)):
+        if len(part) > most:
+            what = f"the abbr {shown(abbr)}" if not folders else f"{shown(part.decode())} of the abbr {shown(abbr)}"
+            return f"{what} has {len(part)} bytes in UTF-8; a file name takes at most {most} of it: shorten it"
+    return None
+
+
+def _path_problems(pairs: Sequence[Pair], run_folder: Path) -> list[str]:
+    problems: dict[str, None] = {}
+    root = run_folder.absolute() / "predictions"
+    owners: dict[tuple[str, ...], Pair] = {}  # of a file
+    users: dict[tuple[str, ...], Pair] = {}  # of a folder, the first
+    for pair in pairs:
+        try:
+            predictions = dataset_file(root, *pair, ".json")
+        except WdmoeError as error:
+            problems[str(error)] = None
+            continue
+        length = len(os.fsencode(predictions))
+        if length > MAX_PATH_BYTES:
+            problems[f"{_named(pair)}: the path of its file has {length} bytes, at most {MAX_PATH_BYTES} work"] = None
+        for path in _files(predictions):
+            inside = path.relative_to(root)
+            other = owners.setdefault(_folded(inside), pair)
+            if other != pair:
+                problems[f"{_both(other, pair)} would write the same file, {shown(str(inside))}: {RENAME}"] = None
+        for folder in predictions.relative_to(root).parents:
+            users.setdefault(_folded(folder), pair)
+    for key, pair in owners.items():
+        if key in users:
+            both, name = _both(pair, users[key]), shown("/".join(key))
+            problems[f"{both} would write a file and a folder of the same name, {name}: {RENAME}"] = None
+    return list(problems)
+
+
+def _files(predictions: Path) -> list[Path]:
+    """What OpenCompass writes of a dataset, and those of our files whose endings its own may have."""
+    own = [beside(predictions, suffix) for suffix in (SPEED_SUFFIX, EVENTS_SUFFIX)]
+    return [predictions, partial_file(predictions, ".json"), partial_file(predictions), *own]
+
+
+def _folded(path: Path) -> tuple[str, ...]:
+    return tuple(
+        unicodedata.normalize("NFC", unicodedata.normalize("NFD", part).casefold()) for part in path.parts if part
+    )
+
+
+def _both(one: Pair, other: Pair) -> str:
+    if one[0] == other[0]:
+        return f"datasets {shown(one[1])} and {shown(other[1])}"
+    if one[1] == other[1]:
+        return f"models {shown(one[0])} and {shown(other[0])}"
+    return f"{_named(one)} and {_named(other)}"
+
+
+def _named(pair: Pair) -> str:
+    return f"model {shown(pair[0])}, dataset {shown(pair[1])}"
