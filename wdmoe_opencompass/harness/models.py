@@ -18,6 +18,7 @@ from opencompass.models.huggingface_above_v4_33 import _convert_base_messages
 from ..errors import ModelError, unknown_name
 from ..files import write_whole
 from ..routing.channel_state import ChannelStates
+from ..routing.checkpoint import check_checkpoint, checked_loading
 from ..routing.clock import device_names
 from ..routing.layers import MoeLayer
 from ..routing.patch import Attachment, find_moe_layers
@@ -37,7 +38,9 @@ from ..selection import policy_parameters
 from ..testbed.history import MeasuredHistory
 from .perplexity import exact_perplexity
 from .precision import check_precision, precision_name
+from .returned import return_logits, returns_tokens
 from .settings import WdmoeSettings, parse_settings
+from .weights import local_folder
 
 if TYPE_CHECKING:
     from ..testbed.client import LabClient
@@ -83,6 +86,7 @@ class WdmoeMixin:
         if kwargs.get("max_seq_len") is None:  # the base class would look it up trusting remote code
             kwargs["max_seq_len"] = _longest_input(path, bool(kwargs.get("model_kwargs", {}).get("trust_remote_code")))
         super().__init__(*args, **kwargs)
+        self.generation_kwargs = returns_tokens(self.generation_kwargs)
 
     @classmethod
     def check_settings(cls, settings: WdmoeSettings) -> None:
@@ -106,8 +110,13 @@ class WdmoeMixin:
         supply_batch_encode_plus(self.tokenizer)  # type: ignore[attr-defined]
 
     def _load_model(self, path: str, kwargs: dict, **others: Any) -> None:
-        super()._load_model(path=path, kwargs={"trust_remote_code": False, **kwargs}, **others)  # type: ignore[misc]
+        kwargs = {"trust_remote_code": False, **kwargs}
+        if (folder := local_folder(path, kwargs.get("revision"))) is not None:
+            check_checkpoint(folder, kwargs)
+        with checked_loading(path):
+            super()._load_model(path=path, kwargs=kwargs, **others)  # type: ignore[misc]
         model: Any = self.model  # type: ignore[attr-defined]
+        return_logits(path, model)
         check_precision(path, model)
         layers = find_moe_layers(model)
         if self.settings.calibration is not None:
@@ -135,6 +144,12 @@ class WdmoeMixin:
         from ..testbed.client import LabClient
 
         return LabClient(self.settings.load_lab(), layers)
+
+    def _has_stop_strings(self, kwargs: dict[str, Any]) -> bool:
+        """Whether `generate` will look for stop strings, which it needs the tokenizer for."""
+        asked = {**self.generation_kwargs, **kwargs}
+        stored = self.model.generation_config.stop_strings  # type: ignore[attr-defined]
+        return asked.get("stop_strings", stored) is not None
 
     # -- the trace -----------------------------------------------------------------------------------------------
     def open_trace(
@@ -343,6 +358,9 @@ class WdmoeMixin:
         **kwargs: Any,
     ) -> list[str]:
         """Generate as the base class does; the batch enters the trace."""
+        kwargs = returns_tokens(kwargs)
+        if self._has_stop_strings(kwargs):
+            kwargs["tokenizer"] = self.tokenizer  # type: ignore[attr-defined]
         with self._batch(len(inputs)):
             return super().generate(  # type: ignore[misc]
                 inputs, max_out_len, min_out_len=min_out_len, stopping_criteria=list(stopping_criteria), **kwargs

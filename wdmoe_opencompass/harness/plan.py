@@ -41,6 +41,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..channel.profile import ChannelProfile
 from ..errors import WdmoeError, shown
+from ..routing.checkpoint import check_checkpoint
 from ..routing.recording import RecordingMetadata
 from ..routing.trace import array_bytes, axis_sizes
 from ..sealed_file import MOST_BYTES
@@ -209,6 +210,7 @@ def _look_at_model(cfg: ConfigDict, runner: Any, plan: Plan) -> _Model:
         plan.notes.append(f"model {facts.abbr}: weights and memory of a {kind.__name__} are not checked")
         return model
     _look_at_weights(model, problem)
+    _look_at_tensors(model, problem, plan)
     _look_at_memory(model, runner, problem)
     if _is_subclass(kind, WdmoeMixin):
         _load_tokenizer(model, problem)
@@ -260,6 +262,22 @@ def _look_at_weights(model: _Model, problem: Callable) -> None:
         return
     if model.profile is not None and not weights.layers:
         problem(f"{folder} has no MoE layer, so there is nothing to route")
+
+
+def _look_at_tensors(model: _Model, problem: Callable, plan: Plan) -> None:
+    """Whether the checkpoint's tensors are the model's; said already where it lacks files or no model can be built."""
+    if model.facts.folder is None or model.facts.weights is None:
+        return
+    try:
+        why_not = check_checkpoint(Path(model.facts.folder), _plain(model.cfg.get("model_kwargs", {})))
+    except WdmoeError as error:
+        problem(error)
+        return
+    if why_not is not None and not missing_files(Path(model.facts.folder)):
+        plan.notes.append(
+            f"model {model.facts.abbr}: its checkpoint's tensors are compared with the model's when it loads, not "
+            f"before: {why_not}"
+        )
 
 
 def _look_at_memory(model: _Model, runner: Any, problem: Callable) -> None:
