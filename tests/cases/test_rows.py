@@ -22,7 +22,9 @@ class Letters:
         return [3 + ANSWERS.index(letter) for letter in text]
 
     def batch_decode(self, rows):
-        return ["".join(ANSWERS[i - 3] if 3 <= i < 3 + len(ANSWERS) else f"<{i}>" for i in row.tolist()) for row in rows]
+        return [
+            "".join(ANSWERS[i - 3] if 3 <= i < 3 + len(ANSWERS) else f"<{i}>" for i in row.tolist()) for row in rows
+        ]
 
 
 def talkative_model():
@@ -60,7 +62,12 @@ def counted(rows, run):
     with attached(MODEL, "top_k") as attachment:
         answer = run()
         block = attachment.recorder.finish_batch(0, rows)
-    return torch.tensor(block["device_load"]).sum(dim=1), block["tokens"].tolist(), answer, block["item_passes"].tolist()
+    return (
+        torch.tensor(block["device_load"]).sum(dim=1),
+        block["tokens"].tolist(),
+        answer,
+        block["item_passes"].tolist(),
+    )
 
 
 def shows_stop_word(sequence, words):
@@ -92,9 +99,7 @@ def load_of(token_rows):
         cache = None
         for token in tokens:
             with torch.no_grad():
-                cache = MODEL(
-                    input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True
-                ).past_key_values
+                cache = MODEL(input_ids=torch.tensor([[token]]), past_key_values=cache, use_cache=True).past_key_values
     for handle in handles:
         handle.remove()
     return loads

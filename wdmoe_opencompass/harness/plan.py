@@ -15,6 +15,7 @@ import huggingface_hub.constants
 import numpy as np
 import psutil
 import torch
+import transformers
 from mmengine.config import Config, ConfigDict
 from opencompass.models import HuggingFacewithChatTemplate
 from opencompass.models.base import BaseModel
@@ -37,7 +38,8 @@ from opencompass.utils import (
     model_abbr_from_cfg,
 )
 from opencompass.utils.run import get_config_from_arg
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from ..channel.profile import ChannelProfile
 from ..errors import WdmoeError, shown
@@ -211,6 +213,7 @@ def _look_at_model(cfg: ConfigDict, runner: Any, plan: Plan) -> _Model:
         return model
     _look_at_weights(model, problem)
     _look_at_tensors(model, problem, plan)
+    _look_at_generation(model, problem, plan)
     _look_at_memory(model, runner, problem)
     if _is_subclass(kind, WdmoeMixin):
         _load_tokenizer(model, problem)
@@ -277,6 +280,30 @@ def _look_at_tensors(model: _Model, problem: Callable, plan: Plan) -> None:
         plan.notes.append(
             f"model {model.facts.abbr}: its checkpoint's tensors are compared with the model's when it loads, not "
             f"before: {why_not}"
+        )
+
+
+def _look_at_generation(model: _Model, problem: Callable, plan: Plan) -> None:
+    """Whether transformers knows this way of generating, and OpenCompass the end of each of its rows."""
+    asked = {"do_sample": False, **_plain(model.cfg.get("generation_kwargs", {}))}
+    try:
+        config = GenerationConfig(**asked)
+        config.validate()
+        mode = config.get_generation_mode()
+    except (ValueError, TypeError) as error:
+        problem(f"its generation_kwargs do not fit each other: {_one_line(error)}")
+        return
+    if "/" in GENERATION_MODES_MAPPING.get(mode, ""):
+        problem(
+            f"its generation_kwargs ask for {mode.value.replace('_', ' ')}, which transformers "
+            f"{transformers.__version__} no longer has; take num_beams or do_sample"
+        )
+    rows = _rows_per_prompt(model.cfg)
+    if rows > 1 and model.cfg.get("stop_words"):
+        plan.notes.append(
+            f"model {model.facts.abbr}: OpenCompass ends a batch of n prompts when the first n of its {rows}n rows have "
+            "had a stop word, so it may cut other answers short; generation_kwargs=dict(stop_strings=[...]) ends each row "
+            "by itself"
         )
 
 

@@ -71,6 +71,9 @@ def check_checkpoint(folder: Path, model_kwargs: dict[str, Any]) -> str | None:
     if not files:
         return "its weight files are not there"
     tensors = _headers(files)
+    if getattr(config, "quantization_config", None) is not None:
+        _refuse(folder, blank, _without_any(blank, tensors), set(), {})
+        return "its weights are quantised, and their shapes are their quantiser's"
     for key in ("trust_remote_code", "subfolder", "code_revision"):
         unused.pop(key, None)
     try:
@@ -88,18 +91,20 @@ def check_checkpoint(folder: Path, model_kwargs: dict[str, Any]) -> str | None:
         _refuse(folder, blank, *_differences(blank, tensors))
         return f"{type(error).__name__}: {_first_line(error)}"
     missing, reshaped = _as_stored(model, info, tensors)
-    _refuse(folder, model, missing, _stored_as(model, _unexpected(model, config, info), tensors), reshaped)
+    unexpected = _unexpected(model, info, _is_one_of_several(config))
+    _refuse(folder, model, missing, _stored_as(model, unexpected, tensors), reshaped)
     _refuse(folder, model, _holes(tensors), set(), {})
     return None
 
 
-def check_loaded(path: str, model: Any, info: dict[str, Any]) -> None:
+def check_loaded(path: str, model: Any, info: dict[str, Any], is_one_of_several: bool = False) -> None:
     """ModelError where transformers' own report of a loading names tensors.
 
     info: `missing_keys`, `unexpected_keys`, `mismatched_keys` of `from_pretrained(..., output_loading_info=True)`
+    is_one_of_several: the model is the language model of a checkpoint that also reads images or sound
     """
     reshaped = {name: (tuple(stored), tuple(wanted)) for name, stored, wanted in info["mismatched_keys"]}
-    _refuse(path, model, set(info["missing_keys"]), _unexpected(model, model.config, info), reshaped)
+    _refuse(path, model, set(info["missing_keys"]), _unexpected(model, info, is_one_of_several), reshaped)
 
 
 @contextmanager
@@ -123,7 +128,9 @@ def _checked(auto: Any, path: str) -> Iterator[None]:
             if "conversion" not in str(error):
                 raise
             raise ModelError(f"{path}: its tensors do not fit each other: {_first_line(error)}; {WAY_OUT}") from None
-        check_loaded(path, model, info)
+        named = {key: kwargs[key] for key in ("revision", "subfolder", "trust_remote_code") if key in kwargs}
+        stored = AutoConfig.from_pretrained(*args[:1], **named)
+        check_loaded(path, model, info, _is_one_of_several(stored))
         return model
 
     auto.from_pretrained = staticmethod(from_pretrained)
@@ -147,7 +154,7 @@ def _weight_files(folder: Path, config: Any, model_kwargs: dict[str, Any]) -> li
     found = next((file for file in ([named] if named else candidates) if (folder / file).is_file()), None)
     if found is None:
         return []
-    if not found.endswith(".index.json"):
+    if not found.endswith(".json"):
         return [folder / found]
     try:
         shards = sorted(set(json.loads((folder / found).read_text())["weight_map"].values()))
@@ -234,6 +241,23 @@ def _differences(blank: Any, tensors: dict[str, Tensor]) -> tuple[set[str], set[
     return set(wanted) - set(tensors) - tied, set(tensors) - set(wanted), shapes
 
 
+def _without_any(blank: Any, tensors: dict[str, Tensor]) -> set[str]:
+    """-> tensors of the model of whose modules a quantised checkpoint holds nothing at all, under no name.
+
+    A quantiser stores a weight as several tensors of its own names, all in the weight's module.
+    """
+    modules = {name[: dot.start()] for name in tensors for dot in re.finditer(r"\.", name)}
+    wanted = set(blank.state_dict()) - set(blank.all_tied_weights_keys)
+    missing = set()
+    for name in wanted:
+        stored = {
+            one for one in _stored_names(blank, name, blank.state_dict()) if one.rpartition(".")[0] not in modules
+        }
+        if stored and name.rpartition(".")[0] not in modules:
+            missing |= stored
+    return missing if len(missing) < len(tensors) / 2 else set()  # else its names are others altogether
+
+
 def _holes(tensors: Iterable[str]) -> set[str]:
     """-> names of experts that are skipped: transformers would number those behind them one lower."""
     numbers: dict[tuple[str, str], set[int]] = defaultdict(set)
@@ -247,10 +271,14 @@ def _holes(tensors: Iterable[str]) -> set[str]:
     }
 
 
-def _unexpected(model: Any, config: Any, info: dict[str, Any]) -> set[str]:
-    """-> tensors that the model has no place for, without those of images and sound around a language model."""
+def _is_one_of_several(config: Any) -> bool:
+    return "text_config" in getattr(config, "sub_configs", {})
+
+
+def _unexpected(model: Any, info: dict[str, Any], is_one_of_several: bool) -> set[str]:
+    """-> tensors that the model has no place for, without those of other models around a language model."""
     unexpected = set(info["unexpected_keys"])
-    if not getattr(config, "sub_configs", None) and not getattr(type(model).config_class, "base_config_key", ""):
+    if not is_one_of_several:
         return unexpected
     own = {name for name, _ in model.named_children()} | {model.base_model_prefix}
     return {name for name in unexpected if name.partition(".")[0] in own}
@@ -263,9 +291,7 @@ def _refuse(
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
     found = [f"{len(names)} {kind} ({_first(names)})" for kind, names in kinds if names]
     if found:
-        raise ModelError(
-            f"{where}: its tensors are not those of {type(model).__name__}: {', '.join(found)}; {WAY_OUT}"
-        )
+        raise ModelError(f"{where}: its tensors are not those of {type(model).__name__}: {', '.join(found)}; {WAY_OUT}")
 
 
 def _first(names: set[str]) -> str:
