@@ -86,7 +86,7 @@ class WdmoeMixin:
         if kwargs.get("max_seq_len") is None:  # the base class would look it up trusting remote code
             kwargs["max_seq_len"] = _longest_input(path, bool(kwargs.get("model_kwargs", {}).get("trust_remote_code")))
         super().__init__(*args, **kwargs)
-        self.generation_kwargs = returns_tokens(self.generation_kwargs)
+        self.generation_kwargs = returns_tokens(self.generation_kwargs)  # type: ignore[has-type]
 
     @classmethod
     def check_settings(cls, settings: WdmoeSettings) -> None:

@@ -43,7 +43,7 @@ from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from ..channel.profile import ChannelProfile
 from ..errors import WdmoeError, shown
-from ..routing.checkpoint import check_checkpoint
+from ..routing.checkpoint import check_checkpoint, quiet
 from ..routing.recording import RecordingMetadata
 from ..routing.trace import array_bytes, axis_sizes
 from ..sealed_file import MOST_BYTES
@@ -52,6 +52,7 @@ from .infer_task import WdmoeInferTask
 from .models import WdmoeMixin
 from .offline import NotOnThisMachine, no_network
 from .plan_facts import DatasetFacts, ModelFacts, Plan, RunEstimate, grouped
+from .returned import returns_tokens
 from .settings import parse_settings
 from .summarizer import WdmoeSummarizer
 from .weights import local_folder, measure_weights, missing_files
@@ -285,10 +286,11 @@ def _look_at_tensors(model: _Model, problem: Callable, plan: Plan) -> None:
 
 def _look_at_generation(model: _Model, problem: Callable, plan: Plan) -> None:
     """Whether transformers knows this way of generating, and OpenCompass the end of each of its rows."""
-    asked = {"do_sample": False, **_plain(model.cfg.get("generation_kwargs", {}))}
+    asked = {"do_sample": False, **returns_tokens(_plain(model.cfg.get("generation_kwargs", {})))}
     try:
-        config = GenerationConfig(**asked)
-        config.validate()
+        with quiet():
+            config = GenerationConfig(**asked)
+            config.validate()
         mode = config.get_generation_mode()
     except (ValueError, TypeError) as error:
         problem(f"its generation_kwargs do not fit each other: {_one_line(error)}")
@@ -301,9 +303,9 @@ def _look_at_generation(model: _Model, problem: Callable, plan: Plan) -> None:
     rows = _rows_per_prompt(model.cfg)
     if rows > 1 and model.cfg.get("stop_words"):
         plan.notes.append(
-            f"model {model.facts.abbr}: OpenCompass ends a batch of n prompts when the first n of its {rows}n rows have "
-            "had a stop word, so it may cut other answers short; generation_kwargs=dict(stop_strings=[...]) ends each row "
-            "by itself"
+            f"model {model.facts.abbr}: OpenCompass ends a batch of n prompts when the first n of its {rows}n rows "
+            "have had a stop word, so it may cut other answers short; generation_kwargs=dict(stop_strings=[...]) "
+            "ends each row by itself"
         )
 
 

@@ -22,9 +22,7 @@ def return_logits(path: str, model: Any) -> None:
     configs = {id(module.config): module.config for module in model.modules() if _has_config(module)}
     for config in configs.values():
         if config.is_encoder_decoder:
-            raise ModelError(
-                f"{path}: its config.json must have is_encoder_decoder false, or no prompt reaches its MoE"
-            )
+            raise ModelError(f"{path}: is_encoder_decoder in its config.json must be false, got true")
         config.return_dict = True
         for name in ON_TOP:
             if getattr(config, name, False):

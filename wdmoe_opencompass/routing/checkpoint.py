@@ -77,7 +77,7 @@ def check_checkpoint(folder: Path, model_kwargs: dict[str, Any]) -> str | None:
     for key in ("trust_remote_code", "subfolder", "code_revision"):
         unused.pop(key, None)
     try:
-        with _quiet():
+        with quiet():
             model, info = type(blank).from_pretrained(
                 None,
                 config=blank.config,
@@ -188,7 +188,8 @@ Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 
 def _as_stored(model: Any, info: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[set[str], dict[str, Shapes]]:
     """-> what is missing, and shapes stored and wanted of the rest, by the names that the checkpoint has for them."""
-    missing, reshaped = set(), {}
+    missing: set[str] = set()
+    reshaped: dict[str, Shapes] = {}
     wanted = model.state_dict()
     for name in info["missing_keys"]:
         stored = _stored_names(model, name, wanted)
@@ -248,14 +249,16 @@ def _without_any(blank: Any, tensors: dict[str, Tensor]) -> set[str]:
     """
     modules = {name[: dot.start()] for name in tensors for dot in re.finditer(r"\.", name)}
     wanted = set(blank.state_dict()) - set(blank.all_tied_weights_keys)
-    missing = set()
+    missing: set[str] = set()
     for name in wanted:
-        stored = {
-            one for one in _stored_names(blank, name, blank.state_dict()) if one.rpartition(".")[0] not in modules
-        }
-        if stored and name.rpartition(".")[0] not in modules:
+        stored = {one for one in _stored_names(blank, name, blank.state_dict()) if _module(one) not in modules}
+        if _module(name) not in modules:
             missing |= stored
     return missing if len(missing) < len(tensors) / 2 else set()  # else its names are others altogether
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _holes(tensors: Iterable[str]) -> set[str]:
@@ -304,8 +307,8 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own table of what differs, and its progress bar."""
+def quiet() -> Iterator[None]:
+    """Without transformers' own warnings, its table of what differs and its progress bar."""
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
