@@ -20,6 +20,7 @@ from ..file_names import beside
 from ..files import write_whole
 from ..identity import Facts
 from ..routing.channel_state import ChannelStates
+from ..routing.checkpoint import check_checkpoint, checked_loading
 from ..routing.clock import device_names
 from ..routing.layers import MoeLayer
 from ..routing.patch import Attachment, find_moe_layers
@@ -41,7 +42,9 @@ from .adapters import check_adapter, whole_adapter, without_wrapper
 from .identify import answer_facts, model_facts
 from .perplexity import exact_perplexity
 from .precision import check_precision, precision_name
+from .returned import return_logits, returns_tokens
 from .settings import WdmoeSettings, parse_settings
+from .weights import local_folder
 
 if TYPE_CHECKING:
     from ..testbed.client import LabClient
@@ -85,6 +88,7 @@ class WdmoeMixin:
         if kwargs.get("max_seq_len") is None:  # the base class would look it up trusting remote code
             kwargs["max_seq_len"] = _longest_input(path, bool(kwargs.get("model_kwargs", {}).get("trust_remote_code")))
         super().__init__(*args, **kwargs)
+        self.generation_kwargs = returns_tokens(self.generation_kwargs)  # type: ignore[has-type]
 
     @classmethod
     def check_settings(cls, settings: WdmoeSettings) -> None:
@@ -110,13 +114,17 @@ class WdmoeMixin:
     def _load_model(
         self, path: str, kwargs: dict, peft_path: str | None = None, peft_kwargs: dict[str, Any] | None = None
     ) -> None:
+        kwargs = {"trust_remote_code": False, **kwargs}
+        if (folder := local_folder(path, kwargs.get("revision"))) is not None:
+            check_checkpoint(folder, kwargs)
         adapter = dict(peft_path=peft_path, peft_kwargs=dict(peft_kwargs or {}))
-        with whole_adapter(peft_path):
-            super()._load_model(path=path, kwargs={"trust_remote_code": False, **kwargs}, **adapter)  # type: ignore[misc]
+        with checked_loading(path), whole_adapter(peft_path):
+            super()._load_model(path=path, kwargs=kwargs, **adapter)  # type: ignore[misc]
         if peft_path is not None:
             elsewhere = self.settings.testbed is not None
             self.model = without_wrapper(self.model, peft_path, elsewhere)  # type: ignore[has-type]
         model: Any = self.model
+        return_logits(path, model)
         check_precision(path, model)
         self._facts = model_facts(self, kwargs, peft_path, peft_kwargs)
         layers = find_moe_layers(model)
@@ -145,6 +153,12 @@ class WdmoeMixin:
         from ..testbed.client import LabClient
 
         return LabClient(self.settings.load_lab(), layers)
+
+    def _has_stop_strings(self, kwargs: dict[str, Any]) -> bool:
+        """Whether `generate` will look for stop strings, which it needs the tokenizer for."""
+        asked = {**self.generation_kwargs, **kwargs}
+        stored = self.model.generation_config.stop_strings  # type: ignore[attr-defined]
+        return asked.get("stop_strings", stored) is not None
 
     # -- the trace -----------------------------------------------------------------------------------------------
     def open_trace(
@@ -367,6 +381,9 @@ class WdmoeMixin:
         **kwargs: Any,
     ) -> list[str]:
         """Generate as the base class does; the batch enters the trace."""
+        kwargs = returns_tokens(kwargs)
+        if self._has_stop_strings(kwargs):
+            kwargs["tokenizer"] = self.tokenizer  # type: ignore[attr-defined]
         with self._batch(len(inputs)):
             return super().generate(  # type: ignore[misc]
                 inputs, max_out_len, min_out_len=min_out_len, stopping_criteria=list(stopping_criteria), **kwargs

@@ -15,6 +15,7 @@ import huggingface_hub.constants
 import numpy as np
 import psutil
 import torch
+import transformers
 from mmengine.config import Config, ConfigDict
 from opencompass.models import HuggingFacewithChatTemplate
 from opencompass.models.base import BaseModel
@@ -37,10 +38,12 @@ from opencompass.utils import (
     model_abbr_from_cfg,
 )
 from opencompass.utils.run import get_config_from_arg
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from ..channel.profile import ChannelProfile
 from ..errors import WdmoeError, shown
+from ..routing.checkpoint import check_checkpoint, quiet
 from ..routing.recording import RecordingMetadata
 from ..routing.trace import array_bytes, axis_sizes
 from ..sealed_file import MOST_BYTES
@@ -51,6 +54,7 @@ from .models import WdmoeMixin
 from .name_checks import name_problems
 from .offline import NotOnThisMachine, no_network
 from .plan_facts import DatasetFacts, ModelFacts, Plan, RunEstimate, grouped
+from .returned import returns_tokens
 from .sections import ENDS_AT_FIRST, NO_TRACE, RUNNERS_FILE, ends_at_first, wrong_parts
 from .settings import parse_settings
 from .summarizer import WdmoeSummarizer
@@ -215,6 +219,8 @@ def _look_at_model(cfg: ConfigDict, runner: Any, plan: Plan) -> _Model:
         plan.notes.append(f"model {facts.abbr}: weights and memory of a {kind.__name__} are not checked")
         return model
     _look_at_weights(model, problem)
+    _look_at_tensors(model, problem, plan)
+    _look_at_generation(model, problem, plan)
     _look_at_memory(model, runner, problem)
     if _is_subclass(kind, WdmoeMixin):
         _load_tokenizer(model, problem)  # and look at its adapter
@@ -271,6 +277,47 @@ def _look_at_weights(model: _Model, problem: Callable) -> None:
         return
     if model.profile is not None and not weights.layers:
         problem(f"{folder} has no MoE layer, so there is nothing to route")
+
+
+def _look_at_tensors(model: _Model, problem: Callable, plan: Plan) -> None:
+    """Whether the checkpoint's tensors are the model's; said already where it lacks files or no model can be built."""
+    if model.facts.folder is None or model.facts.weights is None:
+        return
+    try:
+        why_not = check_checkpoint(Path(model.facts.folder), _plain(model.cfg.get("model_kwargs", {})))
+    except WdmoeError as error:
+        problem(error)
+        return
+    if why_not is not None and not missing_files(Path(model.facts.folder)):
+        plan.notes.append(
+            f"model {model.facts.abbr}: its checkpoint's tensors are compared with the model's when it loads, not "
+            f"before: {why_not}"
+        )
+
+
+def _look_at_generation(model: _Model, problem: Callable, plan: Plan) -> None:
+    """Whether transformers knows this way of generating, and OpenCompass the end of each of its rows."""
+    asked = {"do_sample": False, **returns_tokens(_plain(model.cfg.get("generation_kwargs", {})))}
+    try:
+        with quiet():
+            config = GenerationConfig(**asked)
+            config.validate()
+        mode = config.get_generation_mode()
+    except (ValueError, TypeError) as error:
+        problem(f"its generation_kwargs do not fit each other: {_one_line(error)}")
+        return
+    if "/" in GENERATION_MODES_MAPPING.get(mode, ""):
+        problem(
+            f"its generation_kwargs ask for {mode.value.replace('_', ' ')}, which transformers "
+            f"{transformers.__version__} no longer has; take num_beams or do_sample"
+        )
+    rows = _rows_per_prompt(model.cfg)
+    if rows > 1 and model.cfg.get("stop_words"):
+        plan.notes.append(
+            f"model {model.facts.abbr}: OpenCompass ends a batch of n prompts when the first n of its {rows}n rows "
+            "have had a stop word, so it may cut other answers short; generation_kwargs=dict(stop_strings=[...]) "
+            "ends each row by itself"
+        )
 
 
 def _look_at_memory(model: _Model, runner: Any, problem: Callable) -> None:

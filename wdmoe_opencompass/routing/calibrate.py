@@ -41,9 +41,12 @@ def load_model(name: str, dtype: str) -> tuple[Any, Any]:
     """-> model and tokenizer of a folder or hub name, on what devices there are; ModelError where they do not load."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from .checkpoint import checked_loading
+
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, device_map="auto").eval()
+        with checked_loading(name):
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, device_map="auto").eval()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{name}: cannot be loaded: {' '.join(str(error).split())[:200]}") from None
     return model, tokenizer

@@ -203,7 +203,9 @@ class Recording:
 
     @cached_property
     def token_step(self) -> NDArray[np.int64]:
-        """-> [tokens] 0 for the prompt's, n for the n-th new token of a sequence."""
+        """-> [tokens] 0 for the prompt's, n for the n-th new token of a sequence; a run's may skip passes (beams)."""
+        if self.has_batches:
+            return np.maximum(self.position.astype(np.int64) - self.prompt_length[self.sequence] + 1, 0)
         new = (~self.is_prompt).astype(np.int64)
         seen = np.cumsum(new)
         before = np.append(0, seen)[self.sequence_start[self.sequence]]  # new ones of the sequences before
@@ -293,8 +295,10 @@ def _check_experts(source: Path | str, metadata: RecordingMetadata, arrays: dict
 def _check_passes(source: Path | str, arrays: dict[str, NDArray]) -> None:
     """Every token's forward pass is one of its batch."""
     sequence, batch = arrays["sequence"], arrays["batch"]
-    new = np.bincount(sequence[arrays["position"] >= arrays["prompt_length"][sequence]], minlength=len(batch))
-    if (arrays["first_pass"].astype(np.int64) + new >= arrays["passes"][batch]).any():
+    step = np.maximum(arrays["position"].astype(np.int64) - arrays["prompt_length"][sequence] + 1, 0)
+    last = arrays["first_pass"].astype(np.int64)
+    np.maximum.at(last, sequence, last[sequence] + step)
+    if (last >= arrays["passes"][batch]).any():
         raise TraceError(f"{source}: array passes must count the passes of every token")
 
 

@@ -67,7 +67,8 @@ class RouterRecorder:
         first = len(self._prompt_length) - len(real)
         rows, _ = np.nonzero(real)
         position = (self._length[:, None] + np.cumsum(real, axis=1) - 1)[real]
-        self._length = self._length + real.sum(axis=1)
+        # A finished row moves on too: a beam may get its place in the next pass, and its token the pass's number.
+        self._length = self._length + (real.sum(axis=1) if phase == "prefill" else 1)
         self._passes.append(_Pass(torch.from_numpy(np.flatnonzero(real)), first + rows, position))
         self._is_open = True
 
