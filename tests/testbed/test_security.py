@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import FACTOR
 from tests.testbed.labs import GROUPS, lab_of, servers
 from tests.testbed.test_equality import logits
 from tests.testbed.test_faults import base_station
@@ -28,7 +29,7 @@ from wdmoe_opencompass.testbed.wire import COMPUTE, HELLO, PING, Nothing, Tokens
 
 HIDDEN = 32
 LIMIT = 1 << 16
-FUZZED = 1000
+FUZZED = 1000 * FACTOR
 GROWTH_BYTES = 8 << 20  # the allocator's own ups and downs; 800 messages of 50 kB kept would be 40 MB
 
 
