@@ -10,8 +10,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tiny 
 
 import pytest
 
+from tests import examples
+
+examples.load_hypothesis_profile()  # before a test module is imported: its decorators read it
+
 ROOT = Path(__file__).parent.parent
 SMALL = "tests/harness/eval_small.py"
+
+
+def pytest_collection_modifyitems(items):
+    functions = {
+        item.function for item in items if getattr(getattr(item, "function", None), "is_hypothesis_test", False)
+    }
+    for function in functions:
+        examples.multiply_examples(function)
 
 
 def command(config, work_dir, *options):

@@ -12,7 +12,6 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 from inspect import signature
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from tests.command_line import all_commands, process, wdmoe  # noqa: F401
 from tests.conftest import ROOT
 from tests.placement.test_compare import random_trace
 from tests.routing.test_trace import block, metadata
+from tests.waiting import until
 from wdmoe_opencompass import ExpertShape, commands, console, fitted, list_profiles
 from wdmoe_opencompass.cli import app
 from wdmoe_opencompass.routing.trace import join, write_trace
@@ -454,9 +454,9 @@ def test_progress_is_shown_on_a_terminal_after_a_while(monkeypatch):
         with console.Progress("counting", 2) as progress:
             progress.advance(1)
             monkeypatch.setattr(sys, "stderr", io.StringIO())  # as commands do while OpenCompass talks
-            time.sleep(0.4)
+            if shown:
+                until(lambda: progress.bar is not None)
             progress.advance(0.5)
-            time.sleep(0.3)
         assert ("counting" in stream.getvalue()) == shown
         assert ("75%" in stream.getvalue()) == shown
 

@@ -107,9 +107,9 @@ def test_yaml_that_is_more_than_plain_values_is_refused_in_a_sentence(tmp_path, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(yaml_file, "MOST_VALUES", 5000)
     for content in NO_YAML[sentence]:
-        start = time.perf_counter()
+        start = time.process_time()
         assert sentence in refused(tmp_path / "x.yaml", content, *READERS[kind])
-        assert time.perf_counter() - start < 5
+        assert time.process_time() - start < 5
     assert not (tmp_path / "owned").exists()
 
 
@@ -242,9 +242,9 @@ def test_ten_thousand_devices_are_read_in_seconds(tmp_path):
     devices = "".join(device.format(k) for k in range(10_000))
     placed = "placement: {experts: {" + ", ".join(f"{k}: device_number_{k}" for k in range(10_000)) + "}}\n"
     (tmp_path / "x.yaml").write_text(head + placed + "devices:\n" + devices)
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(load_profile(tmp_path / "x.yaml").devices) == 10_000
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     twice = devices + device.format(9_999)
     assert "the name 'device_number_9999' stands twice" in refused(tmp_path / "x.yaml", head + "devices:\n" + twice)
     unknown = placed.replace("9999: device_number_9999", "9999: devise_number_9999")
@@ -256,11 +256,11 @@ def test_ten_thousand_devices_of_a_lab_are_read_in_seconds(tmp_path):
     device = "- {{name: d{0}, address: '127.0.0.1:{1}', experts: [{0}, {2}]}}\n"
     text = "devices:\n" + "".join(device.format(k, 1 + k, k + 20_000) for k in range(10_000))
     (tmp_path / "x.yaml").write_text(text)
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(load_lab(tmp_path / "x.yaml").devices) == 10_000
     many = "devices: [{name: a, address: '127.0.0.1:1', experts: [" + ", ".join(map(str, range(300_000))) + ", 7]}]"
     assert "expert 7 stands twice" in refused(tmp_path / "x.yaml", many, load_lab, LabError)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest import approx
 
+from tests import examples
 from tests.allocation.cases import TOTAL_HZ, random_case
 from wdmoe_opencompass.allocation import allocate
 from wdmoe_opencompass.channel.duplex import both_directions, downlink_share
@@ -80,7 +81,7 @@ def test_two_devices_against_a_line_search(seed):
     assert optimal("pass", budget, load).waiting_latency_s[0] == approx(scipy_optimum(budget, load[0]), rel=1e-6)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", examples.seeds(12))
 def test_pass_scope_against_cvxpy_and_clarabel(seed):
     cvxpy = pytest.importorskip("cvxpy")
     budget, load = random_case(seed, devices=6, layers=5, passes=1)

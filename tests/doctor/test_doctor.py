@@ -271,9 +271,10 @@ def test_a_fresh_process_that_cannot_import_is_a_problem(monkeypatch):
     monkeypatch.setattr(host, "IMPORTS", "import wdmoe_opencompass.no_such_module")
     finding = only(host.check_import())
     assert (finding.status, "No module named" in finding.found) == ("problem", True)
-    monkeypatch.setattr(host, "IMPORTS", "import time; time.sleep(60)")
-    monkeypatch.setattr(host, "IMPORT_S", 0.5)
-    assert "did not import within" in only(host.check_import()).found
+    with monkeypatch.context() as impatient:
+        impatient.setattr(host, "IMPORTS", "import time; time.sleep(60)")
+        impatient.setattr(host, "IMPORT_S", 0.5)
+        assert "did not import within" in only(host.check_import()).found
     monkeypatch.setattr(host, "IMPORTS", "pass")
     assert only(host.check_import()).status == "ok"
 

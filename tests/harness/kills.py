@@ -177,7 +177,8 @@ def killed_command(work_dir, reference, took_s, how, chance):
     if how == "a task":
         wait_until(lambda: tasks_of(process.pid) or process.poll() is not None)
     tasks = tasks_of(process.pid)
-    if process.poll() is not None:  # it had ended before: no kill
+    if process.poll() is not None or (how == "a task" and not tasks):  # it had ended before: no kill
+        process.wait()
         shutil.rmtree(work_dir)
         return killed_command(work_dir, reference, took_s, how, chance)
     if how == "all":

@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import json
 import os
@@ -6,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from pytest import approx
 
 from tests.command_line import process
 from tests.conftest import ROOT, SMALL, command, environment, opencompass
+from tests.waiting import until
 from wdmoe_opencompass import load_profile
 from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.routing.trace import read_trace
@@ -172,6 +173,14 @@ def kill_group(process):
     process.wait()
 
 
+def has_part_of_its_answers(folder):
+    for path in folder.rglob("tmp_qs_*.jsonl"):
+        with contextlib.suppress(FileNotFoundError):  # its dataset has just been finished
+            if 4 <= path.read_text().count("\n") < 12:
+                return True
+    return False
+
+
 @pytest.mark.slow
 def test_a_killed_run_started_again_gives_the_same_tables(small_run, tmp_path):
     """Killed while answers of a generation task are partly on disk: the trace goes on, no batch counts twice."""
@@ -183,12 +192,11 @@ def test_a_killed_run_started_again_gives_the_same_tables(small_run, tmp_path):
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 240
-    partial = []
-    while not partial and process.poll() is None and time.monotonic() < deadline:
-        partial = [p for p in tmp_path.rglob("tmp_qs_*.jsonl") if 4 <= p.read_text().count("\n") < 12]
-    kill_group(process)
-    assert partial, "no generation was under way"
+    try:
+        until(lambda: has_part_of_its_answers(tmp_path) or process.poll() is not None, 900)
+        assert process.poll() is None, "no generation was under way"
+    finally:
+        kill_group(process)
     assert list(tmp_path.rglob("*.trace.part"))
     folder, output = opencompass(SMALL, tmp_path / "outputs", "-r")
     assert len(list((tmp_path / "outputs").iterdir())) == 1

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pytest import approx
 
 from tests import oracles
+from tests.examples import seeds
 from wdmoe_opencompass.channel import draw_channel, load_profile
 from wdmoe_opencompass.errors import ProfileError
 from wdmoe_opencompass.latency import ExpertShape, communication_latency_s, link_budget
@@ -80,7 +81,7 @@ both = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 
 
 @both
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_the_predicted_cost_is_that_of_an_independent_replay(objective, seed):
     chosen = routing(rows=6, tokens=50, experts=8, top_k=2, seed=seed)
     problem = PlacementProblem(counted(chosen, 8, batches=3), objective(4), capacity=2)
@@ -126,7 +127,7 @@ def planted(groups, experts_per_group, seed):
 
 
 @pytest.mark.parametrize("sizes", [(4, 2), (2, 4), (4, 4), (8, 8)])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_the_plant_is_found(sizes, seed):
     counts, group = planted(*sizes, seed)
     found = local_search(PlacementProblem(counts, transfers(sizes[0]), sizes[1]))
@@ -138,7 +139,7 @@ def test_the_plant_is_found(sizes, seed):
 @both
 @pytest.mark.parametrize(("devices", "capacity"), [(3, 2), (2, 3), (3, 3), (5, 1), (1, 5)])
 def test_the_exact_solver_equals_brute_force(objective, devices, capacity):
-    for seed in range(3):
+    for seed in seeds(3):
         counts = counted(routing(rows=4, tokens=40, experts=5, top_k=2, seed=seed), 5, batches=2)
         problem = PlacementProblem(counts, objective(devices), capacity)
         answer = exact(problem, modulo(5, devices))
@@ -148,7 +149,7 @@ def test_the_exact_solver_equals_brute_force(objective, devices, capacity):
 
 @both
 def test_exact_and_local_search_agree_on_small_cases(objective):
-    for seed in range(10):
+    for seed in seeds(10):
         counts = counted(routing(rows=4, tokens=60, experts=8, top_k=2, seed=seed), 8, batches=2)  # 2 layers
         problem = PlacementProblem(counts, objective(4), capacity=2)
         answer = exact(problem, modulo(8, 4))

@@ -9,8 +9,6 @@ standard error of the difference, 0.0095, is sqrt((86 + 150) / 1600 - 0.04^2) / 
 Holm: Wikipedia's "Holm-Bonferroni method", p values 0.01, 0.04, 0.03, 0.005: at 0.05 the first and fourth are rejected.
 """
 
-import time
-
 import numpy as np
 import pytest
 from pytest import approx
@@ -151,10 +149,8 @@ def test_no_interval_of_few_groups_or_none_or_without_latency():
     assert latency_ratio_interval(first, np.ones(10), first, np.ones(10)) is None
 
 
-def test_equal_inputs_give_equal_intervals_and_a_thousand_items_take_less_than_a_tenth_of_a_second():
+def test_equal_inputs_give_equal_intervals():
     first, second = pair(700, 60, 40, 200)
-    started = time.perf_counter()
     found = accuracy_difference_interval([first], [second])
-    assert time.perf_counter() - started < 0.1
     assert found == accuracy_difference_interval([first], [second])
     assert latency_interval(latencies(30)[0], np.ones(30)) == latency_interval(latencies(30)[0], np.ones(30))

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from tests.examples import seeds
 from tests.routing.test_trace import block, metadata
 from wdmoe_opencompass.routing import speed as module
 from wdmoe_opencompass.routing.speed import BatchSpeed, append_speed, keep_speed, measured_batches
@@ -88,7 +89,7 @@ def test_what_is_no_such_file_measured_nothing(tmp_path, content):
 
 def test_random_damage_never_adds_a_batch(path):
     whole, rng = path.read_bytes(), np.random.default_rng(0)
-    for _ in range(300):
+    for _ in seeds(300):
         broken = bytearray(whole)
         for place in rng.integers(0, len(broken), 3):
             broken[place] = rng.integers(256)

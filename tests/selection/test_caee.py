@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import seeds
 from tests.selection import oracles_search
 from tests.selection.search_cases import only_real, search_case, search_cases, sets_of, tokens_of
 from wdmoe_opencompass.errors import PolicyError
@@ -57,7 +58,7 @@ def test_every_token_keeps_tau_and_the_slowest_device_gains(case, tau):
 @pytest.mark.parametrize("k", [3, 6])
 def test_rounds_wait_about_as_long_as_steps(k):
     """What fixing the candidates of a round costs: the slowest device's time, beside the rule step by step."""
-    for seed in range(4):
+    for seed in seeds(4):
         routing, channel = search_case(2 * seed, 60, 16, k, 8, 0, 1.0)
         times = []
         for kept in (

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.selection import oracles_search
@@ -36,6 +36,7 @@ def facts(routing, channel, parameters):
 
 @settings(deadline=None, max_examples=80)
 @given(case=search_cases(), parameters=PARAMETERS)
+@example(search_case(260, 2, 4, 2, 1, 1, 3.0), dict(z=0.2, gamma_0=0.9, most_experts=None, cost="latency"))
 def test_des_is_the_cheapest_set_of_all(case, parameters):
     routing, channel = case
     selection = build_policy("des", parameters).select(routing, channel)

@@ -1,7 +1,6 @@
 """Devices that go wrong while a base station computes."""
 
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -12,11 +11,14 @@ import torch
 from tests.testbed.labs import GROUPS, NAMES, lab_of
 from tests.testbed.test_equality import states_of
 from tests.tiny import example_policy
+from tests.waiting import until
 from wdmoe_opencompass.routing.patch import Attachment
 from wdmoe_opencompass.testbed.client import LabClient
 from wdmoe_opencompass.testbed.wire import COMPUTE, SERVICE, Sums, check_of_sums, pack
 
-FAULTS = dict(deadline_s=1.0, health_s=0.2, most_backoff_s=0.5, send_padding=True)
+# Sound devices answer before the deadline on a busy machine too; tests that wait for it have a shorter one.
+FAULTS = dict(deadline_s=20.0, health_s=0.2, most_backoff_s=0.5, send_padding=True)
+STOPPED = FAULTS | dict(deadline_s=3.0)
 
 
 @contextmanager
@@ -27,13 +29,6 @@ def base_station(tiny, lab):
         Attachment(model, example_policy("top_k"), states_of(model, lab), sender=client) as attached,
     ):
         yield client, attached
-
-
-def until(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def kinds(client, name):
@@ -144,7 +139,7 @@ def run_with_fault(model_and_layers, devices, fault, chance, answer, groups=GROU
             answers.append(answer())
         if fault == "restart":
             devices[victim].ready()
-            until(lambda: "rejoined" in kinds(client, NAMES[victim]), 60)
+            until(lambda: "rejoined" in kinds(client, NAMES[victim]))
             answers.append(answer())
         events = kinds(client, NAMES[victim])
     rubbish.stop()

@@ -6,6 +6,7 @@ import sys
 import threading
 from contextlib import contextmanager
 
+from tests.waiting import PATIENCE_S
 from wdmoe_opencompass.testbed.device import DeviceServer
 from wdmoe_opencompass.testbed.experts import load_experts
 from wdmoe_opencompass.testbed.lab import Lab
@@ -39,7 +40,7 @@ class DeviceProcess:
                 self._listening.set()
 
     def ready(self):
-        assert self._listening.wait(60), "".join(self.lines)
+        assert self._listening.wait(PATIENCE_S), "".join(self.lines)
         return self
 
     @property

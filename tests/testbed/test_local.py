@@ -1,7 +1,6 @@
 """A lab on one machine: rates, namespaces, and that nothing is left of it."""
 
 import signal
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.testbed.faults import base_station, until
+from tests.testbed.faults import base_station
 from tests.testbed.labs import GROUPS, lab_of, servers
+from tests.waiting import PATIENCE_S, until
 from wdmoe_opencompass.errors import LabError
 from wdmoe_opencompass.testbed.lab import load_lab
 from wdmoe_opencompass.testbed.local import namespaces_problem, spread
@@ -18,7 +18,7 @@ from wdmoe_opencompass.testbed.local import namespaces_problem, spread
 PROBLEM = namespaces_problem()
 SLOW, FAST = 2.0, 200.0  # Mbit/s
 # Of the seconds that the bits of hidden states take at the given rate: 1.6 kB of 16 kB may go at once (tbf's burst);
-# pairs, headers, TLS and acknowledgements go too, and other processes hold the cores now and then.
+# pairs, headers, TLS and acknowledgements go too.
 LEAST, MOST = 0.7, 2.0
 
 
@@ -29,7 +29,10 @@ def up(saved, lab_file, *options):
 
 
 def seconds_per_bit(tiny, lab):
-    """-> median seconds under way per bit of hidden states there and back, for each device; the logits are right."""
+    """-> least seconds under way per bit of hidden states there and back, for each device; the logits are right.
+
+    Whatever else the machine does only adds to them.
+    """
     model = tiny[0]
     ids = torch.randint(3, 97, (4, 250), generator=torch.Generator().manual_seed(0))
     expected = model(input_ids=ids).logits
@@ -40,7 +43,7 @@ def seconds_per_bit(tiny, lab):
         times = client.take_times()
     bits = 2 * 8 * 4 * model.config.hidden_size
     return [
-        statistics.median((one.send_s + one.return_s) / (bits * one.tokens) for one in times if one.device == number)
+        min((one.send_s + one.return_s) / (bits * one.tokens) for one in times if one.device == number)
         for number in range(len(lab.devices))
     ]
 
@@ -57,7 +60,7 @@ def test_lab_in_namespaces_has_its_rates_and_leaves_nothing(saved, tiny, tmp_pat
     lab_file = tmp_path / "lab.yaml"
     process = up(saved, lab_file, "--devices", "2", "--rate", f"{FAST},{SLOW}", "--send-padding")
     try:
-        until(lab_file.exists, 120)
+        until(lab_file.exists)
         assert f"{process.pid}-1" in subprocess.run(["ip", "netns"], capture_output=True, text=True).stdout
         lab = load_lab(lab_file)
         assert [device.address.split(".")[0] for device in lab.devices] == ["10", "10"]
@@ -66,7 +69,7 @@ def test_lab_in_namespaces_has_its_rates_and_leaves_nothing(saved, tiny, tmp_pat
         assert slow > 4 * fast
     finally:
         process.send_signal(signal.SIGTERM)
-        output = process.communicate(timeout=30)[0]
+        output = process.communicate(timeout=PATIENCE_S)[0]
     assert process.returncode == 0, output
     assert "tc tbf" in output
     assert not lab_file.exists()
@@ -77,7 +80,7 @@ def test_lab_in_namespaces_has_its_rates_and_leaves_nothing(saved, tiny, tmp_pat
 def test_lab_without_root_limits_rates_in_the_devices_and_ends_with_its_command(saved, tmp_path):
     lab_file = tmp_path / "lab.yaml"
     process = up(saved, lab_file, "--devices", "2", "--rate", "100", "--no-namespaces", "--", "cat", str(lab_file))
-    output = process.communicate(timeout=180)[0]
+    output = process.communicate(timeout=600)[0]
     assert process.returncode == 0, output
     assert "rates limited in the devices" in output
     assert "address: 127.0.0.1:" in output
@@ -88,13 +91,13 @@ def test_lab_without_root_limits_rates_in_the_devices_and_ends_with_its_command(
 def test_devices_die_with_a_killed_lab(saved, tmp_path):
     lab_file = tmp_path / "lab.yaml"
     process = up(saved, lab_file, "--devices", "1", "--no-namespaces")
-    until(lab_file.exists, 120)
+    until(lab_file.exists)
     children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
     pids = [int(pid) for pid in children.stdout.split()]
     assert pids
     process.kill()
     process.communicate()
-    until(lambda: not any(runs(pid) for pid in pids), 10)
+    until(lambda: not any(runs(pid) for pid in pids))
 
 
 def runs(pid):

@@ -10,6 +10,7 @@ import yaml
 from pytest import approx
 from typer.testing import CliRunner
 
+from tests.examples import seeds
 from tests.testbed.synthetic import (
     BITS,
     DEVICES,
@@ -107,7 +108,7 @@ def test_a_burst_is_told_from_the_fixed_time(tokens, seed, within):
     assert fit.uplink_bit_per_s == approx(RATE_UP[3], rel=FITTED)
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", seeds(10))
 def test_scatter_is_no_burst(seed):
     assert [device.burst_bit for device in fit_of(probe(seed=seed, repeats=10)).devices] == [0] * DEVICES
 
@@ -154,7 +155,7 @@ def simulated(loads, rng, number, burst_bit=12_800.0, work_s=0.5e-3):
     return [row._replace(waiting_s=waiting_s) for row in rows]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_a_profile_fitted_to_simulated_events_predicts_layers_that_it_never_saw(seed):
     rng = np.random.default_rng(seed)
     who = [np.ones(DEVICES, int), *np.eye(DEVICES, dtype=int)]

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from tests.testbed.faults import FAULTS, kinds, until
+from tests.testbed.faults import FAULTS, kinds
 from tests.testbed.labs import GROUPS, lab_of, servers
 from tests.testbed.test_equality import logits, states_of
 from tests.tiny import example_policy, tiny_mixtral
+from tests.waiting import until
 from wdmoe_opencompass.errors import LabError
 from wdmoe_opencompass.routing.layers import find_moe_layers
 from wdmoe_opencompass.routing.patch import Attachment

@@ -13,9 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import FACTOR
 from tests.testbed.labs import GROUPS, lab_of, servers
 from tests.testbed.test_equality import logits
 from tests.testbed.test_faults import base_station
+from tests.waiting import PATIENCE_S
 from wdmoe_opencompass.errors import LabError
 from wdmoe_opencompass.routing.payload import Payload
 from wdmoe_opencompass.testbed import wire
@@ -28,7 +30,7 @@ from wdmoe_opencompass.testbed.wire import COMPUTE, HELLO, PING, Nothing, Tokens
 
 HIDDEN = 32
 LIMIT = 1 << 16
-FUZZED = 1000
+FUZZED = 1000 * FACTOR
 GROWTH_BYTES = 8 << 20  # the allocator's own ups and downs; 800 messages of 50 kB kept would be 40 MB
 
 
@@ -38,7 +40,7 @@ def device(saved):
         yield one
 
 
-def call(device, content, method=COMPUTE, timeout=5.0):
+def call(device, content, method=COMPUTE, timeout=PATIENCE_S):
     """-> status name, details or the reply."""
     with grpc.insecure_channel(f"127.0.0.1:{device.port}") as channel:
         try:
@@ -130,9 +132,7 @@ def test_full_queue_refuses_and_goes_on(saved):
         one._computing.acquire()
         try:
             answers = []
-            threads = [
-                threading.Thread(target=lambda: answers.append(call(one, tokens(), timeout=3)[0])) for _ in range(12)
-            ]
+            threads = [threading.Thread(target=lambda: answers.append(call(one, tokens())[0])) for _ in range(12)]
             for thread in threads:
                 thread.start()
             while not answers.count("RESOURCE_EXHAUSTED"):
@@ -179,7 +179,7 @@ def test_a_thousand_fuzzed_messages_crash_nothing_and_leave_nothing(device):
         for number in range(FUZZED):
             method = chance.choice((COMPUTE, COMPUTE, COMPUTE, PING, HELLO))
             try:
-                reply = channel.unary_unary(method)(fuzzed(chance, good), timeout=5)
+                reply = channel.unary_unary(method)(fuzzed(chance, good), timeout=PATIENCE_S)
                 if method == COMPUTE:  # what was changed has no meaning: a field that nobody knows, say
                     assert wire.Sums.FromString(reply).sums.values == expected
                     answered += 1
@@ -188,7 +188,7 @@ def test_a_thousand_fuzzed_messages_crash_nothing_and_leave_nothing(device):
             if number == FUZZED // 5:
                 grown = -used_bytes("cpu")
         grown += used_bytes("cpu")
-        assert wire.Sums.FromString(channel.unary_unary(COMPUTE)(good, timeout=5)).sums.values == expected
+        assert wire.Sums.FromString(channel.unary_unary(COMPUTE)(good, timeout=PATIENCE_S)).sums.values == expected
     assert statuses == {"INVALID_ARGUMENT"}
     assert answered < FUZZED / 10
     assert grown < GROWTH_BYTES
@@ -281,7 +281,7 @@ def test_device_key_does_not_let_one_call_another_device(saved, keys):
     options = [("grpc.ssl_target_name_override", "a")]
     with grpc.secure_channel(f"127.0.0.1:{device.port}", credentials, options) as channel:
         with pytest.raises(grpc.RpcError) as caught:
-            channel.unary_unary(HELLO)(Nothing().SerializeToString(), timeout=3)
+            channel.unary_unary(HELLO)(Nothing().SerializeToString(), timeout=PATIENCE_S)
         assert caught.value.code().name in ("UNAVAILABLE", "PERMISSION_DENIED")
     device.stop(0)
 
@@ -304,7 +304,7 @@ def test_expired_keys_are_refused_by_either_side(saved, tiny, keys, tmp_path):
         f"127.0.0.1:{device.port}", credentials, [("grpc.ssl_target_name_override", "a")]
     ) as channel:
         with pytest.raises(grpc.RpcError) as caught:
-            channel.unary_unary(HELLO)(Nothing().SerializeToString(), timeout=3)
+            channel.unary_unary(HELLO)(Nothing().SerializeToString(), timeout=PATIENCE_S)
         assert caught.value.code().name == "UNAVAILABLE"
     device.stop(0)
 

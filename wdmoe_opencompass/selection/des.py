@@ -89,7 +89,7 @@ class Des(SelectionPolicy):
         self, routing: Routing, channel: ChannelState, of_device: Tensor, least: float, most: int
     ) -> tuple[Tensor, Tensor]:
         """Try every number of experts of every device; the last place is the base station, where they cost nothing."""
-        scores, places = routing.probabilities, len(of_device) + 1
+        scores, places = routing.probabilities.double(), len(of_device) + 1  # small ones count
         place = (channel.device_of_expert % places).expand(scores.shape)
         rank = _rank_within(place, scores)  # [tokens, experts] 0 for the best of its place
         table = scores.new_full((len(scores), places * (most + 1)), -torch.inf)  # a place has no so many experts
@@ -126,7 +126,7 @@ class DesTopK(Des):
 
     def select(self, routing: Routing, channel: ChannelState) -> Selection:
         """Choose for all tokens at once."""
-        scores = routing.probabilities.gather(1, routing.top_k_index)  # [tokens, k]
+        scores = routing.probabilities.gather(1, routing.top_k_index).double()  # [tokens, k]
         of_expert = channel.of_experts(device_cost(channel, self.cost)).double()
         cost, k = of_expert[routing.top_k_index], scores.shape[1]
         least, most, top = self.least_score(routing.layer), self.most(routing), routing.rank == 0
@@ -135,7 +135,7 @@ class DesTopK(Des):
             answer = by_price(scores, torch.where(stays, 0.0, cost), least, most, stays)
             keep, found = answer.chosen, answer.found
         else:
-            table = torch.stack([torch.where(stays, -torch.inf, 0.0), scores], dim=2)  # [tokens, k, 2]
+            table = torch.stack([torch.where(stays, -torch.inf, 0.0).double(), scores], dim=2)  # [tokens, k, 2]
             counts = _counts(k, most, 1, scores.device, least=0 if self.may_lose_all else 1)
             best, found = cheapest(table, cost @ counts.double().T, counts, least)
             keep = counts[best] > 0

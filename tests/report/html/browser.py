@@ -40,19 +40,48 @@ class Visit:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.goto(path.as_uri())
         self.settled()
+        self.page.evaluate("globalThis.asOpened = [...document.querySelectorAll('select')].map((node) => node.value)")
 
     def close(self):
         self.context.close()
 
+    def restored(self):
+        """As it was opened: settings, choices and filters."""
+        self.page.evaluate(
+            """() => {
+              for (const node of document.querySelectorAll("#items input")) {
+                const before = [node.value, node.checked];
+                [node.value, node.checked] = ["", false];
+                if (before[0] || before[1]) node.dispatchEvent(new Event("input"));
+              }
+              document.querySelectorAll("select").forEach((node, place) => {
+                if (node.value === asOpened[place]) return;
+                node.value = asOpened[place];
+                for (const kind of ["input", "change"]) node.dispatchEvent(new Event(kind));
+              });
+            }"""
+        )
+        self.page.click("#reset")
+        self.settled()
+
     def all_seen(self):
         """Scroll through the page, so that everything that is drawn when it is seen is drawn."""
         for id_ in self.page.evaluate("[...document.querySelectorAll('.figure, #items')].map((node) => node.id)"):
-            self.page.evaluate(f"document.getElementById('{id_}').scrollIntoView({{behavior: 'instant'}})")
-            if id_ == "items":
-                self.page.wait_for_function("() => document.getElementById('item-count').textContent")
-            else:
-                self.page.wait_for_function("(id) => WdmoePage.isDrawn(id)", arg=id_)
+            self.seen(id_)
+
+    def seen(self, id_: str) -> None:
+        """Scroll to a figure, or to the items, and wait until it is drawn as the controls want it."""
+        self.page.evaluate(f"document.getElementById('{id_}').scrollIntoView({{behavior: 'instant'}})")
+        if id_ == "items":
+            self.page.wait_for_function("() => document.getElementById('item-count').textContent")
+        else:
+            self.page.wait_for_function("(id) => WdmoePage.isDrawn(id)", arg=id_)
         self.settled()
+
+    def open_item(self) -> str:
+        """Unfold the first item that is listed; -> its text, which the browser adds after the click."""
+        self.page.click("#item-list summary >> nth=0")
+        return self.page.inner_text("#item-list .body")
 
     def settled(self):
         """Plotly.js, intervals and the bandwidth sweep are there."""

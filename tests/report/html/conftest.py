@@ -32,7 +32,7 @@ def shared(browser, run):
 @pytest.fixture
 def visit(shared):
     """The run's page as it was opened."""
-    shared.page.click("#reset")
+    shared.restored()
     return shared
 
 

@@ -32,20 +32,19 @@ WAIT_SHARE = 0.05  # of the passes, where a layer's last two devices differ by l
 def drawn(request, shared):
     """-> (visit, profile): everything drawn, the benchmark `writing` and the model `wdmoe` in view."""
     steps, profile = SETTINGS[request.param]
-    shared.page.click("#reset")
+    shared.restored()
     shared.page.select_option("#benchmark", "writing")
     shared.page.select_option("#model", "wdmoe")
     for selector, value in steps:
         shared.set(selector, value)
     shared.all_seen()
     yield shared, profile
-    shared.page.select_option("#benchmark", "choice")
-    shared.page.click("#reset")
+    shared.restored()
 
 
 def traces(visit, figure):
     """What plotly.js was given and has drawn: -> name -> trace."""
-    visit.settled()
+    visit.seen(figure)
     found = visit.page.evaluate("(id) => document.getElementById(id).data", figure)
     return {one["name"]: one for one in found}
 
@@ -202,7 +201,7 @@ def test_heat_maps_and_map_are_a_plain_count(run, drawn, method, near, phase):
     share = waits.mean(axis=0).tolist()
     assert numbers(visit, "#table-devices td[data-value]") == approx(share, **near)
     assert numbers(visit, "#map circle[data-waited]", "waited") == approx(share, **near)
-    visit.page.click("[name=phase][value=all]")
+    visit.click("[name=phase][value=all]")
     visit.click("[name=allocation][value=optimal]")
 
 

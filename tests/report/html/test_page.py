@@ -146,6 +146,29 @@ def test_intervals_of_a_changed_channel_are_those_of_python(run, visit):
     assert f"[{100 * (1 - ratio.high):.1f}, {100 * (1 - ratio.low):.1f}]" in text
 
 
+def test_another_benchmark_does_not_stop_what_follows_a_change(run, visit):
+    """Both at once, faster than any hand: the intervals of the change are still shown, and the sweep ends."""
+    visit.page.evaluate(
+        """() => {
+          const of = (id) => document.getElementById(id);
+          of("figure-5").scrollIntoView({ behavior: "instant" });
+          of("total-number").value = 45;
+          of("total-number").dispatchEvent(new Event("input"));
+          of("benchmark").value = "writing";
+          of("benchmark").dispatchEvent(new Event("change"));
+        }"""
+    )
+    visit.settled()
+    profile = changed_profile(PROFILE, "total_bandwidth_hz", 45e6)
+    for row in ("vanilla_even", "both"):
+        vanilla, method = ROWS[row]
+        sums = batch_sums([replay(trace_of(run, MODEL_OF[vanilla], "writing"), profile, method, "layer")], "all")
+        low, high = latency_interval(sums.latency_s, sums.count("batch"))
+        text = visit.page.inner_text(f"#table-latency [data-row={row}][data-benchmark=writing]")
+        assert f"[{1e3 * low:.3f}, {1e3 * high:.3f}]" in text
+    assert visit.page.input_value("#benchmark") == "writing"
+
+
 def test_heat_maps_and_phases_follow_the_controls(run, visit):
     visit.page.select_option("#model", "wdmoe")
     visit.page.select_option("#benchmark", "writing")
@@ -251,7 +274,7 @@ def test_axe_finds_nothing_serious_in_light_and_dark(open_page, run):
     one.all_seen()
     one.set("#total-number", 60)
     one.settled()
-    one.page.click("#item-list summary >> nth=0")
+    one.open_item()
     for summary in one.page.locator("details.notes > summary, details.more > summary").all():
         summary.click()
     for theme in ("light", "dark"):
@@ -277,14 +300,10 @@ def test_items_are_filtered_searched_and_compared(visit):
     page.select_option("#item-dataset", "choice")
     page.fill("#item-search", "beast 10 ")
     assert page.inner_text("#item-count") == "1 of 60 items"
-    page.click("#item-list summary")
-    body = page.inner_text("#item-list .body")
+    body = visit.open_item()
     assert "A: owls" in body
     assert "B: bears" in body
     assert re.search(r"wdmoe\s+B: bears\s+\w+, changed", body)
-    page.uncheck("#item-changed")
-    page.fill("#item-search", "")
-    page.select_option("#item-dataset", "")
 
 
 def test_what_others_wrote_stays_text(open_page, tmp_path):
@@ -301,10 +320,10 @@ def test_what_others_wrote_stays_text(open_page, tmp_path):
     assert page.html.count("</script>") == page.html.count("<script")
     one = open_page(path)
     one.all_seen()
-    one.page.click("#item-list summary >> nth=0")
+    body = one.open_item()
     assert one.page.evaluate("window.hacked") is None
     assert one.page.locator("img, main script, main b, main i").count() == 0
-    assert HOSTILE in one.page.inner_text("#item-list")
+    assert HOSTILE in body
     assert name in one.page.inner_text("#table-latency")
     assert not one.complaints
 

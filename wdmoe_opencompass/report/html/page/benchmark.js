@@ -78,7 +78,8 @@ function sweepOn() {
   const at = generation,
     rows = sweepRows(true),
     waiting = sweepLacks();
-  if (!waiting.length) return;
+  sweeping = waiting.length > 0; // what an older change began has stopped
+  if (!sweeping) return;
   const step = () => {
     if (at !== generation || !waiting.length) return;
     const hertz = waiting.shift();
@@ -98,7 +99,6 @@ function sweepOn() {
       redraw(["figure-5"]);
     }
   };
-  sweeping = true;
   if (printing) step();
   else setTimeout(step, 0);
 }

@@ -27,13 +27,17 @@ function drawOne(figure) {
 }
 
 const FOLLOWING = ["figure-6", "figure-frontier", "figure-5", "figure-7", "figure-phases"]; // what controls change
-let follow = 0;
+let follow = 0; // the timer of what follows; no change of view stops it
+
+function followIn(ms) {
+  clearTimeout(follow);
+  follow = setTimeout(afterwards, ms);
+}
 
 /** After a change of settings or view: what takes longer than FIRST_MS is shown when it is there. */
 function changed() {
   generation += 1;
   sweeping = false;
-  clearTimeout(follow);
   for (const allocation of ["uniform", "optimal"]) latest[allocation] = computed(allocation);
   waiting = isOwn() ? [] : unsolved();
   solve(performance.now() + FIRST_MS);
@@ -41,8 +45,7 @@ function changed() {
   cells = latencyCells(false);
   texts();
   redraw(FOLLOWING);
-  const at = generation;
-  follow = setTimeout(() => at === generation && afterwards(), waiting.length ? PAINT_MS : IDLE_MS);
+  followIn(waiting.length ? PAINT_MS : IDLE_MS);
 }
 
 /** Each dataset of each model that the settings want solved: even splits and the benchmark in view come first. */
@@ -67,17 +70,13 @@ function solve(until) {
 
 /** What follows a change: the rest of the numbers, then intervals, then the bandwidth sweep. */
 function afterwards() {
-  const at = generation;
-  const again = (ms) => {
-    follow = setTimeout(() => at === generation && afterwards(), ms);
-  };
   if (waiting.length) {
     solve(performance.now() + SLICE_MS);
-    if (waiting.length) return again(0);
+    if (waiting.length) return followIn(0);
     cells = latencyCells(false);
     texts();
     redraw(FOLLOWING);
-    return again(IDLE_MS);
+    return followIn(IDLE_MS);
   }
   follow = 0;
   if (pending) {
