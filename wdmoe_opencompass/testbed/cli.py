@@ -15,6 +15,7 @@ from ..commands import DTYPE_NAMES, AsJson, JsonLines, examples, names, new_app,
 from ..console import Progress, print_event, print_json
 from ..errors import LabError
 from ..files import write_whole
+from ..given_paths import check_out_file, check_out_folder
 
 app = new_app(help="A live testbed: experts on real devices over the network.")
 
@@ -94,6 +95,7 @@ def keys(
     """Make the certificates and keys of a lab: each device gets ca.pem, NAME.pem and NAME.key, and nothing else."""
     from .keys import make_keys
 
+    check_out_folder(folder, LabError)
     written = make_keys(folder, [name.strip() for name in devices.split(",") if name.strip()], days)
     if as_json:
         print_json(dict(written=[str(path) for path in written], secret=str(folder / "ca.key")))
@@ -147,6 +149,7 @@ def up(
         raise LabError(f"--rate must be numbers of Mbit/s like 200,200,100,20, got {rate!r}") from None
     if any(one is None or one <= 0 for one in rates):
         raise LabError(f"--rate must be > 0, got {rate}")
+    check_out_file(lab, LabError)
     settings = dict(payload_bits=payload_bits, deadline_s=deadline_s, send_padding=send_padding)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -202,8 +205,9 @@ def measure(
     from .probe import probe, work_of_own_experts
 
     _log_to_stderr()
-    if out.suffix not in (".yaml", ".yml") or not out.absolute().parent.is_dir():
-        raise LabError(f"--out must be a .yaml file in a folder that exists, got {out}")
+    if out.suffix not in (".yaml", ".yml"):
+        raise LabError(f"--out must be a .yaml file, got {out}")
+    check_out_file(out, LabError)
     sizes = _sizes(tokens)
     its_lab = load_lab(lab)
     base = profile_of_lab(load_profile(profile), its_lab, str(lab))
