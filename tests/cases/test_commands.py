@@ -2,7 +2,7 @@
 
 import inspect
 import os
-import shutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +40,7 @@ SUFFIX = dict(
     profile=".yaml", name=".yaml", loads=".json", traces=".trace.safetensors", config=".py", lab=".yaml", file=".jsonl",
     recording=".routing.safetensors", sources=".trace.safetensors", text=".txt",
 )  # fmt: skip
+RECORDING = ".routing.safetensors"
 RUN_FOLDERS = ("run_folder", "run_a", "run_b")
 
 
@@ -73,6 +74,8 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "run" / "predictions" / "m").mkdir(parents=True)
     write_trace(tmp_path / "run" / "predictions" / "m" / "d.trace.safetensors", random_trace())
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("wdmoe_opencompass.doctor.machine.torch_facts", lambda: "not asked")  # fresh processes, slow
+    monkeypatch.setattr("wdmoe_opencompass.doctor.host.check_import", list)
     return tmp_path
 
 
@@ -81,7 +84,10 @@ def line(name, command, parameter, path):
     options, arguments = [], []
     for other in command.params:
         value = path if other is parameter else None
-        if value is None and (other.required or f"{name} {other.name}" == "wdmoe calibrate text"):
+        is_of_model = parameter.name == "text" and other.name == "sources"  # a text is for a model
+        if value is None and is_of_model:
+            value = MODEL
+        elif value is None and (other.required or f"{name} {other.name}" == "wdmoe calibrate text"):
             suffix = OUT_SUFFIX.get(name, "")
             assert other.name in GOOD or other.name in OUT, f"{name}: give {other.name} a good value in this test"
             value = GOOD[other.name] if other.name not in OUT or name in OUT_FOLDERS else f"out{suffix}"
@@ -139,7 +145,7 @@ def pipe(path):
 
 
 def not_utf8(path):
-    return os.fsdecode(os.fsencode(path.with_name("")) + b"/caf\xe9" + os.fsencode(path.suffix))
+    return os.fsdecode(os.fsencode(path.parent) + b"/caf\xe9" + os.fsencode(path.suffix))
 
 
 def long_name(path):
@@ -171,14 +177,16 @@ def check_one_sentence(done, path):
     assert done.stderr.startswith("error: "), done
     assert "Traceback" not in done.stdout + done.stderr
     named = repr(str(path))[1:-1] if not str(path).isprintable() else str(path)
-    assert named[:100] in done.stderr.replace("error: Lab", "error: lab"), (named, done)
+    assert re.split(r"[^ -~]", named)[0][:100] in done.stderr, (named, done)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("case", READ, ids=lambda case: f"{case[0]} {case[2].name}")
 def test_a_path_that_is_none_gets_one_true_sentence(folder, wdmoe, case, kind):  # noqa: F811
     name, command, parameter = case
-    path = kind(folder / f"bad{SUFFIX.get(parameter.name, '')}")
+    suffix = ".yaml" if name == "wdmoe profile validate" else SUFFIX.get(parameter.name, "")
+    suffix = RECORDING if name == "wdmoe recording show" else suffix
+    path = kind(folder / f"bad{suffix}")
     done = wdmoe(*line(*case, path))
     check_one_sentence(done, path)
     assert done.stdout == ""
@@ -287,4 +295,3 @@ def test_the_version_needs_no_command(wdmoe):  # noqa: F811
     assert wdmoe("--version") == (0, f"wdmoe {__version__}\n", "")
     assert wdmoe("--version", "report") == (0, f"wdmoe {__version__}\n", "")
     assert wdmoe("--verson").returncode == 2
-    assert shutil.which("python")

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil
@@ -45,6 +44,7 @@ from ..routing.recording import RecordingMetadata
 from ..routing.trace import array_bytes, axis_sizes
 from ..sealed_file import MOST_BYTES
 from .batch_memory import batch_memory, batch_sentence
+from .config_errors import check_encodable, read_config, read_dumped, temporary_folder
 from .infer_task import WdmoeInferTask
 from .models import WdmoeMixin
 from .offline import NotOnThisMachine, no_network
@@ -120,13 +120,10 @@ def _read_config(path: Path) -> Config:
     """Read it as the `opencompass` command does: once from its file, and again from what that dumps for its tasks."""
     if not path.is_file():
         raise WdmoeError(f"{path}: no such config file")
-    try:
-        cfg = get_config_from_arg(SimpleNamespace(config=str(path), accelerator=None))
-        with tempfile.TemporaryDirectory() as folder:
-            cfg.dump(os.path.join(folder, "config.py"))
-            cfg = Config.fromfile(os.path.join(folder, "config.py"), format_python_code=False)
-    except (Exception, SystemExit) as error:  # a config is a Python program: it may raise anything
-        raise WdmoeError(f"{path}: cannot be read as an OpenCompass config: {_one_line(error)}") from None
+    cfg = read_config(path, lambda: get_config_from_arg(SimpleNamespace(config=str(path), accelerator=None)))
+    check_encodable(path, cfg)
+    with temporary_folder() as folder:
+        cfg = read_dumped(path, cfg, folder)
     for key in ("models", "datasets"):
         if not (isinstance(cfg.get(key), list) and cfg[key]):
             raise WdmoeError(f"{path}: must have a list `{key}` that is not empty")

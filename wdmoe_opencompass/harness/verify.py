@@ -24,6 +24,7 @@ from ..routing.recording import RECORDING_JOURNAL_SUFFIX, RECORDING_SUFFIX, read
 from ..routing.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, check_belongs, read_times
 from ..routing.trace import JOURNAL_SUFFIX, SEALED_SUFFIX, RoutingTrace
 from .belongs import Expected, Place, parts_of, read_traces, why_refused
+from .config_errors import read_config
 from .unfinished import FAILURE_SUFFIX, read_whole, why_not_of
 
 JOURNALS = (JOURNAL_SUFFIX, TIMES_JOURNAL_SUFFIX, RECORDING_JOURNAL_SUFFIX)
@@ -82,13 +83,10 @@ class Run:
         configs = sorted((folder / "configs").glob("*.py"))
         if not configs:
             raise WdmoeError(f"{folder}: no configs/*.py in it; OpenCompass writes the config of every run there")
-        try:
-            config = Config.fromfile(configs[-1], format_python_code=False)
-            assert config["models"]
-            assert config["datasets"]
-        except Exception as error:  # a config is a program: anything may go wrong
-            reason = f"{type(error).__name__}: {error}"
-            raise WdmoeError(f"{configs[-1]}: not a config of a run: {' '.join(reason.split())[:300]}") from None
+        config = read_config(configs[-1], lambda: Config.fromfile(configs[-1], format_python_code=False))
+        for key in ("models", "datasets"):
+            if not config.get(key):
+                raise WdmoeError(f"{configs[-1]}: not a config of a run: it has no `{key}`")
         return cls(folder, configs[-1], config)
 
     @property

@@ -68,12 +68,15 @@ def device(
     import torch
 
     from .device import DeviceServer, check_address, loaded
+    from .keys import only_device, server_credentials
 
     _log_to_stderr()
     check_address(listen, keys is not None)
     if threads:
         torch.set_num_threads(threads)
     say = _say(as_json)
+    if keys is not None:  # before the weights are read
+        server_credentials(keys, name or only_device(keys))
     held = loaded(model, _experts(experts), dtype, device, say)
     bits_per_s = None if rate is None else rate * 1e6
     server = DeviceServer(held, listen, keys, name, bits_per_s, message_bytes, workers, waiting)
@@ -150,6 +153,8 @@ def up(
     if any(one is None or one <= 0 for one in rates):
         raise LabError(f"--rate must be > 0, got {rate}")
     check_out_file(lab, LabError)
+    if not (Path(model) / "config.json").is_file():  # before every device looks for it
+        raise LabError(f"{model}: no such folder with a config.json")
     settings = dict(payload_bits=payload_bits, deadline_s=deadline_s, send_padding=send_padding)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
