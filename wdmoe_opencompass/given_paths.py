@@ -35,6 +35,13 @@ def check_run_folder(folder: Path) -> None:
     )
 
 
+def check_folder(folder: Path, kind: type[WdmoeError] = WdmoeError) -> None:
+    """Raise an error unless this is a folder that can be read."""
+    why = _why_no_folder(folder)
+    if why is not None:
+        raise kind(f"{_shown(folder)}: {why}")
+
+
 def check_file(path: Path, what: str, kind: type[WdmoeError] = WdmoeError) -> None:
     """Raise an error unless this is a file that can be read; what: is expected, as 'config file'."""
     why = _why_missing(path)

@@ -138,10 +138,10 @@ def _not_executed(syntax: SyntaxError, read: list[str]) -> bool:
     return syntax.filename in (None, "<unknown>", "", *read)
 
 
-def _files_read(frames: list[tuple[FrameType, int]]) -> Iterator[str]:
+def _files_read(frames: list[tuple[FrameType, int]], readers: tuple[str, ...] = READERS) -> Iterator[str]:
     """The configs that mmengine was reading, each imported by the one before it."""
-    for frame, _ in frames:
-        if frame.f_code.co_filename == mmengine.config.config.__file__ and frame.f_code.co_name in READERS:
+    for frame in dict.fromkeys(frame for frame, _ in frames):  # one that raised again is there twice
+        if frame.f_code.co_filename == mmengine.config.config.__file__ and frame.f_code.co_name in readers:
             yield str(frame.f_locals.get("filename"))
 
 
@@ -204,7 +204,7 @@ def _cause(error: BaseException, frames: list[tuple[FrameType, int]], file: str,
         return "not UTF-8 text; save it as UTF-8"
     if isinstance(error, SystemExit):
         return f"it ends the program ({cause(error)}){_source(file, line)}"
-    if isinstance(error, RecursionError) and (circle := _circle(list(_files_read(frames)))):
+    if isinstance(error, RecursionError) and (circle := _circle(list(_files_read(frames, READERS[2:])))):
         return f"configs import each other in a circle: {' -> '.join(circle)}"
     text = cause(error)
     hint = f"; {LAZY}" if "LazyObject" in text or "LazyAttr" in text else ""

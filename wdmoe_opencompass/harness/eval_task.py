@@ -2,10 +2,12 @@
 
 import argparse
 import traceback
+from pathlib import Path
 
 from mmengine.config import Config
 from opencompass.tasks import OpenICLEvalTask
 
+from ..caches import use_writable
 from .command import module_command
 
 
@@ -21,6 +23,8 @@ class WdmoeEvalTask(OpenICLEvalTask):
 
     def run(self) -> None:
         """Score everything that can be."""
+        for said in use_writable(Path(self.work_dir)):  # of this machine: a cluster's nodes need not be alike
+            self.logger.warning(said)
         pairs = [
             (model, dataset)
             for model, datasets in zip(self.model_cfgs, self.dataset_cfgs, strict=True)

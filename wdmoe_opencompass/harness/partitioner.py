@@ -9,7 +9,8 @@ from mmengine.config import ConfigDict
 from opencompass.partitioners import NaivePartitioner, NumWorkerPartitioner, SizePartitioner
 from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, model_abbr_from_cfg
 
-from ..errors import NotReadableNow
+from ..caches import use_writable
+from ..errors import NotReadableNow, WdmoeError
 from .belongs import parts_of
 from .lock import DatasetIsRunning, exclusive
 from .unfinished import redo_stale_results, redo_unfinished
@@ -22,7 +23,8 @@ class _Checked:
     """Before OpenCompass skips what has a file, files that are torn, or lack their trace, are taken away."""
 
     def partition(self, model_dataset_combinations: list[dict], work_dir: str, out_dir: str, **others: Any) -> list:
-        """As OpenCompass's own."""
+        """As OpenCompass's own; SystemExit in one sentence where the run could not write what it needs."""
+        _find_caches(Path(work_dir))
         for combination in model_dataset_combinations:
             for model in combination["models"]:
                 _check_processes(model)
@@ -57,6 +59,15 @@ class _Checked:
         """Of a partitioner that splits datasets: what it would make of this one; of another: its own, of no part."""
         split = getattr(self, "split_dataset", None)
         return {} if split is None else {dataset_abbr_from_cfg(one): one for one in split(dataset)}
+
+
+def _find_caches(run_folder: Path) -> None:
+    """Before the first task starts, and for all of them: without its caches evaluation would leave empty cells."""
+    try:
+        for said in use_writable(run_folder):
+            LOG.warning("%s", said)
+    except WdmoeError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 def _check_processes(model: Any) -> None:
