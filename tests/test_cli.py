@@ -252,7 +252,7 @@ def read(path):
             ["replay", "TRACE", "--profile", "paper_8_devices", "--payload-bits", "0"],
             "payload_bits must be >= 1, got 0",
         ),
-        (["figures", "no-such-run"], "no sealed routing trace"),
+        (["figures", "no-such-run"], "no-such-run: does not exist"),
         (["replay", "TRACE", "--profile", "paper_8_devices", "--csv", "--json"], "exclude each other"),
         (
             ["replay", "TRACE", "--profile", "paper_8_devices", "--sweep", "total_bandwidth_hz=1:inf:3"],
@@ -269,7 +269,7 @@ def read(path):
             ],
             "must be finite and > 0 for every device",
         ),
-        (["report", "no-such-run"], "no tables in its summary folder"),
+        (["report", "no-such-run"], "no-such-run: does not exist; give a run's time-stamped folder"),
     ],
 )
 def test_bad_input_gets_one_sentence_and_exit_code_2(trace, arguments, sentence):

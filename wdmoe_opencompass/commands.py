@@ -106,8 +106,14 @@ def new_app(**settings: Any) -> typer.Typer:
 def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and end the process with its exit code; what the user can mend is one sentence."""
     command = typer.main.get_command(app)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if hasattr(sys.stdout, "reconfigure"):  # a file's name need not be UTF-8, nor need the terminal take all of it
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = command.main(None if arguments is None else list(arguments), prog_name=name, standalone_mode=False)
+        for word in words:
+            if "\0" in word:
+                raise WdmoeError(f"{word!r}: no path or name: it holds a zero byte")
+        code = command.main(words, prog_name=name, standalone_mode=False)
         sys.stdout.flush()
     except WdmoeError as error:
         _bad_input(error)

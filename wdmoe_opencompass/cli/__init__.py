@@ -47,14 +47,19 @@ app = new_app(
 )
 
 
-@app.callback()
-def version_of_wdmoe(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")] = False,
-) -> None:
-    """Options that stand before a command; here only so that --version is one."""
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         print(f"wdmoe {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def version_of_wdmoe(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options before a command; the version is printed by its own callback, before a command is asked for."""
 
 
 def _add(panel: str, name: str, command: Callable[..., Any], lines: tuple[str, ...]) -> None:

@@ -19,11 +19,13 @@ from ..commands import (
 )
 from ..console import print_json, print_table
 from ..errors import AllocationError
+from ..regular_file import read_regular
 
 if TYPE_CHECKING:
     from ..channel.profile import ChannelProfile
     from ..channel.propagation import Channel
 
+MAX_LOADS_BYTES = 1 << 28  # our choice: some ten million loads
 EXAMPLES = ("wdmoe allocate paper_8_devices --loads loads.json --json",)
 
 
@@ -44,8 +46,9 @@ def allocate_command(
     loaded = load_profile(profile)
     if loaded.rates == "measured":
         raise AllocationError(f"{loaded.name}: its rates are measured and fixed, so there is no bandwidth to split")
+    content = read_regular(loads, MAX_LOADS_BYTES, AllocationError)
     try:
-        device_load = _read_loads(loads)
+        device_load = _read_loads(content)
         channel = _channel_of_layers(loaded, len(device_load))
         budget = link_budget(loaded, channel, ExpertShape(hidden_size, ffn_size))
         answer = allocate(method, scope, budget, device_load, loaded.total_bandwidth_hz, certified=True)
@@ -85,13 +88,11 @@ def _channel_of_layers(profile: ChannelProfile, layers: int) -> Channel:
     return Channel(*(np.array([getattr(one, gain) for one in drawn]) for gain in ("downlink_gain", "uplink_gain")))
 
 
-def _read_loads(path: Path) -> list[list[float]]:
+def _read_loads(content: bytes) -> list[list[float]]:
     from pydantic import Strict, TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(list[list[Annotated[float, Strict()]]]).validate_json(path.read_bytes()) or [[]]
-    except OSError as error:
-        raise AllocationError(f"cannot be read: {error.strerror}") from None
+        return TypeAdapter(list[list[Annotated[float, Strict()]]]).validate_json(content) or [[]]
     except ValidationError as error:
         first = error.errors()[0]
         rule = "must be a list of layers, each a list of tokens per device"

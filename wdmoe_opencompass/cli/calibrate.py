@@ -12,6 +12,7 @@ import typer
 from ..commands import DTYPE_NAMES, AsJson, names
 from ..console import Progress, is_terminal, print_json
 from ..errors import WdmoeError
+from ..given_paths import check_out_file
 
 if TYPE_CHECKING:
     from ..selection.calibration import Calibration
@@ -46,8 +47,7 @@ def calibrate_command(
 
     if not out.name.endswith(CALIBRATION_SUFFIX):
         raise WdmoeError(f"--out must end in {CALIBRATION_SUFFIX}, got {out}")
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise WdmoeError(f"--out must be a file in a folder that exists, got {out}")
+    check_out_file(out)
     if all(path.name.endswith(SEALED_SUFFIX) for path in sources):
         calibration = calibrate_from_traces([read_trace(path) for path in sources])
     elif len(sources) == 1 and text is not None:

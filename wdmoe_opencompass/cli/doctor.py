@@ -10,6 +10,7 @@ import typer
 
 from ..commands import CHECK_FAILED, AsJson
 from ..console import Progress, print_json, print_table
+from ..given_paths import check_file
 
 EXAMPLES = (
     "wdmoe doctor",
@@ -27,6 +28,8 @@ def doctor_command(
     as_json: AsJson = False,
 ) -> None:
     """Is this machine fit for a run? Each finding with its fix; exit code 1 if there is a problem."""
+    if config is not None:
+        check_file(config, "config file")
     with (
         Progress("looking at this machine", 1) as progress,
         redirect_stdout(io.StringIO()),  # OpenCompass and its loaders talk a lot

@@ -8,6 +8,7 @@ import typer
 from ..commands import AsJson
 from ..console import Progress, print_json
 from ..errors import WdmoeError
+from ..given_paths import check_run_folder
 
 EXAMPLES = ("wdmoe figures outputs/quickstart/TIME",)
 
@@ -21,6 +22,7 @@ def figures_command(
     from ..report.publication import list_in_manifest
     from ..report.tables import benchmarks_of, runs_from_traces
 
+    check_run_folder(run_folder)
     runs = runs_from_traces(run_folder)
     benchmarks = benchmarks_of([dataset for run in runs for dataset in run.traces], runs[0].groups)
     try:

@@ -11,6 +11,7 @@ from ..commands import OBJECTIVE_NAMES, PROFILE_HELP, AsJson, names, profile_nam
 from ..console import Progress, print_json, print_table
 from ..errors import WdmoeError
 from ..files import write_whole
+from ..given_paths import check_out_file
 
 if TYPE_CHECKING:
     from ..placement import Comparison
@@ -48,6 +49,8 @@ def place_command(
 
     if out is not None and out.suffix not in (".yaml", ".yml"):
         raise WdmoeError(f"{out}: a channel profile file must end in .yaml")
+    if out is not None:
+        check_out_file(out)
     if out is not None and profile is not None and out.resolve() == Path(profile).resolve():
         raise WdmoeError(f"{out}: --out would overwrite the profile that is read; give another name")
     loaded = None if profile is None else load_profile(profile)

@@ -10,6 +10,7 @@ import typer
 
 from ..commands import CHECK_FAILED, AsJson
 from ..console import Progress, print_json, print_table
+from ..given_paths import check_file
 
 EXAMPLES = (
     "wdmoe plan eval_configs/eval_quickstart.py",
@@ -22,6 +23,7 @@ def plan_command(
     as_json: AsJson = False,
 ) -> None:
     """What a run would read, compute and leave, without loading weights; exit code 1 if it could not work."""
+    check_file(config, "config file")
     with (
         Progress(f"looking at {config}"),
         redirect_stdout(io.StringIO()),  # OpenCompass and its loaders talk a lot

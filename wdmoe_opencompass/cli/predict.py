@@ -8,6 +8,7 @@ import typer
 from ..commands import CHECK_FAILED, PROFILE_HELP, AsJson, Format, Formatted, format_of, profile_names
 from ..console import Progress, print_aside, print_json, print_markdown
 from ..errors import TraceError, WdmoeError
+from ..given_paths import check_run_folder
 
 EXAMPLES = (
     "wdmoe predict outputs/testbed/TIME --profile measured.yaml",
@@ -36,6 +37,7 @@ def predict_command(
     form = format_of(form, as_json)
     if layers and form is not None:
         raise WdmoeError("--layers prints CSV, so it excludes --format and --json")
+    check_run_folder(run_folder)
     chosen = None if profile is None else load_profile(profile)
     with Progress("predicting"):
         measured = measured_runs(runs_from_traces(run_folder), run_folder / "predictions")

@@ -9,6 +9,7 @@ import typer
 
 from ..commands import AsJson, examples, new_app
 from ..console import Progress, print_json, print_table
+from ..given_paths import check_out_file
 
 app = new_app(help="Recordings of a router, for wdmoe route: import, show.")
 
@@ -37,6 +38,7 @@ def recording_import(
 
     if not out.name.endswith(RECORDING_SUFFIX):
         raise TraceError(f"{out}: a recording's name must end in {RECORDING_SUFFIX}")
+    check_out_file(out)
     with Progress(f"importing {file}"):
         recording = import_recording(file, model, dataset, num_experts, hidden_size, ffn_size)
         write_recording(out, recording)

@@ -9,6 +9,7 @@ import typer
 from ..commands import CHECK_FAILED, AsJson, Format, Formatted, format_of
 from ..console import Progress, print_aside, print_json, print_markdown
 from ..errors import WdmoeError, shown
+from ..given_paths import check_run_folder
 
 REPORT_EXAMPLES = (
     "wdmoe report outputs/quickstart/TIME",
@@ -40,6 +41,7 @@ def report_command(
     if html and form is not None:
         raise WdmoeError(f"--html writes a page, so it excludes --format {form}; --json says where it is")
     form = format_of(form, as_json)
+    check_run_folder(run_folder)
     summary = run_folder / "summary"
     missing = _read_summary(run_folder, MISSING_FILE, list)
     further = [name for name in (REQUESTS, SPEED) if (summary / f"{name}.json").is_file()]  # not in older runs
@@ -86,6 +88,8 @@ def compare_command(
     from ..report.tables import formatted
 
     form = format_of(form, as_json)
+    for folder in (run_a, run_b):
+        check_run_folder(folder)
     records = [
         {name: _read_summary(folder, f"{name}.json", list) for name in ("accuracy", "latency", "origin")}
         | {name: _read_summary(folder, f"{name}.json", list, []) for name in OPTIONAL_RECORDS}
@@ -117,6 +121,7 @@ def frontier_command(
     from ..report.tables import MISSING_FILE
 
     form = format_of(form, as_json)
+    check_run_folder(run_folder)
     summary = run_folder / "summary"
     if len(_read_summary(run_folder, "frontier_records.json", list)) < 2:
         print_aside(
@@ -138,13 +143,16 @@ def _read_summary(run_folder: Path, name: str, kind: type, otherwise: Any = None
     path = run_folder / "summary" / name
     try:
         content = json.loads(path.read_bytes())
-    except OSError:
+    except FileNotFoundError:
         if otherwise is not None:
             return otherwise
+        lacking = "no tables in its summary folder" if path.parent.is_dir() else "no summary folder in it"
         raise WdmoeError(
-            f"{run_folder}: no tables in its summary folder; give the time-stamped folder of a finished run whose "
-            "config has summarizer=dict(type=WdmoeSummarizer)"
+            f"{run_folder}: {lacking}; give the time-stamped folder of a finished run whose config has "
+            "summarizer=dict(type=WdmoeSummarizer)"
         ) from None
+    except OSError as error:
+        raise WdmoeError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError:
         raise WdmoeError(f"{path}: not JSON; {WRITE_ANEW}") from None
     if not isinstance(content, kind):

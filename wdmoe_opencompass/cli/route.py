@@ -12,6 +12,7 @@ import typer
 from ..commands import PROFILE_HELP, SCOPE_NAMES, AsJson, Scope, profile_names
 from ..console import Progress, print_json, print_table
 from ..errors import PolicyError, WdmoeError, unknown_name
+from ..given_paths import check_out_folder
 
 if TYPE_CHECKING:
     from ..routing.trace import RoutingTrace
@@ -52,6 +53,8 @@ def route_command(
 
     if scope not in SCOPE_NAMES:
         raise WdmoeError(unknown_name("scope", scope, SCOPE_NAMES))
+    if out is not None:
+        check_out_folder(out)
     loaded = load_profile(profile)
     given = policy_arguments(parameters)
     read = read_recording(recording)

@@ -12,6 +12,7 @@ import typer
 from ..commands import PROFILE_HELP, SCOPE_NAMES, AsJson, Scope, profile_names
 from ..console import Progress, print_json, print_table
 from ..errors import WdmoeError, unknown_name
+from ..given_paths import check_out_folder
 from .route import policy_arguments
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def simulate_command(
         raise WdmoeError(unknown_name("scope", scope, SCOPE_NAMES))
     simulation = Simulation(load_profile(profile), policy, policy_arguments(parameters), batch_size, seed)
     if out is not None:
+        check_out_folder(out)
         check_folder(out)
     with Progress("simulating", len(names)) as progress:
         found = simulate(simulation, names, available_cores(), progress.advance)

@@ -10,6 +10,7 @@ import typer
 
 from ..commands import CHECK_FAILED, AsJson
 from ..console import Progress, print_json
+from ..given_paths import check_run_folder
 
 EXAMPLES = ("wdmoe verify outputs/quickstart/TIME",)
 
@@ -23,6 +24,7 @@ def verify_command(
     Runs the run's own config and evaluators, as OpenCompass did; call it from the folder where the run was started, so
     that relative data paths hold. The run itself is only read.
     """
+    check_run_folder(run_folder)
     with (
         Progress(f"computing {run_folder} again"),
         redirect_stdout(io.StringIO()),  # OpenCompass talks a lot on import

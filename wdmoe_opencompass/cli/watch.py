@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..commands import CHECK_FAILED, JsonLines
+from ..given_paths import check_run_folder
 
 EXAMPLES = ("wdmoe watch outputs/quickstart/TIME", "wdmoe watch outputs/quickstart/TIME --once --json")
 
@@ -25,6 +26,7 @@ def watch_command(
     from ..harness.run_progress import RunWatch
     from .watch_display import display
 
+    check_run_folder(run_folder)
     watch = RunWatch(run_folder)
     with display(as_json, once) as show:
         while True:

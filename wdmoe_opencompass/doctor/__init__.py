@@ -31,7 +31,8 @@ def examine(config: Path | None, work_dir: Path, advance: Advance = lambda share
     findings += machine.check_memory(machine.available_memory_bytes())
     findings += [*host.check_command(), *host.check_import()]
     advance(0.5)
-    findings += places.check_work_dir(work_dir)
+    findings += [*places.check_work_dir(work_dir), *places.check_current_folder(), *places.check_temporary()]
+    findings += places.check_caches()
     settings = places.huggingface_settings()
     findings += [] if settings is None else places.check_huggingface(*settings)
     findings += places.check_data() if config is None else _look_at_config(config)

@@ -6,6 +6,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from ..caches import CACHES, CACHES_FOLDER, sentence, unwritable, way_out
+from ..errors import WdmoeError
+from ..given_paths import check_out_folder
 from .finding import BYTES_PER_GB, Finding, ok, problem, warning
 
 NO_ROOM_BYTES = 0.1 * BYTES_PER_GB  # our choices: a run of the eight benchmarks leaves predictions and traces of some
@@ -25,12 +28,16 @@ BENCHMARKS = {
 
 def check_work_dir(work_dir: Path) -> list[Finding]:
     """Whether a run may write there, how much room there is, and whether locks hold."""
+    fix = "give another folder: opencompass CONFIG -w FOLDER"
+    try:
+        check_out_folder(work_dir)
+    except WdmoeError as error:
+        return [problem("work folder", str(error), fix)]
     folder = nearest_folder(work_dir)
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".wdmoe-doctor-") as file:
             locks = lock_failure(Path(file.name))
     except OSError as error:
-        fix = "give another folder: opencompass CONFIG -w FOLDER"
         return [problem("work folder", f"{folder}: cannot be written: {error.strerror}", fix)]
     findings = [ok("work folder", f"{folder}: can be written"), *check_room(folder, shutil.disk_usage(folder).free)]
     if locks is None:
@@ -74,7 +81,7 @@ def check_data() -> list[Finding]:
     if source in ("ModelScope", "HF"):
         return [ok("data", f"DATASET_SOURCE={source}: read from there, not from a data folder")]
     cache = os.environ.get("COMPASS_DATA_CACHE", "")
-    places = [Path(cache).absolute(), Path.home() / ".cache" / "opencompass"]
+    places = [Path(cache).absolute(), Path(os.path.expanduser("~/.cache/opencompass"))]
     missing = [name for name, path in BENCHMARKS.items() if not any((place / path).exists() for place in places)]
     if not missing:
         return [ok("data", f"all {len(BENCHMARKS)} benchmarks of the paper, in {places[0] / 'data'} or {places[1]}")]
@@ -87,6 +94,36 @@ def check_data() -> list[Finding]:
         "or set COMPASS_DATA_CACHE to the folder that holds data/"
     )
     return [warning("data", f"not in {places[0]}: {listed}", fix)]
+
+
+def check_caches() -> list[Finding]:
+    """The folders that evaluation writes to: unwritable, a run of ours uses its own folder, another one's cells stay empty."""
+    found = unwritable()
+    if not found:
+        return [ok("caches", f"what scoring keeps can be written ({CACHES[0].folder})")]
+    instead = (
+        f"a run whose config has our partitioners or tasks keeps it in its own folder, in {CACHES_FOLDER}/; with "
+        "OpenCompass's own every cell would stay empty"
+    )
+    return [warning("caches", f"{sentence(found)}; {instead}", way_out(found))]
+
+
+def check_temporary() -> list[Finding]:
+    """The folder for temporary files: OpenCompass reads its configs through one."""
+    try:
+        return [ok("temporary files", tempfile.gettempdir())]
+    except OSError as error:
+        return [problem("temporary files", f"none can be written: {error.strerror}", "set TMPDIR to a folder that can")]
+
+
+def check_current_folder() -> list[Finding]:
+    """OpenCompass writes what its tasks are to do into `tmp/` of the folder where it is started."""
+    try:
+        check_out_folder(Path("tmp"))
+    except WdmoeError as error:
+        fix = "start opencompass in a folder that can be written"
+        return [problem("current folder", f"OpenCompass writes its tasks into tmp/: {error}", fix)]
+    return [ok("current folder", f"{Path.cwd()}: OpenCompass can write its tasks into tmp/")]
 
 
 def check_huggingface(cache: Path, offline: bool) -> list[Finding]:

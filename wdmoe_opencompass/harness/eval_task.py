@@ -16,6 +16,7 @@ from mmengine.fileio.handlers.json_handler import set_default
 from opencompass.tasks import OpenICLEvalTask
 from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 
+from ..caches import use_writable
 from ..errors import WdmoeError
 from ..file_names import beside, dataset_file
 from ..files import write_whole
@@ -51,6 +52,8 @@ class WdmoeEvalTask(OpenICLEvalTask):
 
         in_children: score each dataset in a child process, where the platform can fork safely
         """
+        for said in use_writable(Path(self.work_dir)):  # of this machine: a cluster's nodes need not be alike
+            self.logger.warning(said)
         every_model = self.model_cfgs, self.dataset_cfgs
         failed = {}
         for model_cfg, dataset_cfgs in zip(*every_model, strict=True):

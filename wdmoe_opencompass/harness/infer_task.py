@@ -13,6 +13,7 @@ from mmengine.config import Config, ConfigDict
 from opencompass.tasks.openicl_infer import OpenICLInferTask
 from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 
+from ..caches import use_writable
 from ..errors import WdmoeError
 from ..file_names import beside, dataset_file
 from ..routing.recording import RECORDING_SUFFIX
@@ -58,6 +59,8 @@ class WdmoeInferTask(OpenICLInferTask):
 
     def run(self, cur_model: Any = None, cur_model_abbr: str | None = None) -> None:
         """Run all datasets of all models of the task, one model in memory at a time; raise at the end if any failed."""
+        for said in use_writable(Path(self.work_dir)):  # of this machine: a cluster's nodes need not be alike
+            self.logger.warning(said)
         self._failed: list[str] = []
         errors = []
         every_model = list(zip(self.model_cfgs, self.dataset_cfgs, strict=True))

@@ -9,7 +9,8 @@ from mmengine.config import ConfigDict
 from opencompass.partitioners import NaivePartitioner, NumWorkerPartitioner, SizePartitioner
 from opencompass.utils import dataset_abbr_from_cfg, get_logger, model_abbr_from_cfg
 
-from ..errors import NotReadableNow, shown
+from ..caches import use_writable
+from ..errors import NotReadableNow, WdmoeError, shown
 from ..file_names import dataset_file, parts_of
 from .lock import DatasetIsRunning, exclusive
 from .name_checks import RENAME, name_problems, why_no_file
@@ -42,9 +43,10 @@ class CheckedPartitioner:
         return Path(out_dir).name
 
     def partition(self, model_dataset_combinations: list[dict], work_dir: str, out_dir: str, **others: Any) -> list:
-        """As OpenCompass's own."""
+        """As OpenCompass's own; SystemExit in one sentence where the run could not write what it needs."""
         self.is_scoring = self._stage_of(out_dir) == RESULTS
         _refuse_names(model_dataset_combinations, Path(work_dir))
+        _find_caches(Path(work_dir))
         for combination in model_dataset_combinations:
             for model in combination["models"]:
                 _check_processes(model)
@@ -116,6 +118,15 @@ class _Splitting(CheckedPartitioner):
             if why is not None:
                 raise SystemExit(f"error: dataset {shown(whole)} is split, and of its part {shown(part)}: {why}")
         return parts
+
+
+def _find_caches(run_folder: Path) -> None:
+    """Before the first task starts, and for all of them: without its caches evaluation would leave empty cells."""
+    try:
+        for said in use_writable(run_folder):
+            LOG.warning("%s", said)
+    except WdmoeError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 def _check_processes(model: Any) -> None:

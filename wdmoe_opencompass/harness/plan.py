@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import ceil
@@ -27,6 +26,7 @@ from opencompass.registry import (
     ICL_PROMPT_TEMPLATES,
     ICL_RETRIEVERS,
     MODELS,
+    PARTITIONERS,
     RUNNERS,
     TASKS,
 )
@@ -49,6 +49,8 @@ from ..routing.trace import array_bytes, axis_sizes
 from ..sealed_file import MOST_BYTES
 from .adapters import adapter_kind
 from .batch_memory import batch_memory, batch_sentence
+from .evaluation_needs import check_caches, check_metric
+from .config_errors import check_encodable, read_config, read_dumped, temporary_folder
 from .infer_task import WdmoeInferTask
 from .models import WdmoeMixin
 from .name_checks import name_problems
@@ -110,6 +112,10 @@ def make_plan(config: Path | str) -> Plan:
         found = {dataset_abbr_from_cfg(one): _look_at_dataset(one, plan) for one in cfg["datasets"]}
         plan.models, plan.datasets = [m.facts for m in models.values()], [d.facts for d in found.values()]
         _report_failures(plan)
+        sections = [cfg.get("infer", {}), cfg.get("eval", {})]
+        kinds = [_resolved(PARTITIONERS, section.get("partitioner", {}).get("type")) for section in sections]
+        kinds.append(_resolved(TASKS, sections[1].get("runner", {}).get("task", {}).get("type")))
+        check_caches(kinds, plan)
         _estimate_runs(cfg, models, found, plan)
         _look_at_trace_sizes(plan)
         _look_at_batches(plan)
@@ -128,13 +134,14 @@ def _read_config(path: Path) -> Config:
     """Read it as the `opencompass` command does: once from its file, and again from what that dumps for its tasks."""
     if not path.is_file():
         raise WdmoeError(f"{path}: no such config file")
-    try:
-        cfg = get_config_from_arg(SimpleNamespace(config=str(path), accelerator=None))
-        with tempfile.TemporaryDirectory() as folder:
-            cfg.dump(os.path.join(folder, "config.py"))
-            cfg = Config.fromfile(os.path.join(folder, "config.py"), format_python_code=False)
-    except (Exception, SystemExit) as error:  # a config is a Python program: it may raise anything
-        raise WdmoeError(f"{path}: cannot be read as an OpenCompass config: {_one_line(error)}") from None
+    with temporary_folder() as folder:  # mmengine reads through one too
+        cfg = read_config(path, lambda: Config.fromfile(path, format_python_code=False))
+        for key in ("models", "datasets"):  # OpenCompass takes them for granted
+            if not isinstance(cfg.get(key), list):
+                raise WdmoeError(f"{path}: must have a list `{key}` that is not empty")
+        check_encodable(path, cfg)
+        cfg = read_config(path, lambda: get_config_from_arg(SimpleNamespace(config=str(path), accelerator=None)))
+        cfg = read_dumped(path, cfg, folder)
     for key in ("models", "datasets"):
         if not (isinstance(cfg.get(key), list) and cfg[key]):
             raise WdmoeError(f"{path}: must have a list `{key}` that is not empty")
@@ -385,11 +392,13 @@ def _method(inferencer: Any) -> str | None:
 
 def _look_at_evaluator(cfg: ConfigDict, benchmark: str, plan: Plan) -> None:
     try:
-        ICL_EVALUATORS.build(_plain(cfg.get("eval_cfg", {}).get("evaluator", {})))
+        evaluator = ICL_EVALUATORS.build(_plain(cfg.get("eval_cfg", {}).get("evaluator", {})))
     except ImportError as error:
         plan.problems.append(f"{benchmark}: its evaluator lacks a package: {_one_line(error)}")
     except Exception:  # an evaluator that needs more than its config, such as a judge model, is no business of ours
         return
+    else:
+        check_metric(evaluator, benchmark, plan)
 
 
 def _missing_file(error: Exception) -> str:

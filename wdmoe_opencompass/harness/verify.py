@@ -25,6 +25,7 @@ from ..routing.recording import RECORDING_JOURNAL_SUFFIX, RECORDING_SUFFIX, read
 from ..routing.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, check_belongs, read_times
 from ..routing.trace import JOURNAL_SUFFIX, SEALED_SUFFIX, RoutingTrace
 from .belongs import Expected, ModelFiles, Place, why_refused
+from .config_errors import read_config
 from .unfinished import FAILURE_SUFFIX, read_whole, why_not_of
 
 JOURNALS = (JOURNAL_SUFFIX, TIMES_JOURNAL_SUFFIX, RECORDING_JOURNAL_SUFFIX)
@@ -32,6 +33,7 @@ NOTHING = "no such file"
 RECOMPUTED = "recomputed"  # how the run is called in the folder where it is computed again
 STAMPED = re.compile(r"summary_(\d{8}_\d{6})\.(txt|csv|md)$")  # OpenCompass's own tables, by the time of writing
 CONFIG_NAME = re.compile(r"configs/\d{8}_\d{6}_\d+\.py")
+STARTED_IN = re.compile(r"\$\{DATA:-[^}\n]*\}")  # in the commands to reproduce a run
 PICTURES = (".png", ".pdf")
 WHERE_WRITTEN = ("versions.json", "requirements.txt")  # tell of the machine too; compared in what the traces recorded
 ROUNDING = 1e-7  # relative; what an optimal split of a pass is proven to
@@ -83,13 +85,10 @@ class Run:
         configs = sorted((folder / "configs").glob("*.py"))
         if not configs:
             raise WdmoeError(f"{folder}: no configs/*.py in it; OpenCompass writes the config of every run there")
-        try:
-            config = Config.fromfile(configs[-1], format_python_code=False)
-            assert config["models"]
-            assert config["datasets"]
-        except Exception as error:  # a config is a program: anything may go wrong
-            reason = f"{type(error).__name__}: {error}"
-            raise WdmoeError(f"{configs[-1]}: not a config of a run: {' '.join(reason.split())[:300]}") from None
+        config = read_config(configs[-1], lambda: Config.fromfile(configs[-1], format_python_code=False))
+        for key in ("models", "datasets"):
+            if not config.get(key):
+                raise WdmoeError(f"{configs[-1]}: not a config of a run: it has no `{key}`")
         return cls(folder, configs[-1], config)
 
     def files_of(self, model_cfg: Any) -> ModelFiles:
@@ -333,7 +332,7 @@ def _comparable(run: Run, path: Path, folder_names: Sequence[str]) -> str:
     text = path.read_text(errors="replace")
     for name in sorted(folder_names, key=len, reverse=True):
         text = text.replace(name, "RUN")
-    text = CONFIG_NAME.sub("configs/CONFIG.py", text)
+    text = STARTED_IN.sub("${DATA}", CONFIG_NAME.sub("configs/CONFIG.py", text))
     stamp = STAMPED.search(path.name)
     if stamp:
         text = text.replace(stamp[1], "TIME")

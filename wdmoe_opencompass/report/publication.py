@@ -1,7 +1,9 @@
 """What makes one run folder enough to publish: versions, citations, the commands to reproduce it, and checksums."""
 
+import ast
 import hashlib
 import json
+import os
 import platform
 import shlex
 from collections.abc import Sequence
@@ -141,6 +143,28 @@ def _published_profiles(summary: Path, runs: Sequence[ModelRun]) -> list[str]:
     return published
 
 
+def relative_paths(config: Path) -> list[str]:
+    """-> the files and folders that a run's config names relative to the current folder, where the run was started.
+
+    OpenCompass looks for data below COMPASS_DATA_CACHE too: what is there is found from everywhere.
+    """
+    try:
+        tree = ast.parse(config.read_bytes())
+    except (OSError, ValueError, SyntaxError):
+        return []
+    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return sorted(text for text in texts if _is_relative_path(text))
+
+
+def _is_relative_path(text: str) -> bool:
+    if not ("/" in text or "." in text) or os.path.isabs(text) or not text.strip("./"):
+        return False
+    try:
+        return os.path.exists(text)
+    except ValueError:  # a zero byte
+        return False
+
+
 def _requirements(recorded: dict[str, str]) -> str:
     """Every installed package, pinned, in the version that the traces recorded; a local part (+cpu) is left out."""
     installed = {one.metadata["Name"]: one.version for one in distributions()}
@@ -150,16 +174,31 @@ def _requirements(recorded: dict[str, str]) -> str:
 
 def _commands(run_folder: Path, profiles: Sequence[str]) -> str:
     configs = sorted((run_folder / "configs").glob("*.py"))
-    config = f"configs/{configs[-1].name}" if configs else "the run's config"
+    config = f"configs/{configs[-1].name}" if configs else "CONFIG"
+    needed = relative_paths(configs[-1]) if configs else []
+    run_again, verify = f"opencompass {config} -w NEW_RUN", "wdmoe verify ."
     lines = [
         "# How to reproduce this run",
         "",
-        "All commands run in this folder, the time-stamped folder of the run.",
+        "All commands run in this folder, the time-stamped folder of the run or a copy of it, in a shell.",
         "",
+    ]
+    if needed:  # they are found from where the run was started alone
+        start = shlex.quote(os.getcwd())
+        run_again = f'(cd "${{DATA:-{start}}}" && opencompass "$OLDPWD/{config}" -w "$OLDPWD/NEW_RUN")'
+        verify = f'(cd "${{DATA:-{start}}}" && wdmoe verify "$OLDPWD")'
+        lines += [
+            "The config reads models and data by paths relative to the folder where the run was started. On another "
+            "machine, or in another clone, say first where they are: export DATA=FOLDER. The folder must hold:",
+            "",
+            *(f"- `{path}`" for path in needed),
+            "",
+        ]
+    lines += [
         "    pip install -r summary/requirements.txt   # wdmoe_opencompass from its repository where it is on no index",
-        f"    opencompass {config} -w NEW_RUN            # the whole evaluation again; data paths as in that config",
+        f"    {run_again}   # the whole evaluation again",
         "    wdmoe compare . NEW_RUN/*                  # differences between that run and this one",
-        "    wdmoe verify .                             # are results and tables what predictions and traces give",
+        f"    {verify}   # are results and tables what predictions and traces give",
         "    wdmoe report .                             # the tables",
         "    wdmoe figures .                            # the figures, from the traces alone",
     ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, TraceError
+from ..regular_file import read_regular
 from ..selection.base import ChannelState, Routing, Selection, SelectionPolicy
 from ..selection.calibration import Calibration, second_to_first
 from .contract import Choice, Kept
@@ -20,6 +21,7 @@ GAUSSIAN_BATCHES, GAUSSIAN_TOKENS = 8, 128
 DIFFERENCE_TOKENS = 64  # each computed by every expert
 ROWS_AT_ONCE = 2048
 CHUNK_TOKENS = 128
+MAX_TEXT_BYTES = 1 << 28  # our choice: of a text, of which some thousand tokens are used
 Advance = Callable[[float], None]
 
 
@@ -54,9 +56,10 @@ def load_model(name: str, dtype: str) -> tuple[Any, Any]:
 
 def read_chunks(tokenizer: Any, text: Path, tokens: int) -> list[Tensor]:
     """-> the first `tokens` tokens of a text as [1, CHUNK_TOKENS] pieces; ModelError where it holds too few."""
+    content = read_regular(text, MAX_TEXT_BYTES, ModelError)
     try:
-        ids = tokenizer(text.read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"][:tokens]
-    except (OSError, UnicodeDecodeError) as error:
+        ids = tokenizer(content.decode(), add_special_tokens=False)["input_ids"][:tokens]
+    except UnicodeDecodeError as error:
         raise ModelError(f"{text}: cannot be read: {error}") from None
     if len(ids) < tokens:
         raise ModelError(f"{text}: must hold at least {tokens} tokens, got {len(ids)}; or lower --tokens")

@@ -15,6 +15,7 @@ from ..commands import DTYPE_NAMES, AsJson, JsonLines, examples, names, new_app,
 from ..console import Progress, print_event, print_json
 from ..errors import LabError
 from ..files import write_whole
+from ..given_paths import check_folder, check_out_file, check_out_folder
 
 app = new_app(help="A live testbed: experts on real devices over the network.")
 
@@ -67,12 +68,16 @@ def device(
     import torch
 
     from .device import DeviceServer, check_address, loaded
+    from .keys import only_device, server_credentials
 
     _log_to_stderr()
     check_address(listen, keys is not None)
     if threads:
         torch.set_num_threads(threads)
     say = _say(as_json)
+    if keys is not None:  # before the weights are read
+        check_folder(keys, LabError)
+        server_credentials(keys, name or only_device(keys))
     held = loaded(model, _experts(experts), dtype, device, say)
     bits_per_s = None if rate is None else rate * 1e6
     server = DeviceServer(held, listen, keys, name, bits_per_s, message_bytes, workers, waiting)
@@ -94,6 +99,7 @@ def keys(
     """Make the certificates and keys of a lab: each device gets ca.pem, NAME.pem and NAME.key, and nothing else."""
     from .keys import make_keys
 
+    check_out_folder(folder, LabError)
     written = make_keys(folder, [name.strip() for name in devices.split(",") if name.strip()], days)
     if as_json:
         print_json(dict(written=[str(path) for path in written], secret=str(folder / "ca.key")))
@@ -147,6 +153,8 @@ def up(
         raise LabError(f"--rate must be numbers of Mbit/s like 200,200,100,20, got {rate!r}") from None
     if any(one is None or one <= 0 for one in rates):
         raise LabError(f"--rate must be > 0, got {rate}")
+    check_out_file(lab, LabError)
+    _check_model(model)
     settings = dict(payload_bits=payload_bits, deadline_s=deadline_s, send_padding=send_padding)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -202,11 +210,14 @@ def measure(
     from .probe import probe, work_of_own_experts
 
     _log_to_stderr()
-    if out.suffix not in (".yaml", ".yml") or not out.absolute().parent.is_dir():
-        raise LabError(f"--out must be a .yaml file in a folder that exists, got {out}")
+    if out.suffix not in (".yaml", ".yml"):
+        raise LabError(f"--out must be a .yaml file, got {out}")
+    check_out_file(out, LabError)
+    _check_model(model)
     sizes = _sizes(tokens)
+    of_profile = load_profile(profile)
     its_lab = load_lab(lab)
-    base = profile_of_lab(load_profile(profile), its_lab, str(lab))
+    base = profile_of_lab(of_profile, its_lab, str(lab))
     layers = layers_without_weights(model, dtype)
     own_work = work_of_own_experts(model, its_lab, layers[0].num_experts, dtype, device)
     with Progress(f"measuring {len(its_lab.devices)} devices"):
@@ -229,6 +240,12 @@ def measure(
         f"waiting latency of {fit.layers} exchanges {100 * fit.median_relative_error:.1f} %"
     )
     print(f"profile: {out}")
+
+
+def _check_model(model: str) -> None:
+    """Before every device looks for it, or a lab is asked."""
+    if not (Path(model) / "config.json").is_file():
+        raise LabError(f"{model}: no such folder with a config.json")
 
 
 def _run(command: list[str]) -> int:
