@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from importlib.metadata import distributions, version
 from pathlib import Path
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ..channel.profile import list_profiles, load_profile
 from ..errors import WdmoeError
 from ..files import write_whole
+from ..yaml_file import yaml_text
 from .tables import ModelRun
 
 MANIFEST_FILE = "manifest.json"
@@ -118,7 +118,7 @@ def _published_profiles(summary: Path, runs: Sequence[ModelRun]) -> list[str]:
         path = summary / "profiles" / f"{profile.name}_{profile_hash[:12]}.yaml"
         path.parent.mkdir(exist_ok=True)
         content = profile.model_dump(mode="json", exclude={"name"}, exclude_none=True)
-        write_whole(path, yaml.safe_dump(content, sort_keys=False))
+        write_whole(path, yaml_text(content))
         published.append(path.relative_to(summary.parent).as_posix())
     return published
 
