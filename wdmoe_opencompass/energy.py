@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .channel.profile import ChannelProfile
+from .errors import ProfileError
 from .latency import Array, ExpertShape, LinkBudget, direction_latency_s, expert_flop
 
 
@@ -39,7 +40,10 @@ def pass_energy(
     device_load: ArrayLike,
     expert_evaluations: ArrayLike,
 ) -> Energy:
-    """Sum over layers and devices, [passes]; hertz, loads and evaluations broadcast to [passes, layers, devices]."""
+    """Sum over layers and devices, [passes]; hertz, loads and evaluations broadcast to [passes, layers, devices].
+
+    Raises ProfileError, which names the key to blame, where an energy is not finite.
+    """
     load = np.asarray(device_load, dtype=np.float64)
     token = token_energy(profile, shape, budget, bandwidth_hz)
 
@@ -49,4 +53,10 @@ def pass_energy(
     computed = None
     if token.computation_j is not None:
         computed = (np.asarray(expert_evaluations, dtype=np.float64) * token.computation_j).sum(axis=(-2, -1))
-    return Energy(sent(token.downlink_j), sent(token.uplink_j), computed)
+    energy = Energy(sent(token.downlink_j), sent(token.uplink_j), computed)
+    if not all(
+        np.isfinite(joules).all()
+        for joules in (energy.downlink_j, energy.uplink_j, 0.0 if computed is None else computed)
+    ):
+        raise ProfileError(f"an energy is beyond what numbers can hold; {budget.blame}")
+    return energy

@@ -66,6 +66,14 @@ def number_of(text: str) -> int | float | None:
     return value
 
 
+def decimal(text: str) -> int | float:
+    """-> the number that a text says; ValueError, as the end of a sentence with what to write, where it says none."""
+    value = number_of(text.strip())
+    if value is None:
+        raise ValueError(f"must be a number, got {shown(text)}; {how_to_write(text)}")
+    return value
+
+
 def other_notation(text: str) -> str | None:
     """-> what a text is that some reader takes for another number, and what to write: the end of a sentence.
 

@@ -138,8 +138,8 @@ def unusual_values(profile: Any) -> list[str]:
     sentences = []
     for numbers in found.values():
         (path, key, value), reason = numbers[0]
-        more = f", as of {len(numbers) - 1} more devices" if len(numbers) > 1 else ""
-        sentences.append(f"{path} is {value:g} {RANGES[key].unit}{more}: {reason}")
+        more = f" (and {len(numbers) - 1} more like it)" if len(numbers) > 1 else ""
+        sentences.append(f"{path}{more} is {value:g} {RANGES[key].unit}: {reason}")
     return sentences
 
 
@@ -179,17 +179,16 @@ def check_mean_gain(profile: Any, path_loss_db: NDArray[np.float64]) -> None:
     )
 
 
-def culprit(profile: Any, device: int | None = None) -> str:
-    """-> the number of a profile that is farthest out of its range, as `devices[3].distance_m is 1e+170 m`.
+def culprit(profile: Any) -> str:
+    """-> the number of a profile that is farthest out of its possible range, and the range: the end of a sentence.
 
-    device: where given, of the other devices nothing is named. Where every number is within its range: the one
-    nearest to an end of it.
+    Where all are within, an expert's sizes or the loads must be too large.
     """
-    of_others = [f"devices[{n}]." for n in range(len(profile.devices)) if device is not None and n != device]
-    numbers = [number for number in numbers_of(profile) if not number.path.startswith(tuple(of_others))]
-    path, key, value = max(numbers, key=_decades_out)
-    lowest, highest = RANGES[key].possible
-    return f"{path} is {value:g}, must be between {lowest:g} and {highest:g} {RANGES[key].unit}"
+    worst = max(numbers_of(profile), key=_decades_out)
+    lowest, highest = RANGES[worst.key].possible
+    if _decades_out(worst) <= 0:
+        return "every value is in its range, so the loads or the expert's sizes are too large"
+    return f"{worst.path} is {worst.value:g}, must be between {lowest:g} and {highest:g} {RANGES[worst.key].unit}"
 
 
 def _decades_out(number: Value) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..commands import PROFILE_HELP, SCOPE_NAMES, AsJson, Scope, profile_names
+from ..commands import PROFILE_HELP, SCOPE_NAMES, AsJson, Scope, open_profile, profile_names
 from ..console import Progress, print_json, print_table
 from ..errors import PolicyError, WdmoeError, unknown_name
 
@@ -45,14 +45,13 @@ def route_command(
     No model runs: a drop does not change what later layers see, and there are no answers, so no accuracy.
     """
     from ..allocation import SCOPE_LABELS
-    from ..channel.profile import load_profile
     from ..report.routed import routed_rows, write_routed
     from ..routing.recording import read_recording
     from ..routing.route import UNCHANGED, route_recording, vanilla_trace
 
     if scope not in SCOPE_NAMES:
         raise WdmoeError(unknown_name("scope", scope, SCOPE_NAMES))
-    loaded = load_profile(profile)
+    loaded = open_profile(profile)
     given = policy_arguments(parameters)
     read = read_recording(recording)
     with Progress(f"routing {recording}"):

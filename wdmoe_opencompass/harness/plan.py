@@ -203,6 +203,9 @@ def _look_at_model(cfg: ConfigDict, runner: Any, plan: Plan) -> _Model:
         return model
     if _is_subclass(kind, WdmoeMixin):
         _look_at_settings(model, kind, problem)
+        if model.profile is not None:
+            unusual = model.profile.unusual_values
+            plan.notes += [f"unusual in channel profile {model.profile.name}: {sentence}" for sentence in unusual]
     elif "wdmoe" in cfg:
         problem(f"{kind.__name__} ignores wdmoe=dict(...); take a model class of wdmoe_opencompass.harness.models")
     if not _is_subclass(kind, HuggingFacewithChatTemplate):
