@@ -28,7 +28,7 @@ def token_energy(profile: ChannelProfile, shape: ExpertShape, budget: LinkBudget
     down_s, up_s = direction_latency_s(budget, bandwidth_hz)
     power_w = np.array([device.transmit_power_w for device in profile.devices])
     per_flop = [device.energy_j_per_flop for device in profile.devices]
-    computation = None if None in per_flop else np.array(per_flop, dtype=np.float64) * expert_flop(shape)
+    computation = None if None in per_flop else np.array(per_flop, dtype=np.float64) * float(expert_flop(shape))
     return Energy(down_s * profile.base_station.transmit_power_w, up_s * power_w, computation)
 
 

@@ -88,7 +88,10 @@ def link_budget(profile: ChannelProfile, channel: Channel, shape: ExpertShape) -
     Raises ProfileError, which names the key to blame, where an SNR, rate or time is not finite or an SNR or rate is 0.
     A profile that was read from a file has no such value.
     """
-    noise = profile.noise_psd_w_per_hz
+    try:
+        noise = profile.noise_psd_w_per_hz
+    except OverflowError:
+        noise = np.inf
     device_power_w = np.array([device.transmit_power_w for device in profile.devices])
     compute_flops = np.array([device.compute_flops for device in profile.devices])
     with np.errstate(all="ignore"):
@@ -96,7 +99,7 @@ def link_budget(profile: ChannelProfile, channel: Channel, shape: ExpertShape) -
             payload_bit=payload_bit(profile.payload_bits, shape.hidden_size),
             downlink_snr_hz=profile.base_station.transmit_power_w * channel.downlink_gain / noise,
             uplink_snr_hz=device_power_w * channel.uplink_gain / noise,
-            computation_s=expert_flop(shape) / compute_flops,
+            computation_s=float(expert_flop(shape)) / compute_flops,
             duplex=profile.duplex,
             measured=_measured_link(profile) if profile.rates == "measured" else None,
             profile=profile,

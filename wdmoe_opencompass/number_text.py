@@ -137,7 +137,7 @@ def how_to_write(text: str, key: str = "") -> str:
     if (match := WITH_UNIT.fullmatch(plain)) and DECIMAL.fullmatch(match[1].strip()):
         converted = _converted(float(match[1]), match[2], unit)
         return f"write the number alone{in_unit}" + (f": {converted:.12g}" if converted is not None else "")
-    if "," in text and re.fullmatch(r"[-+0-9.,' ]+", text):
+    if re.search("[, ']", text) and re.fullmatch(r"[-+0-9.,' ]+", text):
         return "write a point for the decimals, and nothing between thousands"
     return f"write a number in decimal notation{in_unit}, such as 3.5e9"
 

@@ -199,7 +199,7 @@ def _decades_out(number: Value) -> float:
         return math.inf
     if lowest < 0:  # decibels
         return max(value - highest, lowest - value) / 10
-    above = math.log10(value / highest) if value > 0 else -math.inf
-    if lowest == 0:
-        return math.inf if value < 0 else above
-    return max(above, math.log10(lowest / value)) if value > 0 else math.inf
+    if value <= 0:
+        return math.inf if value < 0 or lowest > 0 else -math.inf
+    above = math.log10(value) - math.log10(highest)
+    return above if lowest == 0 else max(above, math.log10(lowest) - math.log10(value))

@@ -117,15 +117,15 @@ def _sweep_points(profile: ChannelProfile, sweep: str | None) -> list[tuple[floa
     if sweep is None:
         return [(None, profile)]
     match = re.fullmatch(r"([^=]+)=([^:]+):([^:]+):([0-9]+)", sweep)
+    if match is None:
+        raise WdmoeError(f"--sweep must be KEY=FROM:TO:POINTS, got {sweep!r}")
+    rule = f"--sweep must have 1 to {MOST_POINTS} points between finite numbers, got {sweep!r}"
     try:
-        if match is None:
-            raise ValueError
         first, last, points = decimal(match[2]), decimal(match[3]), int(decimal(match[4]))
     except ValueError as reason:
-        why = f" ({reason})" if str(reason) else ""
-        raise WdmoeError(f"--sweep must be KEY=FROM:TO:POINTS, got {sweep!r}{why}") from None
-    if not (1 <= points <= MOST_POINTS and np.isfinite([first, last]).all()):
-        raise WdmoeError(f"--sweep must have 1 to {MOST_POINTS} points between finite numbers, got {sweep!r}")
+        raise WdmoeError(f"{rule}: a number {reason}") from None
+    if not 1 <= points <= MOST_POINTS:
+        raise WdmoeError(rule)
     values = np.linspace(first, last, points)
     return [(float(value), changed_profile(profile, match[1], float(value))) for value in values]
 
