@@ -4,19 +4,26 @@ Exit codes: 0 fine, 1 a check failed, 2 bad input, 130 interrupted. Bad input, o
 standard error, with `--json` too: standard output then stays empty.
 """
 
+from __future__ import annotations
+
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from enum import StrEnum
-from typing import Annotated, Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from .console import print_error
+from .console import print_aside, print_error
 from .errors import WdmoeError, unknown_name
+from .number_text import decimal
+
+if TYPE_CHECKING:
+    from .channel.profile import ChannelProfile
 
 CHECK_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # the last as a shell reports the signal
 EXIT_CODES = "Exit codes: 0 fine, 1 a check failed, 2 bad input (one sentence says what), 130 interrupted."
@@ -76,8 +83,9 @@ Scope = Annotated[
         autocompletion=names(SCOPE_NAMES),
     ),
 ]
-HiddenSize = Annotated[int, typer.Option(min=1, help="Hidden size m.")]
-FfnSize = Annotated[int, typer.Option(min=1, help="FFN hidden size m_h.")]
+MAX_SIZE = (1 << 31) - 1  # as in a trace
+HiddenSize = Annotated[int, typer.Option(min=1, max=MAX_SIZE, help="Hidden size m.")]
+FfnSize = Annotated[int, typer.Option(min=1, max=MAX_SIZE, help="FFN hidden size m_h.")]
 
 
 def format_of(form: Format | None, as_json: bool) -> Format | None:
@@ -87,8 +95,46 @@ def format_of(form: Format | None, as_json: bool) -> Format | None:
     return Format.json if as_json else form
 
 
+def open_profile(name: str | Path) -> ChannelProfile:
+    """Load a channel profile, and say on standard error which of its values hardly any radio has."""
+    from .channel.profile import load_profile
+
+    profile = load_profile(name)
+    for sentence in profile.unusual_values:
+        print_aside(f"note: channel profile {profile.name}: {sentence}")
+    return profile
+
+
+def _read_decimals(parameter: Any) -> None:
+    """Let an option of a number take decimal notation alone: Python reads `1_000`, `nan` and digits of any script."""
+    annotation = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
+    name = getattr(getattr(parameter, "type", None), "name", "")  # of typer's that bring no types of their own
+    if annotation not in (int, float) and name.partition(" ")[0] not in ("integer", "float"):
+        return
+    process_value = parameter.process_value
+
+    def process_decimal(ctx: Any, value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                decimal(value)
+            except ValueError as reason:
+                raise typer.BadParameter(str(reason), ctx=ctx, param=parameter) from None
+        return process_value(ctx, value)
+
+    parameter.process_value = process_decimal
+
+
 class Group(TyperGroup):
-    """A command with commands in it, that answers a mistyped one as every unknown name is answered."""
+    """A command with commands in it, that answers a mistyped one as every unknown name is answered.
+
+    Its commands' numbers are read in decimal notation alone.
+    """
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        for command in self.commands.values():
+            for parameter in command.params:
+                _read_decimals(parameter)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """As typer's; WdmoeError with the nearest name where there is no such command."""

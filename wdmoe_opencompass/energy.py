@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .channel.profile import ChannelProfile
+from .errors import ProfileError
 from .latency import Array, ExpertShape, LinkBudget, direction_latency_s, expert_flop
 
 
@@ -27,7 +28,7 @@ def token_energy(profile: ChannelProfile, shape: ExpertShape, budget: LinkBudget
     down_s, up_s = direction_latency_s(budget, bandwidth_hz)
     power_w = np.array([device.transmit_power_w for device in profile.devices])
     per_flop = [device.energy_j_per_flop for device in profile.devices]
-    computation = None if None in per_flop else np.array(per_flop, dtype=np.float64) * expert_flop(shape)
+    computation = None if None in per_flop else np.array(per_flop, dtype=np.float64) * float(expert_flop(shape))
     return Energy(down_s * profile.base_station.transmit_power_w, up_s * power_w, computation)
 
 
@@ -39,7 +40,10 @@ def pass_energy(
     device_load: ArrayLike,
     expert_evaluations: ArrayLike,
 ) -> Energy:
-    """Sum over layers and devices, [passes]; hertz, loads and evaluations broadcast to [passes, layers, devices]."""
+    """Sum over layers and devices, [passes]; hertz, loads and evaluations broadcast to [passes, layers, devices].
+
+    Raises ProfileError, which names the key to blame, where an energy is not finite.
+    """
     load = np.asarray(device_load, dtype=np.float64)
     token = token_energy(profile, shape, budget, bandwidth_hz)
 
@@ -49,4 +53,10 @@ def pass_energy(
     computed = None
     if token.computation_j is not None:
         computed = (np.asarray(expert_evaluations, dtype=np.float64) * token.computation_j).sum(axis=(-2, -1))
-    return Energy(sent(token.downlink_j), sent(token.uplink_j), computed)
+    energy = Energy(sent(token.downlink_j), sent(token.uplink_j), computed)
+    if not all(
+        np.isfinite(joules).all()
+        for joules in (energy.downlink_j, energy.uplink_j, 0.0 if computed is None else computed)
+    ):
+        raise ProfileError(f"an energy is beyond what numbers can hold; {budget.blame}")
+    return energy

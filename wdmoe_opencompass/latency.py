@@ -1,14 +1,16 @@
 """Latency from device loads, Eq. (4) to (11): pure functions of arrays."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .channel.duplex import Duplex, downlink_share
+from .channel.plausibility import culprit
 from .channel.profile import ChannelProfile
 from .channel.propagation import Channel
 from .channel.rates import rate_bit_per_s
+from .errors import ProfileError
 
 Array = NDArray[np.float64]
 ACTIVATION_FLOPS = 4  # eta of Eq. (5): FLOPs of the activation per value, our choice
@@ -61,6 +63,7 @@ class LinkBudget:
     computation_s:    [devices] seconds of one token in one expert, Eq. (7)
     duplex:           how a device's bandwidth serves both directions, see channel/duplex.py
     measured:         measured rates, whatever the bandwidth and the SNRs; None: Eq. (2) and (3)
+    profile:          what it was made from, to name the key that is to blame for a latency that is not finite
     """
 
     payload_bit: float
@@ -69,21 +72,48 @@ class LinkBudget:
     computation_s: Array
     duplex: Duplex = "shared"
     measured: MeasuredLink | None = None
+    profile: ChannelProfile | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def blame(self) -> str:
+        """What to check where a latency is not finite, the key of the profile by name: the end of a sentence."""
+        if self.profile is None:
+            return "check the SNRs, the computation times and the loads"
+        return f"channel profile {self.profile.name}: {culprit(self.profile)}"
 
 
 def link_budget(profile: ChannelProfile, channel: Channel, shape: ExpertShape) -> LinkBudget:
-    """Combine a profile, one draw of it (gains [..., devices]) and an expert's sizes."""
-    noise = profile.noise_psd_w_per_hz
+    """Combine a profile, one draw of it (gains [..., devices]) and an expert's sizes.
+
+    Raises ProfileError, which names the key to blame, where an SNR, rate or time is not finite or an SNR or rate is 0.
+    A profile that was read from a file has no such value.
+    """
+    try:
+        noise = profile.noise_psd_w_per_hz
+    except OverflowError:
+        noise = np.inf
     device_power_w = np.array([device.transmit_power_w for device in profile.devices])
     compute_flops = np.array([device.compute_flops for device in profile.devices])
-    return LinkBudget(
-        payload_bit=payload_bit(profile.payload_bits, shape.hidden_size),
-        downlink_snr_hz=profile.base_station.transmit_power_w * channel.downlink_gain / noise,
-        uplink_snr_hz=device_power_w * channel.uplink_gain / noise,
-        computation_s=expert_flop(shape) / compute_flops,
-        duplex=profile.duplex,
-        measured=_measured_link(profile) if profile.rates == "measured" else None,
-    )
+    with np.errstate(all="ignore"):
+        budget = LinkBudget(
+            payload_bit=payload_bit(profile.payload_bits, shape.hidden_size),
+            downlink_snr_hz=profile.base_station.transmit_power_w * channel.downlink_gain / noise,
+            uplink_snr_hz=device_power_w * channel.uplink_gain / noise,
+            computation_s=float(expert_flop(shape)) / compute_flops,
+            duplex=profile.duplex,
+            measured=_measured_link(profile) if profile.rates == "measured" else None,
+            profile=profile,
+        )
+    measured = budget.measured
+    positive = [budget.downlink_snr_hz, budget.uplink_snr_hz]
+    if measured is not None:  # distances and powers are not read
+        positive = [measured.downlink_bit_per_s, measured.uplink_bit_per_s]
+    if (
+        not all((np.isfinite(values) & (values > 0)).all() for values in positive)
+        or not (np.isfinite(budget.computation_s) & (budget.computation_s >= 0)).all()
+    ):
+        raise ProfileError(f"no finite latency comes out: {budget.blame}")
+    return budget
 
 
 def _measured_link(profile: ChannelProfile) -> MeasuredLink:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from .allocation import allocate
+from .channel.plausibility import culprit
 from .channel.profile import ChannelProfile
 from .channel.propagation import Channel, FadingSource
 from .energy import Energy, pass_energy
@@ -222,7 +223,9 @@ def replay_draws(
         while waiting:
             collect()
     if not np.isfinite(total_s).all():
-        raise AllocationError("a latency is beyond what numbers can hold; check the profile's distances and FLOP/s")
+        raise AllocationError(
+            f"a latency is beyond what numbers can hold; channel profile {profile.name}: {culprit(profile)}"
+        )
     return DrawnLatency(total_s / len(trace.batch))
 
 

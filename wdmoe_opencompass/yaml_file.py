@@ -3,14 +3,19 @@
 A profile or a lab file needs plain values, lists and mappings. Whatever else YAML can say (anchors, tags, several
 documents, directives) is refused, and values are built straight from the parser's events: no recursion, and time and
 memory in proportion to the file.
+
+A value without quotes is a decimal number (`number_text`), true or false, null or a text. What one reader of YAML takes
+for another number than the next, or for a date, is refused: nobody can know what was meant.
 """
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import yaml
 
 from .errors import WdmoeError, shown
+from .number_text import number_of, other_notation
 from .regular_file import read_regular
 
 MOST_BYTES = 4 << 20
@@ -18,17 +23,43 @@ MOST_VALUES = 400_000  # keys and values; a device of a profile has some twenty
 MOST_CHARACTERS = 4096  # of one key or value
 MOST_DEPTH = 20
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
+TRUE, FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
+YES, NO = ("yes", "Yes", "YES", "on", "On", "ON"), ("no", "No", "NO", "off", "Off", "OFF")  # of YAML 1.1 alone
+NULL = ("", "~", "null", "Null", "NULL")
+SIGNS = ("=", "<<")
 
 
-def read_mapping(path: Path | str, error: type[WdmoeError]) -> dict[Any, Any]:
+class Place(NamedTuple):
+    """Where a value is in a file: its line, and how it is written there; None for a list or mapping."""
+
+    line: int
+    written: str | None
+
+
+class ReadMapping(dict[Any, Any]):
+    """A mapping that remembers the text it was read from."""
+
+    text = ""
+
+    def place_of(self, path: Sequence[Any]) -> Place | None:
+        """-> where a value is, or the innermost list or mapping that would hold it; path: keys and list indices."""
+        wanted, found = [str(step) for step in path], None
+        for steps, place in _places(self.text):
+            if len(steps) <= len(wanted) and steps == wanted[: len(steps)]:
+                found = place
+        return found
+
+
+def read_mapping(path: Path | str, error: type[WdmoeError]) -> ReadMapping:
     """Read a YAML file that holds one mapping; `error`, in one sentence naming file and line, where it does not."""
     return parsed_mapping(str(path), read_regular(path, MOST_BYTES, error), error)
 
 
-def parsed_mapping(source: str, content: bytes, error: type[WdmoeError]) -> dict[Any, Any]:
+def parsed_mapping(source: str, content: bytes, error: type[WdmoeError]) -> ReadMapping:
     """As `read_mapping`, of a file's content; source: what the sentence calls it."""
     try:
-        data = _value(_text(content))
+        text = _text(content)
+        data = _value(text)
     except _Refused as reason:
         raise error(f"{source}: {reason}") from None
     except yaml.YAMLError as reason:
@@ -38,7 +69,29 @@ def parsed_mapping(source: str, content: bytes, error: type[WdmoeError]) -> dict
     if not isinstance(data, dict):
         found = "nothing" if data is None else type(data).__name__
         raise error(f"{source}: must be a mapping of keys to values, got {found}")
-    return data
+    mapping = ReadMapping(data)
+    mapping.text = text
+    return mapping
+
+
+def yaml_text(data: dict[str, Any]) -> str:
+    """A mapping of plain values as YAML that `read_mapping` reads back unchanged, every float to its last bit."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts in quotes what this reader would not read as the text that it is."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    try:
+        is_text = _plain_value(text) == text and text not in SIGNS
+    except ValueError:
+        is_text = False
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_text else "'")
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 class _Refused(Exception):
@@ -82,35 +135,70 @@ def _text(content: bytes) -> str:
 
 def _value(text: str) -> Any:
     """-> what the only document of a text holds, None for none."""
-    loader = LOADER(text)
     root: list[Any] = []
     parts = [_Part(root)]
     values = 0
-    try:
-        while loader.check_event():
-            event = loader.get_event()
-            line = event.start_mark.line + 1
-            if isinstance(event, yaml.DocumentStartEvent) and root:
-                _refuse(line, "a second document begins; only one is read")
-            if isinstance(event, yaml.CollectionEndEvent):
-                parts.pop()
-            if not isinstance(event, yaml.NodeEvent):
-                continue
-            values += 1
-            if values > MOST_VALUES:
-                _refuse(line, f"must hold at most {MOST_VALUES} keys and values")
-            value = _of_event(loader, event, line)
-            parts[-1].add(value, line)
-            if isinstance(value, list | dict):
-                parts.append(_Part(value))
-                if len(parts) > MOST_DEPTH + 1:
-                    _refuse(line, f"must be nested at most {MOST_DEPTH} deep")
-    finally:
-        loader.dispose()
+    for event in _events(text):
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.DocumentStartEvent) and root:
+            _refuse(line, "a second document begins; only one is read")
+        if isinstance(event, yaml.CollectionEndEvent):
+            parts.pop()
+        if not isinstance(event, yaml.NodeEvent):
+            continue
+        values += 1
+        if values > MOST_VALUES:
+            _refuse(line, f"must hold at most {MOST_VALUES} keys and values")
+        value = _of_event(event, line, parts)
+        parts[-1].add(value, line)
+        if isinstance(value, list | dict):
+            parts.append(_Part(value))
+            if len(parts) > MOST_DEPTH + 1:
+                _refuse(line, f"must be nested at most {MOST_DEPTH} deep")
     return root[0] if root else None
 
 
-def _of_event(loader: Any, event: Any, line: int) -> Any:
+def _events(text: str) -> Iterator[Any]:
+    loader = LOADER(text)
+    try:
+        while loader.check_event():
+            yield loader.get_event()
+    finally:
+        loader.dispose()
+
+
+def _places(text: str) -> Iterator[tuple[list[str], Place]]:
+    """-> path and place of every value of a text that `_value` has read."""
+    path: list[str] = []
+    keys: list[int | None] = [0]  # of each open part: the index of its next entry, or None before a key of a mapping
+    for event in _events(text):
+        if isinstance(event, yaml.CollectionEndEvent):
+            keys.pop()
+            _end_entry(path, keys)
+        if not isinstance(event, yaml.NodeEvent):
+            continue
+        if keys[-1] is None:
+            path.append(str(_plain_or_quoted(event)))
+            keys[-1] = -1
+            continue
+        if keys[-1] >= 0 and len(keys) > 1:
+            path.append(str(keys[-1]))
+        line = event.start_mark.line + 1  # type: ignore[union-attr]
+        yield list(path), Place(line, getattr(event, "value", None))
+        if isinstance(event, yaml.CollectionStartEvent):
+            keys.append(None if isinstance(event, yaml.MappingStartEvent) else 0)
+        else:
+            _end_entry(path, keys)
+
+
+def _end_entry(path: list[str], keys: list[int | None]) -> None:
+    if len(keys) > 1:
+        path.pop()
+        last = keys[-1]
+        keys[-1] = None if last is None or last < 0 else last + 1
+
+
+def _of_event(event: Any, line: int, parts: Sequence[_Part]) -> Any:
     if event.anchor is not None:
         _refuse(line, f"anchors and aliases (& and *) are not read, got {shown(event.anchor)}; write the value again")
     if event.tag is not None:
@@ -121,14 +209,47 @@ def _of_event(loader: Any, event: Any, line: int) -> Any:
         return []
     if len(event.value) > MOST_CHARACTERS:
         _refuse(line, f"a value must have at most {MOST_CHARACTERS} characters, got {len(event.value)}")
-    tag = loader.resolve(yaml.ScalarNode, event.value, event.implicit)
-    construct = loader.yaml_constructors.get(tag)
-    if construct is None:
+    if event.implicit[0] and event.value in SIGNS:
         _refuse(line, f"{shown(event.value)} is a sign of YAML, not a value; put it in quotes if it is meant")
     try:
-        return construct(loader, yaml.ScalarNode(tag, event.value))
-    except (ValueError, OverflowError, IndexError) as reason:  # a thirteenth month, `0b_`
-        _refuse(line, f"not a value: {shown(event.value)} ({str(reason)[:100]})")
+        return _plain_or_quoted(event)
+    except ValueError as reason:
+        _refuse(line, f"{_key_of(parts)} {reason}")
+
+
+def _plain_or_quoted(event: Any) -> Any:
+    return _plain_value(event.value) if event.implicit[0] else event.value
+
+
+def _plain_value(text: str) -> Any:
+    """-> what a value without quotes is; ValueError, as the end of a sentence, where readers of YAML differ."""
+    if text in NULL:
+        return None
+    if text in TRUE or text in YES:
+        return True
+    if text in FALSE or text in NO:
+        return False
+    number = number_of(text)
+    if number is not None:
+        return number
+    known = other_notation(text)
+    if known is not None and not text[:1].isalpha():  # nan and inf without a point are texts
+        raise ValueError(f"must be in decimal notation, or in quotes, got {shown(text)}, which {known}")
+    return text
+
+
+def _key_of(parts: Sequence[_Part]) -> str:
+    """-> the key whose value comes next, such as `devices[2].distance_m`."""
+    key = ""
+    for part in parts[1:]:
+        if isinstance(part.filled, list):
+            key += f"[{len(part.filled) - (part is not parts[-1])}]"
+        elif part.wants_key and part is parts[-1]:
+            return f"a key of {key.lstrip('.')}" if key else "a key"
+        else:
+            name = str(part.key)
+            key += f".{name}" if name.isprintable() and len(name) <= 200 else f".{shown(name)}"
+    return key.lstrip(".")
 
 
 def _refuse(line: int, reason: str) -> NoReturn:

@@ -112,9 +112,10 @@ def allocate(
             bound[loaded] = solve(part.budget, part.load, part.evaluations, total_bandwidth_hz).lower_s
     passes = len(load)
     bandwidth_hz = bandwidth_hz.reshape(passes, load.shape[1] if scope == "layer" else 1, devices)
-    latency = waiting_latency_s(_on_three_axes(budget), bandwidth_hz, load, evaluations)
+    with np.errstate(all="ignore"):
+        latency = waiting_latency_s(_on_three_axes(budget), bandwidth_hz, load, evaluations)
     if not np.isfinite(latency).all():
-        raise AllocationError("a latency is beyond what numbers can hold; check the profile's distances and FLOP/s")
+        raise AllocationError(f"a latency is beyond what numbers can hold; {budget.blame}")
     if budget.measured is not None:
         return Allocation(bandwidth_hz, latency, latency.sum(axis=1) if certified else None)
     return Allocation(bandwidth_hz, latency, bound.reshape(bandwidth_hz.shape[:2]).sum(axis=1) if certified else None)

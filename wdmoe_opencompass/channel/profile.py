@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     FailFast,
     Field,
@@ -28,10 +29,12 @@ from pydantic import (
 )
 
 from ..errors import ProfileError, shown, unknown_name
-from ..yaml_file import parsed_mapping, read_mapping
+from ..number_text import INTEGER, how_to_write
+from ..yaml_file import FALSE, TRUE, Place, ReadMapping, parsed_mapping, read_mapping
 from .duplex import Duplex
 from .origin import DEVICE_PATH, NO_VALUES, ORIGINS, origin_sentence, value_origins
 from .path_loss import PATH_LOSS_MODELS
+from .plausibility import check_mean_gain, checked, unusual_values
 
 BASE_STATION = "base_station"
 MOST_EXPERTS = 1_000_000  # of a layer: far beyond any model, and a list of so many places is small
@@ -52,10 +55,25 @@ def _file_name(name: str) -> str:
     return name
 
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True), AfterValidator(abs)]  # -0.0 is 0.0
+def _in_range(key: str) -> AfterValidator:
+    """In the possible range of a key of `plausibility.RANGES`; -0.0 becomes 0.0."""
+    return AfterValidator(lambda value: checked(key, value) + 0.0)
+
+
+Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME), AfterValidator(printable)]
-Expert = Annotated[int, Field(ge=0, lt=MOST_EXPERTS)]
+
+
+def _expert_number(expert: Any) -> int:
+    """An expert is 0 in a file and "0" in JSON; nothing else is taken for a number."""
+    if isinstance(expert, str) and INTEGER.fullmatch(expert):
+        return int(expert)
+    if isinstance(expert, bool) or not isinstance(expert, int):
+        raise ValueError(f"must be a whole number, got {shown(expert)}")
+    return expert
+
+
+Expert = Annotated[int, Field(ge=0, lt=MOST_EXPERTS), BeforeValidator(_expert_number)]
 MEASURED_RATES = ("downlink_bit_per_s", "uplink_bit_per_s")
 MEASURED = (*MEASURED_RATES, "fixed_s", "burst_bit")
 SHARED = ("message_s", "shared_bit_per_s")
@@ -73,9 +91,9 @@ class BaseStation(_Part):
     pass the radio or the processor of the base station, there and back (without it no limit).
     """
 
-    transmit_power_w: Positive
-    message_s: NotNegative | None = None
-    shared_bit_per_s: Positive | None = None
+    transmit_power_w: Annotated[Number, _in_range("base_station.transmit_power_w")]
+    message_s: Annotated[Number, _in_range("message_s")] | None = None
+    shared_bit_per_s: Annotated[Number, _in_range("shared_bit_per_s")] | None = None
 
 
 class Device(_Part):
@@ -87,14 +105,14 @@ class Device(_Part):
     """
 
     name: Name
-    distance_m: Positive
-    transmit_power_w: Positive
-    compute_flops: Positive
-    energy_j_per_flop: Positive | None = None
-    downlink_bit_per_s: Positive | None = None
-    uplink_bit_per_s: Positive | None = None
-    fixed_s: NotNegative | None = None
-    burst_bit: NotNegative | None = None
+    distance_m: Annotated[Number, _in_range("distance_m")]
+    transmit_power_w: Annotated[Number, _in_range("devices.transmit_power_w")]
+    compute_flops: Annotated[Number, _in_range("compute_flops")]
+    energy_j_per_flop: Annotated[Number, _in_range("energy_j_per_flop")] | None = None
+    downlink_bit_per_s: Annotated[Number, _in_range("downlink_bit_per_s")] | None = None
+    uplink_bit_per_s: Annotated[Number, _in_range("uplink_bit_per_s")] | None = None
+    fixed_s: Annotated[Number, _in_range("fixed_s")] | None = None
+    burst_bit: Annotated[Number, _in_range("burst_bit")] | None = None
 
 
 class Fading(_Part):
@@ -134,9 +152,9 @@ class ChannelProfile(_Part):
     """
 
     name: Annotated[Name, AfterValidator(_file_name)]
-    carrier_frequency_hz: Positive
-    total_bandwidth_hz: Positive
-    noise_psd_dbm_per_hz: Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False, strict=True)]
+    carrier_frequency_hz: Annotated[Number, _in_range("carrier_frequency_hz")]
+    total_bandwidth_hz: Annotated[Number, _in_range("total_bandwidth_hz")]
+    noise_psd_dbm_per_hz: Annotated[Number, _in_range("noise_psd_dbm_per_hz")]
     payload_bits: Annotated[int, Field(ge=1, le=64, strict=True)] = 16
     path_loss: str = "free_space"
     duplex: Duplex = "shared"
@@ -195,6 +213,13 @@ class ChannelProfile(_Part):
         return self
 
     @model_validator(mode="after")
+    def _gains_are_at_most_one(self) -> "ChannelProfile":
+        if self.rates == "physical":
+            distances_m = [device.distance_m for device in self.devices]
+            check_mean_gain(self, PATH_LOSS_MODELS[self.path_loss](distances_m, self.carrier_frequency_hz))
+        return self
+
+    @model_validator(mode="after")
     def _origin_states_values(self) -> "ChannelProfile":
         for word, statements in (self.origin or {}).items():
             if word not in ORIGINS:
@@ -207,6 +232,11 @@ class ChannelProfile(_Part):
     def noise_psd_w_per_hz(self) -> float:
         """Noise power spectral density N0 in W/Hz."""
         return 10 ** (self.noise_psd_dbm_per_hz / 10) / 1000
+
+    @property
+    def unusual_values(self) -> list[str]:
+        """Sentences about values that hardly any radio has, such as a power in mW for one in W; see `plausibility`."""
+        return unusual_values(self)
 
     @property
     def content_hash(self) -> str:
@@ -371,7 +401,14 @@ def _validated(source: str, name: str, data: dict) -> ChannelProfile:
     try:
         return ChannelProfile.model_validate({"name": name, **data})
     except ValidationError as error:
-        raise ProfileError(f"{source}: {sentence(first_error(error), _known_keys)}") from None
+        raise ProfileError(f"{source}: {sentence_of_file(error, _known_keys, data)}") from None
+
+
+def sentence_of_file(error: ValidationError, known_keys: Callable[[tuple], list[str]], data: dict) -> str:
+    """The first of pydantic's errors as a sentence; of a file's mapping with the line, and the value as written."""
+    first = first_error(error)
+    place = data.place_of(first["loc"]) if isinstance(data, ReadMapping) and first["loc"] else None
+    return (f"line {place.line}: " if place else "") + sentence(first, known_keys, place)
 
 
 def first_error(error: ValidationError) -> Any:
@@ -379,10 +416,11 @@ def first_error(error: ValidationError) -> Any:
     return error.errors(include_url=False)[0]
 
 
-def sentence(error: Any, known_keys: Callable[[tuple], list[str]]) -> str:
+def sentence(error: Any, known_keys: Callable[[tuple], list[str]], place: Place | None = None) -> str:
     """One pydantic error as a sentence: key, rule, value; known_keys: a location -> the keys that may stand there."""
     key = "".join(map(_step, error["loc"])).lstrip(".")
-    kind, context, got = error["type"], error.get("ctx", {}), shown(error["input"])
+    kind, context = error["type"], error.get("ctx", {})
+    got = _as_written(kind, error["input"], place)
     rules = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     if kind == "extra_forbidden":
@@ -405,11 +443,32 @@ def sentence(error: Any, known_keys: Callable[[tuple], list[str]]) -> str:
         return f"{key} must have at most {context['max_length']} characters, got {len(error['input'])}"
     if kind == "literal_error":
         return f"{key} must be one of {context['expected']}, got {got}"
-    if kind.endswith(("_type", "_parsing", "_parsing_size")) or kind == "finite_number":
+    if kind.endswith(("_type", "_parsing", "_parsing_size")) or kind in ("finite_number", "int_from_float"):
         expected = {"float": "a number", "int": "a whole number", "finite": "a finite number", "model": "a mapping"}
-        wanted = expected.get(kind.split("_")[0], error["msg"].lower().removeprefix("input should be "))
-        return f"{key} must be {wanted}, got {got}"
+        kinds = kind.split("_")[0]
+        wanted = expected.get(kinds, error["msg"].lower().removeprefix("input should be "))
+        return f"{key} must be {wanted}, got {got}{_hint(kinds, error['loc'], error['input'])}"
     return f"{key}: {error['msg']}, got {got}"
+
+
+def _as_written(kind: str, value: Any, place: Place | None) -> str:
+    if place is None or place.written is None or not isinstance(value, bool | int | float):
+        return shown(value)
+    if isinstance(value, bool) and place.written not in (*TRUE, *FALSE):
+        return f"{place.written}, which YAML reads as {str(value).lower()}"
+    return place.written if kind == "string_type" else shown(value)
+
+
+def _hint(kind: str, location: tuple, value: Any) -> str:
+    """What to write in place of a value of the wrong kind, such as a number in quotes."""
+    if kind in ("float", "int", "finite") and isinstance(value, str):
+        name = next((step for step in reversed(location) if isinstance(step, str)), "")
+        return f"; {how_to_write(value, name)}"
+    if kind == "int" and isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return f"; write {int(value)}"
+    if kind == "string" and isinstance(value, int | float):
+        return "; put it in quotes if it is a text"
+    return ""
 
 
 def _step(part: Any) -> str:

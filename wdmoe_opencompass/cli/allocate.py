@@ -16,6 +16,7 @@ from ..commands import (
     HiddenSize,
     ProfileArgument,
     Scope,
+    open_profile,
 )
 from ..console import print_json, print_table
 from ..errors import AllocationError
@@ -40,10 +41,9 @@ def allocate_command(
 ) -> None:
     """Split the bandwidth for given device loads, P3 (Eq. 19-21), with a proof of how good the split is."""
     from ..allocation import SCOPE_LABELS, allocate
-    from ..channel.profile import load_profile
     from ..latency import ExpertShape, link_budget
 
-    loaded = load_profile(profile)
+    loaded = open_profile(profile)
     if loaded.rates == "measured":
         raise AllocationError(f"{loaded.name}: its rates are measured and fixed, so there is no bandwidth to split")
     content = read_regular(loads, MAX_LOADS_BYTES, AllocationError)

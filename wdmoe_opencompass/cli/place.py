@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..commands import OBJECTIVE_NAMES, PROFILE_HELP, AsJson, names, profile_names
+from ..commands import OBJECTIVE_NAMES, PROFILE_HELP, AsJson, names, open_profile, profile_names
 from ..console import Progress, print_json, print_table
 from ..errors import WdmoeError
 from ..files import write_whole
@@ -43,7 +43,6 @@ def place_command(
     as_json: AsJson = False,
 ) -> None:
     """Place experts often chosen together on one device, Section V-D; exact for pairs (K = 2), a heuristic beyond."""
-    from ..channel.profile import load_profile
     from ..placement import compare_placements, profile_text
     from ..routing.trace import read_trace
 
@@ -53,7 +52,7 @@ def place_command(
         check_out_file(out)
     if out is not None and profile is not None and out.resolve() == Path(profile).resolve():
         raise WdmoeError(f"{out}: --out would overwrite the profile that is read; give another name")
-    loaded = None if profile is None else load_profile(profile)
+    loaded = None if profile is None else open_profile(profile)
     read = [read_trace(path) for path in traces]
     with Progress("placing experts", 2) as progress:
         answer = compare_placements(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..commands import CHECK_FAILED, PROFILE_HELP, AsJson, Format, Formatted, format_of, profile_names
+from ..commands import CHECK_FAILED, PROFILE_HELP, AsJson, Format, Formatted, format_of, open_profile, profile_names
 from ..console import Progress, print_aside, print_json, print_markdown
 from ..errors import TraceError, WdmoeError
 from ..given_paths import check_run_folder
@@ -30,7 +30,6 @@ def predict_command(
     as_json: AsJson = False,
 ) -> None:
     """Predicted beside measured waiting latency of a testbed's run, from its traces and the times beside them."""
-    from ..channel.profile import load_profile
     from ..report.tables import formatted, runs_from_traces
     from ..report.testbed import measured_runs, prediction_notes, prediction_records, prediction_table
 
@@ -38,7 +37,7 @@ def predict_command(
     if layers and form is not None:
         raise WdmoeError("--layers prints CSV, so it excludes --format and --json")
     check_run_folder(run_folder)
-    chosen = None if profile is None else load_profile(profile)
+    chosen = None if profile is None else open_profile(profile)
     with Progress("predicting"):
         measured = measured_runs(runs_from_traces(run_folder), run_folder / "predictions")
         records, rows = prediction_records(measured, chosen)

@@ -16,6 +16,7 @@ from ..commands import (
     ProfileArgument,
     examples,
     new_app,
+    open_profile,
 )
 from ..console import print_json, print_table
 from ..errors import WdmoeError
@@ -57,15 +58,14 @@ def profile_show(
     measured, or own.
     """
     from ..channel.origin import profile_values
-    from ..channel.profile import load_profile
     from ..latency import ExpertShape
 
-    profile = load_profile(name)
+    profile = open_profile(name)
     records = _device_records(profile, ExpertShape(hidden_size, ffn_size))
     values, origins = profile_values(profile.model_dump(mode="json", exclude_none=True)), profile.value_origins()
     if as_json:
         listed = [dict(key=key, value=value, origin=origins[key]) for key, value in values.items()]
-        print_json(dict(devices=records, values=listed))
+        print_json(dict(devices=records, values=listed, unusual=profile.unusual_values))
         return
     print_table(records)
     print()
@@ -99,15 +99,13 @@ def profile_validate(
     file: Annotated[Path, typer.Argument(help="A profile file.")],
     as_json: AsJson = False,
 ) -> None:
-    """Check a profile file; exit code 2 and one sentence if it breaks a rule."""
+    """Check a profile file; exit code 2 and one sentence if it breaks a rule, a note on values no radio has."""
     if file.suffix not in (".yaml", ".yml"):
         raise WdmoeError(f"{file}: a channel profile file must end in .yaml")
-    from ..channel.profile import load_profile
-
-    profile = load_profile(file)
+    profile = open_profile(file)
     if as_json:
         record = dict(file=str(file), name=profile.name, devices=len(profile.devices), hash=profile.content_hash)
-        print_json(record | dict(valid=True))
+        print_json(record | dict(valid=True, unusual=profile.unusual_values))
         return
     print(f"{file}: valid, {len(profile.devices)} devices, hash {profile.content_hash[:12]}")
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..commands import PROFILE_HELP, Allocator, AsJson, Scope, profile_names
+from ..commands import PROFILE_HELP, Allocator, AsJson, Scope, open_profile, profile_names
 from ..console import Progress, print_csv, print_json, print_table
 from ..errors import TraceError, WdmoeError
+from ..number_text import decimal
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,14 +61,14 @@ def replay_command(
     """Attention waiting latency of recorded passes under any profile with the same devices, Eq. (11)."""
     from ..allocation import SCOPE_LABELS
     from ..channel.origin import keys_by_origin
-    from ..channel.profile import changed_profile, load_profile
+    from ..channel.profile import changed_profile
     from ..replay import check_same_devices
     from ..routing.trace import read_trace
 
     if as_csv and as_json:
         raise WdmoeError("--csv and --json exclude each other")
     read = [read_trace(path) for path in traces]
-    loaded = _own_profile(read) if profile is None else load_profile(profile)
+    loaded = _own_profile(read) if profile is None else open_profile(profile)
     if payload_bits is not None:
         loaded = changed_profile(loaded, "payload_bits", payload_bits)
     for trace in read:
@@ -115,15 +116,16 @@ def _sweep_points(profile: ChannelProfile, sweep: str | None) -> list[tuple[floa
 
     if sweep is None:
         return [(None, profile)]
-    match = re.fullmatch(r"([^=]+)=([^:]+):([^:]+):(\d+)", sweep)
+    match = re.fullmatch(r"([^=]+)=([^:]+):([^:]+):([0-9]+)", sweep)
+    if match is None:
+        raise WdmoeError(f"--sweep must be KEY=FROM:TO:POINTS, got {sweep!r}")
+    rule = f"--sweep must have 1 to {MOST_POINTS} points between finite numbers, got {sweep!r}"
     try:
-        if match is None:
-            raise ValueError
-        first, last, points = float(match[2]), float(match[3]), int(match[4])
-    except ValueError:
-        raise WdmoeError(f"--sweep must be KEY=FROM:TO:POINTS, got {sweep!r}") from None
-    if not (1 <= points <= MOST_POINTS and np.isfinite([first, last]).all()):
-        raise WdmoeError(f"--sweep must have 1 to {MOST_POINTS} points between finite numbers, got {sweep!r}")
+        first, last, points = decimal(match[2]), decimal(match[3]), int(decimal(match[4]))
+    except ValueError as reason:
+        raise WdmoeError(f"{rule}: a number {reason}") from None
+    if not 1 <= points <= MOST_POINTS:
+        raise WdmoeError(rule)
     values = np.linspace(first, last, points)
     return [(float(value), changed_profile(profile, match[1], float(value))) for value in values]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..commands import PROFILE_HELP, SCOPE_NAMES, AsJson, Scope, profile_names
+from ..commands import PROFILE_HELP, SCOPE_NAMES, AsJson, Scope, open_profile, profile_names
 from ..console import Progress, print_json, print_table
 from ..errors import PolicyError, WdmoeError, unknown_name
 from ..given_paths import check_out_folder
@@ -46,7 +46,6 @@ def route_command(
     No model runs: a drop does not change what later layers see, and there are no answers, so no accuracy.
     """
     from ..allocation import SCOPE_LABELS
-    from ..channel.profile import load_profile
     from ..report.routed import routed_rows, write_routed
     from ..routing.recording import read_recording
     from ..routing.route import UNCHANGED, route_recording, vanilla_trace
@@ -55,7 +54,7 @@ def route_command(
         raise WdmoeError(unknown_name("scope", scope, SCOPE_NAMES))
     if out is not None:
         check_out_folder(out)
-    loaded = load_profile(profile)
+    loaded = open_profile(profile)
     given = policy_arguments(parameters)
     read = read_recording(recording)
     with Progress(f"routing {recording}"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..commands import PROFILE_HELP, SCOPE_NAMES, AsJson, Scope, profile_names
+from ..commands import PROFILE_HELP, SCOPE_NAMES, AsJson, Scope, open_profile, profile_names
 from ..console import Progress, print_json, print_table
 from ..errors import WdmoeError, unknown_name
 from ..given_paths import check_out_folder
@@ -51,14 +51,13 @@ def simulate_command(
     Router outputs are drawn from a model of Mixtral's router whose top-2 are fitted to published statistics; a drop
     does not change what later layers see, and there are no answers, so no accuracy.
     """
-    from ..channel.profile import load_profile
     from ..report.simulation import check_folder, simulation_records, write_simulation
     from ..simulation.run import Simulation, available_cores, simulate
 
     names = _names(benchmarks)
     if scope not in SCOPE_NAMES:
         raise WdmoeError(unknown_name("scope", scope, SCOPE_NAMES))
-    simulation = Simulation(load_profile(profile), policy, policy_arguments(parameters), batch_size, seed)
+    simulation = Simulation(open_profile(profile), policy, policy_arguments(parameters), batch_size, seed)
     if out is not None:
         check_out_folder(out)
         check_folder(out)

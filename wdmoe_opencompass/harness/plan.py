@@ -49,8 +49,8 @@ from ..routing.trace import array_bytes, axis_sizes
 from ..sealed_file import MOST_BYTES
 from .adapters import adapter_kind
 from .batch_memory import batch_memory, batch_sentence
-from .evaluation_needs import check_caches, check_metric
 from .config_errors import check_encodable, read_config, read_dumped, temporary_folder
+from .evaluation_needs import check_caches, check_metric
 from .infer_task import WdmoeInferTask
 from .models import WdmoeMixin
 from .name_checks import name_problems
@@ -220,6 +220,9 @@ def _look_at_model(cfg: ConfigDict, runner: Any, plan: Plan) -> _Model:
         return model
     if _is_subclass(kind, WdmoeMixin):
         _look_at_settings(model, kind, problem)
+        if model.profile is not None:
+            unusual = model.profile.unusual_values
+            plan.notes += [f"unusual in channel profile {model.profile.name}: {sentence}" for sentence in unusual]
     elif "wdmoe" in cfg:
         problem(f"{kind.__name__} ignores wdmoe=dict(...); take a model class of wdmoe_opencompass.harness.models")
     if not _is_subclass(kind, HuggingFacewithChatTemplate):

@@ -38,7 +38,7 @@ class WdmoeSettings(BaseModel):
     policy_parameters: dict[str, Any] = Field(default_factory=dict)
     renormalise: Literal["model"] | bool | None = None
     calibration: str | None = None
-    kept_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    kept_share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, strict=True)] | None = None
     quantise_payload: bool = False
     perplexity: Perplexity = "stock"
     record_routing: bool = False

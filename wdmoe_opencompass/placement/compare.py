@@ -5,13 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from ..channel.origin import DEVICE_PATH
 from ..channel.profile import ChannelProfile, Placement
 from ..errors import ProfileError, WdmoeError, unknown_name
 from ..latency import ExpertShape
 from ..routing.trace import RoutingTrace
+from ..yaml_file import yaml_text
 from .cap import cap_greedy
 from .co_selection import Places, co_selection_of
 from .exact import can_be_exact, exact
@@ -154,7 +153,7 @@ def profile_text(comparison: Comparison, traces: Sequence[RoutingTrace]) -> str:
     placed = placed_profile(comparison.profile, comparison.ours.device_of_expert)
     content = placed.model_dump(exclude={"name"}, exclude_none=True)
     content["devices"] = list(content["devices"])
-    return "\n".join([*map(comment.fill, sentences), yaml.safe_dump(content, sort_keys=False)])
+    return "\n".join([*map(comment.fill, sentences), yaml_text(content)])
 
 
 def _first_devices(profile: ChannelProfile, devices: int) -> ChannelProfile:

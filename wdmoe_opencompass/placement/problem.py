@@ -52,9 +52,7 @@ def latency(profile: ChannelProfile, shape: ExpertShape) -> Objective:
     budget = link_budget(profile, draw_channel(profile), shape)
     communication_s = communication_latency_s(budget, profile.total_bandwidth_hz / len(profile.devices))
     if not np.isfinite(communication_s + budget.computation_s).all():
-        raise ProfileError(
-            f"{profile.name}: a latency is beyond what numbers can hold; check the distances and FLOP/s of its devices"
-        )
+        raise ProfileError(f"a latency is beyond what numbers can hold; {budget.blame}")
     return Objective(communication_s, budget.computation_s, largest=True)
 
 

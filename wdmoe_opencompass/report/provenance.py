@@ -53,6 +53,7 @@ def origin_notes(runs: Sequence[ModelRun]) -> list[str]:
     lines = _all_routed_notes(runs)
     for one in _by_profile(runs):
         lines += [_described(one), f"profile {one.profile.name}: {one.profile.origin_sentence}"]
+        lines += [f"unusual in profile {one.profile.name}: {sentence}" for sentence in one.profile.unusual_values]
     lines += [line for run in runs for line in (*_model_notes(run), *answer_notes(run))]
     for name, members in next((run.groups for run in runs), {}).items():
         whole = f" of its {runs[0].group_size[name]}" if name in runs[0].group_size else ""

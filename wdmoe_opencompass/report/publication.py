@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from importlib.metadata import distributions, version
 from pathlib import Path
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ..channel.profile import list_profiles, load_profile
@@ -19,6 +18,7 @@ from ..file_names import PARTIAL_PREFIX, beside, file_name, files_below
 from ..files import write_whole
 from ..routing.speed import SPEED_SUFFIX
 from ..routing.trace import EVENTS_SUFFIX, SEALED_SUFFIX
+from ..yaml_file import yaml_text
 from .tables import ModelRun
 
 MANIFEST_FILE = "manifest.json"
@@ -138,7 +138,7 @@ def _published_profiles(summary: Path, runs: Sequence[ModelRun]) -> list[str]:
         path = summary / "profiles" / file_name(profile.name, f"_{profile_hash[:12]}.yaml")
         path.parent.mkdir(exist_ok=True)
         content = profile.model_dump(mode="json", exclude={"name"}, exclude_none=True)
-        write_whole(path, yaml.safe_dump(content, sort_keys=False))
+        write_whole(path, yaml_text(content))
         published.append(path.relative_to(summary.parent).as_posix())
     return published
 

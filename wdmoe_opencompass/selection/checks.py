@@ -1,5 +1,6 @@
 """Checks of a policy's parameters; each failure is one sentence that names policy, parameter, rule and value."""
 
+import math
 import operator
 from collections.abc import Collection, Sequence
 from numbers import Integral, Real
@@ -19,7 +20,7 @@ def check_number(policy: str, name: str, value: Any, rule: str, whole: bool = Fa
     """Raise PolicyError unless `value` is a number that follows `rule`, such as ``>= 0 and <= 1``."""
     kind = Integral if whole else Real
     limits = [part.split() for part in rule.split(" and ")]
-    is_number = isinstance(value, kind) and not isinstance(value, bool)
+    is_number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not all(SIGNS[sign](value, float(limit)) for sign, limit in limits):
         raise broken_rule(policy, name, f"a whole number {rule}" if whole else rule, value)
 

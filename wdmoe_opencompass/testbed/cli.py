@@ -11,11 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ..commands import DTYPE_NAMES, AsJson, JsonLines, examples, names, new_app, profile_names, run
+from ..commands import DTYPE_NAMES, AsJson, JsonLines, examples, names, new_app, open_profile, profile_names, run
 from ..console import Progress, print_event, print_json
 from ..errors import LabError
 from ..files import write_whole
 from ..given_paths import check_folder, check_out_file, check_out_folder
+from ..number_text import decimal
 
 app = new_app(help="A live testbed: experts on real devices over the network.")
 
@@ -148,9 +149,9 @@ def up(
     if namespaces and problem:
         say(f"no network namespaces: {problem}; the devices limit their rates themselves")
     try:
-        rates: list[float | None] = [float(one) for one in rate.split(",") if one]
-    except ValueError:
-        raise LabError(f"--rate must be numbers of Mbit/s like 200,200,100,20, got {rate!r}") from None
+        rates: list[float | None] = [decimal(one) for one in rate.split(",") if one]
+    except ValueError as reason:
+        raise LabError(f"--rate must be numbers of Mbit/s like 200,200,100,20, got {rate!r} ({reason})") from None
     if any(one is None or one <= 0 for one in rates):
         raise LabError(f"--rate must be > 0, got {rate}")
     check_out_file(lab, LabError)
@@ -203,7 +204,6 @@ def measure(
     as_json: AsJson = False,
 ) -> None:
     """Probe the devices of a lab, all at once as a run does, and fit a channel profile of measured rates."""
-    from ..channel.profile import load_profile
     from .experts import layers_without_weights
     from .lab import load_lab, profile_of_lab
     from .measure import fit_lab, measured_profile, measured_profile_text
@@ -215,7 +215,7 @@ def measure(
     check_out_file(out, LabError)
     _check_model(model)
     sizes = _sizes(tokens)
-    of_profile = load_profile(profile)
+    of_profile = open_profile(profile)
     its_lab = load_lab(lab)
     base = profile_of_lab(of_profile, its_lab, str(lab))
     layers = layers_without_weights(model, dtype)

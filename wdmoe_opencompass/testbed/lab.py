@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
 from ..channel.profile import (
@@ -19,12 +18,11 @@ from ..channel.profile import (
     ChannelProfile,
     Name,
     Placement,
-    first_error,
     printable,
-    sentence,
+    sentence_of_file,
 )
 from ..errors import LabError, shown
-from ..yaml_file import read_mapping
+from ..yaml_file import read_mapping, yaml_text
 
 Seconds = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False, strict=True)]
 LOOPBACK_ONLY = "without keys only loopback addresses are allowed; make keys with `wdmoe testbed keys`"
@@ -139,7 +137,7 @@ def load_lab(path: str | Path) -> Lab:
     try:
         lab = Lab.model_validate(data)
     except ValidationError as error:
-        raise LabError(f"{path}: {sentence(first_error(error), _known_keys)}") from None
+        raise LabError(f"{path}: {sentence_of_file(error, _known_keys, data)}") from None
     if lab.keys is None:
         return lab
     keys = path.parent.absolute() / lab.keys
@@ -166,7 +164,7 @@ def profile_of_lab(profile: ChannelProfile, lab: Lab, source: str) -> ChannelPro
 def write_lab(path: Path, lab: Lab) -> None:
     """Write a lab file that `load_lab` reads back."""
     data: dict[str, Any] = lab.model_dump(mode="json", exclude_none=True)
-    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    path.write_text(yaml_text(data))
 
 
 def _known_keys(location: tuple) -> list[str]:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from scipy.optimize import linprog, nnls
 
@@ -13,6 +12,7 @@ from ..channel.profile import MEASURED, ChannelProfile
 from ..errors import ProfileError
 from ..latency import ExpertShape, expert_flop, last_answer_s, others, payload_bit
 from ..routing.times import LayerTimes
+from ..yaml_file import yaml_text
 
 Array = NDArray[np.float64]
 MIN_SIZES = 2
@@ -292,4 +292,4 @@ def measured_profile_text(profile: ChannelProfile, fit: LabFit) -> str:
     comment = textwrap.TextWrapper(118, initial_indent="# ", subsequent_indent="#   ", break_on_hyphens=False)
     content = profile.model_dump(exclude={"name"}, exclude_none=True)
     content["devices"] = list(content["devices"])
-    return "\n".join([*map(comment.fill, sentences), yaml.safe_dump(content, sort_keys=False)])
+    return "\n".join([*map(comment.fill, sentences), yaml_text(content)])

@@ -96,7 +96,7 @@ both prove (per pass; single layers of a pass can differ by more where several s
   const limits = {
     total_bandwidth_hz: { above: 0, least: 1e3, most: 1e12, unit: "Hz" },
     payload_bits: { least: 1, most: 64, whole: true, unit: "bit" },
-    distance_m: { above: 0, least: 0.01, most: 1e7, unit: "m" },
+    distance_m: { above: 0, least: 0.01, most: 1e9, unit: "m" },
     transmit_power_w: { above: 0, least: 1e-9, most: 1e5, unit: "W" },
   };
   const DEVICE_KEYS = ["distance_m", "transmit_power_w"];
@@ -217,7 +217,21 @@ both prove (per pass; single layers of a pass can differ by more where several s
     check_settings(settings);
     const found = typeof model === "number" ? run.models[model] : run.models.find((one) => one.abbr === model);
     if (!found) throw new Error(`the run has no model ${model}`);
-    return with_changes(found.profile, settings);
+    const profile = with_changes(found.profile, settings);
+    check_mean_gains(profile);
+    return profile;
+  }
+
+  // nobody receives more than is sent, whatever a path-loss formula of the far field says near the antenna
+  function check_mean_gains(profile) {
+    if (profile.rates === "measured") return;
+    const of_amplitude = profile.fading.model === "none" ? 1 : 4 / Math.PI;
+    for (const { name, distance_m } of profile.devices) {
+      const loss_db = PATH_LOSS_MODELS[profile.path_loss](distance_m, profile.carrier_frequency_hz);
+      if (of_amplitude * 10 ** (-loss_db / 10) > 1) {
+        throw new Error(`distance_m of ${name} must be farther for a mean power gain of at most 1, got ${distance_m}`);
+      }
+    }
   }
 
   function with_changes(own_profile, settings) {
