@@ -95,14 +95,14 @@ def test_any_details_tell_the_items_or_a_reason(details, percent):
     assert abs(100 * items.right.mean() - percent) < 0.01
 
 
-@pytest.mark.parametrize(
-    "details", [5, True, "right", {"²": {}}, [{"correct": True, "programs": [[]]}], {"0": 1}, [[]]]
-)
+@pytest.mark.parametrize("details", [5, True, "right", {"²": {}}, {"0": 1}, [[]], {"0": {"correct": 0.5}}, {}, None])
 def test_details_of_another_shape_are_no_traceback(details):
-    try:
-        assert item_results(dict(details=details), "accuracy", 100.0).right.all()
-    except WdmoeError as reason:
-        assert "names no item" in str(reason)
+    with pytest.raises(WdmoeError, match="names no item right or wrong"):
+        item_results(dict(details=details), "accuracy", 100.0)
+
+
+def test_an_item_without_a_reference_is_right_or_wrong_all_the_same():
+    assert item_results(dict(details=[{"correct": True, "programs": [[]]}]), "accuracy", 100.0).right.all()
 
 
 # -- OpenCompass's own table -----------------------------------------------------------------------------------------
@@ -133,9 +133,8 @@ def test_the_table_of_opencompass_is_written_whatever_the_models_scored(tmp_path
 
 
 def of_two_models(folder):
-    dataset = dict(
-        abbr="d", infer_cfg=dict(inferencer=dict(type="GenInferencer"), prompt_template=dict(template="{q}"))
-    )
+    infer = dict(inferencer=dict(type="GenInferencer"), prompt_template=dict(template="{q}"), retriever=dict(type="x"))
+    dataset = dict(abbr="d", infer_cfg=infer)
     models = [dict(abbr=name, path="p", type="x") for name in "ab"]
     return WdmoeSummarizer(ConfigDict(models=models, datasets=[dataset], work_dir=str(folder)))
 

@@ -104,7 +104,9 @@ class WdmoeSummarizer(DefaultSummarizer):
         """OpenCompass's own table; where it cannot be made, a text with the reason stands in its place."""
         try:
             super().summarize(output_path, time_str)
-        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:  # of scores as they are
+        except OSError:
+            raise
+        except Exception as error:  # scores may be anything; the other tables are written all the same
             reason = f"OpenCompass's own table could not be written: {own_words(error)}"
             print(reason)
             write_whole(Path(self.work_dir) / "summary" / f"summary_{time_str}.txt", reason + "\n")
