@@ -39,7 +39,9 @@ OURS = (
     *("testbed_*", "predicted_*"),
 )
 TORN_RESULTS = "its results file was torn; start again with -r to evaluate it again"
-NOT_SCORED = "not scored: its predictions are there, but its evaluation did not finish; start again with -r"
+NOT_SCORED = (
+    "not scored: its predictions are there, but its evaluation did not finish: see logs/eval/, then start again with -r"
+)
 NO_TRACE = (
     "no routing trace: the stock infer task ran (--models, --datasets, --slurm and --dlc on the command line put it "
     "back) or the run was interrupted; start it again with -r"
