@@ -224,6 +224,27 @@ def test_evaluation_takes_datasets_whole_and_inference_may_split_them(tmp_path, 
         assert names("predictions") == whole
 
 
+@pytest.mark.parametrize("stage", ["predictions", "results"])
+@pytest.mark.parametrize(
+    ("kind", "parameters"),
+    [(WdmoeNumWorkerPartitioner, dict(num_worker=2)), (WdmoeSizePartitioner, dict(max_task_size=400))],
+)
+def test_a_dataset_whose_size_is_not_known_is_left_to_its_task(tmp_path, monkeypatch, kind, parameters, stage):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "dataset_size.json").write_text('{"a": 30}')
+    infer = dict(prompt_template=dict(template="{q}"), inferencer=dict(type="GenInferencer"))
+    nowhere = dict(
+        type="opencompass.datasets.GSM8KDataset", path="nowhere", abbr="b", reader_cfg=dict(), infer_cfg=infer
+    )
+    datasets = [ConfigDict(nowhere), ConfigDict(abbr="a", reader_cfg=dict(), infer_cfg=infer)]
+    combinations = [dict(models=[ConfigDict(abbr="m")], datasets=datasets)]
+    tasks = kind(out_dir=stage, **parameters).partition(combinations, work_dir="w", out_dir=stage, add_cfg={})
+    names = [one["abbr"] for task in tasks for of_model in task["datasets"] for one in of_model]
+    assert "b" in names
+    assert [name for name in names if name.startswith("a")]
+
+
 def test_our_partitioners_are_found_as_opencompass_finds_them():
     built = PARTITIONERS.build(dict(type=f"{OURS}.partitioner.WdmoeNumWorkerPartitioner", out_dir="x", num_worker=2))
     assert isinstance(built, WdmoeNumWorkerPartitioner)

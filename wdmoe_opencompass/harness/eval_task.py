@@ -146,7 +146,7 @@ def _how_it_ended(child: BaseProcess) -> str:
     """Of a child process that left neither a result nor a reason."""
     code = child.exitcode or 0
     if code >= 0:
-        return f"the evaluator ended its process with exit code {code} and gave no score"
+        return f"the process of its evaluator ended with exit code {code} and left no score: see logs/eval/"
     try:
         name = signal.Signals(-code).name
     except ValueError:

@@ -12,6 +12,7 @@ from opencompass.utils import dataset_abbr_from_cfg, get_logger, model_abbr_from
 from ..caches import use_writable
 from ..errors import NotReadableNow, WdmoeError, shown
 from ..file_names import dataset_file, parts_of
+from .failures import own_words
 from .lock import DatasetIsRunning, exclusive
 from .name_checks import RENAME, name_problems, why_no_file
 from .sections import EVAL, INFER, check_start, score_one_by_one
@@ -138,6 +139,10 @@ def _check_processes(model: Any) -> None:
         )
 
 
+def _warn_of_size(dataset: ConfigDict, error: Exception) -> None:
+    LOG.warning("%s: cannot be loaded: %s", dataset_abbr_from_cfg(dataset), own_words(error))
+
+
 class WdmoeNaivePartitioner(CheckedPartitioner, NaivePartitioner):
     """`NaivePartitioner`: one task per `n` datasets of a model."""
 
@@ -146,8 +151,15 @@ class WdmoeSizePartitioner(_Splitting, SizePartitioner):
     """`SizePartitioner`: tasks of about `max_task_size`; long datasets are split, but not for their evaluation."""
 
     def get_cost(self, dataset: ConfigDict, get_raw_factors: bool = False) -> Any:
-        """As OpenCompass's own, but no cost that a dataset would be split for where it has to stay whole."""
-        cost = super().get_cost(dataset, get_raw_factors)
+        """As OpenCompass's own, but no cost that a dataset would be split for where it has to stay whole.
+
+        0 of a dataset that cannot be loaded: its task says why, and the others are run.
+        """
+        try:
+            cost = super().get_cost(dataset, get_raw_factors)
+        except Exception as error:  # whatever a loader raises
+            _warn_of_size(dataset, error)
+            return 0
         return min(cost, self.max_task_size) if self.is_scoring and not get_raw_factors else cost
 
 
@@ -170,6 +182,14 @@ class WdmoeNumWorkerPartitioner(_Splitting, NumWorkerPartitioner):
         if self._stage_of(out_dir) == RESULTS:
             self.num_split = 1
         return super().partition(model_dataset_combinations, work_dir, out_dir, **others)
+
+    def get_size(self, dataset: ConfigDict) -> int:
+        """As OpenCompass's own; 0 of a dataset that cannot be loaded: its task says why, and the others are run."""
+        try:
+            return super().get_size(dataset)
+        except Exception as error:  # whatever a loader raises
+            _warn_of_size(dataset, error)
+            return 0
 
     def split_dataset(self, dataset_cfg: ConfigDict) -> list[ConfigDict]:
         """Parts of equal size, a multiple of `batch_size`, the last one shorter."""

@@ -42,7 +42,9 @@ OURS = (
     *("testbed_*", "predicted_*"),
 )
 TORN_RESULTS = "its results file was torn; start again with -r to evaluate it again"
-NOT_SCORED = "not scored: its predictions are there, but its evaluation did not finish; start again with -r"
+NOT_SCORED = (
+    "not scored: its predictions are there, but its evaluation did not finish: see logs/eval/, then start again with -r"
+)
 NO_TRACE = (
     "no routing trace: the stock infer task ran (--models, --datasets, --slurm and --dlc on the command line put it "
     "back) or the run was interrupted; start it again with -r"
@@ -107,7 +109,9 @@ class WdmoeSummarizer(DefaultSummarizer):
         """OpenCompass's own table; where it cannot be made, a text with the reason stands in its place."""
         try:
             super().summarize(output_path, time_str)
-        except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:  # of scores as they are
+        except OSError:
+            raise
+        except Exception as error:  # scores may be anything; the other tables are written all the same
             reason = f"OpenCompass's own table could not be written: {own_words(error)}"
             print(reason)
             write_whole(Path(self.work_dir) / "summary" / f"summary_{time_str}.txt", reason + "\n")
