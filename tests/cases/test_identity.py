@@ -41,6 +41,8 @@ GEN = dict(infer_cfg=dict(inferencer=dict(type=GenInferencer, max_out_len=8)), e
 PPL = dict(infer_cfg=dict(inferencer=dict(type=PPLInferencer)), eval_cfg=dict(evaluator=dict(type="E")))
 VANILLA, WDMOE = (dict(profile="paper_8_devices", policy=policy) for policy in ("top_k", "wlr"))
 SHARD = "60KB"
+# what OpenCompass takes out of a model's config before it builds the model
+NOT_OF_OBJECT = ("type", "abbr", "batch_size", "run_cfg", "max_out_len", "min_out_len", "pred_postprocessor")
 
 
 # -- files to choose from --------------------------------------------------------------------------------------------
@@ -152,8 +154,7 @@ def facts(files):
         )
         cfg |= {key: str(files[value]) if key in named else value for key, value in arguments.items()}
         cfg["model_kwargs"] = dict(device_map="cpu", torch_dtype="torch.float32") | cfg["model_kwargs"]
-        of_object = {k: v for k, v in cfg.items() if k not in ("abbr", "batch_size", "run_cfg", "max_out_len",
-                                                               "min_out_len", "pred_postprocessor", "type")}  # fmt: skip
+        of_object = {key: value for key, value in cfg.items() if key not in NOT_OF_OBJECT}
         key = repr((kind, sorted(of_object.items(), key=lambda item: item[0])))
         if key not in known:
             known[key] = kind(**copy.deepcopy(of_object))
@@ -877,3 +878,31 @@ def test_without_peft_one_sentence_says_what_to_install(files, monkeypatch):
 def test_an_adapter_in_the_place_of_weights_is_refused(files):
     with pytest.raises(ModelError, match=r"holds an adapter .*: give its base model in path"):
         WdmoeHuggingFaceBaseModel(path=str(files["lora"]), wdmoe=VANILLA)
+
+
+# -- before a run ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (dict(peft_path="lora"), "peft_path none against "),
+        (dict(generation_kwargs=dict(num_beams=4)), "generation_kwargs.num_beams none against 4"),
+        (dict(max_seq_len=64), "max_seq_len none against 64"),
+        (dict(batch_size=3), None),  # generation
+        (dict(abbr="another", run_cfg=dict(num_gpus=0)), None),
+    ],
+)
+def test_plan_says_beforehand_what_will_not_be_compared(files, change, said):
+    from mmengine.config import Config
+
+    from wdmoe_opencompass.harness.plan import _look_at_comparisons
+    from wdmoe_opencompass.harness.plan_facts import Plan
+
+    change = {key: str(files[value]) if key == "peft_path" else value for key, value in change.items()}
+    models = [dict(CFG, abbr="vanilla"), dict(CFG, abbr="wdmoe", wdmoe=WDMOE) | change]
+    plan = Plan("config")
+    _look_at_comparisons(Config(dict(models=models, datasets=[dict(GEN, abbr="d"), dict(GEN, abbr="e")])), plan)
+    if said is None:
+        assert plan.notes == []
+    else:
+        (note,) = plan.notes
+        assert note.startswith("model wdmoe, d and 1 more: more than the policy differs from vanilla: " + said)

@@ -41,11 +41,14 @@ from transformers import PreTrainedTokenizerBase
 
 from ..channel.profile import ChannelProfile
 from ..errors import WdmoeError, shown
+from ..identity import differing
+from ..identity.facts import sentence
 from ..routing.recording import RecordingMetadata
 from ..routing.trace import array_bytes, axis_sizes
 from ..sealed_file import MOST_BYTES
 from .adapters import adapter_kind
 from .batch_memory import batch_memory, batch_sentence
+from .identify import asked_facts
 from .infer_task import WdmoeInferTask
 from .models import WdmoeMixin
 from .offline import NotOnThisMachine, no_network
@@ -104,6 +107,7 @@ def make_plan(config: Path | str) -> Plan:
         found = {dataset_abbr_from_cfg(one): _look_at_dataset(one, plan) for one in cfg["datasets"]}
         plan.models, plan.datasets = [m.facts for m in models.values()], [d.facts for d in found.values()]
         _report_failures(plan)
+        _look_at_comparisons(cfg, plan)
         _estimate_runs(cfg, models, found, plan)
         _look_at_trace_sizes(plan)
         _look_at_batches(plan)
@@ -302,6 +306,46 @@ def _load_tokenizer(model: _Model, problem: Callable) -> None:
     except Exception as error:  # whatever a tokenizer's own loader raises
         if model.facts.folder is not None:
             problem(f"its tokenizer cannot be loaded: {_one_line(error)}")
+
+
+def _look_at_comparisons(cfg: Config, plan: Plan) -> None:
+    """Note which models will not be compared with vanilla, because more than the policy differs in the config."""
+    routed = [one for one in cfg["models"] if isinstance(one.get("wdmoe"), dict) and one.get("path")]
+    vanillas = [one for one in routed if one["wdmoe"].get("policy", "top_k") == "top_k"]
+    for model in routed:
+        mine = [v for v in vanillas if (v["path"], _profile_of(v)) == (model["path"], _profile_of(model))]
+        found: dict[str, list[str]] = {}
+        for dataset in cfg["datasets"] if mine else ():
+            differences = {model_abbr_from_cfg(v): _differing(v, model, dataset) for v in mine}
+            if all(differences.values()):
+                nearest = min(differences, key=lambda abbr: len(differences[abbr]))
+                what = f"{nearest}: {sentence(differences[nearest])}"
+                found.setdefault(what, []).append(dataset_abbr_from_cfg(dataset))
+        for what, names in found.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            plan.notes.append(
+                f"model {model_abbr_from_cfg(model)}, {names[0]}{more}: more than the policy differs from {what}; "
+                "unless both mean the same, no difference from vanilla will be shown (docs/identity.md)"
+            )
+
+
+def _profile_of(model_cfg: ConfigDict) -> Any:
+    return model_cfg["wdmoe"].get("profile"), model_cfg["wdmoe"].get("testbed")
+
+
+def _differing(vanilla: ConfigDict, model: ConfigDict, dataset: ConfigDict) -> dict[str, str]:
+    """By the configs alone; the batch size counts where texts are scored as OpenCompass does."""
+    first, second = (
+        asked_facts(one, dataset) | dict(perplexity=one["wdmoe"].get("perplexity", "stock")) for one in (vanilla, model)
+    )
+    differences = differing(first, second)
+    is_stock = first["perplexity"] == second["perplexity"] == "stock"
+    if not (first.get("method") == "ppl" and is_stock):
+        differences.pop("batch_size", None)
+    if first.get("method") == "ppl":
+        no_effect = ("stop_words", "generation_kwargs", "mode")
+        return {name: value for name, value in differences.items() if name.partition(".")[0] not in no_effect}
+    return {name: value for name, value in differences.items() if name != "perplexity"}
 
 
 # -- datasets ------------------------------------------------------------------------------------------------------
