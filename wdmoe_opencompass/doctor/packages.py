@@ -10,7 +10,7 @@ from packaging.version import InvalidVersion, Version
 from .finding import Finding, ok, problem, warning
 
 PACKAGE = "wdmoe_opencompass"
-OPTIONAL = "quantised"  # the extra that users may want
+OPTIONAL = {"quantised": "quantised weights", "adapters": "adapters (peft_path)"}  # extra -> what alone needs it
 WHY = {
     "numpy": "OpenCompass 0.5.4 itself needs NumPy below 2",
     "pyarrow": "pyarrow 22 and later need NumPy 2, which OpenCompass 0.5.4 forbids: it could not even print its help",
@@ -43,14 +43,14 @@ def check_requirements() -> list[Finding]:
 
 
 def check_optional() -> list[Finding]:
-    """The packages that quantised weights need: a warning for each that is missing or of another version."""
+    """The packages of the extras in OPTIONAL: a warning for each that is missing or of another version."""
     findings = []
-    for one in _requirements(extra=OPTIONAL) or []:
+    for one, what in [(one, what) for extra, what in OPTIONAL.items() for one in _requirements(extra=extra) or []]:
         installed = installed_version(one.name)
         if installed is None:
-            found = f"{one.name} is not installed; only configs with quantised weights need it"
+            found = f"{one.name} is not installed; only configs with {what} need it"
         elif not _fits(one, installed):
-            found = f"{one.name} {installed} is outside {one.specifier}; only configs with quantised weights need it"
+            found = f"{one.name} {installed} is outside {one.specifier}; only configs with {what} need it"
         else:
             findings.append(ok(one.name, f"{one.name} {installed}"))
             continue

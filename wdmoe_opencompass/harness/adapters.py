@@ -11,7 +11,7 @@ from .weights import local_folder
 ADAPTER_CONFIG = "adapter_config.json"
 MAX_REASON = 200  # characters of what PEFT says
 # Those that change a model's own layers and nothing else, so that the model works without PEFT's wrapper around it.
-KINDS = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT")
+KINDS = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT")
 
 
 def check_adapter(path: str, peft_path: str | None) -> None:

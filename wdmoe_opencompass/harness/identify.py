@@ -93,7 +93,7 @@ def model_facts(model: Any, model_kwargs: Mapping[str, Any], peft_path: str | No
         padding_side=model.tokenizer.padding_side,
         pad_token_id=model.tokenizer.pad_token_id,
     )
-    ignored = {*HARMLESS_MODEL_KWARGS, *HANDLED_MODEL_KWARGS, "revision"}
+    ignored = {*HARMLESS_MODEL_KWARGS, *HANDLED_MODEL_KWARGS, "revision", *config.to_dict()}  # the config holds its own
     facts["model_kwargs"] = {key: value for key, value in model_kwargs.items() if key not in ignored}
     if peft_path is not None:
         facts |= dict(peft_path=_adapter(peft_path), peft_kwargs=dict(peft_kwargs or {}, is_trainable=None))

@@ -43,6 +43,8 @@ from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from ..channel.profile import ChannelProfile
 from ..errors import WdmoeError, shown
+from ..identity import differing
+from ..identity.facts import sentence
 from ..routing.checkpoint import check_checkpoint, quiet
 from ..routing.recording import RecordingMetadata
 from ..routing.trace import array_bytes, axis_sizes
@@ -51,6 +53,7 @@ from .adapters import adapter_kind
 from .batch_memory import batch_memory, batch_sentence
 from .config_errors import check_encodable, read_config, read_dumped, temporary_folder
 from .evaluation_needs import check_caches, check_metric
+from .identify import asked_facts
 from .infer_task import WdmoeInferTask
 from .models import WdmoeMixin
 from .name_checks import name_problems
@@ -116,6 +119,7 @@ def make_plan(config: Path | str) -> Plan:
         kinds = [_resolved(PARTITIONERS, section.get("partitioner", {}).get("type")) for section in sections]
         kinds.append(_resolved(TASKS, sections[1].get("runner", {}).get("task", {}).get("type")))
         check_caches(kinds, plan)
+        _look_at_comparisons(cfg, plan)
         _estimate_runs(cfg, models, found, plan)
         _look_at_trace_sizes(plan)
         _look_at_batches(plan)
@@ -363,6 +367,46 @@ def _load_tokenizer(model: _Model, problem: Callable) -> None:
     except Exception as error:  # whatever a tokenizer's own loader raises
         if model.facts.folder is not None:
             problem(f"its tokenizer cannot be loaded: {_one_line(error)}")
+
+
+def _look_at_comparisons(cfg: Config, plan: Plan) -> None:
+    """Note which models will not be compared with vanilla, because more than the policy differs in the config."""
+    routed = [one for one in cfg["models"] if isinstance(one.get("wdmoe"), dict) and one.get("path")]
+    vanillas = [one for one in routed if one["wdmoe"].get("policy", "top_k") == "top_k"]
+    for model in routed:
+        mine = [v for v in vanillas if (v["path"], _profile_of(v)) == (model["path"], _profile_of(model))]
+        found: dict[str, list[str]] = {}
+        for dataset in cfg["datasets"] if mine else ():
+            differences = {model_abbr_from_cfg(v): _differing(v, model, dataset) for v in mine}
+            if all(differences.values()):
+                nearest = min(differences, key=lambda abbr: len(differences[abbr]))
+                what = f"{nearest}: {sentence(differences[nearest])}"
+                found.setdefault(what, []).append(dataset_abbr_from_cfg(dataset))
+        for what, names in found.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            plan.notes.append(
+                f"model {model_abbr_from_cfg(model)}, {names[0]}{more}: more than the policy differs from {what}; "
+                "unless both mean the same, no difference from vanilla will be shown (docs/identity.md)"
+            )
+
+
+def _profile_of(model_cfg: ConfigDict) -> Any:
+    return model_cfg["wdmoe"].get("profile"), model_cfg["wdmoe"].get("testbed")
+
+
+def _differing(vanilla: ConfigDict, model: ConfigDict, dataset: ConfigDict) -> dict[str, str]:
+    """By the configs alone; the batch size counts where texts are scored as OpenCompass does."""
+    first, second = (
+        asked_facts(one, dataset) | dict(perplexity=one["wdmoe"].get("perplexity", "stock")) for one in (vanilla, model)
+    )
+    differences = differing(first, second)
+    is_stock = first["perplexity"] == second["perplexity"] == "stock"
+    if not (first.get("method") == "ppl" and is_stock):
+        differences.pop("batch_size", None)
+    if first.get("method") == "ppl":
+        no_effect = ("stop_words", "generation_kwargs", "mode")
+        return {name: value for name, value in differences.items() if name.partition(".")[0] not in no_effect}
+    return {name: value for name, value in differences.items() if name != "perplexity"}
 
 
 # -- datasets ------------------------------------------------------------------------------------------------------
