@@ -74,7 +74,7 @@ def latex_row(cells: Sequence[str]) -> str:
 def latex_text(text: str) -> str:
     """Plain text as LaTeX's, for pdfLaTeX with its own fonts and for any other; see LATEX_PREAMBLE."""
     letters = unicodedata.normalize("NFC", visible(text))
-    pairs = zip(letters, letters[1:] + " ", strict=True)
+    pairs = zip(letters, f"{letters} "[1:], strict=True)
     return "".join(
         _latex_letter(letter) + ("{}" if letter == after and letter in "-'," else "") for letter, after in pairs
     )
@@ -132,7 +132,7 @@ def figure_text(text: str, max_letters: int | None = MAX_LABEL_LETTERS) -> str:
         half = (max_letters - 1) // 2
         shown = f"{shown[:half]}…{shown[-half:]}"
     shown = shown.replace("$", r"\$")
-    return f" {shown}" if shown.startswith("_") else shown  # which a legend would leave out
+    return f" {shown}" if shown[:1] in ("", "_") else shown  # which a legend would leave out
 
 
 @cache
