@@ -13,6 +13,8 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
+from .errors import visible
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -92,7 +94,7 @@ def print_markdown(text: str) -> None:
 
 def print_error(sentence: object) -> None:
     """One line on standard error; a line break inside becomes a space."""
-    print(f"error: {' '.join(str(sentence).split())}", file=sys.stderr)
+    print(f"error: {visible(' '.join(str(sentence).split()))}", file=sys.stderr)
 
 
 def print_aside(sentence: str) -> None:

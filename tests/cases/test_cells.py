@@ -16,7 +16,8 @@ from markdown_it import MarkdownIt
 
 from tests.cases.test_names import MODELS, NAMES
 from tests.debian import UnavailableError, require
-from wdmoe_opencompass.report.cells import LATEX_LETTER, figure_text, latex_text, visible
+from wdmoe_opencompass.errors import visible
+from wdmoe_opencompass.report.cells import LATEX_LETTER, figure_text, latex_text
 from wdmoe_opencompass.report.figures import panel_grid, save_figure
 from wdmoe_opencompass.report.tables import OWN_COLUMNS, ModelRun, formatted, table_1
 

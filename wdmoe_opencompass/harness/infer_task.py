@@ -1,6 +1,7 @@
 """The infer task: opens and closes the routing trace of each dataset."""
 
 import argparse
+import errno
 import gc
 import os
 import signal
@@ -202,6 +203,8 @@ class WdmoeInferTask(OpenICLInferTask):
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         reason = f"{error.filename + ': ' if isinstance(error.filename, str) else ''}{error.strerror}"
+        if error.errno == errno.ENAMETOOLONG:
+            return f"{reason}: this file system takes shorter names than most: give model and dataset a shorter abbr"
         return f"{reason}; what was finished is kept: mend that, then start again with -r"
     return " ".join((str(error) if isinstance(error, WdmoeError) else f"{type(error).__name__}: {error}").split())
 

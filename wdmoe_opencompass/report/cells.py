@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from ..errors import visible
+
 MAX_LABEL_LETTERS = 45
 
 # -- LaTeX -----------------------------------------------------------------------------------------------------------
@@ -145,11 +147,3 @@ def _letters_of_font() -> frozenset[int]:
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     return frozenset(get_font(findfont(FontProperties())).get_charmap())
-
-
-# -- all of them -----------------------------------------------------------------------------------------------------
-def visible(text: str) -> str:
-    """A text on one line: control characters, line ends and others without a shape as Python writes them."""
-    if text.isprintable():
-        return text
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
