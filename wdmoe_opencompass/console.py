@@ -13,6 +13,8 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
+from .errors import visible
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -92,17 +94,12 @@ def print_markdown(text: str) -> None:
 
 def print_error(sentence: object) -> None:
     """One line on standard error; a line break inside becomes a space."""
-    print(f"error: {_encodable(' '.join(str(sentence).split()))}", file=sys.stderr)
+    print(f"error: {visible(' '.join(str(sentence).split()))}", file=sys.stderr)
 
 
 def print_aside(sentence: str) -> None:
     """Something to know beside the output proper, on standard error, so that a pipe or JSON stays clean."""
-    print(_encodable(sentence), file=sys.stderr)
-
-
-def _encodable(text: str) -> str:
-    """A text that any stream takes: a file's name need not be UTF-8, which Python holds as lone surrogates."""
-    return text.encode(errors="backslashreplace").decode()
+    print(visible(sentence), file=sys.stderr)
 
 
 def is_terminal(stream: TextIO) -> bool:

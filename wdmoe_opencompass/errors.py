@@ -63,6 +63,13 @@ def shown(value: object) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 20]}... ({len(text)} characters)"
 
 
+def visible(text: str) -> str:
+    """A text on one line: control characters, line ends and others without a shape as Python writes them."""
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """One sentence about an unknown name: the nearest known one and the list."""
     known = sorted(known)

@@ -34,8 +34,8 @@ for _kind in ("Raising", "Killed", "Nan", "Infinity", "Bool", "HalfRight"):
         )
     )
 LONG = "算" * 81 + "/" + "é" * 122  # as long as a file name of OpenCompass can be: 245 bytes after the slash
-for _name in ("qs/arith", "qs arith [1:3]", "算术_é%&#$~^", "a_0", "a", "b.json", "tmp_{lib}", LONG):
-    datasets.append(dict(_gen, abbr=_name, reader_cfg=dict(_gen["reader_cfg"], test_range="[:2]")))
+_named = ("qs/arith", "qs arith [1:3]", "算术_é%&#$~^", "a_0", "a", "b.json", "tmp_{lib}", LONG)
+datasets[:0] = [dict(_gen, abbr=_name, reader_cfg=dict(_gen["reader_cfg"], test_range="[:2]")) for _name in _named]
 for _model, _name in zip(models, ("[a] vanilla ~x^2", "b|wdmoe\\y<z>")):
     _model["abbr"] = _name
     _model["batch_size"] = 3

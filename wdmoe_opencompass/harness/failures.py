@@ -1,5 +1,6 @@
 """Why a dataset failed, left next to its predictions or results in one line: `DATASET.failed.txt`."""
 
+import errno
 from pathlib import Path
 
 from ..errors import WdmoeError
@@ -14,6 +15,8 @@ def sentence(error: BaseException) -> str:
     """An exception of a run in one line, with what to do where a disk or a file is the cause."""
     if isinstance(error, OSError) and error.strerror:
         reason = f"{error.filename + ': ' if isinstance(error.filename, str) else ''}{error.strerror}"
+        if error.errno == errno.ENAMETOOLONG:
+            return one_line(f"{reason}: this file system takes shorter names than most: shorten the abbr")
         return one_line(f"{reason}; what was finished is kept: mend that, then start again with -r")
     return own_words(error)
 

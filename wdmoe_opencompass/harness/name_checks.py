@@ -54,7 +54,7 @@ def _why_no_path(abbr: str, max_bytes: int) -> str | None:
 
 
 def _path_problems(pairs: Sequence[Pair], run_folder: Path) -> list[str]:
-    problems: dict[str, None] = {}
+    problems: dict[str, str] = {}  # of whom -> the first sentence about them
     root = run_folder.absolute() / "predictions"
     owners: dict[tuple[str, ...], Pair] = {}  # of a file
     users: dict[tuple[str, ...], Pair] = {}  # of a folder, the first
@@ -62,23 +62,25 @@ def _path_problems(pairs: Sequence[Pair], run_folder: Path) -> list[str]:
         try:
             predictions = dataset_file(root, *pair, ".json")
         except WdmoeError as error:
-            problems[str(error)] = None
+            problems[_named(pair)] = str(error)
             continue
         length = len(os.fsencode(predictions))
         if length > MAX_PATH_BYTES:
-            problems[f"{_named(pair)}: the path of its file has {length} bytes, at most {MAX_PATH_BYTES} work"] = None
+            who = _named(pair)
+            problems[who] = f"{who}: the path of its file has {length} bytes, at most {MAX_PATH_BYTES} work"
         for path in _files(predictions):
             inside = path.relative_to(root)
             other = owners.setdefault(_folded(inside), pair)
             if other != pair:
-                problems[f"{_both(other, pair)} would write the same file, {shown(str(inside))}: {RENAME}"] = None
+                both = _both(other, pair)
+                problems.setdefault(both, f"{both} would write the same file, {shown(str(inside))}: {RENAME}")
         for folder in predictions.relative_to(root).parents:
             users.setdefault(_folded(folder), pair)
     for key, pair in owners.items():
         if key in users:
             both, name = _both(pair, users[key]), shown("/".join(key))
-            problems[f"{both} would write a file and a folder of the same name, {name}: {RENAME}"] = None
-    return list(problems)
+            problems.setdefault(both, f"{both} would write a file and a folder of the same name, {name}: {RENAME}")
+    return list(problems.values())
 
 
 def _files(predictions: Path) -> list[Path]:

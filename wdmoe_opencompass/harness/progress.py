@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..allocation import PRIMARY_SCOPE
-from ..errors import WdmoeError
+from ..errors import WdmoeError, visible
 from ..file_names import beside, dataset_file, partial_file
 from ..files import write_whole
 from ..replay import replay
@@ -99,8 +99,8 @@ class DatasetProgress:
         done = "-" if self.prompts_done is None else str(self.prompts_done)
         waiting = {name: f"{1000 * value:.3f}" for name, value in self.waiting_latency_s_per_batch.items()}
         return {
-            "model": self.model,
-            "dataset": self.dataset,
+            "model": visible(self.model),
+            "dataset": visible(self.dataset),
             "state": self.state,
             "prompts": f"{done}/{'-' if self.prompts is None else self.prompts}",
             "accuracy (%)": "-" if self.accuracy is None else f"{self.accuracy:.2f}",
@@ -124,7 +124,7 @@ class DatasetProgress:
             "left": "left {}",
         }
         known = [text.format(cells[name]) for name, text in parts.items() if cells[name] != "-"]
-        return ", ".join([f"{self.model}/{self.dataset}: {self.state}", *known])
+        return ", ".join([f"{visible(self.model)}/{visible(self.dataset)}: {self.state}", *known])
 
 
 def clock(seconds: float | None) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from ..errors import visible
+
 MAX_LABEL_LETTERS = 45
 
 # -- LaTeX -----------------------------------------------------------------------------------------------------------
@@ -74,7 +76,7 @@ def latex_row(cells: Sequence[str]) -> str:
 def latex_text(text: str) -> str:
     """Plain text as LaTeX's, for pdfLaTeX with its own fonts and for any other; see LATEX_PREAMBLE."""
     letters = unicodedata.normalize("NFC", visible(text))
-    pairs = zip(letters, letters[1:] + " ", strict=True)
+    pairs = zip(letters, f"{letters} "[1:], strict=True)
     return "".join(
         _latex_letter(letter) + ("{}" if letter == after and letter in "-'," else "") for letter, after in pairs
     )
@@ -132,7 +134,7 @@ def figure_text(text: str, max_letters: int | None = MAX_LABEL_LETTERS) -> str:
         half = (max_letters - 1) // 2
         shown = f"{shown[:half]}…{shown[-half:]}"
     shown = shown.replace("$", r"\$")
-    return f" {shown}" if shown.startswith("_") else shown  # which a legend would leave out
+    return f" {shown}" if shown[:1] in ("", "_") else shown  # which a legend would leave out
 
 
 @cache
@@ -145,11 +147,3 @@ def _letters_of_font() -> frozenset[int]:
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     return frozenset(get_font(findfont(FontProperties())).get_charmap())
-
-
-# -- all of them -----------------------------------------------------------------------------------------------------
-def visible(text: str) -> str:
-    """A text on one line: control characters, line ends and others without a shape as Python writes them."""
-    if text.isprintable():
-        return text
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

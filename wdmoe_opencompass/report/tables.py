@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..allocation.base import Scope
-from ..errors import TraceError
+from ..errors import TraceError, visible
 from ..file_names import files_below, whole_of
 from ..files import write_whole
 from ..identity import Facts, differing
@@ -19,7 +19,7 @@ from ..identity.facts import sentence
 from ..replay import pooled_mean, replay
 from ..routing.trace import PHASES, SEALED_SUFFIX, RoutingTrace, read_trace
 from .batches import OTHER_BATCHES, BatchSums, batch_sums, why_no_interval
-from .cells import LATEX_LETTER, LATEX_PREAMBLE, csv_field, latex_row, markdown_cell, markdown_note, visible
+from .cells import LATEX_LETTER, LATEX_PREAMBLE, csv_field, latex_row, markdown_cell, markdown_note
 from .items import ItemResults
 from .statistics import (
     CONFIDENCE,
