@@ -99,7 +99,7 @@ def print_error(sentence: object) -> None:
 
 def print_aside(sentence: str) -> None:
     """Something to know beside the output proper, on standard error, so that a pipe or JSON stays clean."""
-    print(visible(sentence), file=sys.stderr)
+    print("\n".join(map(visible, sentence.split("\n"))), file=sys.stderr)
 
 
 def is_terminal(stream: TextIO) -> bool:

@@ -216,7 +216,7 @@ def _cause(error: BaseException, frames: list[tuple[FrameType, int]], file: str,
 def _circle(files: list[str]) -> list[str]:
     """The configs of which each imports the next, the last one the first again; none where there is no circle."""
     resolved = [Path(file).resolve() for file in files]
-    last = resolved[-1] if resolved else None
+    last = resolved[-1] if resolved else Path()
     if resolved.count(last) < 2:
         return []
     earlier = max(k for k, file in enumerate(resolved[:-1]) if file == last)

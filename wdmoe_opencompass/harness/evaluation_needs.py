@@ -11,7 +11,7 @@ import opencompass.openicl.icl_evaluator.icl_hf_evaluator as hf_evaluator
 
 from ..caches import CACHES_FOLDER, sentence, unwritable, way_out, writable_for_now
 from .eval_task import WdmoeEvalTask
-from .partitioner import _Checked
+from .partitioner import CheckedPartitioner
 from .plan_facts import Plan
 
 OFFLINE = ("HF_HUB_OFFLINE", "HF_EVALUATE_OFFLINE")
@@ -26,7 +26,7 @@ def check_caches(kinds: Iterable[Any], plan: Plan) -> None:
     found = unwritable()
     if not found:
         return
-    if any(isinstance(kind, type) and issubclass(kind, (_Checked, WdmoeEvalTask)) for kind in kinds):
+    if any(isinstance(kind, type) and issubclass(kind, (CheckedPartitioner, WdmoeEvalTask)) for kind in kinds):
         plan.notes.append(
             f"{sentence(found)}; the run keeps it in {CACHES_FOLDER}/ of its own folder; to keep it for all runs "
             f"{way_out(found)}"
