@@ -3,6 +3,7 @@
 import contextlib
 import math
 import warnings
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -291,3 +292,10 @@ def test_an_unusual_value_is_said_by_commands_plan_and_tables(tmp_path):
     trace = trace_of(profile)
     run = ModelRun("m", "top_k", ("w", profile.content_hash), traces=dict(d=[trace]))
     assert f"unusual in profile lab: {note}" in origin_notes([run])
+
+
+def test_the_documented_ranges_are_those_that_are_checked():
+    text = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+    for key, (unit, possible, usual, _) in RANGES.items():
+        ends = [f"{low:g} to {high:g} {unit}" for low, high in (possible, usual)]
+        assert f"| `{key.replace('devices.', 'devices[*].')}` | {ends[0]} | {ends[1]} |" in text
