@@ -1,6 +1,6 @@
 """Runs that are killed, and files that are broken: nothing lost, nothing counted twice, nothing wrong accepted.
 
-    python benchmarks/faults.py                 50 kills, 2,000 profiles and 2,000 traces; half an hour on two cores
+    python benchmarks/faults.py                 50 kills, 2,000 files of each kind; half an hour on two cores
 
 40 kills are of the inference task as its runner starts it, 10 of the `opencompass` command (its runner, a task, or all
 of it), each at a random moment, and each started again. Beside them a task dies before each of the things it does to a
@@ -19,8 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tests import fuzz, fuzz_runs  # noqa: E402
 from tests.conftest import environment  # noqa: E402
-from tests.fuzz import fuzz_profiles, fuzz_traces  # noqa: E402
 from tests.harness.kills import (  # noqa: E402
     KILLED,
     Outcome,
@@ -81,12 +81,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=int, default=40)
     parser.add_argument("--commands", type=int, default=10)
-    parser.add_argument("--files", type=int, default=2000, help="profiles, and as many traces")
+    parser.add_argument("--files", type=int, default=2000, help="of each kind")
     arguments = parser.parse_args()
     began = time.monotonic()
-    fuzzed = [fuzz(arguments.files, 0) for fuzz in (fuzz_profiles, fuzz_traces)]
-    for counts in fuzzed:
-        print(counts, flush=True)
+    fuzzed = []
+    for fuzz_files in (*fuzz.ALL, *fuzz_runs.ALL):
+        fuzzed.append(fuzz_files(arguments.files, 0))
+        print(fuzz_files.__name__, fuzzed[-1], flush=True)
     with tempfile.TemporaryDirectory() as folder:
         outcomes = kills(arguments.tasks, arguments.commands, Path(folder))
         died = deaths(Path(folder) / "deaths")
@@ -102,7 +103,7 @@ def main():
     figures |= dict(
         file_operations=len(died),
         file_operations_survived=sum(one.is_complete and one.is_equal for one in died),
-        slowest_s=max(one["slowest_s"] for one in fuzzed),
+        slowest_s=max(one["slowest_s"] for one in fuzzed[: len(fuzz.ALL)]),  # not of a checkpoint: it builds a model
         grown_mib=max(one["grown_mib"] for one in fuzzed),
     )
     print(json.dumps(figures))

@@ -2,8 +2,8 @@
 
     python -m tests.fuzz 2000 [SEED]
 
-mutates so many profiles, labs, traces, times, recordings of a router, their journals and calibrations, and prints what
-was found.
+mutates so many profiles, labs, traces, times, speeds, recordings of a router, their journals and calibrations, and
+prints what was found.
 """
 
 import copy
@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 import resource
 import sys
 import tempfile
@@ -31,6 +32,7 @@ from wdmoe_opencompass.channel.profile import ChannelProfile, list_profiles, loa
 from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.routing.recording import METADATA_KEY as RECORDING_KEY
 from wdmoe_opencompass.routing.recording import RecordingJournal, read_recording, write_recording
+from wdmoe_opencompass.routing.speed import BatchSpeed, measured_batches
 from wdmoe_opencompass.routing.times import METADATA_KEY as TIMES_KEY
 from wdmoe_opencompass.routing.times import TimesJournal, read_times, write_times
 from wdmoe_opencompass.routing.trace import METADATA_KEY, Journal, join, read_trace, write_trace
@@ -165,6 +167,24 @@ TEXTS = [
     *("device_1", "1e-400", "1.0e-320", "1.0e+308", "-1001.0", "65", "64.5", "=", "<<", "!!binary aGk=", "*x", "&x 1"),
     *(
         "|\n  x",
+        *(
+            "0040",
+            "016",
+            "08",
+            "00.5",
+            "0o40",
+            "0X28",
+            "1:40:00",
+            "1:30.5",
+            "3.5e9",
+            "1E6",
+            ".5",
+            "5.",
+            "+3",
+            "yes",
+            "off",
+        ),
+        *("inf", "nan", "'100'", "100 MHz", "3.5GHz", "\uff11\uff10", "\u0664\u0660", "40,5", "1e400", "1e-400"),
         "1_000",
         "+1__.0",
         "0.1e+5",
@@ -241,10 +261,14 @@ def _yaml_of(data: Any) -> bytes:
 
 
 PROFILE_MUTATIONS = (*BYTE_MUTATIONS, *(with_fragment,) * 4, *(with_text,) * 6, *(with_value,) * 6)
-POSITIVE = {"carrier_frequency_hz", "total_bandwidth_hz", "transmit_power_w", "distance_m", "compute_flops"}
-POSITIVE |= {"energy_j_per_flop", "downlink_bit_per_s", "uplink_bit_per_s"}
-RANGES = dict.fromkeys(["message_s", "fixed_s", "burst_bit"], (0, math.inf))
-RANGES |= {"noise_psd_dbm_per_hz": (-1000, 1000), "payload_bits": (1, 64), "seed": (0, 10**18)}
+RANGES = dict.fromkeys(["downlink_bit_per_s", "uplink_bit_per_s", "shared_bit_per_s"], (1e3, 1e15))
+RANGES |= dict.fromkeys(["message_s", "fixed_s"], (0, 100)) | {"burst_bit": (0, 1e15)}
+RANGES |= {"carrier_frequency_hz": (1e6, 3e12), "total_bandwidth_hz": (1e3, 1e12), "transmit_power_w": (1e-9, 1e5)}
+RANGES |= {"distance_m": (0.01, 1e9), "compute_flops": (1e6, 1e20), "energy_j_per_flop": (1e-18, 1e-5)}
+RANGES |= {"noise_psd_dbm_per_hz": (-250, -50), "payload_bits": (1, 64), "seed": (0, 10**18)}
+OTHER_VALUES = ("int", "float", "timestamp")  # of YAML 1.1
+UNREAD_IF_MEASURED = ("carrier_frequency_hz", "total_bandwidth_hz", "noise_psd_dbm_per_hz", "distance_m")
+DECIMAL = re.compile(r"[-+]?((0|[1-9]\d*)\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 WORDS = dict(
     path_loss={"free_space"},
     duplex={"shared", "frequency_division"},
@@ -272,6 +296,146 @@ def fuzz_profiles(count: int, seed: int) -> dict[str, Any]:
             path.write_bytes(content)
             judge = functools.partial(broken_rule, content)
             found.read("+".join(names), functools.partial(load_profile, path), judge)
+    return found.counts()
+
+
+UNITS: dict[str, list[Callable[[float], float]]] = {  # key -> from its unit to one that people mistake for it
+    "carrier_frequency_hz": [lambda hz: hz / 1e9, lambda hz: hz / 1e6],
+    "total_bandwidth_hz": [lambda hz: hz / 1e9, lambda hz: hz / 1e6],
+    "noise_psd_dbm_per_hz": [lambda dbm: -dbm, lambda dbm: dbm - 30, lambda dbm: 10 ** (dbm / 10 - 3)],
+    "payload_bits": [lambda bits: bits // 8],
+    "transmit_power_w": [lambda watts: 1000 * watts, lambda watts: 10 * math.log10(1000 * watts)],
+    "distance_m": [lambda metres: metres / 1e6, lambda metres: metres * 1e6],
+    "compute_flops": [lambda flops: flops / 1e9, lambda flops: flops / 1e12],
+    "downlink_bit_per_s": [lambda rate: rate / 1e6, lambda rate: rate / 1e9],
+    "uplink_bit_per_s": [lambda rate: rate / 1e6, lambda rate: rate / 1e9],
+    "fixed_s": [lambda seconds: 1000 * seconds],
+}
+
+
+def odd_notation(rng: Rng, number: float) -> str:
+    """A number in a notation that readers of YAML or people read differently, or not at all."""
+    whole, sign = int(abs(number)) or 40, "-" if number < 0 else ""
+    digits = str(whole)
+    odd = [
+        *(f"0{digits}", f"00{digits}.5", f"0o{whole:o}", f"0x{whole:x}", f"0b{whole:b}", f"0{whole:o}", f"0{digits}e0"),
+        *(f"{digits[0]}_{digits[1:] or 0}", f"{digits}_000.0", f"{digits}:30:00", f"{digits}:30.5", f"{digits} m"),
+        *(
+            f"{digits}GHz",
+            f"{digits} 000",
+            f"{digits},5",
+            f"'{digits}'",
+            f'"{digits}.0"',
+            f"{digits}e999",
+            ".inf",
+            "nan",
+        ),
+        *(
+            digits.translate({48 + d: 0xFF10 + d for d in range(10)}),
+            f"{digits}e",
+            f"1e-{400 + whole % 90}",
+            "yes",
+            "~",
+        ),
+        *(
+            digits.translate({48 + d: 0x660 + d for d in range(10)}),
+            "2024-01-01",
+            f"[{digits}]",
+            f"{digits}.0.0",
+            "inf",
+        ),
+    ]
+    return sign * (not odd[0].startswith("[")) + odd[int(rng.integers(len(odd)))]
+
+
+def fuzz_numbers(count: int, seed: int) -> dict[str, Any]:
+    """Load that many profiles with one number in odd notation, in another unit, or in other decimals; what was found.
+
+    An odd notation must be refused; so must another unit, unless the profile says that the value is unusual; and other
+    decimals of the same number must be read as that number.
+    """
+    rng, found, sources = np.random.default_rng(seed), Found(), profile_sources()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "fuzzed.yaml"
+        while found.files < count:
+            data = yaml.safe_load(sources[int(rng.integers(len(sources)))])
+            data.pop("origin", None)
+            part, key = _number_in(rng, data)
+            kind = ("notation", "unit", "decimals")[int(rng.integers(3))]
+            if kind == "unit" and key not in UNITS:
+                continue
+            number, part[key] = part[key], "@"
+            text = _written(rng, kind, key, number)
+            if text is None:
+                continue
+            path.write_bytes(_yaml_of(data).replace(b"'@'", text.encode()))
+            judge = functools.partial(_wrong_number, kind, key, number)
+            found.read(f"{kind} {key}: {text}", functools.partial(load_profile, path), judge)
+    return found.counts()
+
+
+def _number_in(rng: Rng, data: Any) -> tuple[Any, Any]:
+    while True:
+        part, key = _somewhere(rng, data)
+        if isinstance(part[key], int | float) and not isinstance(part[key], bool):
+            return part, key
+
+
+def _written(rng: Rng, kind: str, key: str, number: float) -> str | None:
+    """The text to write; None where another unit gives nothing to be noticed."""
+    if kind == "notation":
+        return odd_notation(rng, number)
+    if kind == "unit":
+        slip = UNITS[key][int(rng.integers(len(UNITS[key])))](number)
+        harmless = (key == "payload_bits" and slip == 0) or (key == "fixed_s" and slip <= 0.5) or slip == number
+        return None if harmless else repr(slip)
+    if isinstance(number, int):
+        return f"+{number}"
+    places = [f"{number:.17e}", f"{number:.17E}", repr(number), f"{number:.16e}".replace("e+", "e")]
+    return places[int(rng.integers(len(places)))]
+
+
+def _wrong_number(kind: str, key: str, number: float, profile: ChannelProfile) -> str | None:
+    if kind == "notation":
+        return "accepted an odd notation"
+    if kind == "unit" and profile.rates == "measured" and key in UNREAD_IF_MEASURED:
+        return None
+    if kind == "unit":
+        return None if any(key in sentence for sentence in profile.unusual_values) else "another unit is not noticed"
+    values = [part.get(key) for part in _parts(profile.model_dump())]
+    return None if number in values else f"{number} read as one of {values}"
+
+
+def _parts(dump: Any) -> list[Any]:
+    return [dump, dump["base_station"], dump["fading"], *dump["devices"]]
+
+
+def fuzz_speeds(count: int, seed: int) -> dict[str, Any]:
+    """Read that many mutated files of measured speed; wrong is a batch that no line written so states."""
+    rng, found = np.random.default_rng(seed), Found()
+    trace = join(metadata(), [block(0), block(4, seed=1)])
+    ends = np.cumsum(trace.items).tolist()
+    written = [
+        BatchSpeed(end=end, items=int(items), prefill_s=0.5, decode_s=0.25, batch_s=1.0, device="cpu")
+        for end, items in zip(ends, trace.items, strict=True)
+    ]
+    content = b"".join(speed.model_dump_json().encode() + b"\n" for speed in written)
+    odd = [b"NaN", b"Infinity", b"-1", b"1e999", b'"0.5"', b"true", b"null", b"0x1", b"01", b"1_0", b"[]", b"-Infinity"]
+
+    def wrong(read: dict[int, BatchSpeed]) -> str | None:
+        numbers = [seconds for speed in read.values() for seconds in (speed.prefill_s, speed.decode_s, speed.batch_s)]
+        if not all(math.isfinite(seconds) and seconds >= 0 for seconds in numbers):
+            return f"accepted {numbers}"
+        return None if all(trace.items[number] == speed.items for number, speed in read.items()) else "of other batches"
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "fuzzed.speed.jsonl"
+        for number in range(count):
+            changed = BYTE_MUTATIONS[int(rng.integers(len(BYTE_MUTATIONS)))](rng, content)
+            if number % 2:
+                changed = content.replace(b"0.5", odd[int(rng.integers(len(odd)))], 1 + number % 4 // 2)
+            path.write_bytes(changed)
+            found.read("speed", functools.partial(measured_batches, path, trace), wrong)
     return found.counts()
 
 
@@ -338,8 +502,11 @@ def _check_plain(text: str) -> None:
             if len(set(keys)) < len(keys):
                 raise ValueError(f"accepted a key that stands twice in {keys}")
             waiting += [value for _, value in node.value]
+            waiting += [key for key, _ in node.value]
         elif isinstance(node, yaml.SequenceNode):
             waiting += node.value
+        elif node.style is None and node.tag.rpartition(":")[2] in OTHER_VALUES and not DECIMAL.fullmatch(node.value):
+            raise ValueError(f"accepted {node.value} as a value")
 
 
 def _check_same(given: Any, read: Any) -> None:
@@ -372,11 +539,15 @@ def _check_rules(dump: Any) -> None:
         raise ValueError(f"accepted the placement {places}")
     for part in (dump, dump["base_station"], dump["fading"], dump["placement"], *dump["devices"]):
         for key, value in part.items():
-            low, high = (5e-324, math.inf) if key in POSITIVE else RANGES.get(key, (-math.inf, math.inf))
+            low, high = RANGES.get(key, (-math.inf, math.inf))
             if isinstance(value, float | int) and not (math.isfinite(value) and low <= value <= high):
                 raise ValueError(f"accepted {key} = {value}")
             if key in WORDS and value not in WORDS[key]:
                 raise ValueError(f"accepted {key} = {value}")
+    for device in dump["devices"] if dump["rates"] == "physical" else []:
+        loss_db = 32.4 + 20 * math.log10(dump["carrier_frequency_hz"] / 1e9) + 20 * math.log10(device["distance_m"])
+        if 10 ** (-loss_db / 10) * (4 / math.pi if dump["fading"]["model"] == "rayleigh" else 1) > 1 + 1e-9:
+            raise ValueError(f"accepted a mean power gain above 1 of {device['name']}")
 
 
 # Recordings: safetensors files, their headers, and rules broken under a digest that fits.
@@ -408,8 +579,16 @@ def bad_array(rng: Rng, arrays: dict[str, Any]) -> None:
     name = names[int(rng.integers(len(names)))]
     array = arrays[name] = np.array(arrays[name])
     floats = [one for one in names if arrays[one].dtype == np.float32]
-    change = int(rng.integers(8))
-    if change == 0 and array.dtype != np.uint8:
+    change = int(rng.integers(9))
+    if change == 8 and "item_passes" in arrays:
+        passes = arrays["item_passes"] = np.array(arrays["item_passes"])
+        if rng.random() < 0.5:
+            passes[int(rng.integers(len(passes)))] = [-1, 1000, 2**31 - 1][int(rng.integers(3))]
+        else:
+            arrays["item_passes"] = [passes[:-1], np.append(passes, passes[:1]), passes.astype(np.int64)][
+                int(rng.integers(3))
+            ]
+    elif change == 0 and array.dtype != np.uint8:
         array.reshape(-1)[int(rng.integers(array.size))] = -1 - int(rng.integers(1000))
     elif change == 1:
         one = arrays[floats[int(rng.integers(len(floats)))]] = np.array(arrays[floats[0]])
@@ -695,7 +874,7 @@ def fuzz_calibrations(count: int, seed: int) -> dict[str, Any]:
     return found.counts()
 
 
-ALL = (fuzz_profiles, fuzz_labs, fuzz_traces, fuzz_calibrations)
+ALL = (fuzz_profiles, fuzz_numbers, fuzz_labs, fuzz_traces, fuzz_speeds, fuzz_calibrations)
 
 if __name__ == "__main__":
     wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 2000

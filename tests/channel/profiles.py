@@ -9,10 +9,10 @@ from wdmoe_opencompass.channel.plausibility import RANGES
 from wdmoe_opencompass.channel.profile import ChannelProfile
 
 
-def st_number(key: str) -> st.SearchStrategy[float]:
-    """A usual value of a key; few of them, so that statements meet them."""
+def some(draw: Any, key: str) -> st.SearchStrategy[float]:
+    """-> a strategy of three usual values of a key: few, so that statements meet them."""
     lowest, highest = RANGES[key].usual
-    return st.sampled_from([lowest, highest]) | st.floats(lowest, highest)
+    return st.sampled_from([lowest, highest, draw(st.floats(lowest, highest))])
 
 
 @st.composite
@@ -23,17 +23,17 @@ def st_contents(draw: Any) -> dict[str, Any]:
     extra = ["energy_j_per_flop"] if rates == "physical" else ["downlink_bit_per_s", "uplink_bit_per_s", "fixed_s"]
     extra = [key for key in extra if key.endswith("_s") or draw(st.booleans())]
     keys = ["distance_m", "transmit_power_w", "compute_flops", *extra]
-    strategies = {key: st_number("devices." + key if key == "transmit_power_w" else key) for key in keys}
+    strategies = {key: some(draw, "devices." + key if key == "transmit_power_w" else key) for key in keys}
     devices = [dict(name=f"d{n}") | {key: draw(strategies[key]) for key in keys} for n in range(count)]
     model = "none" if rates == "measured" else draw(st.sampled_from(["none", "rayleigh"]))
     experts = draw(st.dictionaries(st.integers(0, 9), st.sampled_from([one["name"] for one in devices]), max_size=3))
     return dict(
-        carrier_frequency_hz=draw(st_number("carrier_frequency_hz")),
-        total_bandwidth_hz=draw(st_number("total_bandwidth_hz")),
+        carrier_frequency_hz=draw(some(draw, "carrier_frequency_hz")),
+        total_bandwidth_hz=draw(some(draw, "total_bandwidth_hz")),
         noise_psd_dbm_per_hz=-174.0,
         payload_bits=draw(st.sampled_from([4, 8, 16])),
         rates=rates,
-        base_station=dict(transmit_power_w=draw(st_number("base_station.transmit_power_w"))),
+        base_station=dict(transmit_power_w=draw(some(draw, "base_station.transmit_power_w"))),
         devices=devices,
         fading=dict(model=model, seed=draw(st.sampled_from([0, 7, 2**53 + 1]))),
         placement=dict(experts=experts),

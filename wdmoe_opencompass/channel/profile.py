@@ -346,7 +346,7 @@ def changed_profile(profile: ChannelProfile, key: str, value: float) -> ChannelP
     if name not in numbers:
         raise ProfileError(unknown_name("number of a channel profile", key, numbers))
     place[name] = int(value) if isinstance(place[name], int) and float(value).is_integer() else value
-    return _validated(profile.name, data.pop("name"), data)
+    return validated_profile(profile.name, data.pop("name"), data)
 
 
 def list_profiles() -> list[str]:
@@ -394,10 +394,11 @@ def _without_own_claims(profile: ChannelProfile) -> ChannelProfile:
 def _named(source: str, name: str, data: dict) -> ChannelProfile:
     if "name" in data:
         raise ProfileError(f"{source}: unknown key name; a profile is named by its file")
-    return _validated(source, name, data)
+    return validated_profile(source, name, data)
 
 
-def _validated(source: str, name: str, data: dict) -> ChannelProfile:
+def validated_profile(source: str, name: str, data: dict) -> ChannelProfile:
+    """-> the profile of these values; ProfileError, in one sentence that begins with `source`, where one is wrong."""
     try:
         return ChannelProfile.model_validate({"name": name, **data})
     except ValidationError as error:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linprog, nnls
 
-from ..channel.profile import MEASURED, ChannelProfile
+from ..channel.profile import MEASURED, ChannelProfile, validated_profile
 from ..errors import ProfileError
 from ..latency import ExpertShape, expert_flop, last_answer_s, others, payload_bit
 from ..routing.times import LayerTimes
@@ -249,7 +249,8 @@ def measured_profile(
 ) -> ChannelProfile:
     """The profile with the rates of its devices as measured; placement and transmit powers stay as they are.
 
-    Raises ProfileError unless `names`, those of the fitted devices, are the profile's devices in its order.
+    Raises ProfileError unless `names`, those of the fitted devices, are the profile's devices in its order, and where a
+    fitted value is out of its range.
     """
     known = [device.name for device in base.devices]
     if list(names) != known:
@@ -269,8 +270,9 @@ def measured_profile(
     ]
     content = base.model_dump(mode="json", exclude_none=True)
     station = content["base_station"] | dict(message_s=fit.message_s, shared_bit_per_s=fit.shared_bit_per_s)
-    changed = dict(name=name, rates="measured", payload_bits=payload_bits, devices=devices, fading=dict(model="none"))
-    profile = ChannelProfile.model_validate(content | changed | dict(base_station=station))
+    changed = dict(rates="measured", payload_bits=payload_bits, devices=devices, fading=dict(model="none"))
+    del content["name"]
+    profile = validated_profile("what was measured", name, content | changed | dict(base_station=station))
     statements: dict[str, object] = {
         f"devices[*].{key}": [getattr(one, key) for one in fit.devices] for key in ("compute_flops", *MEASURED)
     }
