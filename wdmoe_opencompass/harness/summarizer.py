@@ -180,8 +180,10 @@ class WdmoeSummarizer(DefaultSummarizer):
         for dataset_cfg in self.dataset_cfgs:
             dataset = dataset_abbr_from_cfg(dataset_cfg)
             reasons = []
+            is_scored = False
             try:
                 result = self._result(model_cfg, dataset_cfg)
+                is_scored = "error" not in result
                 run.accuracies[dataset] = _accuracy(result)
             except WdmoeError as error:
                 reasons.append(str(error))
@@ -192,7 +194,7 @@ class WdmoeSummarizer(DefaultSummarizer):
                     run.no_items[dataset] = str(error)
             if run.policy != DENSE:
                 try:
-                    names = self._trace_names(predictions, dataset, run, unreadable)
+                    names = self._trace_names(predictions, dataset, is_scored, unreadable)
                     check_counts(predictions, {name: sealed[name] for name in names}, dataset_cfg)
                     run.traces[dataset] = [sealed[name] for name in names]
                     run.sources[dataset] = _digests(predictions, names)
@@ -210,18 +212,19 @@ class WdmoeSummarizer(DefaultSummarizer):
         return run
 
     def _trace_names(
-        self, predictions: Path, dataset: str, run: ModelRun, unreadable: Mapping[str, str]
+        self, predictions: Path, dataset: str, is_scored: bool, unreadable: Mapping[str, str]
     ) -> Sequence[str]:
         """Name of a dataset's trace, or those of the parts that a partitioner made of it.
 
-        OpenCompass scores parts only if together they are the dataset: without accuracy nothing says that none lacks.
+        OpenCompass scores parts only if together they are the dataset: where they were not scored, nothing says that
+        none lacks.
         """
         whole = predictions / (dataset + SEALED_SUFFIX)
         names = [dataset] if whole.exists() else self._parts_of(predictions, dataset, ".json") or [dataset]
         if not all((predictions / (name + SEALED_SUFFIX)).exists() for name in names):
             raise TraceError(NO_TRACE)
         numbered = [f"{dataset}_{number}" for number in range(len(names))]
-        if names != [dataset] and (names != numbered or dataset not in run.accuracies):
+        if names != [dataset] and (names != numbered or not is_scored):
             raise TraceError(f"its parts ({', '.join(names)}) were not scored together: one may be missing")
         for name in names:
             if name in unreadable:
