@@ -139,17 +139,6 @@ def of_two_models(folder):
     return WdmoeSummarizer(ConfigDict(models=models, datasets=[dataset], work_dir=str(folder)))
 
 
-def test_parts_whose_score_is_no_number_keep_their_latencies(tmp_path):
-    """They were scored together, so none is missing; where they were not, nothing says so."""
-    summarizer, folder = of_two_models(tmp_path), tmp_path / "predictions" / "a"
-    folder.mkdir(parents=True)
-    for name in ("d_0.json", "d_1.json", "d_0.trace.safetensors", "d_1.trace.safetensors"):
-        (folder / name).write_text("")
-    assert summarizer._trace_names(folder, "d", True, {}) == ["d_0", "d_1"]
-    with pytest.raises(WdmoeError, match="were not scored together: one may be missing"):
-        summarizer._trace_names(folder, "d", False, {})
-
-
 def test_where_it_cannot_be_written_a_text_says_why(tmp_path, monkeypatch):
     def fail(self, *arguments):
         raise ZeroDivisionError("float division by zero")
