@@ -195,6 +195,25 @@ def test_predictions_that_are_torn_are_named_and_harm_no_other(tmp_path, content
     assert results(tmp_path, "last").exists()
 
 
+@pytest.mark.parametrize("parts", [[0], [0, 1], [0, 2], [0, 1, 2], [1]])
+def test_parts_are_scored_together_or_not_at_all(tmp_path, parts):
+    cfg = config(tmp_path, "AnswersAlone")
+    whole = tmp_path / "predictions" / "m" / "odd.json"
+    whole.unlink()
+    for part, answers in ((0, 2), (1, 1), (2, 1)):
+        if part in parts:
+            content = {str(number): dict(prediction="A", origin_prompt="?") for number in range(answers)}
+            (whole.parent / f"odd_{part}.json").write_text(json.dumps(content))
+    if parts == [0, 1, 2]:
+        WdmoeEvalTask(cfg).run(in_children=True)
+        assert strict(results(tmp_path, "odd"))["accuracy"] == 100.0
+        return
+    reason = NO_PREDICTIONS if 0 not in parts else "its parts have answers to [23] of its 4 items: one is missing"
+    with pytest.raises(NotScored, match=f"m/odd: {reason}"):
+        WdmoeEvalTask(cfg).run(in_children=True)
+    assert not results(tmp_path, "odd").exists()
+
+
 def test_a_dataset_without_predictions_keeps_the_reason_of_its_inference(tmp_path):
     cfg = config(tmp_path, "Sound")
     (tmp_path / "predictions" / "m" / "odd.json").unlink()

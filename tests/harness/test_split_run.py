@@ -245,6 +245,20 @@ def test_parts_that_do_not_cover_the_dataset_are_an_empty_cell_with_the_reason(s
     assert {r["dataset"] for r in records(copy, "latency")} == {"split_choice"}
 
 
+def test_parts_whose_score_is_no_number_keep_their_latencies(setup, tmp_path):
+    """They were scored together, so none is missing; only the accuracy is no number."""
+
+    def score_nothing(copy):
+        for model in MODELS:
+            (copy / "results" / model / "split_yesno.json").write_text('{"correlation": "NaN"}')
+
+    copy = viz(setup, tmp_path, score_nothing)
+    cells = [cell for cell in records(copy, "missing") if ", split_yesno: " in cell]
+    assert len(cells) == len(MODELS)
+    assert all(cell.endswith("the evaluation gave no finite number: its correlation is NaN") for cell in cells)
+    assert {r["dataset"] for r in records(copy, "latency")} == {r["dataset"] for r in records(setup[1], "latency")}
+
+
 def test_the_tables_say_where_parts_cut_the_batches_of_a_policy_that_couples_tokens(setup):
     """Parts of 5 items, batches of 4: Algorithm 1 sees other tokens together than in one piece, top-k does not care."""
     _, run = setup

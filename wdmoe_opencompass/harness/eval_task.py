@@ -108,6 +108,16 @@ class WdmoeEvalTask(OpenICLEvalTask):
         except OSError as disk:  # full, or read-only
             self.logger.error(f"{results}: {reason}; no note of it could be left: {disk.strerror}")
 
+    def _evaluate_predictions(self, pred_strs: Any, test_set: Any, pred_dicts: Any) -> dict[str, Any]:
+        """As OpenCompass's own, which takes parts up to the first gap; here only if together they are the dataset."""
+        is_in_parts = not self._file("predictions", self.model_cfg, self.dataset_cfg).exists()
+        if is_in_parts and len(pred_dicts) != len(test_set):
+            raise WdmoeError(
+                f"its parts have answers to {len(pred_dicts)} of its {len(test_set)} items: one is missing"
+            )
+        result: dict[str, Any] = super()._evaluate_predictions(pred_strs, test_set, pred_dicts)
+        return result
+
     def _save_results(self, result: dict[str, Any]) -> None:
         """Write the results whole or not at all, and as JSON that any program reads.
 

@@ -183,10 +183,12 @@ class WdmoeSummarizer(DefaultSummarizer):
         for dataset_cfg in self.dataset_cfgs:
             dataset = dataset_abbr_from_cfg(dataset_cfg)
             reasons = []
+            is_scored = False
             run.asked[dataset] = asked_facts(model_cfg, dataset_cfg)
             run.scored[dataset] = _scored(files, model_cfg, dataset_cfg)
             try:
                 result = self._result(model_cfg, dataset_cfg, files)
+                is_scored = "error" not in result
                 run.accuracies[dataset] = _accuracy(result)
             except WdmoeError as error:
                 reasons.append(str(error))
@@ -197,7 +199,7 @@ class WdmoeSummarizer(DefaultSummarizer):
                     run.no_items[dataset] = str(error)
             if run.policy != DENSE:
                 try:
-                    names = self._trace_names(files, dataset, run, unreadable)
+                    names = self._trace_names(files, dataset, is_scored, unreadable)
                     check_counts(files, {name: sealed[name] for name in names}, dataset_cfg)
                     run.traces[dataset] = [sealed[name] for name in names]
                     run.trace_names[dataset] = list(names)
@@ -216,18 +218,19 @@ class WdmoeSummarizer(DefaultSummarizer):
         return run
 
     def _trace_names(
-        self, files: ModelFiles, dataset: str, run: ModelRun, unreadable: Mapping[str, str]
+        self, files: ModelFiles, dataset: str, is_scored: bool, unreadable: Mapping[str, str]
     ) -> Sequence[str]:
         """Name of a dataset's trace, or those of the parts that a partitioner made of it.
 
-        OpenCompass scores parts only if together they are the dataset: without accuracy nothing says that none lacks.
+        OpenCompass scores parts only if together they are the dataset: where they were not scored, nothing says that
+        none lacks.
         """
         whole = files.path(dataset, SEALED_SUFFIX)
         names = [dataset] if whole.exists() else files.parts_of(dataset) or [dataset]
         if not all(files.path(name, SEALED_SUFFIX).exists() for name in names):
             raise TraceError(NO_TRACE)
         numbered = [f"{dataset}_{number}" for number in range(len(names))]
-        if names != [dataset] and (names != numbered or dataset not in run.accuracies):
+        if names != [dataset] and (names != numbered or not is_scored):
             raise TraceError(f"its parts ({', '.join(names)}) were not scored together: one may be missing")
         for name in names:
             if name in unreadable:
