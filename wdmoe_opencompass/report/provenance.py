@@ -221,7 +221,7 @@ def _answer_facts(run: ModelRun) -> tuple[Facts, dict[str, Facts]]:
             facts["config"] = f"sha256:{key_of(facts['config'])}"
         for name in NOT_NAMED:
             facts.pop(name, None)
-    first = next(iter(every.values()), {})
+    first: Facts = next(iter(every.values()), {})
     of_all = {k: value for k, value in first.items() if all(facts.get(k) == value for facts in every.values())}
     of_some = {name: {k: v for k, v in facts.items() if k not in of_all} for name, facts in every.items()}
     return of_all, {name: facts for name, facts in of_some.items() if facts}
