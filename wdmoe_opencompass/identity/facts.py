@@ -98,8 +98,9 @@ def generation_facts(defaults: Mapping[str, Any], *given: Mapping[str, Any]) -> 
 
 
 def plain(value: Any) -> Any:
-    """The same in JSON; what JSON cannot hold as its text, a class or function by its import path."""
-    return json.loads(json.dumps(value, default=_text, skipkeys=True), parse_constant=str)
+    """The same in JSON, keys in order; what JSON cannot hold as its text, a class or function by its import path."""
+    found = json.loads(json.dumps(value, default=_text, skipkeys=True), parse_constant=str)
+    return json.loads(json.dumps(found, sort_keys=True))  # only now is every key a text
 
 
 def _text(value: Any) -> str:
