@@ -20,8 +20,8 @@ from wdmoe_opencompass.errors import ModelError
 from wdmoe_opencompass.harness.belongs import Expected, why_refused
 from wdmoe_opencompass.harness.identify import asked_facts, inferencer_facts, prompts_digest, scoring_facts
 from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel, WdmoeHuggingFacewithChatTemplate
-from wdmoe_opencompass.identity import adapter_digest, differing, key_of, weights_digest
-from wdmoe_opencompass.identity.facts import generation_facts
+from wdmoe_opencompass.identity import adapter_digest, described, differing, key_of, weights_digest
+from wdmoe_opencompass.identity.facts import generation_facts, sentence
 from wdmoe_opencompass.report.compare import batch_records, compared, identity_records, item_records, notes_of
 from wdmoe_opencompass.report.differences import difference_notes, difference_records
 from wdmoe_opencompass.report.frontier import frontier_records
@@ -457,6 +457,21 @@ def test_what_differs_is_found_both_ways_and_nothing_differs_from_itself(first, 
 @given(FACTS, st.text("xyz", min_size=3, max_size=3), st.integers())
 def test_one_more_fact_is_named(facts_, name, value):
     assert differing(facts_, facts_ | {name: value}) == {name: f"none against {value}"}
+
+
+@given(FACTS)
+@settings(max_examples=100, deadline=None)
+def test_what_anybody_wrote_is_one_printable_line(facts_):
+    hostile = facts_ | {
+        "a\nb": "c\u2028d",
+        "x\ud800": ["\n"],
+        "long": "y" * 999,
+        "nan": float("nan"),
+        "no": {1: 2, "a": 3},
+    }
+    for text in (described(hostile), sentence(differing(facts_, hostile)), sentence(differing(hostile, facts_))):
+        assert text.isprintable()
+        text.encode()
 
 
 def test_true_is_not_one():

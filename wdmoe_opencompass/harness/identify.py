@@ -172,8 +172,15 @@ def tokenizer_digest(tokenizer: Any) -> str:
             rules.pop(state, None)
         told["rules"] = rules
     else:
-        told |= dict(kind=type(tokenizer).__qualname__, vocabulary=tokenizer.get_vocab())
+        told |= dict(kind=type(tokenizer).__qualname__, vocabulary=_vocabulary(tokenizer))
     return str(_digest(json.dumps(told, sort_keys=True, default=str)))
+
+
+def _vocabulary(tokenizer: Any) -> Any:
+    try:
+        return tokenizer.get_vocab()
+    except NotImplementedError:  # some tokenizers of their own do not tell it
+        return str(tokenizer.name_or_path)
 
 
 def _digest(text: Any) -> str | None:

@@ -55,6 +55,7 @@ OF_BEAMS = ("length_penalty", "early_stopping", "num_beam_groups", "diversity_pe
 MAX_SHOWN = 60  # characters of a value in a sentence
 DIGEST_SHOWN = 12  # characters of a digest in a sentence
 MAX_NAMED = 8  # differences in a sentence
+MAX_DESCRIBED = 60  # facts in a note
 MISSING = object()
 
 
@@ -97,8 +98,9 @@ def generation_facts(defaults: Mapping[str, Any], *given: Mapping[str, Any]) -> 
 
 
 def plain(value: Any) -> Any:
-    """The same in JSON; what JSON cannot hold as its text, a class or function by its import path."""
-    return json.loads(json.dumps(value, default=_text, sort_keys=True, allow_nan=True))
+    """The same in JSON, keys in order; what JSON cannot hold as its text, a class or function by its import path."""
+    found = json.loads(json.dumps(value, default=_text, skipkeys=True), parse_constant=str)
+    return json.loads(json.dumps(found, sort_keys=True))  # only now is every key a text
 
 
 def _text(value: Any) -> str:
@@ -125,7 +127,7 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, 
 
 def sentence(differences: Mapping[str, str]) -> str:
     """-> all of `differing` in one line."""
-    named = [f"{name} {values}" for name, values in differences.items()]
+    named = [f"{_printable(name)} {values}" for name, values in differences.items()]
     more = f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
     return ", ".join(named[:MAX_NAMED]) + more
 
@@ -133,7 +135,9 @@ def sentence(differences: Mapping[str, str]) -> str:
 def described(facts: Mapping[str, Any]) -> str:
     """-> facts in one line: `max_seq_len=512, weights=sha256:0123456789ab`; what is none is left out."""
     flat = _flat(plain(dict(facts)))
-    return ", ".join(f"{name}={_shown(value)}" for name, value in flat.items() if value not in (None, [], {}, ""))
+    named = [f"{_printable(name)}={_shown(value)}" for name, value in flat.items() if value not in (None, [], {}, "")]
+    more = f" and {len(named) - MAX_DESCRIBED} more" if len(named) > MAX_DESCRIBED else ""
+    return ", ".join(named[:MAX_DESCRIBED]) + more
 
 
 def _pairs(first: Facts, second: Facts, within: str = "") -> list[tuple[str, Any, Any]]:
@@ -172,4 +176,10 @@ def _shown(value: Any) -> str:
     kind, colon, digest = text.partition(":")
     if colon and kind.startswith("sha256") and len(digest) == 64:
         return f"{kind}:{digest[:DIGEST_SHOWN]}"
+    return _printable(text)
+
+
+def _printable(text: str) -> str:
+    """A text of anybody's as a line of a table's notes holds it."""
+    text = text if text.isprintable() else json.dumps(text)
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 20]}... ({len(text)} characters)"

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..allocation import PRIMARY_SCOPE, SCOPE_LABELS
 from ..identity import DATASET_FACTS, differing
-from ..identity.facts import sentence
+from ..identity.facts import plain, sentence
 from .batches import BatchSums
 from .differences import SIGNIFICANT, Benchmarks, difference_text, p_cells, paired_records
 from .items import ItemResults
@@ -49,8 +49,8 @@ def identity_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
             model=run.abbr,
             policy=run.policy,
             dataset=dataset,
-            facts=run.identity_of(dataset),
-            asked=run.asked_of(dataset),
+            facts=plain(run.identity_of(dataset)),
+            asked=plain(run.asked_of(dataset)),
         )
         for run in runs
         for dataset in dict.fromkeys((*run.accuracies, *run.traces))

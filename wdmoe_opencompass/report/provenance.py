@@ -11,6 +11,7 @@ from typing import Any
 
 from ..channel.origin import keys_by_origin
 from ..identity import DATASET_FACTS, Facts, described, key_of
+from ..identity.facts import plain
 from ..routing.trace import RoutingTrace, TraceMetadata
 from .tables import DENSE, ModelRun, datasets_of, missing_cells
 
@@ -215,16 +216,20 @@ def _answer_facts(run: ModelRun) -> tuple[Facts, dict[str, Facts]]:
     """-> the facts of `identity_of` that all of a model's datasets have in common, and the others by dataset."""
     traced = [name for name, traces in run.traces.items() if all(one.metadata.routed_from == "model" for one in traces)]
     datasets = list(dict.fromkeys((*traced, *run.accuracies)))  # what was routed without a model has no answers
-    every = {name: dict(run.identity_of(name) or run.asked_of(name)) for name in datasets}
+    every = {name: plain(run.identity_of(name) or run.asked_of(name)) for name in datasets}
     for facts in every.values():
         if isinstance(facts.get("config"), dict):
             facts["config"] = f"sha256:{key_of(facts['config'])}"
         for name in NOT_NAMED:
             facts.pop(name, None)
-    first = next(iter(every.values()), {})
+    first: Facts = next(iter(every.values()), {})
     of_all = {k: value for k, value in first.items() if all(facts.get(k) == value for facts in every.values())}
     of_some = {name: {k: v for k, v in facts.items() if k not in of_all} for name, facts in every.items()}
     return of_all, {name: facts for name, facts in of_some.items() if facts}
+
+
+def _is_sampled(generation: Any) -> bool:
+    return isinstance(generation, dict) and bool(generation.get("do_sample"))
 
 
 def answer_notes(run: ModelRun) -> list[str]:
@@ -239,7 +244,7 @@ def answer_notes(run: ModelRun) -> list[str]:
     is_known = all(run.identity_of(name) for name in run.traces) and bool(run.traces)
     source = "" if is_known else ", by the configs alone"
     lines = [f"{run.abbr}: answers depend on{source} {'; '.join(filter(None, parts))}"]
-    sampled = [name for name in run.traces if run.identity_of(name).get("generation_kwargs", {}).get("do_sample")]
+    sampled = [name for name in run.traces if _is_sampled(run.identity_of(name).get("generation_kwargs"))]
     if sampled:
         lines.append(
             f"{run.abbr}: its answers on {', '.join(sampled)} were sampled: differences hold the chance of the draws "
