@@ -158,6 +158,7 @@ def test_events_are_of_the_model_and_dataset_that_they_name(tmp_path):
 
 # -- refused: what OpenCompass cannot do either ----------------------------------------------------------------------
 REFUSED = {
+    "a number": ([("m", 5)], "datasets: an abbr must be a text, got 5"),
     "NUL": ([("m", "a\0b")], "holds a NUL character"),
     "lone surrogate": ([("m", "a\ud800")], "lone surrogate"),
     "absolute": ([("m", "/etc/x")], "begins with a slash"),
