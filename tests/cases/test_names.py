@@ -158,6 +158,7 @@ def test_events_are_of_the_model_and_dataset_that_they_name(tmp_path):
 
 # -- refused: what OpenCompass cannot do either ----------------------------------------------------------------------
 REFUSED = {
+    "a number": ([("m", 5)], "datasets: an abbr must be a text, got 5"),
     "NUL": ([("m", "a\0b")], "holds a NUL character"),
     "lone surrogate": ([("m", "a\ud800")], "lone surrogate"),
     "absolute": ([("m", "/etc/x")], "begins with a slash"),
@@ -299,7 +300,7 @@ def test_each_trace_and_each_result_is_its_own(faulty_run):
             assert dataset_file(folder / "results", model, name, ".json").exists()
     listed = manifest(folder)
     assert f"predictions/{MODELS[0]}/tmp_{{lib}}.json" in listed
-    assert not [name for name in listed if name.endswith(".part") or name.endswith("tmp_a.jsonl")]
+    assert not [name for name in listed if name.endswith("tmp_a.jsonl")]
 
 
 def test_watch_sees_each_finished(faulty_run):
@@ -315,9 +316,11 @@ def test_watch_sees_each_finished(faulty_run):
 def test_verify_finds_all_files_of_each(faulty_run):
     folder, _ = faulty_run
     run = Run.open(folder)
-    assert list(unfinished_files(run)) == []
-    told = " ".join(map(str, unfit_inputs(run)))
-    assert not any(dataset_file(Path(), "x", name, "").name in told for name in NAMES if len(name) > 1)
+    told = {one.file for one in [*unfinished_files(run), *unfit_inputs(run)]}
+    for model in MODELS:
+        for name in NAMES:
+            path = dataset_file(Path("predictions"), model, name, ".json")
+            assert not told & {str(beside(path, suffix)) for suffix in (".json", *OWN_SUFFIXES)}
     assert {(model, name) for model in MODELS for name in NAMES} <= set(run.traces)
 
 

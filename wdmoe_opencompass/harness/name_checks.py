@@ -37,7 +37,9 @@ def why_no_file(dataset: str) -> str | None:
     return _why_no_path(dataset, MAX_DATASET_BYTES)
 
 
-def _why_no_path(abbr: str, max_bytes: int) -> str | None:
+def _why_no_path(abbr: object, max_bytes: int) -> str | None:
+    if not isinstance(abbr, str):
+        return f"an abbr must be a text, got {shown(abbr)}"
     if "\0" in abbr:
         return f"the abbr {shown(abbr)} holds a NUL character, which no file name can"
     try:

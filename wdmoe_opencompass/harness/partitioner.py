@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,8 @@ def _refuse_names(combinations: list[dict], work_dir: Path) -> None:
 
 class _Splitting(CheckedPartitioner):
     """Also before a dataset is split: its parts must have file names of their own."""
+
+    _names: Collection[str] = ()  # of the run's datasets
 
     def partition(self, model_dataset_combinations: list[dict], work_dir: str, out_dir: str, **others: Any) -> list:
         """As OpenCompass's own."""
