@@ -22,6 +22,7 @@ from transformers.utils import logging
 from ..errors import ModelError
 
 MAX_NAMED = 3  # tensors that a sentence names of each kind
+MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 WAY_OUT = "get the weights again, or the config.json that belongs to them"
 
 # Arguments of from_pretrained that change neither names nor shapes: where weights go, how they are read and computed
@@ -176,10 +177,30 @@ def _headers(files: list[Path]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in files:
         try:
-            tensors |= load_state_dict(file, map_location="meta")
+            in_file = _safetensors_header if file.suffix == ".safetensors" else _pickled_header
+            tensors |= in_file(file)
         except Exception as error:  # torn, not weights at all, or a pickle that holds more than tensors
             raise ModelError(f"{file}: cannot be read as weights: {_first_line(error)}; {WAY_OUT}") from None
     return tensors
+
+
+def _safetensors_header(file: Path) -> dict[str, Tensor]:
+    """8 bytes, the length of a JSON object that tells each tensor's shape (huggingface/safetensors, README, "Format").
+
+    Read by hand: safetensors maps the whole file, which a machine of less memory than the weights may not allow.
+    """
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if length > MAX_HEADER_BYTES:
+            raise ValueError("no safetensors file")
+        header = json.loads(opened.read(length))
+    return {
+        name: torch.empty(entry["shape"], device="meta") for name, entry in header.items() if name != "__metadata__"
+    }
+
+
+def _pickled_header(file: Path) -> dict[str, Tensor]:
+    return load_state_dict(file, map_location="meta")
 
 
 # -- what differs --------------------------------------------------------------------------------------------------
