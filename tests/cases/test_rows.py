@@ -267,3 +267,33 @@ def test_samples_of_one_text_count_as_many_times_as_one_sample():
         assert repeated == [answer for answer in answers for _ in range(3)]
         assert three_times.tolist() == (3 * once).tolist()
         assert once[-1] < once[1] or not ending  # a row ended before the others
+
+
+GENERATIONS = {
+    "greedy samples": (dict(num_return_sequences=3), "do not support `num_return_sequences`"),
+    "more samples than beams": (dict(num_beams=2, num_return_sequences=3), "has to be smaller or equal to `num_beams`"),
+    "no new tokens": (dict(max_new_tokens=-1), "must be greater than 0"),
+    "groups of beams": (dict(num_beams=4, num_beam_groups=2, diversity_penalty=0.5), "group beam search, which"),
+    "contrastive": (dict(penalty_alpha=0.6, top_k=4), "contrastive search, which"),
+    "samples": (dict(num_return_sequences=3, do_sample=True), None),
+    "beams": (dict(num_beams=3, num_return_sequences=2), None),
+    "sampled beams": (dict(num_beams=3, do_sample=True), None),
+    "ends": (dict(eos_token_id=[1, 2], stop_strings=["a"]), None),
+    "scores": (dict(return_dict_in_generate=True, output_scores=True), None),
+}
+
+
+@pytest.mark.parametrize("what", GENERATIONS)
+def test_plan_says_which_ways_of_generating_cannot_work(what):
+    from mmengine.config import ConfigDict
+
+    from wdmoe_opencompass.harness.plan import _look_at_generation, _Model
+    from wdmoe_opencompass.harness.plan_facts import ModelFacts, Plan
+
+    asked, sentence = GENERATIONS[what]
+    problems, plan = [], Plan("config.py")
+    cfg = ConfigDict(generation_kwargs=asked, stop_words=["."])
+    _look_at_generation(_Model(cfg, ModelFacts("m", "path")), problems.append, plan)
+    assert [sentence in problem for problem in problems] == ([True] if sentence else [])
+    several = max(asked.get("num_beams", 1), asked.get("num_return_sequences", 1)) > 1
+    assert [("cut other answers short" in note) for note in plan.notes] == ([True] if several and not problems else [])

@@ -308,6 +308,7 @@ def _look_at_generation(model: _Model, problem: Callable, plan: Plan) -> None:
             f"its generation_kwargs ask for {mode.value.replace('_', ' ')}, which transformers "
             f"{transformers.__version__} no longer has; take num_beams or do_sample"
         )
+        return
     rows = _rows_per_prompt(model.cfg)
     if rows > 1 and model.cfg.get("stop_words"):
         plan.notes.append(

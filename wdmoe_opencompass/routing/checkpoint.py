@@ -60,8 +60,9 @@ def check_checkpoint(folder: Path, model_kwargs: dict[str, Any]) -> str | None:
     """
     if "gguf_file" in model_kwargs:
         return "a GGUF file has no tensors of these names"
+    trusted = bool(model_kwargs.get("trust_remote_code"))
     shaping = {key: value for key, value in model_kwargs.items() if key not in NOT_SHAPING}
-    trusted = bool(shaping.get("trust_remote_code"))
+    shaping["trust_remote_code"] = trusted  # None would ask at the terminal
     try:
         config, unused = AutoConfig.from_pretrained(folder, return_unused_kwargs=True, **shaping)
         with torch.device("meta"):
@@ -88,8 +89,9 @@ def check_checkpoint(folder: Path, model_kwargs: dict[str, Any]) -> str | None:
                 output_loading_info=True,
                 **unused,
             )
-    except Exception as error:  # transformers raises where tensors to be merged do not fit each other
-        _refuse(folder, blank, *_differences(blank, tensors))
+    except Exception as error:
+        if "conversion" in str(error):  # tensors that are to be merged do not fit each other
+            _refuse(folder, blank, *_differences(blank, tensors))
         return f"{type(error).__name__}: {_first_line(error)}"
     missing, reshaped = _as_stored(model, info, tensors)
     unexpected = _unexpected(model, info, _is_one_of_several(config))
