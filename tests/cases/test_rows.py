@@ -72,7 +72,7 @@ def counted(rows, run):
         block = attachment.recorder.finish_batch(0, rows)
         recorded = attachment.router_recorder.finish_batch(0, rows)
     recording = new_recording("rows", recording_metadata(layers=2), recorded)
-    assert [len(one.expert_index) for one in recording.router_passes()] == block["tokens"].tolist()
+    assert [len(taken.expert_index) for taken in recording.router_passes()] == block["tokens"].tolist()
     return (
         torch.tensor(block["device_load"]).sum(dim=1),
         block["tokens"].tolist(),

@@ -216,15 +216,15 @@ def _as_stored(model: Any, info: dict[str, Any], tensors: dict[str, Tensor]) -> 
     wanted = model.state_dict()
     for name in info["missing_keys"]:
         stored = _stored_names(model, name, wanted)
-        absent = {one for one in stored if one not in tensors}
+        absent = {part for part in stored if part not in tensors}
         missing |= absent or {name}
     for name, shape, wanted_shape in info["mismatched_keys"]:
         stored = _stored_names(model, name, wanted)
-        absent = {one for one in stored if one not in tensors}
+        absent = {part for part in stored if part not in tensors}
         other = {
-            one: (tuple(tensors[one].shape), tuple(tensor.shape))
-            for one, tensor in stored.items()
-            if one in tensors and tensors[one].shape != tensor.shape
+            part: (tuple(tensors[part].shape), tuple(tensor.shape))
+            for part, tensor in stored.items()
+            if part in tensors and tensors[part].shape != tensor.shape
         }
         missing |= absent if not other else set()
         reshaped |= other or ({} if absent else {name: (tuple(shape), tuple(wanted_shape))})
@@ -244,9 +244,9 @@ def _stored_as(model: Any, names: set[str], tensors: dict[str, Tensor]) -> set[s
     if names <= set(tensors):
         return names
     conversions = model._weight_conversions
-    renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
-    converters = [one for one in conversions if isinstance(one, WeightConverter)]
-    stored = {one for one in tensors if rename_source_key(one, renamings, converters)[0] in names}
+    renamings = [conversion for conversion in conversions if isinstance(conversion, WeightRenaming)]
+    converters = [conversion for conversion in conversions if isinstance(conversion, WeightConverter)]
+    stored = {key for key in tensors if rename_source_key(key, renamings, converters)[0] in names}
     return stored or names
 
 
@@ -274,7 +274,7 @@ def _without_any(blank: Any, tensors: dict[str, Tensor]) -> set[str]:
     wanted = set(blank.state_dict()) - set(blank.all_tied_weights_keys)
     missing: set[str] = set()
     for name in wanted:
-        stored = {one for one in _stored_names(blank, name, blank.state_dict()) if _module(one) not in modules}
+        stored = {part for part in _stored_names(blank, name, blank.state_dict()) if _module(part) not in modules}
         if _module(name) not in modules:
             missing |= stored
     return missing if len(missing) < len(tensors) / 2 else set()  # else its names are others altogether
