@@ -124,7 +124,7 @@ def test_an_expert_of_another_number_is_refused(checkpoints, tmp_path, family):
     _, folder = checkpoints[family]
     shutil.copytree(folder, tmp_path / "changed")
     tensors = load_file(folder / "model.safetensors")
-    name = next(one for one in tensors if ".experts.3." in one)
+    name = next(key for key in tensors if ".experts.3." in key)
     change(tmp_path / "changed", **{name: None, name.replace(".3.", ".11."): tensors[name]})
     with pytest.raises(ModelError, match=re.escape(name)):
         check_checkpoint(tmp_path / "changed", {})

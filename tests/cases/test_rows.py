@@ -1,5 +1,8 @@
 """Rows are not prompts: which rows of a batch have ended, against a replay of each row, token by token."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,13 +10,17 @@ from hypothesis import strategies as st
 from opencompass.models.huggingface_above_v4_33 import _get_stopping_criteria
 from transformers import DynamicCache
 
+from tests.conftest import ROOT
 from tests.routing.families import attached, find_moe_layers
+from tests.routing.recordings import recording_metadata
 from tests.tiny import END, PAD, prompts, tiny_mixtral
+from wdmoe_opencompass.routing.recording import new_recording
+from wdmoe_opencompass.routing.router_recorder import RouterRecorder
 
 NEW_TOKENS = 9
 WORDS = {"none": [], "letter": ["5", "9"], "two letters": ["2a", "4b", "b"], "many": ["1", "3", "5c"]}
 ANSWERS = "123456789abc"
-EXAMPLES = settings(deadline=None, max_examples=25, derandomize=True)
+EXAMPLES = settings(deadline=None, max_examples=16, derandomize=True)
 
 
 class Letters:
@@ -60,8 +67,12 @@ def generate(rows, seed, words, **asked):
 def counted(rows, run):
     """-> [passes, devices] load of the layers together, [passes] tokens, what `run` gives, [items] passes of each."""
     with attached(MODEL, "top_k") as attachment:
+        attachment.router_recorder = RouterRecorder(attachment.layers)
         answer = run()
         block = attachment.recorder.finish_batch(0, rows)
+        recorded = attachment.router_recorder.finish_batch(0, rows)
+    recording = new_recording("rows", recording_metadata(layers=2), recorded)
+    assert [len(taken.expert_index) for taken in recording.router_passes()] == block["tokens"].tolist()
     return (
         torch.tensor(block["device_load"]).sum(dim=1),
         block["tokens"].tolist(),
@@ -225,3 +236,64 @@ def test_each_beam_counts_until_it_holds_a_stop_word_or_its_search_is_over(
         assert torch.equal(loads[number], forwarded[number][live].sum(dim=0)), number
         if number:
             assert tokens[number] == live.sum()
+
+
+def test_samples_of_one_text_count_as_many_times_as_one_sample():
+    """The same rows three times, in OpenCompass's own class: each pass has three times the tokens."""
+    from contextlib import nullcontext
+
+    from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel
+
+    lines = (ROOT / "quickstart" / "data" / "arith" / "test.jsonl").read_text().splitlines()[:4]
+    texts = [f"Question: {json.loads(line)['question']}\nAnswer:" for line in lines]
+    model = WdmoeHuggingFaceBaseModel(
+        path=str(ROOT / "quickstart" / "model"),
+        model_kwargs=dict(torch_dtype="torch.float32", device_map="cpu"),
+        wdmoe=dict(profile="paper_8_devices"),
+        max_seq_len=256,
+    )
+    model._batch = lambda items: nullcontext()  # without a trace it would forget what it counted
+
+    def tokens(samples, **ending):
+        model.stop_words = ending.pop("stop_words", [])
+        model.generation_kwargs = dict(num_return_sequences=samples, do_sample=True, temperature=0.01, **ending)
+        model.attachment.recorder.reset()
+        answers = model.generate(texts, 16)
+        return answers, np.array(model.attachment.recorder.finish_batch(0, 4)["tokens"])
+
+    for ending in (dict(stop_words=[" 8"]), dict(stop_words=[" 3"]), dict(stop_strings=[" 8"]), {}):
+        answers, once = tokens(1, **ending)
+        repeated, three_times = tokens(3, **ending)
+        assert repeated == [answer for answer in answers for _ in range(3)]
+        assert three_times.tolist() == (3 * once).tolist()
+        assert once[-1] < once[1] or not ending  # a row ended before the others
+
+
+GENERATIONS = {
+    "greedy samples": (dict(num_return_sequences=3), "do not support `num_return_sequences`"),
+    "more samples than beams": (dict(num_beams=2, num_return_sequences=3), "has to be smaller or equal to `num_beams`"),
+    "no new tokens": (dict(max_new_tokens=-1), "must be greater than 0"),
+    "groups of beams": (dict(num_beams=4, num_beam_groups=2, diversity_penalty=0.5), "group beam search, which"),
+    "contrastive": (dict(penalty_alpha=0.6, top_k=4), "contrastive search, which"),
+    "samples": (dict(num_return_sequences=3, do_sample=True), None),
+    "beams": (dict(num_beams=3, num_return_sequences=2), None),
+    "sampled beams": (dict(num_beams=3, do_sample=True), None),
+    "ends": (dict(eos_token_id=[1, 2], stop_strings=["a"]), None),
+    "scores": (dict(return_dict_in_generate=True, output_scores=True), None),
+}
+
+
+@pytest.mark.parametrize("what", GENERATIONS)
+def test_plan_says_which_ways_of_generating_cannot_work(what):
+    from mmengine.config import ConfigDict
+
+    from wdmoe_opencompass.harness.plan import _look_at_generation, _Model
+    from wdmoe_opencompass.harness.plan_facts import ModelFacts, Plan
+
+    asked, sentence = GENERATIONS[what]
+    problems, plan = [], Plan("config.py")
+    cfg = ConfigDict(generation_kwargs=asked, stop_words=["."])
+    _look_at_generation(_Model(cfg, ModelFacts("m", "path")), problems.append, plan)
+    assert [sentence in problem for problem in problems] == ([True] if sentence else [])
+    several = max(asked.get("num_beams", 1), asked.get("num_return_sequences", 1)) > 1
+    assert [("cut other answers short" in note) for note in plan.notes] == ([True] if several and not problems else [])

@@ -113,6 +113,7 @@ def make_plan(config: Path | str) -> Plan:
         runner = _resolved(RUNNERS, cfg.get("infer", {}).get("runner", {}).get("type", LocalRunner))
         models = {model_abbr_from_cfg(one): _look_at_model(one, runner, plan) for one in cfg["models"]}
         found = {dataset_abbr_from_cfg(one): _look_at_dataset(one, plan) for one in cfg["datasets"]}
+        _look_at_tensors(models, plan)
         plan.models, plan.datasets = [m.facts for m in models.values()], [d.facts for d in found.values()]
         _report_failures(plan)
         sections = [cfg.get("infer", {}), cfg.get("eval", {})]
@@ -233,7 +234,6 @@ def _look_at_model(cfg: ConfigDict, runner: Any, plan: Plan) -> _Model:
         plan.notes.append(f"model {facts.abbr}: weights and memory of a {kind.__name__} are not checked")
         return model
     _look_at_weights(model, problem)
-    _look_at_tensors(model, problem, plan)
     _look_at_generation(model, problem, plan)
     _look_at_memory(model, runner, problem)
     if _is_subclass(kind, WdmoeMixin):
@@ -293,20 +293,28 @@ def _look_at_weights(model: _Model, problem: Callable) -> None:
         problem(f"{folder} has no MoE layer, so there is nothing to route")
 
 
-def _look_at_tensors(model: _Model, problem: Callable, plan: Plan) -> None:
-    """Whether the checkpoint's tensors are the model's; said already where it lacks files or no model can be built."""
-    if model.facts.folder is None or model.facts.weights is None:
-        return
-    try:
-        why_not = check_checkpoint(Path(model.facts.folder), _plain(model.cfg.get("model_kwargs", {})))
-    except WdmoeError as error:
-        problem(error)
-        return
-    if why_not is not None and not missing_files(Path(model.facts.folder)):
-        plan.notes.append(
-            f"model {model.facts.abbr}: its checkpoint's tensors are compared with the model's when it loads, not "
-            f"before: {why_not}"
-        )
+def _look_at_tensors(models: dict[str, _Model], plan: Plan) -> None:
+    """Whether each checkpoint's tensors are its model's, once for all models that load it in the same way."""
+    groups: dict[str, list[_Model]] = {}
+    for model in models.values():
+        if model.facts.folder is not None and model.facts.weights is not None:  # else something was said already
+            key = json.dumps([model.facts.folder, model.cfg.get("model_kwargs", {})], default=str)
+            groups.setdefault(key, []).append(model)
+    for group in groups.values():
+        folder = Path(str(group[0].facts.folder))
+        if missing_files(folder):
+            continue
+        try:
+            why_not = check_checkpoint(folder, _plain(group[0].cfg.get("model_kwargs", {})))
+        except WdmoeError as error:
+            plan.problems += [f"model {model.facts.abbr}: {error}" for model in group]
+        else:
+            if why_not is not None:
+                plan.notes += [
+                    f"model {model.facts.abbr}: its checkpoint's tensors are compared with the model's when it loads, "
+                    f"not before: {why_not}"
+                    for model in group
+                ]
 
 
 def _look_at_generation(model: _Model, problem: Callable, plan: Plan) -> None:
@@ -325,6 +333,7 @@ def _look_at_generation(model: _Model, problem: Callable, plan: Plan) -> None:
             f"its generation_kwargs ask for {mode.value.replace('_', ' ')}, which transformers "
             f"{transformers.__version__} no longer has; take num_beams or do_sample"
         )
+        return
     rows = _rows_per_prompt(model.cfg)
     if rows > 1 and model.cfg.get("stop_words"):
         plan.notes.append(

@@ -22,6 +22,7 @@ from transformers.utils import logging
 from ..errors import ModelError
 
 MAX_NAMED = 3  # tensors that a sentence names of each kind
+MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 WAY_OUT = "get the weights again, or the config.json that belongs to them"
 
 # Arguments of from_pretrained that change neither names nor shapes: where weights go, how they are read and computed
@@ -59,8 +60,9 @@ def check_checkpoint(folder: Path, model_kwargs: dict[str, Any]) -> str | None:
     """
     if "gguf_file" in model_kwargs:
         return "a GGUF file has no tensors of these names"
+    trusted = bool(model_kwargs.get("trust_remote_code"))
     shaping = {key: value for key, value in model_kwargs.items() if key not in NOT_SHAPING}
-    trusted = bool(shaping.get("trust_remote_code"))
+    shaping["trust_remote_code"] = trusted  # None would ask at the terminal
     try:
         config, unused = AutoConfig.from_pretrained(folder, return_unused_kwargs=True, **shaping)
         with torch.device("meta"):
@@ -87,8 +89,9 @@ def check_checkpoint(folder: Path, model_kwargs: dict[str, Any]) -> str | None:
                 output_loading_info=True,
                 **unused,
             )
-    except Exception as error:  # transformers raises where tensors to be merged do not fit each other
-        _refuse(folder, blank, *_differences(blank, tensors))
+    except Exception as error:
+        if "conversion" in str(error):  # tensors that are to be merged do not fit each other
+            _refuse(folder, blank, *_differences(blank, tensors))
         return f"{type(error).__name__}: {_first_line(error)}"
     missing, reshaped = _as_stored(model, info, tensors)
     unexpected = _unexpected(model, info, _is_one_of_several(config))
@@ -176,10 +179,30 @@ def _headers(files: list[Path]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in files:
         try:
-            tensors |= load_state_dict(file, map_location="meta")
+            in_file = _safetensors_header if file.suffix == ".safetensors" else _pickled_header
+            tensors |= in_file(file)
         except Exception as error:  # torn, not weights at all, or a pickle that holds more than tensors
             raise ModelError(f"{file}: cannot be read as weights: {_first_line(error)}; {WAY_OUT}") from None
     return tensors
+
+
+def _safetensors_header(file: Path) -> dict[str, Tensor]:
+    """8 bytes, the length of a JSON object that tells each tensor's shape (huggingface/safetensors, README, "Format").
+
+    Read by hand: safetensors maps the whole file, which a machine of less memory than the weights may not allow.
+    """
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if length > MAX_HEADER_BYTES:
+            raise ValueError("no safetensors file")
+        header = json.loads(opened.read(length))
+    return {
+        name: torch.empty(entry["shape"], device="meta") for name, entry in header.items() if name != "__metadata__"
+    }
+
+
+def _pickled_header(file: Path) -> dict[str, Tensor]:
+    return load_state_dict(file, map_location="meta")
 
 
 # -- what differs --------------------------------------------------------------------------------------------------
@@ -193,15 +216,15 @@ def _as_stored(model: Any, info: dict[str, Any], tensors: dict[str, Tensor]) -> 
     wanted = model.state_dict()
     for name in info["missing_keys"]:
         stored = _stored_names(model, name, wanted)
-        absent = {one for one in stored if one not in tensors}
+        absent = {part for part in stored if part not in tensors}
         missing |= absent or {name}
     for name, shape, wanted_shape in info["mismatched_keys"]:
         stored = _stored_names(model, name, wanted)
-        absent = {one for one in stored if one not in tensors}
+        absent = {part for part in stored if part not in tensors}
         other = {
-            one: (tuple(tensors[one].shape), tuple(tensor.shape))
-            for one, tensor in stored.items()
-            if one in tensors and tensors[one].shape != tensor.shape
+            part: (tuple(tensors[part].shape), tuple(tensor.shape))
+            for part, tensor in stored.items()
+            if part in tensors and tensors[part].shape != tensor.shape
         }
         missing |= absent if not other else set()
         reshaped |= other or ({} if absent else {name: (tuple(shape), tuple(wanted_shape))})
@@ -221,9 +244,9 @@ def _stored_as(model: Any, names: set[str], tensors: dict[str, Tensor]) -> set[s
     if names <= set(tensors):
         return names
     conversions = model._weight_conversions
-    renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
-    converters = [one for one in conversions if isinstance(one, WeightConverter)]
-    stored = {one for one in tensors if rename_source_key(one, renamings, converters)[0] in names}
+    renamings = [conversion for conversion in conversions if isinstance(conversion, WeightRenaming)]
+    converters = [conversion for conversion in conversions if isinstance(conversion, WeightConverter)]
+    stored = {key for key in tensors if rename_source_key(key, renamings, converters)[0] in names}
     return stored or names
 
 
@@ -251,7 +274,7 @@ def _without_any(blank: Any, tensors: dict[str, Tensor]) -> set[str]:
     wanted = set(blank.state_dict()) - set(blank.all_tied_weights_keys)
     missing: set[str] = set()
     for name in wanted:
-        stored = {one for one in _stored_names(blank, name, blank.state_dict()) if _module(one) not in modules}
+        stored = {part for part in _stored_names(blank, name, blank.state_dict()) if _module(part) not in modules}
         if _module(name) not in modules:
             missing |= stored
     return missing if len(missing) < len(tensors) / 2 else set()  # else its names are others altogether
