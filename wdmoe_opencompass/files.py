@@ -6,17 +6,19 @@ from collections.abc import Iterable
 from glob import escape
 from pathlib import Path
 
+from .utf8_text import replaced
+
 
 def write_whole(path: Path, *parts: bytes | memoryview | str) -> None:
     """Write a file under a temporary name, force it onto the disk, and rename it; OSError leaves what was there.
 
-    parts: of its content, one after the other
+    parts: of its content, one after the other; text that UTF-8 cannot hold is replaced
     """
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             for part in parts:
-                file.write(part.encode() if isinstance(part, str) else part)
+                file.write(replaced(part).encode() if isinstance(part, str) else part)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -23,6 +23,7 @@ from ..routing.recording import RECORDING_SUFFIX
 from ..routing.times import TIMES_SUFFIX
 from ..routing.trace import SEALED_SUFFIX
 from .command import module_command
+from .encodable_answers import encodable_answers
 from .live_line import METHODS, live_line, prompts_of
 from .lock import DatasetIsRunning, exclusive
 from .models import supply_batch_encode_plus
@@ -90,6 +91,7 @@ class WdmoeInferTask(OpenICLInferTask):
         failure = beside(predictions, FAILURE_SUFFIX)
         dataset = dataset_abbr_from_cfg(self.dataset_cfg)
         traced = hasattr(self.model, "open_trace")
+        encodable_answers(self.model, self.logger.warning)
         if not traced and getattr(self.model, "tokenizer", None) is not None:
             supply_batch_encode_plus(self.model.tokenizer)
         try:

@@ -12,6 +12,7 @@ from opencompass.utils import dataset_abbr_from_cfg, get_infer_output_path, mode
 from ..caches import use_writable
 from ..errors import NotReadableNow, WdmoeError
 from .belongs import parts_of
+from .encodable_answers import make_encodable
 from .lock import DatasetIsRunning, exclusive
 from .unfinished import redo_stale_results, redo_unfinished
 
@@ -49,6 +50,7 @@ class _Checked:
                     if stage == PREDICTIONS:
                         redo_unfinished(predictions, results, model, configs.get(name))
                     else:
+                        make_encodable(predictions)
                         redo_stale_results(predictions, results)
             except DatasetIsRunning as running:
                 LOG.warning("%s", running)

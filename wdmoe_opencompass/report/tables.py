@@ -14,6 +14,7 @@ from ..errors import TraceError
 from ..files import write_whole
 from ..replay import pooled_mean, replay
 from ..routing.trace import PHASES, SEALED_SUFFIX, RoutingTrace, read_trace
+from ..utf8_text import all_replaced
 from .batches import OTHER_BATCHES, BatchSums, batch_sums, why_no_interval
 from .items import ItemResults
 from .statistics import (
@@ -464,7 +465,7 @@ def formatted(table: pd.DataFrame, notes: list[str], form: str, origin: dict[str
     cells = [list(table.columns), *table.astype(str).values.tolist()]
     if form == "json":
         content = dict(rows=table.to_dict("records"), notes=notes) | (dict(provenance=origin) if origin else {})
-        return json.dumps(content, indent=1) + "\n"
+        return json.dumps(all_replaced(content), indent=1) + "\n"
     if form == "csv":
         return "".join(f"# {note}\n" for note in notes) + table.to_csv(index=False)
     if form == "tex":
@@ -496,4 +497,4 @@ def _latex(cells: list[list[str]], notes: list[str]) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON."""
-    write_whole(path, json.dumps(content, indent=1) + "\n")
+    write_whole(path, json.dumps(all_replaced(content), indent=1) + "\n")

@@ -19,6 +19,7 @@ from scipy.stats import norm, t
 
 from ...errors import TraceError, WdmoeError
 from ...files import write_whole
+from ...utf8_text import count_surrogates, replaced
 from ...routing.trace import PHASES, SEALED_SUFFIX, RoutingTrace, read_trace
 from ..compare import ITEMS_FILE
 from ..events import EVENTS
@@ -83,6 +84,9 @@ def make_page(run_folder: Path) -> Page:
     items = _items(run_folder, facts, left)
     texts.append(_json(items))
     left_out = [*problems, *_without_counts(counted), *items["problems"], *_cut_items(items)]
+    unfit = count_surrogates([facts, items])
+    if unfit:
+        left_out.append(f"{unfit} texts hold lone surrogates, which UTF-8 cannot hold; U+FFFD is in their place")
     return Page(_html(texts), sum(len(text.encode()) for text in texts), left_out)
 
 
@@ -251,7 +255,7 @@ def _table(path: Path) -> dict[str, Any] | None:
 
 def _json(content: Any) -> str:
     """JSON that can stand in a script element whatever it holds: no text in it ends the element or begins a comment."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = replaced(json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False))
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return text
