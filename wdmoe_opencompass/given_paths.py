@@ -26,9 +26,7 @@ def check_run_folder(folder: Path) -> None:
     runs = [name for name in sorted(names)[:MAX_ENTRIES] if _is_run(folder / name)]
     if runs:
         more = f" ({len(runs)} runs in it)" if len(runs) > 1 else ""
-        raise WdmoeError(
-            f"{_shown(folder)}: not a run's folder but the one above it{more}; give {folder / runs[-1]}"
-        )
+        raise WdmoeError(f"{_shown(folder)}: not a run's folder but the one above it{more}; give {folder / runs[-1]}")
     listed = ", ".join(f"{part}/" for part in RUN_PARTS)
     raise WdmoeError(
         f"{_shown(folder)}: not a run's folder, it has none of {listed}; {_run_around(folder) or GIVE_A_RUN}"

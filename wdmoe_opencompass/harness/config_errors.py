@@ -53,7 +53,9 @@ def read_dumped(path: Path, cfg: Config, folder: str) -> Config:
     except Exception as error:
         text = cause(error).replace(f"{folder}{os.sep}", "")
         syntax = _syntax_error(error)
-        line = dumped.read_text().splitlines()[syntax.lineno - 1].strip()[:MAX_SOURCE] if syntax and syntax.lineno else ""
+        line = (
+            dumped.read_text().splitlines()[syntax.lineno - 1].strip()[:MAX_SOURCE] if syntax and syntax.lineno else ""
+        )
         where = f", in: {line}" if line.isprintable() and line else ""
         raise WdmoeError(
             f"{path}: what OpenCompass writes of it for its tasks cannot be read again: {text}{where}; a config may "

@@ -45,8 +45,8 @@ from ..routing.recording import RecordingMetadata
 from ..routing.trace import array_bytes, axis_sizes
 from ..sealed_file import MOST_BYTES
 from .batch_memory import batch_memory, batch_sentence
-from .evaluation_needs import check_caches, check_metric
 from .config_errors import check_encodable, read_config, read_dumped, temporary_folder
+from .evaluation_needs import check_caches, check_metric
 from .infer_task import WdmoeInferTask
 from .models import WdmoeMixin
 from .offline import NotOnThisMachine, no_network

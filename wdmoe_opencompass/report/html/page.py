@@ -19,8 +19,8 @@ from scipy.stats import norm, t
 
 from ...errors import TraceError, WdmoeError
 from ...files import write_whole
-from ...utf8_text import count_surrogates, replaced
 from ...routing.trace import PHASES, SEALED_SUFFIX, RoutingTrace, read_trace
+from ...utf8_text import count_surrogates, replaced
 from ..compare import ITEMS_FILE
 from ..events import EVENTS
 from ..figures import BANDWIDTHS_HZ, CAVEAT, MOST_MODELS, PAPERS_POLICIES, ROW_STYLE, largest_pair_share
