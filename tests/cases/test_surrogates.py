@@ -42,7 +42,7 @@ def test_every_text_can_be_written_and_nothing_else_changes(text, lone):
         ("é算\U0001f600\x00\ufeff", "é算\U0001f600\x00\ufeff"),
         ("\ufeff\ud800", "\ufeff\ufffd"),  # a byte order mark is a letter here
         ("", ""),
-        ("\udc80\udcff", "\ufffd\ufffd"),  # bytes of a file name that is not UTF-8
+        ("x\udc80\udcff", "x\ufffd\ufffd"),  # bytes of a file name that is not UTF-8
         ("\udbff\udfff", "\U0010ffff"),
     ],
 )
