@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from .file_names import file_name
+from .utf8_text import replaced
 
 MAX_PREFIX_BYTES = 170  # of a temporary name: the rest is for host and process
 MAX_HOST_LETTERS = 64
@@ -16,14 +17,14 @@ MAX_HOST_LETTERS = 64
 def write_whole(path: Path, *parts: bytes | memoryview | str) -> None:
     """Write a file under a temporary name, force it onto the disk, and rename it; OSError leaves what was there.
 
-    parts: of its content, one after the other
+    parts: of its content, one after the other; text that UTF-8 cannot hold is replaced
     """
     host = socket.gethostname().replace(".", "-")[:MAX_HOST_LETTERS]
     temporary = path.parent / f"{_temporary_prefix(path)}.{host}.{os.getpid()}.tmp"
     try:
         with temporary.open("wb") as file:
             for part in parts:
-                file.write(part.encode() if isinstance(part, str) else part)
+                file.write(replaced(part).encode() if isinstance(part, str) else part)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -120,7 +120,7 @@ def _why_no_folder(folder: Path) -> str | None:
 
 
 def why_not_writable(folder: Path) -> str | None:
-    """Why no file can be made in a folder that exists; tried, as permissions do not tell (root, /proc, quotas)."""
+    """Why no file can be made in a folder that exists: tried, as permissions do not tell all (root, /proc)."""
     try:
         with tempfile.TemporaryFile(dir=folder, prefix=".wdmoe-"):
             return None

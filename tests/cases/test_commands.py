@@ -183,7 +183,7 @@ def check_one_sentence(done, path):
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("case", READ, ids=lambda case: f"{case[0]} {case[2].name}")
 def test_a_path_that_is_none_gets_one_true_sentence(folder, wdmoe, case, kind):  # noqa: F811
-    name, _command, parameter = case
+    name, _, parameter = case
     suffix = ".yaml" if name == "wdmoe profile validate" else SUFFIX.get(parameter.name, "")
     suffix = RECORDING if name == "wdmoe recording show" else suffix
     path = kind(folder / f"bad{suffix}")

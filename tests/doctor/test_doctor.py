@@ -175,7 +175,7 @@ def test_a_folder_that_can_be_written_is_fine(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_a_problem(monkeypatch):
     finding = only(places.check_work_dir(Path("/proc/outputs")))
-    assert (finding.status, "/proc: cannot be written" in finding.found) == ("problem", True)
+    assert (finding.status, "/proc/outputs: cannot be written: /proc: " in finding.found) == ("problem", True)
 
 
 @pytest.mark.parametrize("refused", [True, False])

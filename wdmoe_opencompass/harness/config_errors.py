@@ -216,10 +216,9 @@ def _cause(error: BaseException, frames: list[tuple[FrameType, int]], file: str,
 def _circle(files: list[str]) -> list[str]:
     """The configs of which each imports the next, the last one the first again; none where there is no circle."""
     resolved = [Path(file).resolve() for file in files]
-    last = resolved[-1] if resolved else Path()
-    if resolved.count(last) < 2:
+    if not resolved or resolved.count(resolved[-1]) < 2:
         return []
-    earlier = max(k for k, file in enumerate(resolved[:-1]) if file == last)
+    earlier = max(k for k, file in enumerate(resolved[:-1]) if file == resolved[-1])
     return [Path(file).name for file in files[earlier:]]
 
 

@@ -20,6 +20,7 @@ from ..routing.recording import RECORDING_SUFFIX
 from ..routing.times import TIMES_SUFFIX
 from ..routing.trace import SEALED_SUFFIX
 from .command import end_with_the_runner, module_command
+from .encodable_answers import encodable_answers
 from .failures import note_failure, sentence
 from .identify import asked_facts, inferencer_facts
 from .live_line import METHODS, live_line, prompts_of
@@ -122,6 +123,7 @@ class WdmoeInferTask(OpenICLInferTask):
         failure = beside(predictions, FAILURE_SUFFIX)
         dataset = dataset_abbr_from_cfg(self.dataset_cfg)
         traced = hasattr(self.model, "open_trace")
+        encodable_answers(self.model, self.logger.warning)
         if not traced and getattr(self.model, "tokenizer", None) is not None:
             supply_batch_encode_plus(self.model.tokenizer)
         try:

@@ -13,6 +13,7 @@ from opencompass.utils import dataset_abbr_from_cfg, get_logger, model_abbr_from
 from ..caches import use_writable
 from ..errors import NotReadableNow, WdmoeError, shown
 from ..file_names import dataset_file, parts_of
+from .encodable_answers import make_encodable
 from .failures import own_words
 from .lock import DatasetIsRunning, exclusive
 from .name_checks import RENAME, name_problems, why_no_file
@@ -71,6 +72,7 @@ class CheckedPartitioner:
             try:
                 with exclusive(predictions):
                     if self.is_scoring:
+                        make_encodable(predictions)
                         redo_stale_results(predictions, results)
                     else:
                         redo_unfinished(predictions, results, model, configs.get(name))

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import platform
-import shlex
+import re
 from collections.abc import Sequence
 from importlib.metadata import distributions, version
 from pathlib import Path
@@ -184,7 +184,7 @@ def _commands(run_folder: Path, profiles: Sequence[str]) -> str:
         "",
     ]
     if needed:  # they are found from where the run was started alone
-        start = shlex.quote(os.getcwd())
+        start = re.sub(r'([\\"$`}])', r"\\\1", os.getcwd())  # as within the shell's double quotes
         run_again = f'(cd "${{DATA:-{start}}}" && opencompass "$OLDPWD/{config}" -w "$OLDPWD/NEW_RUN")'
         verify = f'(cd "${{DATA:-{start}}}" && wdmoe verify "$OLDPWD")'
         lines += [

@@ -18,6 +18,7 @@ from ..identity import Facts, differing
 from ..identity.facts import sentence
 from ..replay import pooled_mean, replay
 from ..routing.trace import PHASES, SEALED_SUFFIX, RoutingTrace, read_trace
+from ..utf8_text import all_replaced
 from .batches import OTHER_BATCHES, BatchSums, batch_sums, why_no_interval
 from .cells import LATEX_LETTER, LATEX_PREAMBLE, csv_field, latex_row, markdown_cell, markdown_note
 from .items import ItemResults
@@ -569,7 +570,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def json_text(content: Any) -> str:
     """Indented JSON that any program reads: it has no number for NaN and infinity, so null stands for both."""
-    return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
+    return json.dumps(_finite(all_replaced(content)), indent=1, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:

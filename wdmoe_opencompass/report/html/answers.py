@@ -8,6 +8,7 @@ from typing import Any
 from ...errors import WdmoeError
 from ...file_names import dataset_file
 from ...regular_file import read_regular
+from ...utf8_text import replaced
 
 MOST_BYTES = 1 << 30  # of one prediction file
 LONGEST_QUESTION, LONGEST_ANSWER = 1200, 800  # letters shown
@@ -142,7 +143,7 @@ def _fitting(datasets: Sequence[list[list]], most_bytes: int) -> list[list[list]
         for place in range(max(map(len, queues), default=0)):
             for queue, items, own in zip(queues, datasets, chosen, strict=True):
                 if place < len(queue):
-                    size = len(json.dumps(items[queue[place]], ensure_ascii=False).encode())
+                    size = len(replaced(json.dumps(items[queue[place]], ensure_ascii=False)).encode())
                     if size <= left:
                         left -= size
                         own.append(queue[place])

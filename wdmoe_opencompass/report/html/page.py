@@ -21,6 +21,7 @@ from scipy.stats import norm, t
 from ...errors import TraceError, WdmoeError
 from ...files import write_whole
 from ...routing.trace import PHASES, SEALED_SUFFIX, RoutingTrace, read_trace
+from ...utf8_text import count_surrogates, replaced
 from ..compare import IDENTITY_FILE, ITEMS_FILE
 from ..events import EVENTS
 from ..figures import BANDWIDTHS_HZ, CAVEAT, MOST_MODELS, PAPERS_POLICIES, ROW_STYLE, largest_pair_share
@@ -84,6 +85,9 @@ def make_page(run_folder: Path) -> Page:
     items = _items(run_folder, facts, left)
     texts.append(_json(items))
     left_out = [*problems, *_without_counts(counted), *items["problems"], *_cut_items(items)]
+    unfit = count_surrogates([facts, items])
+    if unfit:
+        left_out.append(f"{unfit} texts hold lone surrogates, which UTF-8 cannot hold; U+FFFD is in their place")
     return Page(_html(texts), sum(len(text.encode()) for text in texts), left_out)
 
 
@@ -265,7 +269,7 @@ def _table(path: Path) -> dict[str, Any] | None:
 
 def _json(content: Any) -> str:
     """JSON that can stand in a script element whatever it holds: no text in it ends the element or begins a comment."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = replaced(json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False))
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return text

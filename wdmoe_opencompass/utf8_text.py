@@ -1,0 +1,39 @@
+"""Text that UTF-8 can hold: a lone surrogate, half of a letter beyond U+FFFF, has no place in any file of ours.
+
+Python's strings may hold one: from a tokenizer that decodes bytes by itself, or from `\\ud83d` in JSON that was cut.
+Whatever we write has U+FFFD, the replacement character, in its place.
+"""
+
+import re
+from typing import Any
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")  # in JSON; of a whole letter, or of a lone half
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+def replaced(text: str) -> str:
+    """A text with U+FFFD in the place of every lone surrogate; two halves that belong together become their letter."""
+    if SURROGATE.search(text) is None:
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def all_replaced(value: Any) -> Any:
+    """A JSON value with every text in it `replaced`, keys too."""
+    if isinstance(value, str):
+        return replaced(value)
+    if isinstance(value, dict):
+        return {all_replaced(key): all_replaced(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(all_replaced, value)) if type(value) in (list, tuple) else value
+    return value
+
+
+def count_surrogates(value: Any) -> int:
+    """How many texts of a JSON value hold a lone surrogate."""
+    if isinstance(value, str):
+        return int(SURROGATE.search(value) is not None)
+    if isinstance(value, dict):
+        return sum(count_surrogates(key) + count_surrogates(part) for key, part in value.items())
+    return sum(map(count_surrogates, value)) if isinstance(value, list | tuple) else 0
