@@ -370,24 +370,24 @@ FAR = ((10, 20), (20, 65), (65, 80), (85, 90))  # decades of metres; slopes leav
 
 
 def test_what_python_cannot_prove_is_reported_here_too(engine):
-    """What Python proves the engine proves, with the same answer; else it says so, unless there is nothing to split."""
+    """Neither gives a number that it cannot prove. Profiles of one device, where nothing is split, are left out."""
     profiles = [random_profile(seed, FAR[seed % len(FAR)]) for seed in seeds(48)]
+    profiles = [profile for profile in profiles if len(profile.devices) > 1]
     runs = [run_of(profile, f"m{n}", d=[trace_of(profile, seed=n)]) for n, profile in enumerate(profiles)]
     proven = []
     for scope, of_models in zip(("layer", "pass"), engine(OPTIMA, counts(runs)), strict=True):
         for run, profile, (latency, error, _) in zip(runs, profiles, of_models, strict=True):
-            (trace,) = run.traces["d"]
-            with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
-                try:
-                    expected = replay(trace, profile, "optimal", scope).layer_latency_s
-                    proven.append(True)
-                except AllocationError:
-                    expected = replay(trace, profile, "uniform", scope).layer_latency_s
-                    proven.append(False)
-            assert error is None if proven[-1] else error is not None or len(profile.devices) == 1
-            if error is None:
-                found = np.reshape(np.array(latency, dtype=float), expected.shape)
-                assert found.sum(axis=1) == approx(expected.sum(axis=1), rel=GAP[scope], abs=0)
+            try:
+                with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+                    expected = replay(run.traces["d"][0], profile, "optimal", scope).layer_latency_s
+            except AllocationError:
+                proven.append(False)
+                assert error is not None
+                continue
+            proven.append(True)
+            assert error is None
+            found = np.reshape(np.array(latency, dtype=float), expected.shape)
+            assert found.sum(axis=1) == approx(expected.sum(axis=1), rel=GAP[scope], abs=0)
     assert set(proven) == {True, False}
 
 

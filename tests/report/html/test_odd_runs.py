@@ -192,8 +192,9 @@ def test_print_leaves_the_page_as_it_was(open_page, run):
     assert all(drawn == place for drawn, place in widths)
     assert one.page.evaluate("[...document.querySelectorAll('details')].map(d => d.open)") == open_before
     one.page.set_viewport_size(dict(width=700, height=900))
+    one.page.wait_for_function("(ids) => !ids.every(WdmoePage.isDrawn)", arg=list(FIGURES))  # soon after the resize
     one.all_seen()
-    one.page.wait_for_function(f"() => {WIDTHS}.every(([drawn, place]) => drawn === place)")  # soon after a resize
+    assert all(drawn == place for drawn, place in one.page.evaluate(WIDTHS))
 
 
 def test_what_somebody_set_is_shown_to_its_last_digit(visit, tmp_path):
