@@ -102,7 +102,7 @@ def test_a_config_that_is_not_utf8(tmp_path, content):
     ("content", "words"),
     [
         ("x = 1", "must have a list `models` that is not empty"),
-        ("models = []\ndatasets = [dict(abbr='d', path='x')]", "must have a list `models` that is not empty"),
+        ("models = []\ndatasets = []", "must have a list `models` that is not empty"),
         ("models = [dict(abbr='m', type='x')]", "must have a list `datasets` that is not empty"),
         ("models = [dict(abbr='m', type=lambda: 1)]\ndatasets = []", "cannot be read again"),
         ("models = [dict(abbr='m\\ud800')]\ndatasets = []", "models[0].abbr holds '\\ud800', a lone surrogate"),

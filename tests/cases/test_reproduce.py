@@ -13,7 +13,7 @@ from wdmoe_opencompass.harness.verify import STARTED_IN
 from wdmoe_opencompass.report.publication import _commands, relative_paths
 
 COMMANDS = {" ".join(words): command for words, command in all_commands()}
-IN_DATA = re.compile(r'\(cd "\$\{DATA:-(.*)\}" && (.*)\)')
+IN_DATA = re.compile(r'\(cd "\$\(printenv DATA \|\| printf %s (.*)\)" && (.*)\)')
 
 
 @pytest.fixture
@@ -81,6 +81,6 @@ def test_the_folder_may_have_any_name(tmp_path, monkeypatch, name):
     )  # fmt: skip
     run = tmp_path / "run"
     assert done.stdout.splitlines() == [str(folder), f"{run}/configs/c.py", "-w", f"{run}/NEW_RUN"], done
-    assert STARTED_IN.sub("X", line).startswith('    (cd "X" && opencompass')
+    assert STARTED_IN.sub("X", line).startswith('    (cd "$(Xopencompass "$OLDPWD')
     assert "- `data/x.jsonl`\n" in text
     assert "`json`" not in text

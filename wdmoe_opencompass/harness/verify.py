@@ -33,7 +33,7 @@ NOTHING = "no such file"
 RECOMPUTED = "recomputed"  # how the run is called in the folder where it is computed again
 STAMPED = re.compile(r"summary_(\d{8}_\d{6})\.(txt|csv|md)$")  # OpenCompass's own tables, by the time of writing
 CONFIG_NAME = re.compile(r"configs/\d{8}_\d{6}_\d+\.py")
-STARTED_IN = re.compile(r"\$\{DATA:-[^}\n]*\}")  # in the commands to reproduce a run
+STARTED_IN = re.compile(r"printenv DATA \|\| printf %s .*\)\" && ")  # in the commands to reproduce a run
 PICTURES = (".png", ".pdf")
 WHERE_WRITTEN = ("versions.json", "requirements.txt")  # tell of the machine too; compared in what the traces recorded
 ROUNDING = 1e-7  # relative; what an optimal split of a pass is proven to
@@ -332,7 +332,7 @@ def _comparable(run: Run, path: Path, folder_names: Sequence[str]) -> str:
     text = path.read_text(errors="replace")
     for name in sorted(folder_names, key=len, reverse=True):
         text = text.replace(name, "RUN")
-    text = STARTED_IN.sub("${DATA}", CONFIG_NAME.sub("configs/CONFIG.py", text))
+    text = STARTED_IN.sub("DATA && ", CONFIG_NAME.sub("configs/CONFIG.py", text))
     stamp = STAMPED.search(path.name)
     if stamp:
         text = text.replace(stamp[1], "TIME")

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import platform
-import re
+import shlex
 from collections.abc import Sequence
 from importlib.metadata import distributions, version
 from pathlib import Path
@@ -184,9 +184,9 @@ def _commands(run_folder: Path, profiles: Sequence[str]) -> str:
         "",
     ]
     if needed:  # they are found from where the run was started alone
-        start = re.sub(r'([\\"$`}])', r"\\\1", os.getcwd())  # as within the shell's double quotes
-        run_again = f'(cd "${{DATA:-{start}}}" && opencompass "$OLDPWD/{config}" -w "$OLDPWD/NEW_RUN")'
-        verify = f'(cd "${{DATA:-{start}}}" && wdmoe verify "$OLDPWD")'
+        data = f"$(printenv DATA || printf %s {shlex.quote(os.getcwd())})"
+        run_again = f'(cd "{data}" && opencompass "$OLDPWD/{config}" -w "$OLDPWD/NEW_RUN")'
+        verify = f'(cd "{data}" && wdmoe verify "$OLDPWD")'
         lines += [
             "The config reads models and data by paths relative to the folder where the run was started. On another "
             "machine, or in another clone, say first where they are: export DATA=FOLDER. The folder must hold:",
