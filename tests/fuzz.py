@@ -29,7 +29,7 @@ from tests.routing.recordings import recording_block, recording_metadata, run_re
 from tests.routing.test_trace import block, metadata
 from tests.testbed.synthetic import measured_times, random_loads, times_block, times_metadata
 from wdmoe_opencompass.channel.profile import ChannelProfile, list_profiles, load_profile
-from wdmoe_opencompass.errors import WdmoeError
+from wdmoe_opencompass.errors import TraceError, WdmoeError
 from wdmoe_opencompass.routing.recording import METADATA_KEY as RECORDING_KEY
 from wdmoe_opencompass.routing.recording import RecordingJournal, read_recording, write_recording
 from wdmoe_opencompass.routing.speed import BatchSpeed, measured_batches
@@ -428,6 +428,12 @@ def fuzz_speeds(count: int, seed: int) -> dict[str, Any]:
             return f"accepted {numbers}"
         return None if all(trace.items[number] == speed.items for number, speed in read.items()) else "of other batches"
 
+    def all_measured_batches(path: Path, trace: Any, expected: int) -> dict[int, BatchSpeed]:
+        batches = measured_batches(path, trace)
+        if len(batches) < expected:  # lines that cannot be true are left out; a dataset needs all of them
+            raise TraceError("a batch without a line")
+        return batches
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "fuzzed.speed.jsonl"
         for number in range(count):
@@ -435,7 +441,7 @@ def fuzz_speeds(count: int, seed: int) -> dict[str, Any]:
             if number % 2:
                 changed = content.replace(b"0.5", odd[int(rng.integers(len(odd)))], 1 + number % 4 // 2)
             path.write_bytes(changed)
-            found.read("speed", functools.partial(measured_batches, path, trace), wrong)
+            found.read("speed", functools.partial(all_measured_batches, path, trace, len(written)), wrong)
     return found.counts()
 
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,9 +169,7 @@ def _home() -> str:
 def _subfolders(folder: Path) -> list[Path]:
     """The folders one and two levels below, where they can be looked at."""
     found: list[Path] = []
-    for pattern in ("*", "*/*"):
-        try:
-            found += [path for path in folder.glob(pattern) if path.is_dir()][:MAX_SUBFOLDERS]
-        except OSError:
-            continue
+    for paths in (folder.glob("*"), folder.glob("*/*")):
+        with suppress(OSError):
+            found += [path for path in paths if path.is_dir()][:MAX_SUBFOLDERS]
     return found

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config, ConfigDict
+from opencompass.utils import dataset_abbr_from_cfg
 
+from tests.cases.conftest import FAULTS
+from tests.conftest import ROOT
 from wdmoe_opencompass.harness import eval_task
 from wdmoe_opencompass.harness.eval_task import NO_PREDICTIONS, NotScored, WdmoeEvalTask
 from wdmoe_opencompass.harness.failures import MAX_REASON, note_failure, noted_failure
@@ -46,8 +49,11 @@ def test_sound_datasets_are_scored_next_to_those_that_fail(faulty_run):
     folder = Path(faulty_run[0])
     records = json.loads((folder / "summary" / "accuracy.json").read_text())
     scored = {(one["model"], one["dataset"]): one["value"] for one in records if one["metric"] == "accuracy"}
-    assert set(scored) == {(model, dataset) for model in MODELS for dataset in SOUND}
-    for (model, dataset), value in scored.items():
+    datasets = {dataset_abbr_from_cfg(cfg) for cfg in Config.fromfile(ROOT / FAULTS)["datasets"]}
+    assert datasets > {*SOUND, *REASONS}
+    assert set(scored) == {(model, dataset) for model in MODELS for dataset in datasets - set(REASONS)}
+    for model, dataset in ((model, dataset) for model in MODELS for dataset in SOUND):
+        value = scored[model, dataset]
         answers = json.loads((folder / "predictions" / model / f"{dataset}.json").read_text())
         pairs = [(answer["prediction"], answer["gold"]) for answer in answers.values()]
         right = sum(last_number(prediction) == last_number(gold) for prediction, gold in pairs)

@@ -15,7 +15,7 @@ from .partitioner import CheckedPartitioner
 from .plan_facts import Plan
 
 OFFLINE = ("HF_HUB_OFFLINE", "HF_EVALUATE_OFFLINE")
-METRICS = Path(hf_evaluator.__file__).with_name("hf_metrics")  # that OpenCompass brings along
+METRICS = Path(hf_evaluator.__file__).parent / "hf_metrics"  # that OpenCompass brings along
 
 
 def check_caches(kinds: Iterable[Any], plan: Plan) -> None:

@@ -50,7 +50,7 @@ class Bottleneck(SelectionPolicy):
 
     def __post_init__(self) -> None:
         """Check the parameters' ranges."""
-        check_number("bottleneck", "factor", self.factor, ">= 1")
+        check_number("bottleneck", "factor", self.factor, ">= 1", may_be_infinite=True)
         check_choice("bottleneck", "quartile_of", self.quartile_of, ("all", "loaded"))
         check_choice("bottleneck", "candidates", self.candidates, ("pairs", "visits"))
 

@@ -16,11 +16,14 @@ def broken_rule(policy: str, name: str, rule: str, value: object) -> PolicyError
     return PolicyError(f"selection policy {policy!r}: {name} must be {rule}, got {value!r}")
 
 
-def check_number(policy: str, name: str, value: Any, rule: str, whole: bool = False) -> None:
+def check_number(
+    policy: str, name: str, value: Any, rule: str, whole: bool = False, may_be_infinite: bool = False
+) -> None:
     """Raise PolicyError unless `value` is a number that follows `rule`, such as ``>= 0 and <= 1``."""
     kind = Integral if whole else Real
     limits = [part.split() for part in rule.split(" and ")]
-    is_number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, kind) and not isinstance(value, bool)
+    is_number = is_number and (may_be_infinite or math.isfinite(value))
     if not is_number or not all(SIGNS[sign](value, float(limit)) for sign, limit in limits):
         raise broken_rule(policy, name, f"a whole number {rule}" if whole else rule, value)
 

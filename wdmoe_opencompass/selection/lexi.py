@@ -39,7 +39,7 @@ class Lexi(SelectionPolicy):
 
     def __post_init__(self) -> None:
         """Check the parameter's range, and that the calibration can be read."""
-        check_number(POLICY, "budget", self.budget, ">= 1")
+        check_number(POLICY, "budget", self.budget, ">= 1", may_be_infinite=True)
         if math.isfinite(self.budget):
             _ = self.experts_of_layer
 
