@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.files import write_whole
 from wdmoe_opencompass.harness.encodable_answers import encodable_answers, make_encodable
-from wdmoe_opencompass.harness.infer_task import _sentence
+from wdmoe_opencompass.harness.failures import sentence
 from wdmoe_opencompass.report.html.page import write_page
 from wdmoe_opencompass.report.publication import manifest
 from wdmoe_opencompass.report.tables import write_json
@@ -56,7 +56,7 @@ def test_files_are_written_whole(tmp_path):
     assert (tmp_path / "a.txt").read_bytes() == b"x\xef\xbf\xbdy\xff"
     write_json(tmp_path / "b.json", ["model \ud83d: failed"])
     assert (tmp_path / "b.json").read_bytes().decode() == '[\n "model \\ufffd: failed"\n]\n'
-    write_whole(tmp_path / "c.failed.txt", _sentence(ValueError("no \udcff here")) + "\n")
+    write_whole(tmp_path / "c.failed.txt", sentence(ValueError("no \udcff here")) + "\n")
     assert (tmp_path / "c.failed.txt").read_text(encoding="utf-8") == "ValueError: no \ufffd here\n"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from ..errors import WdmoeError
 from ..file_names import beside
 from ..files import write_whole
+from ..utf8_text import replaced
 from .unfinished import FAILURE_SUFFIX
 
 MAX_REASON = 1000  # characters: an exception may hold all of a model's answers
@@ -34,7 +35,7 @@ def own_words(error: BaseException) -> str:
 
 def one_line(text: str) -> str:
     """A text in one line that any file can hold, cut where it is long."""
-    line = " ".join(text.encode("utf-8", "replace").decode().split())
+    line = " ".join(replaced(text).split())
     return line if len(line) <= MAX_REASON else f"{line[:MAX_REASON]}... ({len(line)} characters)"
 
 
