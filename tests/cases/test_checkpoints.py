@@ -98,7 +98,7 @@ def dense(tmp_path_factory):
 
 
 def stock(folder, kind=HuggingFaceBaseModel):
-    cpu = dict(torch_dtype="torch.float32", device_map="cpu")
+    cpu = dict(torch_dtype="auto", device_map="cpu")
     return ConfigDict(type=kind, abbr="stock", path=str(folder), model_kwargs=cpu, max_out_len=2, batch_size=2)
 
 
@@ -302,12 +302,13 @@ def test_the_file_that_is_missing_is_the_one_that_is_looked_for(tmp_path, model_
     assert checkpoint_files(tmp_path, model_kwargs) == [tmp_path / name]
     assert missing_files(tmp_path, model_kwargs) == []
     (tmp_path / name).unlink()
-    if model_kwargs:  # else pytorch_model.bin is taken
-        assert missing_files(tmp_path, model_kwargs) == [name]
+    for other in tmp_path.glob("pytorch_model*"):  # which would be taken
+        other.unlink()
+    assert missing_files(tmp_path, model_kwargs) == [name]
 
 
-INDEXES = ["[]", "{", "5", '{"weight_map": [1]}', '{"weight_map": {}}', '{"weight_map": {"a": 5}}', "[" * 9999,
-           '{"weight_map": {"a": null}}', '{"weight_map": {"a": "b", "c": ["d"]}}', '{"weight_map": {"a": ""}}']  # fmt: skip
+MAPS = ([1], {}, 5, {"a": 5}, {"a": None}, {"a": "b", "c": ["d"]}, {"a": ""})
+INDEXES = ["[]", "{", "5", "[" * 9999, *(json.dumps(dict(weight_map=one)) for one in MAPS)]
 
 
 @pytest.mark.parametrize("text", INDEXES)

@@ -789,7 +789,8 @@ def test_a_trace_recorded_before_the_config_was_edited_is_no_trace_of_it(tmp_pat
 
 @pytest.mark.parametrize("change", [{}, dict(batch_size=9), dict(run_cfg=dict(num_gpus=2)), dict(stop_words=[]),
                                     dict(model_kwargs=dict(device_map="auto")), dict(tokenizer_path="w"),
-                                    dict(model_kwargs=dict(trust_remote_code=False, use_safetensors=True))])  # fmt: skip
+                                    dict(model_kwargs=dict(trust_remote_code=False)),
+                                    dict(model_kwargs=dict(use_safetensors=True))])  # fmt: skip
 def test_a_trace_stays_one_of_a_config_that_was_edited_without_effect(tmp_path, change):
     trace = of_config(asked_facts(CFG, dict(GEN, abbr="d")))
     expected = Expected.of(CFG | change, [trace.metadata], [dict(GEN, abbr="d")])

@@ -364,6 +364,9 @@ def _generation_config(model: _Model) -> GenerationConfig:
     defaults: dict[str, Any] = getattr(config, "_get_default_generation_params", dict)()
     config.update(**defaults, defaults_only=True)
     config.update(**returns_tokens(_plain(model.cfg.get("generation_kwargs") or {})))
+    for name in ("num_beams", "num_return_sequences"):
+        if not isinstance(getattr(config, name), int):
+            raise ValueError(f"{name} must be a whole number, got {getattr(config, name)!r}")
     return config
 
 
@@ -595,7 +598,8 @@ def _estimate_run(model: _Model, dataset: _Dataset, counted: dict, plan: Plan) -
 
 def _rows_per_prompt(generation: Mapping[str, Any]) -> int:
     """Sequences that generation forwards for one prompt, by its arguments."""
-    return max(generation.get("num_beams") or 1, generation.get("num_return_sequences") or 1)
+    asked = (generation.get(name) for name in ("num_beams", "num_return_sequences"))
+    return max((rows for rows in asked if isinstance(rows, int)), default=1)
 
 
 def _look_at_batch(model: _Model, dataset: _Dataset, batch_size: int, prompt: int, new_tokens: int) -> None:
