@@ -8,13 +8,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmengine.config import Config, ConfigDict
+from opencompass.models import HuggingFaceBaseModel, HuggingFaceCausalLM, HuggingFacewithChatTemplate
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import ROOT
 from tests.routing.families import tiny_model
 from tests.tiny import prompts
+from wdmoe_opencompass.checkpoint_files import checkpoint_files, missing_files
 from wdmoe_opencompass.errors import ModelError
+from wdmoe_opencompass.harness.infer_task import WdmoeInferTask, build_model
+from wdmoe_opencompass.identity import weights_digest
 from wdmoe_opencompass.routing.checkpoint import check_checkpoint, checked_loading
 
 QUICKSTART = ROOT / "quickstart" / "model"
@@ -78,6 +83,43 @@ def test_a_run_refuses_it_before_it_loads(without_router, monkeypatch):
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: pytest.fail("was loaded"))
     with pytest.raises(ModelError, match=re.escape(f"1 missing ({ROUTER})")):
         WdmoeHuggingFaceBaseModel(path=str(without_router), wdmoe=dict(profile="paper_8_devices"))
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    """-> folder of a tiny dense model."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("dense")
+    sizes = dict(vocab_size=1024, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
+    LlamaForCausalLM(LlamaConfig(**sizes, max_position_embeddings=64)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(QUICKSTART).save_pretrained(folder)
+    return folder
+
+
+def stock(folder, kind=HuggingFaceBaseModel):
+    cpu = dict(torch_dtype="auto", device_map="cpu")
+    return ConfigDict(type=kind, abbr="stock", path=str(folder), model_kwargs=cpu, max_out_len=2, batch_size=2)
+
+
+@pytest.mark.parametrize("kind", [HuggingFaceBaseModel, HuggingFacewithChatTemplate, HuggingFaceCausalLM])
+def test_opencompass_own_classes_refuse_it_too(without_router, dense, tmp_path, kind):
+    assert build_model(stock(dense, kind)).model.config.hidden_size == 16
+    with pytest.raises(ModelError, match=re.escape(f"1 missing ({ROUTER})")):
+        build_model(stock(without_router, kind))
+    shutil.copytree(dense, tmp_path / "headless")
+    change(tmp_path / "headless", **{"lm_head.weight": None})
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM: 1 missing \(lm_head\.weight\)"):
+        build_model(stock(tmp_path / "headless", kind))
+
+
+def test_a_task_of_a_stock_model_refuses_it_and_leaves_no_predictions(without_router, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    dataset = Config.fromfile(ROOT / "tests" / "harness" / "eval_small.py", format_python_code=False).datasets[0]
+    task = dict(models=[stock(without_router)], datasets=[[dataset]], work_dir=str(tmp_path), cli_args=dict())
+    with pytest.raises(ModelError, match=re.escape(f"1 missing ({ROUTER})")):
+        WdmoeInferTask(Config(task)).run()
+    assert not list(tmp_path.glob("predictions/*/*.json"))
 
 
 def test_calibration_refuses_it(without_router):
@@ -173,6 +215,14 @@ def in_bin(model, folder):
     return {}
 
 
+def in_bin_of_two(model, folder):
+    """The other file is of another training."""
+    in_bin(model, folder)
+    tensors = torch.load(folder / "pytorch_model.bin")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, folder / "model.safetensors")
+    return dict(use_safetensors=False)
+
+
 def as_transformers_4_saved(model, folder):
     """Every expert's matrices by themselves, and the rotary frequencies of old; written without transformers."""
     model.save_pretrained(folder)
@@ -214,6 +264,7 @@ LAYOUTS = {
     "experts merged": saved(save_original_format=False),
     "subfolder": in_a_subfolder,
     "pytorch_model.bin": in_bin,
+    "pytorch_model.bin by argument": in_bin_of_two,
     "transformers 4": as_transformers_4_saved,
 }
 
@@ -223,11 +274,50 @@ def test_a_sound_checkpoint_passes_in_every_layout(checkpoints, tmp_path, layout
     model, _ = checkpoints["mixtral"]
     model_kwargs = LAYOUTS[layout](model, tmp_path)
     assert check_checkpoint(tmp_path, model_kwargs) is None
+    assert missing_files(tmp_path, model_kwargs) == []
+    if layout not in ("experts merged", "transformers 4"):  # which are other tensors
+        assert weights_digest(tmp_path, model_kwargs=model_kwargs) == weights_digest(checkpoints["mixtral"][1])
     with checked_loading("sound"):
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path, **model_kwargs).eval()
     ids, mask = prompts()
     with torch.no_grad():
         assert torch.equal(loaded(input_ids=ids, attention_mask=mask).logits, model(ids, attention_mask=mask).logits)
+
+
+MISSING = [
+    ({}, "model.safetensors"),
+    (dict(use_safetensors=True), "model.safetensors"),
+    (dict(use_safetensors=False), "pytorch_model.bin"),
+    (dict(variant="fp16"), "model.fp16.safetensors"),
+    (dict(variant="fp16", use_safetensors=False), "pytorch_model.fp16.bin"),
+    (dict(subfolder="inner"), "inner/model.safetensors"),
+]
+
+
+@pytest.mark.parametrize(("model_kwargs", "name"), MISSING)
+def test_the_file_that_is_missing_is_the_one_that_is_looked_for(tmp_path, model_kwargs, name):
+    for _, other in MISSING:
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        (tmp_path / other).write_bytes(b"")
+    assert checkpoint_files(tmp_path, model_kwargs) == [tmp_path / name]
+    assert missing_files(tmp_path, model_kwargs) == []
+    (tmp_path / name).unlink()
+    for other in tmp_path.glob("pytorch_model*"):  # which would be taken
+        other.unlink()
+    assert missing_files(tmp_path, model_kwargs) == [name]
+
+
+MAPS = ([1], {}, 5, {"a": 5}, {"a": None}, {"a": "b", "c": ["d"]}, {"a": ""})
+INDEXES = ["[]", "{", "5", "[" * 9999, *(json.dumps(dict(weight_map=one)) for one in MAPS)]
+
+
+@pytest.mark.parametrize("text", INDEXES)
+@pytest.mark.parametrize("read", [missing_files, weights_digest, lambda folder: check_checkpoint(folder, {})])
+def test_an_index_that_names_no_files_is_one_sentence(tmp_path, text, read):
+    shutil.copy(QUICKSTART / "config.json", tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(ModelError, match=r"model\.safetensors\.index\.json: not an index of weights: must be"):
+        read(tmp_path)
 
 
 def test_a_missing_tensor_in_one_of_several_shards_is_named(checkpoints, tmp_path):

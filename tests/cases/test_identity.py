@@ -291,6 +291,52 @@ def test_what_changes_no_answer_does_not_separate(facts, both, one, dataset):
     assert key_of(first) == key_of(second)
 
 
+CODE = """
+from transformers import MixtralForCausalLM
+from .scale import SCALE
+
+class Custom(MixtralForCausalLM):
+    def forward(self, *args, **kwargs):
+        found = super().forward(*args, **kwargs)
+        found.logits = found.logits * SCALE
+        return found
+"""
+
+
+def test_code_in_a_models_folder_is_another_model_than_the_built_in_class(files, facts, tmp_path):
+    for name, scale in (("custom", 2), ("moved", 2), ("edited", 3)):
+        files[name] = tmp_path / name
+        shutil.copytree(files["base"], tmp_path / name)
+        change_json(tmp_path / name / "config.json", auto_map=dict(AutoModelForCausalLM="modeling_custom.Custom"))
+        (tmp_path / name / "modeling_custom.py").write_text(CODE)
+        (tmp_path / name / "scale.py").write_text(f"SCALE = {scale}\n")
+    trusting = dict(model_kwargs=dict(trust_remote_code=True))
+    built_in, custom = facts(path="custom"), facts(path="custom", **trusting)
+    found = differing(built_in, custom)
+    assert set(found) == {"model_class", "model_code"}
+    assert found["model_class"] == "transformers.MixtralForCausalLM against modeling_custom.Custom"
+    assert "/" not in json.dumps([custom["model_class"], custom["model_code"]])
+    assert differing(built_in, facts(path="base", **trusting)) == {}  # no code in it
+    assert differing(custom, facts(path="custom", wdmoe=WDMOE, **trusting)) == {}
+    assert differing(custom, facts(path="moved", **trusting)) == {}
+    assert set(differing(custom, facts(path="edited", **trusting))) == {"model_code"}
+
+
+def test_the_weights_are_those_of_the_file_that_is_read(files, facts, tmp_path):
+    files["two"], files["variants"], files["inner"] = (tmp_path / name for name in ("two", "variants", "inner"))
+    shutil.copytree(files["retrained"], files["two"])
+    shutil.copy(files["pickled"] / "pytorch_model.bin", files["two"])
+    shutil.copytree(files["base"], files["variants"])
+    (files["variants"] / "model.safetensors").rename(files["variants"] / "model.fp16.safetensors")
+    shutil.copytree(files["retrained"], files["inner"])
+    shutil.copytree(files["base"], files["inner"] / "sub")
+    assert set(differing(facts(), facts(path="two"))) == {"weights"}
+    assert differing(facts(), facts(path="two", model_kwargs=dict(use_safetensors=False))) == {}
+    assert differing(facts(), facts(path="variants", model_kwargs=dict(variant="fp16"))) == {}
+    inner = facts(path="inner", model_kwargs=dict(subfolder="sub"), max_seq_len=128)
+    assert differing(facts(), inner) == {}
+
+
 def test_the_seed_counts_where_answers_are_sampled(facts):
     torch.manual_seed(3)
     first = facts(generation_kwargs=SAMPLING)
@@ -367,6 +413,20 @@ def test_an_adapter_counts_by_its_tensors_and_by_how_they_are_applied(files):
     digests = {name: adapter_digest(files[name]) for name in ("lora", "other_lora", "strong_lora", "lora_moved")}
     assert digests["lora"] == digests["lora_moved"]
     assert len(set(digests.values())) == 3
+
+
+SETS = ("target_modules", "exclude_modules", "modules_to_save", "feedforward_modules", "layers_to_transform")
+
+
+@pytest.mark.parametrize("key", SETS)
+def test_the_order_of_what_peft_takes_as_a_set_does_not_count(tmp_path, key):
+    save_file({"w": torch.zeros(3)}, tmp_path / "adapter_model.safetensors")
+    digests = []
+    for value in (["b", "a", "c"], ["c", "b", "a", "a"], ["a", "b"], "a|b", None):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(dict(peft_type="LORA", r=4) | {key: value}))
+        digests.append(adapter_digest(tmp_path))
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 4
 
 
 # -- datasets by content ---------------------------------------------------------------------------------------------
@@ -708,6 +768,8 @@ EDITED = [
     ("peft_path", dict(peft_path="an/adapter"), GEN),
     ("min_out_len", dict(min_out_len=4), GEN),
     ("model_kwargs.attn_implementation", dict(model_kwargs=dict(attn_implementation="eager")), GEN),
+    ("model_kwargs.use_safetensors", dict(model_kwargs=dict(use_safetensors=False)), GEN),
+    ("model_kwargs.trust_remote_code", dict(model_kwargs=dict(trust_remote_code=True)), GEN),
     ("max_out_len", {}, asking(GEN, max_out_len=77)),
     ("type", dict(type="a.b.WdmoeHuggingFacewithChatTemplate"), GEN),
     ("tokenizer_path", dict(tokenizer_path="elsewhere"), GEN),
@@ -726,7 +788,9 @@ def test_a_trace_recorded_before_the_config_was_edited_is_no_trace_of_it(tmp_pat
 
 
 @pytest.mark.parametrize("change", [{}, dict(batch_size=9), dict(run_cfg=dict(num_gpus=2)), dict(stop_words=[]),
-                                    dict(model_kwargs=dict(device_map="auto")), dict(tokenizer_path="w")])  # fmt: skip
+                                    dict(model_kwargs=dict(device_map="auto")), dict(tokenizer_path="w"),
+                                    dict(model_kwargs=dict(trust_remote_code=False)),
+                                    dict(model_kwargs=dict(use_safetensors=True))])  # fmt: skip
 def test_a_trace_stays_one_of_a_config_that_was_edited_without_effect(tmp_path, change):
     trace = of_config(asked_facts(CFG, dict(GEN, abbr="d")))
     expected = Expected.of(CFG | change, [trace.metadata], [dict(GEN, abbr="d")])

@@ -6,10 +6,13 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+from mmengine.config import ConfigDict
 
 from tests.conftest import ROOT
 from wdmoe_opencompass.errors import ModelError
 from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel
+from wdmoe_opencompass.harness.plan import _look_at_generation, _look_at_weights, _Model
+from wdmoe_opencompass.harness.plan_facts import ModelFacts, Plan
 
 QUICKSTART = ROOT / "quickstart" / "model"
 QUESTIONS = (ROOT / "quickstart" / "data" / "arith" / "test.jsonl").read_text().splitlines()[:2]
@@ -87,3 +90,68 @@ def test_an_encoder_and_decoder_is_refused_in_one_sentence(tmp_path):
     folder = copied(tmp_path / "model", config=dict(is_encoder_decoder=True))
     with pytest.raises(ModelError, match=r"is_encoder_decoder in its config\.json must be false"):
         answers(folder)
+
+
+# -- what plan says of it beforehand -----------------------------------------------------------------------------------
+def look_at(folder, **arguments):
+    """-> problems of plan, its notes, and what it knows of the model then."""
+    problems, plan = [], Plan("config.py")
+    model = _Model(ConfigDict(path=str(folder), **arguments), ModelFacts("m", str(folder)))
+    _look_at_weights(model, problems.append)
+    _look_at_generation(model, problems.append, plan)
+    return list(map(str, problems)), plan.notes, model
+
+
+def test_plan_refuses_an_encoder_and_decoder(tmp_path):
+    folder = copied(tmp_path / "model", config=dict(is_encoder_decoder=True))
+    sentence = f"{folder}: is_encoder_decoder in its config.json must be false, got true"
+    assert look_at(folder)[0] == [sentence]
+    assert look_at(QUICKSTART)[0] == []
+    asked = look_at(QUICKSTART, model_kwargs=dict(is_encoder_decoder=True))[0]
+    assert [problem.partition(": ")[2] for problem in asked] == [sentence.partition(": ")[2]]
+
+
+# of generation_config.json, generation_kwargs -> rows per prompt, None where they do not fit each other
+MERGED = [
+    ({}, {}, 1),
+    (dict(num_beams=4), {}, 4),
+    (dict(num_beams=4), dict(num_return_sequences=2), 4),
+    (dict(num_beams=4), dict(num_beams=1), 1),
+    (dict(num_beams=4), dict(num_beams=None), None),
+    ({}, dict(num_beams="4"), None),
+    (dict(num_beams=2), dict(num_return_sequences=3), None),
+    (dict(num_return_sequences=2), dict(num_beams=3), None),  # checked when it is loaded
+    (dict(do_sample=True, num_return_sequences=2), dict(do_sample=True), None),  # OpenCompass takes the sampling away
+    (dict(do_sample=True), dict(num_return_sequences=2), None),
+    (dict(do_sample=True), dict(do_sample=True, num_return_sequences=2), 2),
+    (dict(output_scores=True, return_dict_in_generate=True), dict(num_beams=3), 3),
+    ({}, dict(num_return_sequences=2), None),
+]
+
+
+@pytest.mark.parametrize(("stored", "asked", "rows"), MERGED)
+def test_plan_and_generate_merge_the_same(tmp_path, stored, asked, rows):
+    folder = copied(tmp_path / "model", generation_config=stored)
+    problems, notes, model = look_at(folder, generation_kwargs=asked, stop_words=["."])
+    if rows is None:
+        assert ["do not fit each other" in problem for problem in problems] == [True]
+        with pytest.raises((ValueError, TypeError, AttributeError)):
+            rows_of(folder, asked)
+    else:
+        assert (problems, model.rows_per_prompt, len(notes)) == ([], rows, int(rows > 1))
+        assert rows_of(folder, asked) == rows * len(PROMPTS)
+
+
+def rows_of(folder, generation_kwargs):
+    """-> the most rows of a forward pass."""
+    wdmoe = WdmoeHuggingFaceBaseModel(
+        path=str(folder),
+        model_kwargs=dict(torch_dtype="torch.float32", device_map="cpu"),
+        generation_kwargs=generation_kwargs,
+        max_seq_len=256,
+        wdmoe=dict(profile="paper_8_devices"),
+    )
+    rows = []
+    wdmoe.model.register_forward_pre_hook(lambda *of: rows.append(len(of[2]["input_ids"])), with_kwargs=True)
+    wdmoe.generate(PROMPTS, 2)
+    return max(rows)

@@ -4,17 +4,20 @@ Which facts there are, and when two are the same, says the package `identity`; h
 """
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
 from opencompass.openicl.icl_inferencer import GenInferencer, PPLInferencer
 from opencompass.registry import ICL_INFERENCERS
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..identity import Facts, adapter_digest, arguments_of, weights_digest
-from ..identity.facts import HARMLESS_CONFIG, HARMLESS_MODEL_KWARGS, generation_facts, plain
+from ..identity.facts import DEFAULT_MODEL_KWARGS, HARMLESS_CONFIG, HARMLESS_MODEL_KWARGS, generation_facts, plain
 from .precision import precision_name
 from .weights import local_folder
 
@@ -29,7 +32,11 @@ OF_GENERATION = (
     *("generation_kwargs", "seed", "stop_words", "mode", "chat_template", "fastchat_template", "meta_template"),
 )
 OF_PADDING = ("pad_token_id", "padding_side")
-HANDLED_MODEL_KWARGS = ("torch_dtype", "dtype", "attn_implementation", "experts_implementation", "quantization_config")
+HANDLED_MODEL_KWARGS = (
+    *("torch_dtype", "dtype", "attn_implementation", "experts_implementation", "quantization_config"),
+    *("revision", "code_revision", *DEFAULT_MODEL_KWARGS),  # the weights' content, and the class with its code
+)
+TRANSFORMERS, REMOTE_CODE = "transformers", "transformers_modules"  # packages of models' classes
 EXACT_DTYPE = "float32"  # in which other batches round, and change no routing (docs/perplexity.md)
 
 
@@ -82,6 +89,8 @@ def model_facts(model: Any, model_kwargs: Mapping[str, Any], peft_path: str | No
     config = loaded.config
     facts: Facts = dict(
         weights=_weights(model.path, model_kwargs),
+        model_class=_model_class(type(loaded)),
+        model_code=_model_code(type(loaded)),
         config={
             key: value for key, value in config.to_dict().items() if key not in HARMLESS_CONFIG and value is not None
         },
@@ -93,7 +102,7 @@ def model_facts(model: Any, model_kwargs: Mapping[str, Any], peft_path: str | No
         padding_side=model.tokenizer.padding_side,
         pad_token_id=model.tokenizer.pad_token_id,
     )
-    ignored = {*HARMLESS_MODEL_KWARGS, *HANDLED_MODEL_KWARGS, "revision", *config.to_dict()}  # the config holds its own
+    ignored = {*HARMLESS_MODEL_KWARGS, *HANDLED_MODEL_KWARGS, *config.to_dict()}  # the config holds its own
     facts["model_kwargs"] = {key: value for key, value in model_kwargs.items() if key not in ignored}
     if peft_path is not None:
         facts |= dict(peft_path=_adapter(peft_path), peft_kwargs=dict(peft_kwargs or {}, is_trainable=None))
@@ -149,8 +158,30 @@ def _class_name(model: Any) -> str:
 def _weights(path: str, model_kwargs: Mapping[str, Any]) -> str:
     """-> digest of the tensors; the path itself where no files are found that hold them."""
     folder = local_folder(path, model_kwargs.get("revision"))
-    within = model_kwargs.get("subfolder") or ""
-    return (folder and weights_digest(folder / within)) or str(path)
+    return (folder and weights_digest(folder, model_kwargs=model_kwargs)) or str(path)
+
+
+def _model_class(kind: type) -> str:
+    """-> name of a loaded model's class; of code in a model's folder without that folder, which may lie anywhere."""
+    package, _, module = kind.__module__.partition(".")
+    where = {TRANSFORMERS: TRANSFORMERS, REMOTE_CODE: module.rpartition(".")[2]}.get(package, kind.__module__)
+    return f"{where}.{kind.__qualname__}"
+
+
+def _model_code(kind: type) -> str | None:
+    """-> digest of the file that a model's class is in and of those that it imports from beside it.
+
+    None for a class of transformers, whose version is known, and for one that is in no file.
+    """
+    if kind.__module__.partition(".")[0] == TRANSFORMERS:
+        return None
+    try:
+        file = inspect.getfile(kind)
+        imported = get_relative_import_files(file) if kind.__module__.startswith(f"{REMOTE_CODE}.") else []
+        contents = [(Path(name).name, Path(name).read_text(encoding="utf-8")) for name in sorted({file, *imported})]
+    except (OSError, TypeError, ValueError):
+        return None
+    return _digest(contents)
 
 
 def _adapter(peft_path: str) -> str:

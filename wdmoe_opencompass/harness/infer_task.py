@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from opencompass.models import HuggingFace, HuggingFacewithChatTemplate
+from opencompass.registry import MODELS
 from opencompass.tasks.openicl_infer import OpenICLInferTask
-from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
+from opencompass.utils import build_model_from_cfg, dataset_abbr_from_cfg, model_abbr_from_cfg
 
 from ..caches import use_writable
 from ..errors import WdmoeError
@@ -24,8 +26,9 @@ from .encodable_answers import encodable_answers
 from .failures import note_failure, sentence
 from .identify import asked_facts, inferencer_facts
 from .live_line import METHODS, live_line, prompts_of
+from .loading import whole_weights
 from .lock import DatasetIsRunning, exclusive
-from .models import supply_batch_encode_plus
+from .models import WdmoeMixin, supply_batch_encode_plus
 from .name_checks import name_problems
 from .progress import Begun, DatasetWatch, spent_s
 from .unfinished import FAILURE_SUFFIX, keep_answers, redo_unfinished, whole_answers
@@ -74,6 +77,8 @@ class WdmoeInferTask(OpenICLInferTask):
                 self._redo_unfinished(model_cfg, dataset_cfgs)  # a scheduler may start a task again that it killed
                 if cur_model is not None and cur_model_abbr == model_abbr_from_cfg(model_cfg):
                     self.model = cur_model
+                else:
+                    self.model = build_model(model_cfg)
                 self._infer_all(model_cfg, dataset_cfgs)
                 others = [one for one in dataset_cfgs if dataset_abbr_from_cfg(one) not in self._checked]
                 self._failed += self._redo_unfinished(model_cfg, others)  # skipped, but of a task that died meanwhile
@@ -94,15 +99,13 @@ class WdmoeInferTask(OpenICLInferTask):
             raise TaskFailed(f"failed: {', '.join(self._failed)}; the reasons stand beside the predictions")
 
     def _infer_all(self, model_cfg: ConfigDict, dataset_cfgs: list[ConfigDict]) -> None:
-        """Run every dataset, also those after one whose files cannot be loaded; raises what the model raises."""
+        """Run every dataset, also those after one whose files cannot be loaded."""
         left = dataset_cfgs
         while left:
             self.dataset_cfgs = [left]
             try:
                 return super().run(self.model, model_abbr_from_cfg(model_cfg))
             except (Exception, SystemExit) as error:
-                if self.model is None:
-                    raise
                 self._dataset_failed(error)
                 left = left[next(n for n, one in enumerate(left, 1) if one is self.dataset_cfg) :]
 
@@ -224,6 +227,22 @@ class WdmoeInferTask(OpenICLInferTask):
     def _file(self, folder: str, model_cfg: ConfigDict, dataset_cfg: ConfigDict) -> Path:
         names = model_abbr_from_cfg(model_cfg), dataset_abbr_from_cfg(dataset_cfg)
         return dataset_file(Path(self.work_dir) / folder, *names, ".json")
+
+
+def build_model(model_cfg: ConfigDict) -> Any:
+    """Build a model as OpenCompass does; ModelError where a Hugging Face class of its own, too, lacks weights.
+
+    Those classes only warn. Ours check their weights themselves.
+    """
+    kind = model_cfg.get("type")
+    kind = MODELS.get(kind) if isinstance(kind, str) else kind
+    stock = (HuggingFace, HuggingFacewithChatTemplate)
+    is_stock = isinstance(kind, type) and issubclass(kind, stock) and not issubclass(kind, WdmoeMixin)
+    if not is_stock or not model_cfg.get("path"):
+        return build_model_from_cfg(model_cfg)
+    model_kwargs = {"trust_remote_code": True, **ConfigDict(model_cfg.get("model_kwargs") or {}).to_dict()}
+    with whole_weights(model_cfg.path, model_kwargs, model_cfg.get("peft_path")):
+        return build_model_from_cfg(model_cfg)
 
 
 def main() -> None:

@@ -20,7 +20,6 @@ from ..file_names import beside
 from ..files import write_whole
 from ..identity import Facts
 from ..routing.channel_state import ChannelStates
-from ..routing.checkpoint import check_checkpoint, checked_loading
 from ..routing.clock import device_names
 from ..routing.layers import MoeLayer
 from ..routing.patch import Attachment, find_moe_layers
@@ -38,13 +37,13 @@ from ..routing.trace import (
 )
 from ..selection import policy_parameters
 from ..testbed.history import MeasuredHistory
-from .adapters import check_adapter, whole_adapter, without_wrapper
+from .adapters import check_adapter, without_wrapper
 from .identify import answer_facts, model_facts
+from .loading import whole_weights
 from .perplexity import exact_perplexity
 from .precision import check_precision, precision_name
 from .returned import return_logits, returns_tokens
 from .settings import WdmoeSettings, parse_settings
-from .weights import local_folder
 
 if TYPE_CHECKING:
     from ..testbed.client import LabClient
@@ -115,10 +114,8 @@ class WdmoeMixin:
         self, path: str, kwargs: dict, peft_path: str | None = None, peft_kwargs: dict[str, Any] | None = None
     ) -> None:
         kwargs = {"trust_remote_code": False, **kwargs}
-        if (folder := local_folder(path, kwargs.get("revision"))) is not None:
-            check_checkpoint(folder, kwargs)
         adapter = dict(peft_path=peft_path, peft_kwargs=dict(peft_kwargs or {}))
-        with checked_loading(path), whole_adapter(peft_path):
+        with whole_weights(path, kwargs, peft_path):
             super()._load_model(path=path, kwargs=kwargs, **adapter)  # type: ignore[misc]
         if peft_path is not None:
             elsewhere = self.settings.testbed is not None

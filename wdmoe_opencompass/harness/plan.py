@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -42,6 +42,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from ..channel.profile import ChannelProfile
+from ..checkpoint_files import missing_files
 from ..errors import WdmoeError, shown
 from ..identity import differing
 from ..identity.facts import sentence
@@ -59,11 +60,11 @@ from .models import WdmoeMixin
 from .name_checks import name_problems
 from .offline import NotOnThisMachine, no_network
 from .plan_facts import DatasetFacts, ModelFacts, Plan, RunEstimate, grouped
-from .returned import returns_tokens
+from .returned import generate_tokens, returns_tokens
 from .sections import ENDS_AT_FIRST, NO_TRACE, RUNNERS_FILE, ends_at_first, wrong_parts
 from .settings import parse_settings
 from .summarizer import WdmoeSummarizer
-from .weights import local_folder, measure_weights, missing_files
+from .weights import local_folder, measure_weights
 
 SAMPLED_ITEMS = 25  # of each dataset, evenly spaced, whose prompts are rendered
 CHARACTERS_PER_TOKEN = 4  # our choice, where the tokenizer is not on this machine
@@ -80,6 +81,7 @@ class _Model:
     facts: ModelFacts
     profile: ChannelProfile | None = None
     records_routing: bool = False
+    rows_per_prompt: int = 1  # sequences that generation forwards for one prompt
     instance: Any = None
 
     def token_counter(self, method: str) -> Callable[[Any], int]:
@@ -214,7 +216,7 @@ def _is_subclass(one: Any, base: type | tuple[type, ...]) -> bool:
 # -- models --------------------------------------------------------------------------------------------------------
 def _look_at_model(cfg: ConfigDict, runner: Any, plan: Plan) -> _Model:
     facts = ModelFacts(model_abbr_from_cfg(cfg), str(cfg.get("path") or ""))
-    model = _Model(cfg, facts)
+    model = _Model(cfg, facts, rows_per_prompt=_rows_per_prompt(cfg.get("generation_kwargs") or {}))
     kind = _resolved(MODELS, cfg.get("type"))
 
     def problem(sentence: Any) -> None:
@@ -274,7 +276,7 @@ def _look_at_weights(model: _Model, problem: Callable) -> None:
         return
     model.facts.folder = str(folder)
     try:
-        missing = missing_files(folder)
+        missing = missing_files(folder, model_kwargs)
     except WdmoeError as error:
         problem(error)
         return
@@ -302,10 +304,11 @@ def _look_at_tensors(models: dict[str, _Model], plan: Plan) -> None:
             groups.setdefault(key, []).append(model)
     for group in groups.values():
         folder = Path(str(group[0].facts.folder))
-        if missing_files(folder):
+        model_kwargs = _plain(group[0].cfg.get("model_kwargs", {}))
+        if missing_files(folder, model_kwargs):
             continue
         try:
-            why_not = check_checkpoint(folder, _plain(group[0].cfg.get("model_kwargs", {})))
+            why_not = check_checkpoint(folder, model_kwargs)
         except WdmoeError as error:
             plan.problems += [f"model {model.facts.abbr}: {error}" for model in group]
         else:
@@ -319,11 +322,9 @@ def _look_at_tensors(models: dict[str, _Model], plan: Plan) -> None:
 
 def _look_at_generation(model: _Model, problem: Callable, plan: Plan) -> None:
     """Whether transformers knows this way of generating, and OpenCompass the end of each of its rows."""
-    asked = {"do_sample": False, **returns_tokens(_plain(model.cfg.get("generation_kwargs", {})))}
     try:
         with quiet():
-            config = GenerationConfig(**asked)
-            config.validate()
+            config = _generation_config(model)
         mode = config.get_generation_mode()
     except (ValueError, TypeError) as error:
         problem(f"its generation_kwargs do not fit each other: {_one_line(error)}")
@@ -334,13 +335,39 @@ def _look_at_generation(model: _Model, problem: Callable, plan: Plan) -> None:
             f"{transformers.__version__} no longer has; take num_beams or do_sample"
         )
         return
-    rows = _rows_per_prompt(model.cfg)
+    rows = model.rows_per_prompt = _rows_per_prompt(config.to_dict())
     if rows > 1 and model.cfg.get("stop_words"):
         plan.notes.append(
             f"model {model.facts.abbr}: OpenCompass ends a batch of n prompts when the first n of its {rows}n rows "
             "have had a stop word, so it may cut other answers short; generation_kwargs=dict(stop_strings=[...]) "
             "ends each row by itself"
         )
+
+
+def _generation_config(model: _Model) -> GenerationConfig:
+    """Merged as OpenCompass and `generate` do it: the model's own without sampling, defaults, generation_kwargs.
+
+    ValueError or TypeError where these do not fit each other.
+    """
+    stored, folder = GenerationConfig(), model.facts.folder or ""
+    subfolder = model.cfg.get("model_kwargs", {}).get("subfolder") or ""
+    for name in ("generation_config.json", "config.json") if folder else ():
+        try:
+            stored = GenerationConfig.from_pretrained(folder, config_file_name=name, subfolder=subfolder)
+            break
+        except OSError:  # not there, or not to be read: the next one is taken
+            continue
+    stored.do_sample = False
+    generate_tokens(stored)
+    config = GenerationConfig()
+    config.update(**stored.to_dict(), defaults_only=True, allow_custom_entries=True)
+    defaults: dict[str, Any] = getattr(config, "_get_default_generation_params", dict)()
+    config.update(**defaults, defaults_only=True)
+    config.update(**returns_tokens(_plain(model.cfg.get("generation_kwargs") or {})))
+    for name in ("num_beams", "num_return_sequences"):
+        if not isinstance(getattr(config, name), int):
+            raise ValueError(f"{name} must be a whole number, got {getattr(config, name)!r}")
+    return config
 
 
 def _look_at_memory(model: _Model, runner: Any, problem: Callable) -> None:
@@ -547,7 +574,7 @@ def _estimate_run(model: _Model, dataset: _Dataset, counted: dict, plan: Plan) -
             return problem(f"its prompts cannot be tokenized: {_one_line(error)}")
 
     prompts = facts.items * (facts.labels if method == "ppl" else 1)
-    rows = prompts * (_rows_per_prompt(model.cfg) if method == "gen" else 1)
+    rows = prompts * (model.rows_per_prompt if method == "gen" else 1)
     batches = facts.labels * ceil(facts.items / (batch_size or 1))
     decode = out_tokens - 1 if method == "gen" else 0  # the prefill gives the first token
     prompt_tokens = round(float(np.mean(counted[key])) * rows)
@@ -569,10 +596,10 @@ def _estimate_run(model: _Model, dataset: _Dataset, counted: dict, plan: Plan) -
     return None
 
 
-def _rows_per_prompt(model_cfg: ConfigDict) -> int:
-    """Sequences that generation forwards for one prompt."""
-    generation = model_cfg.get("generation_kwargs", {})
-    return max(generation.get("num_beams", 1), generation.get("num_return_sequences", 1))
+def _rows_per_prompt(generation: Mapping[str, Any]) -> int:
+    """Sequences that generation forwards for one prompt, by its arguments."""
+    asked = (generation.get(name) for name in ("num_beams", "num_return_sequences"))
+    return max((rows for rows in asked if isinstance(rows, int)), default=1)
 
 
 def _look_at_batch(model: _Model, dataset: _Dataset, batch_size: int, prompt: int, new_tokens: int) -> None:
@@ -580,7 +607,7 @@ def _look_at_batch(model: _Model, dataset: _Dataset, batch_size: int, prompt: in
     weights, facts, method = model.facts.weights, model.facts, str(dataset.facts.method)
     if weights is None or weights.token is None:
         return
-    beams = _rows_per_prompt(model.cfg) if method == "gen" else 1
+    beams = model.rows_per_prompt if method == "gen" else 1
     needed = batch_memory(dataset.facts.abbr, weights.token, method, batch_size, beams, prompt, new_tokens)
     gpus = max(facts.gpus, 1)
     if facts.batch is None or needed.bytes_per_gpu(0, gpus) > facts.batch.bytes_per_gpu(0, gpus):

@@ -3,6 +3,7 @@
 OpenCompass takes the first thing that a model returns for its logits, and what `generate` returns for token ids.
 """
 
+from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -19,19 +20,28 @@ def return_logits(path: str, model: Any) -> None:
 
     Raises ModelError where its config makes it an encoder and decoder, whose prompts go elsewhere.
     """
-    configs = {id(module.config): module.config for module in model.modules() if _has_config(module)}
-    for config in configs.values():
-        if config.is_encoder_decoder:
-            raise ModelError(f"{path}: is_encoder_decoder in its config.json must be false, got true")
+    check_is_decoder(path, model)
+    for config in _configs(model):
         config.return_dict = True
         for name in ON_TOP:
             if getattr(config, name, False):
                 setattr(config, name, False)
     generation = getattr(model, "generation_config", None)
     if generation is not None:
-        generation.return_dict_in_generate = False
-        for name in GENERATED_ON_TOP:
-            setattr(generation, name, False)
+        generate_tokens(generation)
+
+
+def check_is_decoder(path: str | Path, model: Any) -> None:
+    """ModelError where a model's config makes it an encoder and decoder, whose prompts go elsewhere."""
+    if any(config.is_encoder_decoder for config in _configs(model)):
+        raise ModelError(f"{path}: is_encoder_decoder in its config.json must be false, got true")
+
+
+def generate_tokens(generation: Any) -> None:
+    """Let a generation config ask for token ids alone."""
+    generation.return_dict_in_generate = False
+    for name in GENERATED_ON_TOP:
+        setattr(generation, name, False)
 
 
 def returns_tokens(generation_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -43,5 +53,7 @@ def returns_tokens(generation_kwargs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _has_config(module: Any) -> bool:
-    return isinstance(getattr(module, "config", None), PretrainedConfig)
+def _configs(model: Any) -> list[PretrainedConfig]:
+    """-> every config in a model, once."""
+    found = (getattr(module, "config", None) for module in model.modules())
+    return list({id(config): config for config in found if isinstance(config, PretrainedConfig)}.values())

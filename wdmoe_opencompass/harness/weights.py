@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from ..errors import ModelError
+from ..routing.checkpoint import config_arguments
 from .batch_memory import TokenBytes, token_bytes
+from .returned import check_is_decoder
 
 # transformers names these differently from one model family to the next.
 EXPERTS_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -49,24 +51,6 @@ def local_folder(path: str, revision: str | None = None) -> Path | None:
         return None
 
 
-def missing_files(folder: Path) -> list[str]:
-    """Names of the weight files that transformers would look for in `folder` and not find.
-
-    ModelError where its index cannot be read.
-    """
-    for single in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / single).is_file():
-            return []
-        index = folder / f"{single}.index.json"
-        if index.is_file():
-            try:
-                shards = set(json.loads(index.read_text())["weight_map"].values())
-            except (ValueError, TypeError, KeyError, AttributeError):
-                raise ModelError(f"{index}: not an index of weights: must be JSON with a weight_map") from None
-            return sorted(shard for shard in shards if not (folder / shard).is_file())
-    return ["model.safetensors"]
-
-
 def weight_files(folder: Path) -> list[str]:
     """Names of the safetensors files in `folder`."""
     return sorted(path.name for path in folder.glob("*.safetensors"))
@@ -100,20 +84,22 @@ def _why_torn(path: Path) -> str | None:
 def measure_weights(folder: Path, model_kwargs: dict[str, Any]) -> WeightsFacts:
     """Build the model on the meta device, as `from_pretrained(folder, **model_kwargs)` would load it, and count.
 
-    Raises ModelError where the folder's config cannot be built.
+    Raises ModelError where the folder's config cannot be built, or makes an encoder and decoder.
     """
     from opencompass.models.huggingface_above_v4_33 import _set_model_kwargs_torch_dtype
     from transformers import AutoConfig, AutoModelForCausalLM
 
     trusted = bool(model_kwargs.get("trust_remote_code"))
+    shaping = config_arguments(model_kwargs)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
+        config = AutoConfig.from_pretrained(folder, **{**shaping, "trust_remote_code": trusted})
         asked = _set_model_kwargs_torch_dtype(dict(model_kwargs), str(folder))
         dtype = _dtype(asked.get("dtype", asked["torch_dtype"]), config)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # a model's own code, and what checks its config, may raise anything
         raise ModelError(f"{folder}: no model can be built from its config: {_first_line(error)}") from None
+    check_is_decoder(folder, model)
     text = config.get_text_config()
     experts, top_k = _first_of(text, EXPERTS_KEYS), _first_of(text, TOP_K_KEYS)
     in_experts = _parameters_in_experts(model, experts)

@@ -9,11 +9,12 @@ changes a tensor nearly everywhere. It can miss a change of a few values in a te
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..checkpoint_files import checkpoint_files, indexed_files
 from ..errors import ModelError
 
 MAX_WHOLE_BYTES = 8_000_000_000
@@ -21,7 +22,6 @@ SAMPLED_BLOCKS, BLOCK_BYTES = 16, 65536
 CHUNK_BYTES = 1 << 22
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 MAX_THREADS = 4
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 ADAPTER_CONFIG = "adapter_config.json"
 # Keys of adapter_config.json that say how it was trained or where its base is, not what it computes.
@@ -31,6 +31,8 @@ HARMLESS_ADAPTER_CONFIG = frozenset(
         *("lora_dropout", "task_type", "loftq_config", "eva_config", "corda_config", "megatron_core"),
     )
 )
+# Keys whose lists PEFT takes as sets, and writes in whatever order the set has.
+ADAPTER_SETS = ("target_modules", "exclude_modules", "modules_to_save", "feedforward_modules", "layers_to_transform")
 
 
 class _Tensor(NamedTuple):
@@ -42,44 +44,36 @@ class _Tensor(NamedTuple):
     end: int
 
 
-def weights_digest(folder: Path, max_whole_bytes: int = MAX_WHOLE_BYTES) -> str | None:
+def weights_digest(
+    folder: Path, max_whole_bytes: int = MAX_WHOLE_BYTES, model_kwargs: Mapping[str, Any] | None = None
+) -> str | None:
     """-> `sha256:...` or `sha256-sampled:...` of a checkpoint's tensors; None where there is none that can be read.
 
+    model_kwargs: arguments of `from_pretrained`, which choose the files
     ModelError where a file is torn.
     """
-    files = _files(folder, WEIGHTS)
+    files = checkpoint_files(folder, model_kwargs)
     return _digest_of_files(files, max_whole_bytes) if files else None
 
 
 def adapter_digest(folder: Path) -> str | None:
     """-> the same of an adapter's tensors, and of what its config says of how they are applied."""
-    files = _files(folder, ADAPTER)
-    if not files:
+    files = next((files for name in ADAPTER if (files := indexed_files(folder, name))), None)
+    if files is None:
         return None
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_bytes())
-        told = {key: value for key, value in config.items() if key not in HARMLESS_ADAPTER_CONFIG and value is not None}
-    except (OSError, ValueError, AttributeError):
+        told = {
+            key: sorted(set(value), key=str) if key in ADAPTER_SETS and isinstance(value, list) else value
+            for key, value in config.items()
+            if key not in HARMLESS_ADAPTER_CONFIG and value is not None
+        }
+    except (OSError, ValueError, TypeError, AttributeError):
         raise ModelError(
             f"{folder / ADAPTER_CONFIG}: must be a JSON object that says how the adapter is applied"
         ) from None
     whole = json.dumps([told, _digest_of_files(files, MAX_WHOLE_BYTES)], sort_keys=True)
     return f"sha256:{hashlib.sha256(whole.encode()).hexdigest()}"
-
-
-def _files(folder: Path, names: Iterable[str]) -> list[Path]:
-    """The files that transformers would load, in its order of preference."""
-    for name in names:
-        if (folder / name).is_file():
-            return [folder / name]
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            try:
-                shards = set(json.loads(index.read_bytes())["weight_map"].values())
-                return [folder / shard for shard in sorted(shards)]
-            except (ValueError, TypeError, KeyError, AttributeError):
-                raise ModelError(f"{index}: not an index of weights: must be JSON with a weight_map") from None
-    return []
 
 
 def _digest_of_files(files: list[Path], max_whole_bytes: int) -> str:

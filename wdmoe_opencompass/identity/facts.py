@@ -23,20 +23,20 @@ HARMLESS_MODEL_KWARGS = frozenset(
     (
         *("device_map", "max_memory", "low_cpu_mem_usage", "offload_folder", "offload_state_dict", "offload_buffers"),
         *(
-            "trust_remote_code",
             "cache_dir",
             "local_files_only",
             "token",
             "force_download",
             "proxies",
-            "use_safetensors",
         ),
     )
 )
-# Keys of a model's config.json that say where it comes from, not what it computes. The type is a fact of its own.
+# What arguments that choose files and code mean by default.
+DEFAULT_MODEL_KWARGS = dict(trust_remote_code=False, use_safetensors=True, variant=None, subfolder="")
+# Keys of a model's config.json that say where it comes from, not what it computes. Its class is a fact of its own.
 HARMLESS_CONFIG = frozenset(
     (
-        *("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "use_cache"),
+        *("_name_or_path", "transformers_version", "architectures", "auto_map", "dtype", "torch_dtype", "use_cache"),
         *("output_router_logits", "router_aux_loss_coef", "initializer_range", "attention_dropout", "return_dict"),
         *("output_attentions", "output_hidden_states", "id2label", "label2id", "chunk_size_feed_forward"),
         *("is_encoder_decoder", "pad_token_id", "bos_token_id", "eos_token_id"),
@@ -62,7 +62,9 @@ MISSING = object()
 def arguments_of(model_cfg: Mapping[str, Any]) -> Facts:
     """-> the arguments of a model's config that can change answers, as they are written; unset ones are left out."""
     model_kwargs = {
-        k: v for k, v in dict(model_cfg.get("model_kwargs") or {}).items() if k not in HARMLESS_MODEL_KWARGS
+        key: value
+        for key, value in dict(model_cfg.get("model_kwargs") or {}).items()
+        if key not in HARMLESS_MODEL_KWARGS and value not in (None, DEFAULT_MODEL_KWARGS.get(key))
     }
     named = {key: value for key, value in model_cfg.items() if key not in HARMLESS_ARGUMENTS}
     named |= dict(model_kwargs=model_kwargs, stop_words=sorted(map(str, model_cfg.get("stop_words") or [])))

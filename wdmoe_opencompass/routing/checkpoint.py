@@ -19,6 +19,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from transformers.modeling_utils import load_state_dict
 from transformers.utils import logging
 
+from ..checkpoint_files import checkpoint_files
 from ..errors import ModelError
 
 MAX_NAMED = 3  # tensors that a sentence names of each kind
@@ -61,7 +62,7 @@ def check_checkpoint(folder: Path, model_kwargs: dict[str, Any]) -> str | None:
     if "gguf_file" in model_kwargs:
         return "a GGUF file has no tensors of these names"
     trusted = bool(model_kwargs.get("trust_remote_code"))
-    shaping = {key: value for key, value in model_kwargs.items() if key not in NOT_SHAPING}
+    shaping = config_arguments(model_kwargs)
     shaping["trust_remote_code"] = trusted  # None would ask at the terminal
     try:
         config, unused = AutoConfig.from_pretrained(folder, return_unused_kwargs=True, **shaping)
@@ -69,8 +70,8 @@ def check_checkpoint(folder: Path, model_kwargs: dict[str, Any]) -> str | None:
             blank = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
     except Exception as error:  # a model's own code may raise anything
         return f"no model can be built from its config: {_first_line(error)}"
-    files = _weight_files(folder / model_kwargs.get("subfolder", ""), blank.config, model_kwargs)
-    if not files:
+    files = checkpoint_files(folder, model_kwargs)
+    if not files or not all(file.is_file() for file in files):
         return "its weight files are not there"
     tensors = _headers(files)
     if getattr(config, "quantization_config", None) is not None:
@@ -98,6 +99,11 @@ def check_checkpoint(folder: Path, model_kwargs: dict[str, Any]) -> str | None:
     _refuse(folder, model, missing, _stored_as(model, unexpected, tensors), reshaped)
     _refuse(folder, model, _holes(tensors), set(), {})
     return None
+
+
+def config_arguments(model_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """-> those arguments of `from_pretrained` that the model's config takes."""
+    return {key: value for key, value in model_kwargs.items() if key not in NOT_SHAPING}
 
 
 def check_loaded(path: str, model: Any, info: dict[str, Any], is_one_of_several: bool = False) -> None:
@@ -146,34 +152,6 @@ def _checked(auto: Any, path: str) -> Iterator[None]:
 
 
 # -- the files -----------------------------------------------------------------------------------------------------
-def _weight_files(folder: Path, config: Any, model_kwargs: dict[str, Any]) -> list[Path]:
-    """Files that transformers would read, in its order of preference; none where one of them is not there."""
-    safe, variant = model_kwargs.get("use_safetensors"), model_kwargs.get("variant")
-    names = ["model.safetensors"] * (safe is not False) + ["pytorch_model.bin"] * (not safe)
-    if variant is not None:
-        names = [f"{stem}.{variant}.{ending}" for stem, _, ending in (name.rpartition(".") for name in names)]
-    candidates = [file for name in names for file in (name, _index_name(name, variant))]
-    named = getattr(config, "transformers_weights", None)
-    found = next((file for file in ([named] if named else candidates) if (folder / file).is_file()), None)
-    if found is None:
-        return []
-    if not found.endswith(".json"):
-        return [folder / found]
-    try:
-        shards = sorted(set(json.loads((folder / found).read_text())["weight_map"].values()))
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise ModelError(f"{folder / found}: not an index of weights: must be JSON with a weight_map") from None
-    files = [folder / shard for shard in shards]
-    return files if all(file.is_file() for file in files) else []
-
-
-def _index_name(name: str, variant: str | None) -> str:
-    """transformers writes `model.safetensors.index.json`, and `model.safetensors.index.fp16.json` for a variant."""
-    if variant is None:
-        return f"{name}.index.json"
-    return f"{name.replace(f'.{variant}.', '.')}.index.{variant}.json"
-
-
 def _headers(files: list[Path]) -> dict[str, Tensor]:
     """-> tensors of the files by name, without their values (meta device)."""
     tensors: dict[str, Tensor] = {}

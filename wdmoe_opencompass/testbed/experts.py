@@ -16,6 +16,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 from transformers.integrations.moe import grouped_mm_experts_forward
 
+from ..checkpoint_files import SAFETENSORS, indexed_files
 from ..errors import LabError
 from ..routing.layers import MoeLayer, find_moe_layers
 from .wire import DTYPES, dtype_name, raw
@@ -211,6 +212,7 @@ def _files(folder: Path) -> dict[str, str]:
     index = folder / "model.safetensors.index.json"
     try:
         if index.is_file():
+            indexed_files(folder, SAFETENSORS)  # ModelError where it is no index
             return dict(json.loads(index.read_text())["weight_map"])
         names = [path.name for path in sorted(folder.glob("*.safetensors"))]
         if not names:
