@@ -267,7 +267,7 @@ def read(path):
                 *("replay", "TRACE", "--profile", "paper_8_devices", "--allocation", "optimal"),
                 *("--sweep", "devices[0].distance_m=1e200:1e201:2"),
             ],
-            "devices[0].distance_m must be between 0.01 and 1e+09 m, got 1e+200",
+            "devices[0].distance_m must be between 0.0001 and 1e+14 m, got 1e+200",
         ),
         (["report", "no-such-run"], "no-such-run: does not exist; give a run's time-stamped folder"),
     ],

@@ -150,7 +150,7 @@ FAILING = {
 def test_an_evaluator_that_fails_harms_its_own_dataset_alone(tmp_path, evaluator):
     cfg = config(tmp_path, evaluator)
     with pytest.raises(NotScored, match="not scored: m/odd: ") as told:
-        WdmoeEvalTask(cfg).run(in_children=True)
+        WdmoeEvalTask(cfg).run_or_raise(in_children=True)
     assert FAILING[evaluator] in str(told.value)
     assert "m/first" not in str(told.value)
     assert not results(tmp_path, "odd").exists()
@@ -166,10 +166,10 @@ def test_an_evaluator_that_fails_harms_its_own_dataset_alone(tmp_path, evaluator
 def test_only_what_was_not_scored_is_scored_when_started_again(tmp_path):
     cfg = config(tmp_path, "Killed")
     with pytest.raises(NotScored):
-        WdmoeEvalTask(cfg).run(in_children=True)
+        WdmoeEvalTask(cfg).run_or_raise(in_children=True)
     scored = {name: results(tmp_path, name).stat().st_mtime_ns for name in ("first", "last")}
     cfg["datasets"][0][1]["eval_cfg"]["evaluator"]["type"] = "tests.cases.odd_evaluators.SoundEvaluator"
-    WdmoeEvalTask(cfg).run(in_children=True)  # mended, and started again
+    WdmoeEvalTask(cfg).run_or_raise(in_children=True)  # mended, and started again
     assert noted_failure(results(tmp_path, "odd")) is None
     assert strict(results(tmp_path, "odd"))["accuracy"] == strict(results(tmp_path, "last"))["accuracy"]
     assert scored == {name: results(tmp_path, name).stat().st_mtime_ns for name in scored}  # not again
@@ -179,7 +179,7 @@ def test_only_what_was_not_scored_is_scored_when_started_again(tmp_path):
     ("evaluator", "accuracy"), [("Wandering", 50.0), ("OddDetails", 100.0), ("Nan", None), ("Infinity", None)]
 )
 def test_a_score_is_kept_whatever_its_evaluator_did_besides(tmp_path, evaluator, accuracy):
-    WdmoeEvalTask(config(tmp_path, evaluator)).run(in_children=True)
+    WdmoeEvalTask(config(tmp_path, evaluator)).run_or_raise(in_children=True)
     assert strict(results(tmp_path, "odd")).get("accuracy") == accuracy
     assert "accuracy" in strict(results(tmp_path, "last"))
 
@@ -187,7 +187,7 @@ def test_a_score_is_kept_whatever_its_evaluator_did_besides(tmp_path, evaluator,
 def test_a_post_processor_that_raises_is_named(tmp_path):
     process = dict(type="tests.cases.odd_evaluators.raising_postprocessor")
     with pytest.raises(NotScored, match=r"m/odd: IndexError: no answer in 'A'$"):
-        WdmoeEvalTask(config(tmp_path, "Sound", pred_postprocessor=process)).run(in_children=True)
+        WdmoeEvalTask(config(tmp_path, "Sound", pred_postprocessor=process)).run_or_raise(in_children=True)
     assert results(tmp_path, "last").exists()
 
 
@@ -197,7 +197,7 @@ def test_predictions_that_are_torn_are_named_and_harm_no_other(tmp_path, content
     path = tmp_path / "predictions" / "m" / "odd.json"
     path.write_bytes(content.encode("utf-8", "surrogateescape"))
     with pytest.raises(NotScored, match=r"not scored: m/odd: [A-Za-z]+(Error|Exception)"):
-        WdmoeEvalTask(cfg).run(in_children=True)
+        WdmoeEvalTask(cfg).run_or_raise(in_children=True)
     assert results(tmp_path, "last").exists()
 
 
@@ -211,12 +211,12 @@ def test_parts_are_scored_together_or_not_at_all(tmp_path, parts):
             content = {str(number): dict(prediction="A", origin_prompt="?") for number in range(answers)}
             (whole.parent / f"odd_{part}.json").write_text(json.dumps(content))
     if parts == [0, 1, 2]:
-        WdmoeEvalTask(cfg).run(in_children=True)
+        WdmoeEvalTask(cfg).run_or_raise(in_children=True)
         assert strict(results(tmp_path, "odd"))["accuracy"] == 100.0
         return
     reason = NO_PREDICTIONS if 0 not in parts else "its parts have answers to [23] of its 4 items: one is missing"
     with pytest.raises(NotScored, match=f"m/odd: {reason}"):
-        WdmoeEvalTask(cfg).run(in_children=True)
+        WdmoeEvalTask(cfg).run_or_raise(in_children=True)
     assert not results(tmp_path, "odd").exists()
 
 
@@ -224,7 +224,7 @@ def test_a_dataset_without_predictions_keeps_the_reason_of_its_inference(tmp_pat
     cfg = config(tmp_path, "Sound")
     (tmp_path / "predictions" / "m" / "odd.json").unlink()
     with pytest.raises(NotScored, match=f"m/odd: {NO_PREDICTIONS}"):
-        WdmoeEvalTask(cfg).run(in_children=True)
+        WdmoeEvalTask(cfg).run_or_raise(in_children=True)
     assert noted_failure(results(tmp_path, "odd")) is None
     assert results(tmp_path, "last").exists()
 
@@ -234,7 +234,7 @@ def test_without_children_exceptions_and_exits_are_told_too(tmp_path, monkeypatc
     monkeypatch.setattr(eval_task, "CAN_FORK", False)
     for number, evaluator in enumerate(("Raising", "Exiting", "Surrogate")):
         with pytest.raises(NotScored, match=r"m/odd: [A-Za-z]+(Error|Exit): "):
-            WdmoeEvalTask(config(tmp_path / str(number), evaluator)).run(in_children=True)
+            WdmoeEvalTask(config(tmp_path / str(number), evaluator)).run_or_raise(in_children=True)
         assert results(tmp_path / str(number), "last").exists()
 
 
@@ -247,7 +247,10 @@ def test_without_children_exceptions_and_exits_are_told_too(tmp_path, monkeypatc
         ('{"correlation": NaN}', True),
         ('{"error": "no connection"}', False),
         ('{"accuracy": 5', False),
+        ("{}", True),  # what its evaluator gave
         ("[1]", False),
+        ("null", False),
+        ("0", False),
         ("", False),
         ("\udcff", False),
     ],
@@ -259,6 +262,36 @@ def test_only_what_has_no_score_is_evaluated_again(tmp_path, content, is_kept):
     os.utime(predictions, (1.0, 1.0))
     redo_stale_results(predictions, scored)
     assert scored.exists() == is_kept
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", '{"details": {}}', '{"accuracy": true}', "[1]", "null", '""', "0", "", "{", '{"error": "x"}']
+)
+@pytest.mark.parametrize("names", [("d",), ("d_0", "d_1")])
+def test_watch_promises_an_evaluation_only_where_there_is_one(tmp_path, names, content):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "20260101_000000_1.py").write_text(
+        "models = [dict(abbr='m', type='x', path='x')]\ndatasets = [dict(abbr='d', type='x', path='x')]\n"
+    )
+    for folder in ("predictions", "results"):
+        (tmp_path / folder / "m").mkdir(parents=True)
+    for name in names:
+        (tmp_path / "predictions" / "m" / f"{name}.json").write_text('{"0": {"prediction": "A"}}')
+        os.utime(tmp_path / "predictions" / "m" / f"{name}.json", (1.0, 1.0))
+    results(tmp_path, "d").write_text(content)
+    shown = RunWatch(tmp_path).look(0.0).datasets[0]
+    redo_stale_results(tmp_path / "predictions" / "m" / "d.json", results(tmp_path, "d"))
+    if results(tmp_path, "d").exists():
+        assert shown.state == "finished"
+        assert "the evaluation gave no number" in shown.reason
+    elif content.startswith('{"error'):
+        assert shown.state == "failed"
+        assert "the evaluation failed: x" in shown.reason
+    elif names == ("d",):
+        assert "torn: started again with -r, it is evaluated again" in shown.reason
+    else:
+        assert shown.state == "waiting"
+    assert shown.accuracy is None
 
 
 def test_a_reason_of_an_earlier_start_is_no_reason_of_this_one(tmp_path):

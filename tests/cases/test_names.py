@@ -242,7 +242,7 @@ def test_a_run_with_such_names_does_not_start(tmp_path):
         dict(models=[dict(abbr="m")], datasets=[[dict(abbr="x" * 300)]], work_dir=str(tmp_path), infer={})
     )
     with pytest.raises(WdmoeError, match="has 300 bytes"):  # a partitioner of OpenCompass's own looks at no name
-        task.run()
+        task.run_or_raise()
 
 
 @pytest.mark.parametrize("partitioner", [WdmoeNumWorkerPartitioner, WdmoeSizePartitioner])

@@ -57,6 +57,10 @@ WRONG = [
     (dict(eval__runner__task__type=None), "eval.runner.task.type is not there"),
     (dict(eval__partitioner__type=partitioner("NumWorkerPartitioner")), "take WdmoeNumWorkerPartitioner"),
     (dict(eval__partitioner__type="SizePartitioner"), "take WdmoeSizePartitioner"),
+    (dict(eval__partitioner=dict(type="NumWorkerPartitioner", num_worker=1, num_split=2)), "which splits datasets"),
+    (dict(eval__partitioner=dict(type="NumWorkerPartitioner", num_worker=2)), "which splits datasets"),
+    (dict(eval__partitioner=dict(type="NumWorkerPartitioner", min_task_size=1000)), "which splits datasets"),
+    (dict(eval__partitioner=dict(type="SizePartitioner", max_task_size=10**9, gen_task_coef=1000)), "splits datasets"),
     (
         dict(eval__partitioner__type=partitioner("sub_naive.SubjectiveNaivePartitioner")),
         "SubjectiveNaivePartitioner is for subjective evaluation and WdmoeEvalTask is not",
@@ -92,6 +96,11 @@ RIGHT = [
     dict(eval__partitioner=dict(type=f"{OURS}.partitioner.WdmoeNumWorkerPartitioner", num_worker=2)),
     dict(eval__partitioner=dict(type=partitioner("NumWorkerPartitioner"), num_worker=8, num_split=1)),
     dict(infer__partitioner=dict(type=partitioner("NumWorkerPartitioner"), num_worker=8)),
+    dict(eval__partitioner=dict(type=partitioner("NumWorkerPartitioner"), num_worker=1)),
+    dict(eval__partitioner=dict(type="NumWorkerPartitioner", num_worker=1, num_split=None, strategy="split")),
+    dict(eval__partitioner=dict(type=partitioner("NumWorkerPartitioner"), num_worker=8, min_task_size=10**9)),
+    dict(eval__partitioner=dict(type="SizePartitioner", max_task_size=10**12)),
+    dict(eval__partitioner=dict(type="SizePartitioner", max_task_size=10**9, gen_task_coef=1)),
     dict(infer=None),
     dict(eval=None),
     dict(summarizer=None),
@@ -183,6 +192,24 @@ def test_plan_tells_both(tmp_path):
     plan = make_plan(path)
     assert len(plan.problems) == 1
     assert "take WdmoeSizePartitioner" in plan.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("raised", "key"),
+    [
+        ("RuntimeError('no GPU')", "models[0]"),
+        ("SystemExit(3)", "models[1]"),
+        ("KeyError('x')", "infer['runner']['task']"),
+        ("RuntimeError()", "eval['partitioner']"),
+        ("SyntaxError('y')", "summarizer"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_a_sentence_of_plan(tmp_path, monkeypatch, raised, key):
+    (tmp_path / "badmod.py").write_text(f"raise {raised}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "config.py"
+    path.write_text(f"{PLANNED}{key}['type'] = 'badmod.Model'\n")
+    assert any("cannot be imported" in problem or "WdmoeSummarizer" in problem for problem in make_plan(path).problems)
 
 
 # -- datasets are whole where they are scored ------------------------------------------------------------------------

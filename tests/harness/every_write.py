@@ -63,7 +63,7 @@ def started(config, predictions, log_path, die_before=-1):
         os.dup2(silence, 2)
         log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         watch_files(str(predictions.parent), log, die_before)
-        WdmoeInferTask(config).run()
+        WdmoeInferTask(config).run_or_raise()
     except BaseException:
         os._exit(1)
     os._exit(0)

@@ -114,7 +114,7 @@ def run_task(work_dir, model, datasets):
     from wdmoe_opencompass.harness.infer_task import WdmoeInferTask
 
     task = dict(models=[model], datasets=[datasets], work_dir=str(work_dir), cli_args=dict())
-    WdmoeInferTask(Config(task)).run()
+    WdmoeInferTask(Config(task)).run_or_raise()
 
 
 def test_a_dense_stock_model_runs_in_our_task_and_leaves_predictions_without_a_trace(tmp_path, dense_checkpoint):

@@ -54,7 +54,7 @@ def test_a_model_that_cannot_be_scored_leaves_the_others_alone(tmp_path, monkeyp
         work_dir=str(tmp_path),
     )
     with pytest.raises(RuntimeError, match="not scored: m0/a: FileNotFoundError: no predictions"):
-        WdmoeEvalTask(Config(config)).run()
+        WdmoeEvalTask(Config(config)).run_or_raise()
     assert scored == [("m0", "a"), ("m0", "b"), ("m1", "a"), ("m1", "b")]
     assert "wdmoe_opencompass.harness.eval_task x.py" in WdmoeEvalTask(Config(config)).get_command("x.py", "{task_cmd}")
 

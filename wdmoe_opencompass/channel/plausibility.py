@@ -1,7 +1,8 @@
 """What the numbers of a channel profile can be: ranges that no radio leaves, and those that nearly all keep to.
 
 A value out of the first is refused, one out of the second gets a sentence wherever the profile is shown (our choice).
-They are there for slips of the unit: GHz for Hz, mW or dBm for W, km for m, GFLOP/s for FLOP/s, bytes for bits.
+Radios reach from long waves to light, from a sensor's bits per second to a fibre's, and from a chip to deep space. The
+usual ranges are there for slips of the unit: GHz for Hz, mW or dBm for W, km for m, GFLOP/s for FLOP/s, bytes for bits.
 """
 
 import math
@@ -43,13 +44,13 @@ _HERTZ = {"GHz": _times(1e9), "MHz": _times(1e6), "kHz": _times(1e3)}
 _WATTS = {"mW": _times(1e-3), "dBm": _dbm_to_w}
 _BIT_PER_S = {"Gbit/s": _times(1e9), "Mbit/s": _times(1e6), "kbit/s": _times(1e3)}
 _SECONDS = {"ms": _times(1e-3), "µs": _times(1e-6)}
-_RATE = Range("bit/s", (1e3, 1e15), (1e5, 1e12), _BIT_PER_S)
-_DELAY = Range("s", (0.0, 100.0), (0.0, 0.5), _SECONDS)
-DEVICE_POWER = Range("W", (1e-9, 1e5), (1e-5, 2.0), _WATTS)
-BASE_STATION_POWER = Range("W", (1e-9, 1e5), (1e-4, 10.0), _WATTS)
+_RATE = Range("bit/s", (1.0, 1e15), (1e5, 1e12), _BIT_PER_S)
+_DELAY = Range("s", (0.0, 1e5), (0.0, 0.5), _SECONDS)
+DEVICE_POWER = Range("W", (1e-12, 1e9), (1e-5, 2.0), _WATTS)
+BASE_STATION_POWER = Range("W", (1e-12, 1e9), (1e-4, 10.0), _WATTS)
 RANGES: dict[str, Range] = {
-    "carrier_frequency_hz": Range("Hz", (1e6, 3e12), (1e8, 3e11), _HERTZ),
-    "total_bandwidth_hz": Range("Hz", (1e3, 1e12), (1e5, 1e10), _HERTZ),
+    "carrier_frequency_hz": Range("Hz", (10.0, 1e16), (1e8, 3e11), _HERTZ),
+    "total_bandwidth_hz": Range("Hz", (1.0, 1e15), (1e5, 1e10), _HERTZ),
     "noise_psd_dbm_per_hz": Range(
         "dBm/Hz",
         (-250.0, -50.0),
@@ -57,7 +58,7 @@ RANGES: dict[str, Range] = {
         {"dBW/Hz": lambda value: value + 30, "W/Hz": _w_to_dbm, "-dBm/Hz": lambda value: -value},
     ),
     "payload_bits": Range("bit", (1, 64), (3, 64), {"bytes": _times(8)}),
-    "distance_m": Range("m", (1e-2, 1e9), (0.5, 1e5), {"km": _times(1e3), "mm": _times(1e-3)}),
+    "distance_m": Range("m", (1e-4, 1e14), (0.5, 1e5), {"km": _times(1e3), "mm": _times(1e-3)}),
     "compute_flops": Range(
         "FLOP/s",
         (1e6, 1e20),
@@ -101,6 +102,12 @@ def _meant(its_range: Range, value: float) -> str:
         return ""
     written = [f"{found:.6g} if it is in {unit}" for unit, found in meant.items() if lowest <= found <= highest]
     return f"; write {' or '.join(written)}" if written else ""
+
+
+def _meant_if_unusual(key: str, value: float) -> str:
+    lowest, highest = RANGES[key].usual
+    meant = "" if lowest <= value <= highest else _meant(RANGES[key], value)
+    return meant.replace("; write", f"; as {key} write")
 
 
 class Value(NamedTuple):
@@ -176,6 +183,8 @@ def check_mean_gain(profile: Any, path_loss_db: NDArray[np.float64]) -> None:
     raise ValueError(
         f"devices[{device}].distance_m {distance_m:g} m and carrier_frequency_hz {carrier_hz:g} Hz give a mean power "
         f"gain of {gain:.3g}, must be <= 1: nobody receives more than is sent; check the units of both (m, Hz)"
+        + _meant_if_unusual("distance_m", distance_m)
+        + _meant_if_unusual("carrier_frequency_hz", carrier_hz)
     )
 
 

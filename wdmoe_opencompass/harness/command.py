@@ -21,7 +21,7 @@ def module_command(module: str, cfg_path: str, template: str) -> str:
 
 
 def end_with_the_runner() -> None:
-    """On Linux: a runner that is killed takes its tasks with it, else they would go on beside those of the next run."""
+    """On Linux: a runner that is killed takes its tasks with it, else they would go on during the next run."""
     parent = os.getppid()
     runner = _parent_of(parent) if _name_of(parent) in SHELLS else None  # some shells put the task in their own place
     if _name_of(parent) is not None:

@@ -21,7 +21,7 @@ from ..errors import WdmoeError
 from ..file_names import beside, dataset_file
 from ..files import write_whole
 from .command import end_with_the_runner, module_command
-from .failures import note_failure, noted_failure, own_words
+from .failures import note_failure, noted_failure, own_words, sentence
 from .scores import NOT_FINITE
 from .unfinished import FAILURE_SUFFIX
 
@@ -34,7 +34,7 @@ class NotScored(WdmoeError, RuntimeError):
 
 
 class WdmoeEvalTask(OpenICLEvalTask):
-    """OpenCompass's eval task, dataset by dataset; each reason is left next to the results, the task fails at the end.
+    """OpenCompass's eval task, dataset by dataset; reasons are left next to the results, its process fails at the end.
 
     Started as a process of its own, as runners do, it scores each dataset in a child process: an evaluator that ends
     its process, is killed for want of memory, or changes the working folder then harms its own dataset alone.
@@ -47,7 +47,17 @@ class WdmoeEvalTask(OpenICLEvalTask):
         """Start this module: the inherited method names the stock task's file."""
         return module_command("wdmoe_opencompass.harness.eval_task", cfg_path, template)
 
-    def run(self, in_children: bool = False) -> None:
+    def run(self) -> None:
+        """As runners call it in their own process under --debug: what could not be scored is logged, never raised.
+
+        An exception would end the command: no later task would run, and no summary be written.
+        """
+        try:
+            self.run_or_raise()
+        except (Exception, SystemExit) as error:
+            self.logger.error(f"{self.name}: {sentence(error)}")
+
+    def run_or_raise(self, in_children: bool = False) -> None:
         """Score everything that can be; raise NotScored at the end if anything could not.
 
         in_children: score each dataset in a child process, where the platform can fork safely
@@ -59,7 +69,10 @@ class WdmoeEvalTask(OpenICLEvalTask):
         for model_cfg, dataset_cfgs in zip(*every_model, strict=True):
             for dataset_cfg in dataset_cfgs:
                 self.model_cfgs, self.dataset_cfgs = [model_cfg], [[dataset_cfg]]
-                reason = self._score_dataset(model_cfg, dataset_cfg, in_children and CAN_FORK)
+                try:
+                    reason = self._score_dataset(model_cfg, dataset_cfg, in_children and CAN_FORK)
+                except OSError as error:  # of our own notes and files: a disk, or a name that is too long
+                    reason = sentence(error)
                 if reason is not None:
                     failed[f"{model_abbr_from_cfg(model_cfg)}/{dataset_abbr_from_cfg(dataset_cfg)}"] = reason
         self.model_cfgs, self.dataset_cfgs = every_model
@@ -171,9 +184,9 @@ def main() -> None:
     parser.add_argument("config")
     end_with_the_runner()
     try:
-        WdmoeEvalTask(Config.fromfile(parser.parse_args().config)).run(in_children=True)
-    except NotScored as error:
-        print(f"error: {error}", file=sys.stderr)
+        WdmoeEvalTask(Config.fromfile(parser.parse_args().config)).run_or_raise(in_children=True)
+    except (WdmoeError, OSError) as error:
+        print(f"error: {sentence(error)}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

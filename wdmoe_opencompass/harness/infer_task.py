@@ -45,7 +45,7 @@ class WdmoeInferTask(OpenICLInferTask):
     """OpenCompass's infer task with a routing trace beside every predictions file.
 
     A dataset that fails does not take the later ones of its task with it; its reason is left beside the predictions,
-    and the task fails at the end.
+    and the task's process fails at the end.
     """
 
     def get_command(self, cfg_path: str, template: str) -> str:
@@ -62,6 +62,18 @@ class WdmoeInferTask(OpenICLInferTask):
     dataset_cfgs: list[list[ConfigDict]]
 
     def run(self, cur_model: Any = None, cur_model_abbr: str | None = None) -> None:
+        """As runners call it in their own process under --debug: what failed is logged, never raised.
+
+        An exception would end the command: no later task would run, nothing be scored, and no summary be written.
+        """
+        self.model: Any = None
+        self.model_cfg = self.model_cfgs[-1]  # the runner asks for both afterwards
+        try:
+            self.run_or_raise(cur_model, cur_model_abbr)
+        except (Exception, SystemExit) as error:
+            self.logger.error(f"{self.name}: {sentence(error)}")
+
+    def run_or_raise(self, cur_model: Any = None, cur_model_abbr: str | None = None) -> None:
         """Run all datasets of all models of the task, one model in memory at a time; raise at the end if any failed."""
         for said in use_writable(Path(self.work_dir)):  # of this machine: a cluster's nodes need not be alike
             self.logger.warning(said)
@@ -71,7 +83,7 @@ class WdmoeInferTask(OpenICLInferTask):
         self._refuse_names()
         for model_cfg, dataset_cfgs in every_model:
             self.model_cfgs, self.dataset_cfgs = [model_cfg], [dataset_cfgs]
-            self.model: Any = None
+            self.model = None
             self._checked: set[str] = set()  # datasets whose finished files were read once already
             try:
                 self._redo_unfinished(model_cfg, dataset_cfgs)  # a scheduler may start a task again that it killed
@@ -84,7 +96,7 @@ class WdmoeInferTask(OpenICLInferTask):
                 self._failed += self._redo_unfinished(model_cfg, others)  # skipped, but of a task that died meanwhile
             except (Exception, SystemExit) as error:  # the model: none of its datasets can be run
                 errors.append(error.with_traceback(None))  # whose frames would hold the model
-                if len(every_model) > 1:
+                if len(every_model) > 1 or not isinstance(error, WdmoeError | OSError):
                     self.logger.error(traceback.format_exc())
                 for dataset_cfg in dataset_cfgs:
                     self._note_failure(model_cfg, dataset_cfg, error)
@@ -251,7 +263,7 @@ def main() -> None:
     parser.add_argument("config")
     end_with_the_runner()
     try:
-        WdmoeInferTask(Config.fromfile(parser.parse_args().config)).run()
+        WdmoeInferTask(Config.fromfile(parser.parse_args().config)).run_or_raise()
     except (WdmoeError, OSError) as error:
         print(f"error: {sentence(error)}", file=sys.stderr)
         raise SystemExit(2) from None

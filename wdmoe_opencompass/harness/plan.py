@@ -61,7 +61,7 @@ from .name_checks import name_problems
 from .offline import NotOnThisMachine, no_network
 from .plan_facts import DatasetFacts, ModelFacts, Plan, RunEstimate, grouped
 from .returned import generate_tokens, returns_tokens
-from .sections import ENDS_AT_FIRST, NO_TRACE, RUNNERS_FILE, ends_at_first, wrong_parts
+from .sections import ENDS_AT_FIRST, NO_TRACE, RUNNERS_FILE, ends_at_first, resolved, wrong_parts
 from .settings import parse_settings
 from .summarizer import WdmoeSummarizer
 from .weights import local_folder, measure_weights
@@ -112,15 +112,15 @@ def make_plan(config: Path | str) -> Plan:
         cfg = _read_config(Path(config))
         plan = Plan(str(config))
         _check_sections(cfg, plan)
-        runner = _resolved(RUNNERS, cfg.get("infer", {}).get("runner", {}).get("type", LocalRunner))
+        runner = resolved(RUNNERS, cfg.get("infer", {}).get("runner", {}).get("type", LocalRunner))
         models = {model_abbr_from_cfg(one): _look_at_model(one, runner, plan) for one in cfg["models"]}
         found = {dataset_abbr_from_cfg(one): _look_at_dataset(one, plan) for one in cfg["datasets"]}
         _look_at_tensors(models, plan)
         plan.models, plan.datasets = [m.facts for m in models.values()], [d.facts for d in found.values()]
         _report_failures(plan)
         sections = [cfg.get("infer", {}), cfg.get("eval", {})]
-        kinds = [_resolved(PARTITIONERS, section.get("partitioner", {}).get("type")) for section in sections]
-        kinds.append(_resolved(TASKS, sections[1].get("runner", {}).get("task", {}).get("type")))
+        kinds = [resolved(PARTITIONERS, section.get("partitioner", {}).get("type")) for section in sections]
+        kinds.append(resolved(TASKS, sections[1].get("runner", {}).get("task", {}).get("type")))
         check_caches(kinds, plan)
         _look_at_comparisons(cfg, plan)
         _estimate_runs(cfg, models, found, plan)
@@ -177,7 +177,7 @@ def _check_sections(cfg: Config, plan: Plan) -> None:
         plan.notes.append(f"eval: {ENDS_AT_FIRST}")
     pairs = [(model_abbr_from_cfg(m), dataset_abbr_from_cfg(d)) for m, d in _pairs(cfg)]
     plan.problems += name_problems(pairs, Path(cfg.get("work_dir") or "outputs/default") / "YYYYMMDD_hhmmss")
-    task = _resolved(TASKS, cfg.get("infer", {}).get("runner", {}).get("task", {}).get("type"))
+    task = resolved(TASKS, cfg.get("infer", {}).get("runner", {}).get("task", {}).get("type"))
     if not any("wdmoe" in model for model in cfg["models"]):
         plan.notes.append("no model has wdmoe=dict(...): no routing trace will be written")
         if not _is_subclass(task, WdmoeInferTask) and _needs_batch_encode_plus(cfg):
@@ -188,25 +188,17 @@ def _check_sections(cfg: Config, plan: Plan) -> None:
         return
     if cfg.get("infer") is None:
         plan.problems.append(NO_TRACE + RUNNERS_FILE)
-    summarizer = _resolved(TASKS, cfg.get("summarizer", {}).get("type"))
+    summarizer = resolved(TASKS, cfg.get("summarizer", {}).get("type"))
     if not _is_subclass(summarizer, WdmoeSummarizer):
         plan.problems.append("summarizer: must be dict(type=WdmoeSummarizer), or no latency is reported")
 
 
 def _needs_batch_encode_plus(cfg: Config) -> bool:
-    kinds = [_resolved(MODELS, model.get("type")) for model in cfg["models"]]
+    kinds = [resolved(MODELS, model.get("type")) for model in cfg["models"]]
     stock = any(
         _is_subclass(kind, HuggingFacewithChatTemplate) and not _is_subclass(kind, WdmoeMixin) for kind in kinds
     )
     return stock and not hasattr(PreTrainedTokenizerBase, "batch_encode_plus")
-
-
-def _resolved(registry: Any, named: Any) -> Any:
-    """The class of a `type=`; None where there is none."""
-    try:
-        return registry.get(named) if isinstance(named, str) else named
-    except (ImportError, AttributeError):
-        return None
 
 
 def _is_subclass(one: Any, base: type | tuple[type, ...]) -> bool:
@@ -217,7 +209,7 @@ def _is_subclass(one: Any, base: type | tuple[type, ...]) -> bool:
 def _look_at_model(cfg: ConfigDict, runner: Any, plan: Plan) -> _Model:
     facts = ModelFacts(model_abbr_from_cfg(cfg), str(cfg.get("path") or ""))
     model = _Model(cfg, facts, rows_per_prompt=_rows_per_prompt(cfg.get("generation_kwargs") or {}))
-    kind = _resolved(MODELS, cfg.get("type"))
+    kind = resolved(MODELS, cfg.get("type"))
 
     def problem(sentence: Any) -> None:
         plan.problems.append(f"model {facts.abbr}: {sentence}")
@@ -469,7 +461,7 @@ def _look_at_dataset(cfg: ConfigDict, plan: Plan) -> _Dataset:
 def _method(inferencer: Any) -> str | None:
     methods = {PPLInferencer: "ppl", GenInferencer: "gen"}
     return next(
-        (name for base, name in methods.items() if _is_subclass(_resolved(ICL_INFERENCERS, inferencer), base)), None
+        (name for base, name in methods.items() if _is_subclass(resolved(ICL_INFERENCERS, inferencer), base)), None
     )
 
 
@@ -503,7 +495,7 @@ def _sampled_prompts(dataset: _Dataset, built: Any, plan: Plan) -> list[Any]:
         if key in infer_cfg
     }
     retriever_cfg = infer_cfg.retriever
-    if not _is_subclass(_resolved(ICL_RETRIEVERS, retriever_cfg.type), CHEAP_RETRIEVERS):
+    if not _is_subclass(resolved(ICL_RETRIEVERS, retriever_cfg.type), CHEAP_RETRIEVERS):
         plan.notes.append(f"{facts.benchmark}: its prompts are counted without their in-context examples")
         retriever_cfg = dict(type=ZeroRetriever)
     retriever = ICL_RETRIEVERS.build(dict(retriever_cfg, dataset=built))
@@ -557,7 +549,7 @@ def _estimate_run(model: _Model, dataset: _Dataset, counted: dict, plan: Plan) -
     inferencer = dataset.cfg.infer_cfg.inferencer
     batch_size = inferencer.get("batch_size", model.cfg.get("batch_size"))
     out_tokens = inferencer.get("max_out_len", model.cfg.get("max_out_len"))
-    kind = _resolved(MODELS, model.cfg.get("type"))
+    kind = resolved(MODELS, model.cfg.get("type"))
     if method == "ppl" and getattr(kind, "get_ppl", None) is BaseModel.get_ppl:
         return problem(f"{kind.__name__} gives no perplexity; take a base model class or a gen dataset")
     if method == "ppl" and batch_size is None:

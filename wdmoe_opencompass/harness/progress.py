@@ -332,7 +332,7 @@ class DatasetWatch:
                 found.metric, found.accuracy = "accuracy", self._matched
             return
         result = read_result(self.results)
-        if not result:
+        if result is None:
             found.reason = "its results are torn: started again with -r, it is evaluated again"
             return
         score = main_score(result)
@@ -349,7 +349,7 @@ class DatasetWatch:
         self._answers_seen = seen
         answers = read_result(self.predictions)
         self._is_whole = bool(answers)
-        self._matched = _share_equal(answers) if self.is_matched else None
+        self._matched = _share_equal(answers) if answers and self.is_matched else None
 
 
 def progress_file(run_folder: Path, model: str, name: str) -> Path:
@@ -366,11 +366,11 @@ def spent_s(run_folder: Path, model: str, name: str) -> float:
     return before.earlier_s + max(0.0, (watch._last_change_s() or 0.0) - before.started_s)
 
 
-def read_result(path: Path) -> dict[str, Any]:
-    """-> a predictions or results file; empty where there is none, or it is torn."""
+def read_result(path: Path) -> dict[str, Any] | None:
+    """-> a predictions or results file; None where there is none, or it is torn."""
     with suppress(OSError):
-        return read_whole(path) or {}
-    return {}
+        return read_whole(path)
+    return None
 
 
 def _share_equal(answers: dict[str, Any]) -> float | None:

@@ -93,12 +93,15 @@ class RunWatch:
 
     def _joined(self, one: Planned, whole: DatasetWatch, parts: list[DatasetProgress]) -> DatasetProgress:
         """The dataset of some parts: more of them may begin later, so it is finished when all were scored together."""
-        score, why_not = main_score(read_result(whole.results)), noted_failure(whole.results)
+        result, why_not = read_result(whole.results), noted_failure(whole.results)
+        score = main_score(result or {})
         states = [part.state for part in parts]
         state = next((state for state in (RUNNING, FAILED, INTERRUPTED, WAITING) if state in states), WAITING)
         reason = f"in parts, {len(parts)} of them begun"
         if set(states) == {FINISHED}:
-            if whole.results.exists() and score.metric is not None:
+            if result is not None and "error" in result:
+                state, reason = FAILED, str(score.why_not)
+            elif result is not None:
                 state, reason = FINISHED, "; ".join(filter(None, (reason, score.why_not)))
             elif why_not is not None:
                 state, reason = FAILED, f"the evaluation failed: {why_not}"

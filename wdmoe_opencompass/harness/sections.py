@@ -32,6 +32,7 @@ INFER, EVAL = "infer", "eval"
 RUNNERS_FILE = "eval_configs/runners/wdmoe_local.py"
 SUBJECTIVE = (SubjectiveNaivePartitioner, SubjectiveNumWorkerPartitioner, SubjectiveSizePartitioner)
 COUNTS = ("n", "tasks", "num_worker", "num_split", "batch_size", "max_task_size")  # of partitioners
+MAX_ITEMS, MAX_LABELS = 10**6, 100  # of a dataset: more than any benchmark has (our choice)
 KINDS = {  # -> what it is, where it belongs
     OpenICLInferTask: ("an infer task", "infer.runner.task.type"),
     OpenICLInferConcurrentTask: ("an infer task", "infer.runner.task.type"),
@@ -173,13 +174,26 @@ def _wrong_eval_partitioner(cfg: Any, partitioner: type, task: type | None) -> I
                 f"take eval from {RUNNERS_FILE}, or a subjective summarizer"
             )
     elif issubclass(partitioner, NumWorkerPartitioner | SizePartitioner):
-        count = _part(cfg, EVAL, "partitioner").get("num_split")
-        is_whole = issubclass(partitioner, WdmoeNumWorkerPartitioner | WdmoeSizePartitioner) or count == 1
-        if not is_whole:
+        is_ours = issubclass(partitioner, WdmoeNumWorkerPartitioner | WdmoeSizePartitioner)
+        if not is_ours and _can_split(partitioner, _part(cfg, EVAL, "partitioner")):
             yield (
                 f"eval.partitioner.type is {name}, which splits datasets, and the scores of parts are in no table: "
                 f"take Wdmoe{name}, which keeps them whole in eval, or WdmoeNaivePartitioner, as in {RUNNERS_FILE}"
             )
+
+
+def _can_split(partitioner: type, parameters: Any) -> bool:
+    """Whether OpenCompass's partitioner, with these parameters, splits a dataset of MAX_ITEMS."""
+
+    def number(key: str, default: int) -> float:
+        value = parameters.get(key)
+        return value if isinstance(value, int | float) and value else default
+
+    if issubclass(partitioner, NumWorkerPartitioner):
+        parts = number("num_split", 0) or number("num_worker", 8)
+        return parts > 1 and number("min_task_size", 16) < MAX_ITEMS
+    cost_of_item = 10 * max(number("gen_task_coef", 20), MAX_LABELS)  # 10: of datasets that it takes for slow ones
+    return number("max_task_size", 40_000) < MAX_ITEMS * cost_of_item
 
 
 def _wrong_kind(key: str, part: type | None, right: type) -> Iterator[str]:
@@ -197,7 +211,7 @@ def resolved(registry: Any, named: Any) -> Any:
     """The class of a `type=`; None where there is none."""
     try:
         found = registry.get(named) if isinstance(named, str) else named
-    except Exception:  # a module may raise anything when it is imported
+    except (Exception, SystemExit):  # a module may raise anything when it is imported
         return None
     return found if isinstance(found, type) else None
 

@@ -106,7 +106,7 @@ class WdmoeSummarizer(DefaultSummarizer):
         print(f"tables and figures: {folder}\n{page}")
 
     def _write_opencompass_table(self, output_path: str | None, time_str: str) -> None:
-        """OpenCompass's own table; where it cannot be made, a text with the reason stands in its place."""
+        """OpenCompass's own table; where it cannot be made, a text with the reason is in its place."""
         try:
             super().summarize(output_path, time_str)
         except OSError:

@@ -71,6 +71,8 @@ def _why_unfinished(predictions: Path, wdmoe: Any, dataset_cfg: Any) -> str | No
     answers = read_whole(predictions)
     if answers is None:
         return "the predictions are torn"
+    if not answers:
+        return "the predictions hold no answer"
     if dataset_cfg is None:
         return "the dataset is split otherwise now"
     if wdmoe is None:
@@ -234,7 +236,7 @@ def redo_stale_results(predictions: Path, results: Path) -> None:
 
 
 def remove_torn_results(results: Path) -> bool:
-    """Take away results that are torn: OpenCompass's own table cannot be written beside them; -> whether they were."""
+    """Take away results that are torn: OpenCompass's own table cannot be written next to them; -> whether they were."""
     if not results.exists() or read_whole(results) is not None:
         return False
     results.unlink(missing_ok=True)

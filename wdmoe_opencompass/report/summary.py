@@ -79,7 +79,7 @@ ACCURACY_TEXT = (
     "accuracy in % as OpenCompass's evaluators score it; active experts and dropped assignments count real tokens "
     "only, over all MoE layers, mean over the datasets."
 )
-DIFFERENCE_TEXT = "accuracy of each model beside the vanilla model that is the same in all but the policy, item by item"
+DIFFERENCE_TEXT = "accuracy of each model against the vanilla model that differs in the policy alone, item by item"
 
 
 def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Path) -> list[str]:

@@ -205,11 +205,11 @@ class _Visits(NamedTuple):
     weight:   [units] float64 what a token loses with the visit: its experts on that device together
     experts:  [units] float64 how many these are
     device:   [units]; 0 where the expert is at the base station
-    may_go:   [units] whether the pair stands for a visit that may be dropped
+    may_go:   [units] whether the pair counts as a visit that may be dropped
     rank:     [units] how many visits to the same device are of less weight
     load:     [devices] visits, q_k of Eq. (9)
     pairs:    [devices] (token, expert) pairs computed
-    together: [tokens, k - 1] the unit of the token that stands for each pair's visit; -1 for the top expert's
+    together: [tokens, k - 1] the token's unit that counts as each pair's visit; -1 for the top expert's
     places:   [tokens, k] the router's places from the highest weight to the lowest
     """
 

@@ -492,10 +492,10 @@ REFUSED = """([counts, cases]) => {
 @pytest.mark.parametrize(
     "key, values",
     [
-        ("total_bandwidth_hz", [0, -1.0, 1e3, 1e12]),
+        ("total_bandwidth_hz", [0, -1.0, 0.5, 1.0, 1e15, 2e15]),
         ("payload_bits", [0, 1, 64, 65, 1.5]),
-        ("devices[0].distance_m", [0, -0.0, 0.001, 0.01, 1e9, 2e9]),
-        ("devices[0].transmit_power_w", [0, -5.0, 1e-9, 1e5]),
+        ("devices[0].distance_m", [0, -0.0, 1e-5, 0.001, 0.01, 1e14, 2e14]),
+        ("devices[0].transmit_power_w", [0, -5.0, 1e-13, 1e-12, 1e9, 2e9]),
     ],
 )
 def test_the_engine_takes_what_a_profile_takes(engine, key, values):
