@@ -94,10 +94,10 @@ both prove (per pass; single layers of a pass can differ by more where several s
   };
 
   const limits = {
-    total_bandwidth_hz: { above: 0, least: 1e3, most: 1e12, unit: "Hz" },
+    total_bandwidth_hz: { above: 0, least: 1, most: 1e15, unit: "Hz" },
     payload_bits: { least: 1, most: 64, whole: true, unit: "bit" },
-    distance_m: { above: 0, least: 0.01, most: 1e9, unit: "m" },
-    transmit_power_w: { above: 0, least: 1e-9, most: 1e5, unit: "W" },
+    distance_m: { above: 0, least: 1e-4, most: 1e14, unit: "m" },
+    transmit_power_w: { above: 0, least: 1e-12, most: 1e9, unit: "W" },
   };
   const DEVICE_KEYS = ["distance_m", "transmit_power_w"];
   const PROFILE_KEYS = ["total_bandwidth_hz", "payload_bits"];
@@ -217,9 +217,7 @@ both prove (per pass; single layers of a pass can differ by more where several s
     check_settings(settings);
     const found = typeof model === "number" ? run.models[model] : run.models.find((one) => one.abbr === model);
     if (!found) throw new Error(`the run has no model ${model}`);
-    const profile = with_changes(found.profile, settings);
-    check_mean_gains(profile);
-    return profile;
+    return with_changes(found.profile, settings);
   }
 
   // nobody receives more than is sent, whatever a path-loss formula of the far field says near the antenna
@@ -242,6 +240,7 @@ both prove (per pass; single layers of a pass can differ by more where several s
     for (const device of profile.devices) {
       for (const key of DEVICE_KEYS) device[key] = changes.get(device.name)?.[key] ?? device[key];
     }
+    check_mean_gains(profile);
     return profile;
   }
 
