@@ -118,7 +118,7 @@ def test_a_task_of_a_stock_model_refuses_it_and_leaves_no_predictions(without_ro
     dataset = Config.fromfile(ROOT / "tests" / "harness" / "eval_small.py", format_python_code=False).datasets[0]
     task = dict(models=[stock(without_router)], datasets=[[dataset]], work_dir=str(tmp_path), cli_args=dict())
     with pytest.raises(ModelError, match=re.escape(f"1 missing ({ROUTER})")):
-        WdmoeInferTask(Config(task)).run()
+        WdmoeInferTask(Config(task)).run_or_raise()
     assert not list(tmp_path.glob("predictions/*/*.json"))
 
 

@@ -134,7 +134,7 @@ FAILING = {
     "Raising": "KeyError: 'no such [answer] | key'",
     "Silent": "RuntimeError",
     "Textless": "Textless: it has no text",
-    "Surrogate": "ValueError: half a sign ?, and more",
+    "Surrogate": "ValueError: half a sign \ufffd, and more",
     "Long": "AssertionError: answers: xxx",
     "Exiting": "SystemExit: no licence",
     "Vanishing": "the process of its evaluator ended with exit code 0 and left no score",

@@ -65,7 +65,7 @@ def test_the_folders_are_those_of_the_libraries():
         "    for module, name, below in cache.attributes[:1]:\n"
         "        print(str(getattr(__import__('sys').modules[module], name)) == str(cache.folder))"
     )
-    for settings in ({}, dict(HF_HOME="~/x"), dict(XDG_CACHE_HOME="/tmp/y"), dict(HF_DATASETS_CACHE="/tmp/z")):
+    for settings in (dict(HF_HOME="~/x", HF_DATASETS_CACHE="/tmp/z"), dict(XDG_CACHE_HOME="/tmp/y")):
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | settings)
         assert done.stdout.split() == ["True"] * len(caches.CACHES), (settings, done)
 

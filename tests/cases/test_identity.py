@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmengine.config import ConfigDict
 from opencompass.openicl.icl_inferencer import GenInferencer, PPLInferencer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
@@ -994,3 +995,22 @@ def test_plan_says_beforehand_what_will_not_be_compared(files, change, said):
     else:
         (note,) = plan.notes
         assert note.startswith("model wdmoe, d and 1 more: more than the policy differs from vanilla: " + said)
+
+
+def test_opencompass_own_table_changes_no_argument(monkeypatch, tmp_path):
+    """Its hash of a prompt moves fix_id_list from the retriever to the inferencer, as in the stock MMLU config."""
+    from opencompass.summarizers import DefaultSummarizer
+    from opencompass.utils import get_prompt_hash
+
+    from wdmoe_opencompass.harness.summarizer import WdmoeSummarizer
+
+    retriever, inferencer = dict(type="FixKRetriever", fix_id_list=[0, 1]), dict(type="PPLInferencer")
+    dataset = ConfigDict(abbr="d", infer_cfg=dict(retriever=retriever, inferencer=inferencer))
+    summarizer = WdmoeSummarizer.__new__(WdmoeSummarizer)
+    summarizer.dataset_cfgs, summarizer.work_dir = [dataset], str(tmp_path)
+    monkeypatch.setattr(DefaultSummarizer, "summarize", lambda self, *_: get_prompt_hash(self.dataset_cfgs))
+    before = asked_facts({}, summarizer.dataset_cfgs[0])
+    summarizer._write_opencompass_table(None, "now")
+    assert summarizer.dataset_cfgs == [dataset]
+    assert asked_facts({}, summarizer.dataset_cfgs[0]) == before
+    assert retriever["fix_id_list"] == [0, 1]

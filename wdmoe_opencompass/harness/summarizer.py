@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,7 @@ class WdmoeSummarizer(DefaultSummarizer):
 
     def _write_opencompass_table(self, output_path: str | None, time_str: str) -> None:
         """OpenCompass's own table; where it cannot be made, a text with the reason is in its place."""
+        own, self.dataset_cfgs = self.dataset_cfgs, deepcopy(self.dataset_cfgs)  # OpenCompass changes them for a hash
         try:
             super().summarize(output_path, time_str)
         except OSError:
@@ -115,6 +117,8 @@ class WdmoeSummarizer(DefaultSummarizer):
             reason = f"OpenCompass's own table could not be written: {own_words(error)}"
             print(reason)
             write_whole(Path(self.work_dir) / "summary" / f"summary_{time_str}.txt", reason + "\n")
+        finally:
+            self.dataset_cfgs = own
 
     def _pick_up_results(self) -> tuple[dict, dict, dict, dict]:
         """As OpenCompass's own, but one model's metrics may differ from another's: NaN where it has no such number."""

@@ -289,7 +289,7 @@ def test_an_error_of_the_engine_stands_in_place_of_the_number(open_page, run):
     assert not one.complaints
 
 
-@pytest.mark.parametrize("value", [1e12, 1e160])
+@pytest.mark.parametrize("value", [1e15, 1e160])
 def test_a_distance_that_no_device_has_is_refused(visit, value):
     before = visit.cells()
     visit.set(device(1, "distance_m"), value)
