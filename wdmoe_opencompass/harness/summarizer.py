@@ -60,6 +60,7 @@ class WdmoeSummarizer(DefaultSummarizer):
     """
 
     model_cfgs: list[Any]
+    dataset_cfgs: list[Any]
 
     def summarize(self, output_path: str | None = None, time_str: str | None = None) -> None:
         """Write all tables; a cell that a failed task left empty, or whose trace is of another run, has its reason.
