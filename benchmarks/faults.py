@@ -103,7 +103,7 @@ def main():
     figures |= dict(
         file_operations=len(died),
         file_operations_survived=sum(one.is_complete and one.is_equal for one in died),
-        slowest_s=max(one["slowest_s"] for one in fuzzed[: len(fuzz.ALL)]),  # not of a checkpoint: it builds a model
+        slowest_s=max(kind["slowest_s"] for kind in fuzzed[: len(fuzz.ALL)]),  # not of a checkpoint: it builds a model
         grown_mib=max(one["grown_mib"] for one in fuzzed),
     )
     print(json.dumps(figures))

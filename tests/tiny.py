@@ -43,9 +43,9 @@ def example_policy(name, layers=1, experts=8, top_k=2):
     return build_policy(name, example_parameters(name, layers, experts, top_k))
 
 
-def tiny_mixtral(experts=8, top_k=2, layers=3, seed=0):
+def tiny_mixtral(experts=8, top_k=2, layers=3, seed=0, **others):
     torch.manual_seed(seed)
-    config = MixtralConfig(
+    values = dict(
         vocab_size=97,
         hidden_size=32,
         intermediate_size=48,
@@ -60,7 +60,7 @@ def tiny_mixtral(experts=8, top_k=2, layers=3, seed=0):
         bos_token_id=1,
         eos_token_id=END,
     )
-    return MixtralForCausalLM(config).eval()
+    return MixtralForCausalLM(MixtralConfig(**(values | others))).eval()
 
 
 def channel_states(model, profile="paper_8_devices"):

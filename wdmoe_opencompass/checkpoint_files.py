@@ -10,6 +10,7 @@ from .errors import ModelError
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 CONFIG = "config.json"
+MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
 def checkpoint_files(folder: Path, model_kwargs: Mapping[str, Any] | None = None) -> list[Path]:

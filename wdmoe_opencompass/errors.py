@@ -15,6 +15,7 @@ from itertools import islice
 
 LONGEST_SHOWN = 80
 MOST_NAMED = 20
+MAX_BRIEF = 300
 MOST_COMPARED = 1000  # near names among more would take seconds
 
 
@@ -61,6 +62,17 @@ def shown(value: object) -> str:
     except ValueError:  # a whole number of thousands of digits
         return "a number of thousands of digits"
     return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 20]}... ({len(text)} characters)"
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, its first line; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def brief(error: BaseException) -> str:
+    """An exception's type and the beginning of what it says, on one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:MAX_BRIEF]}" if text else type(error).__name__
 
 
 def visible(text: str) -> str:

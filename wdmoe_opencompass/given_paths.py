@@ -129,7 +129,7 @@ def why_not_writable(folder: Path) -> str | None:
 
 
 def _nearest(path: Path) -> Path:
-    return next(one for one in path.absolute().parents if os.path.lexists(one))
+    return next(parent for parent in path.absolute().parents if os.path.lexists(parent))
 
 
 def _entries(folder: Path) -> list[str]:
@@ -149,7 +149,7 @@ def _is_run(folder: Path) -> bool:
 def _run_around(path: Path) -> str | None:
     """The hint where a part of a run was given: its summary folder, say, or its page."""
     above = [] if _why_no_path(path) else list(path.absolute().parents)[:3]
-    run = next((one for one in above if _is_run(one)), None)
+    run = next((folder for folder in above if _is_run(folder)), None)
     return None if run is None else f"give the run's folder, {run}"
 
 

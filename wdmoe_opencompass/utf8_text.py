@@ -7,6 +7,8 @@ Whatever we write has U+FFFD, the replacement character, in its place.
 import re
 from typing import Any
 
+from .json_values import changed
+
 SURROGATE = re.compile("[\ud800-\udfff]")
 SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")  # in JSON; of a whole letter, or of a lone half
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -21,13 +23,11 @@ def replaced(text: str) -> str:
 
 def all_replaced(value: Any) -> Any:
     """A JSON value with every text in it `replaced`, keys too."""
-    if isinstance(value, str):
-        return replaced(value)
-    if isinstance(value, dict):
-        return {all_replaced(key): all_replaced(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(all_replaced, value)) if type(value) in (list, tuple) else value
-    return value
+    return changed(value, _replaced, _replaced)
+
+
+def _replaced(value: Any) -> Any:
+    return replaced(value) if isinstance(value, str) else value
 
 
 def count_surrogates(value: Any) -> int:

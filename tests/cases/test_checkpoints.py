@@ -308,7 +308,7 @@ def test_the_file_that_is_missing_is_the_one_that_is_looked_for(tmp_path, model_
 
 
 MAPS = ([1], {}, 5, {"a": 5}, {"a": None}, {"a": "b", "c": ["d"]}, {"a": ""})
-INDEXES = ["[]", "{", "5", "[" * 9999, *(json.dumps(dict(weight_map=one)) for one in MAPS)]
+INDEXES = ["[]", "{", "5", "[" * 9999, *(json.dumps(dict(weight_map=shards)) for shards in MAPS)]
 
 
 @pytest.mark.parametrize("text", INDEXES)

@@ -36,7 +36,7 @@ def task(folder, model, *datasets):
         )
 
     models = [dict(abbr=model.lower(), type=f"tests.cases.odd_models.{model}", path=".", batch_size=4, max_out_len=1)]
-    return Config(dict(models=models, datasets=[[dataset(*one) for one in datasets]], work_dir=str(folder)))
+    return Config(dict(models=models, datasets=[[dataset(*arguments) for arguments in datasets]], work_dir=str(folder)))
 
 
 def launch(kind, tasks):
@@ -61,7 +61,7 @@ def tasks(tmp_path, monkeypatch):
 def test_tasks_after_one_that_fails_are_run_and_scored(tmp_path, tasks, caplog):
     caplog.set_level(logging.ERROR)
     for kind in ("infer_task.WdmoeInferTask", "eval_task.WdmoeEvalTask"):
-        assert len(launch(kind, [Config(one._cfg_dict) for one in tasks])) == len(tasks)
+        assert len(launch(kind, [Config(task._cfg_dict) for task in tasks])) == len(tasks)
     predictions, results = tmp_path / "run" / "predictions", tmp_path / "run" / "results"
     assert len(json.loads((predictions / "answering" / "sound.json").read_text())) == 4
     assert 0 <= json.loads((results / "answering" / "sound.json").read_text())["accuracy"] <= 100

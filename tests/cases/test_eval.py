@@ -48,7 +48,9 @@ def test_every_failed_dataset_has_its_own_reason_and_no_other_has_one(faulty_run
 def test_sound_datasets_are_scored_next_to_those_that_fail(faulty_run):
     folder = Path(faulty_run[0])
     records = json.loads((folder / "summary" / "accuracy.json").read_text())
-    scored = {(one["model"], one["dataset"]): one["value"] for one in records if one["metric"] == "accuracy"}
+    scored = {
+        (record["model"], record["dataset"]): record["value"] for record in records if record["metric"] == "accuracy"
+    }
     datasets = {dataset_abbr_from_cfg(cfg) for cfg in Config.fromfile(ROOT / FAULTS)["datasets"]}
     assert datasets > {*SOUND, *REASONS}
     assert set(scored) == {(model, dataset) for model in MODELS for dataset in datasets - set(REASONS)}
@@ -68,7 +70,7 @@ def last_number(text):
 def test_watch_tells_the_same_reasons(faulty_run):
     found = RunWatch(Path(faulty_run[0])).look(0.0)
     assert found.has_ended
-    lines = {(one.model, one.dataset): one for one in found.datasets}
+    lines = {(line.model, line.dataset): line for line in found.datasets}
     for model in MODELS:
         for dataset, reason in REASONS.items():
             one = lines[model, dataset]

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from mmengine.config import ConfigDict
 from opencompass.openicl.icl_inferencer import GenInferencer, PPLInferencer
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import ROOT
 from tests.report.test_differences import BENCHMARKS, run_of
 from tests.routing.test_trace import metadata
+from tests.tiny import tiny_mixtral
 from wdmoe_opencompass.errors import ModelError
 from wdmoe_opencompass.harness.belongs import Expected, why_refused
 from wdmoe_opencompass.harness.identify import asked_facts, inferencer_facts, prompts_digest, scoring_facts
@@ -52,22 +53,15 @@ NOT_OF_OBJECT = ("type", "abbr", "batch_size", "run_cfg", "max_out_len", "min_ou
 def files(tmp_path_factory):
     """Folder of a tiny checkpoint with the quickstart's tokenizer, and of variants of it, by name."""
     root = tmp_path_factory.mktemp("identity")
-    torch.manual_seed(0)
-    config = MixtralConfig(
+    model = tiny_mixtral(
+        layers=2,
         vocab_size=1024,
         hidden_size=16,
         intermediate_size=16,
-        num_hidden_layers=2,
         num_attention_heads=2,
-        num_key_value_heads=2,
-        num_local_experts=8,
-        num_experts_per_tok=2,
         max_position_embeddings=128,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
+        initializer_range=0.02,
     )
-    model = MixtralForCausalLM(config).eval()
     folders = {name: root / name for name in ("base", "sharded", "copy", "pickled", "retrained", "half")}
     for folder in folders.values():
         AutoTokenizer.from_pretrained(ROOT / "quickstart" / "model").save_pretrained(folder)
@@ -799,19 +793,11 @@ def test_a_trace_stays_one_of_a_config_that_was_edited_without_effect(tmp_path, 
 
 
 def of_config(arguments, **identity):
-    from wdmoe_opencompass import load_profile
-
-    profile = load_profile("paper_8_devices")
     return traced(
         model="m",
         weights="w",
-        dataset="d",
         policy="top_k",
         policy_parameters={},
-        renormalise="model",
-        profile=profile,
-        profile_hash=profile.content_hash,
-        seed=profile.fading.seed,
         identity=dict(IDENTITY, **identity),
         arguments=arguments,
     )

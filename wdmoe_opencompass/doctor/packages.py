@@ -45,16 +45,20 @@ def check_requirements() -> list[Finding]:
 def check_optional() -> list[Finding]:
     """The packages of the extras in OPTIONAL: a warning for each that is missing or of another version."""
     findings = []
-    for one, what in [(one, what) for extra, what in OPTIONAL.items() for one in _requirements(extra=extra) or []]:
-        installed = installed_version(one.name)
+    for requirement, what in [
+        (requirement, what) for extra, what in OPTIONAL.items() for requirement in _requirements(extra=extra) or []
+    ]:
+        installed = installed_version(requirement.name)
         if installed is None:
-            found = f"{one.name} is not installed; only configs with {what} need it"
-        elif not _fits(one, installed):
-            found = f"{one.name} {installed} is outside {one.specifier}; only configs with {what} need it"
+            found = f"{requirement.name} is not installed; only configs with {what} need it"
+        elif not _fits(requirement, installed):
+            found = (
+                f"{requirement.name} {installed} is outside {requirement.specifier}; only configs with {what} need it"
+            )
         else:
-            findings.append(ok(one.name, f"{one.name} {installed}"))
+            findings.append(ok(requirement.name, f"{requirement.name} {installed}"))
             continue
-        findings.append(warning(one.name, found, _install(one)))
+        findings.append(warning(requirement.name, found, _install(requirement)))
     return findings
 
 

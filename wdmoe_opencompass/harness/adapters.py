@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import ModelError
+from ..errors import ModelError, brief
 from ..identity import adapter_digest
 from .weights import local_folder
 
 ADAPTER_CONFIG = "adapter_config.json"
-MAX_REASON = 200  # characters of what PEFT says
 # Those that change a model's own layers and nothing else, so that the model works without PEFT's wrapper around it.
 KINDS = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT")
 
@@ -42,7 +41,7 @@ def adapter_kind(peft_path: str) -> str:
     try:
         config = PeftConfig.from_pretrained(str(adapter))
     except Exception as error:  # whatever the schemas of peft raise
-        raise ModelError(f"{adapter / ADAPTER_CONFIG}: cannot be read: {_one_line(error)}") from None
+        raise ModelError(f"{adapter / ADAPTER_CONFIG}: cannot be read: {brief(error)}") from None
     if getattr(config, "alora_invocation_tokens", None):
         return "activated LoRA"
     return str(getattr(config.peft_type, "value", config.peft_type))
@@ -66,7 +65,7 @@ def whole_adapter(peft_path: str | None) -> Iterator[None]:
         try:
             found = load_adapter(model, *args, **kwargs)
         except RuntimeError as error:  # tensors of other shapes
-            raise ModelError(f"peft_path {peft_path}: it does not fit the model: {_one_line(error)}") from None
+            raise ModelError(f"peft_path {peft_path}: it does not fit the model: {brief(error)}") from None
         for what, keys in (
             ("tensors that fit no layer of the model", found.unexpected_keys),
             ("no tensor for what it adapts", found.missing_keys),
@@ -80,7 +79,7 @@ def whole_adapter(peft_path: str | None) -> Iterator[None]:
     try:
         yield
     except ValueError as error:  # it adapts layers that the model does not have
-        raise ModelError(f"peft_path {peft_path}: it does not fit the model: {_one_line(error)}") from None
+        raise ModelError(f"peft_path {peft_path}: it does not fit the model: {brief(error)}") from None
     finally:
         wrapper.load_adapter = load_adapter
 
@@ -109,9 +108,7 @@ def without_wrapper(model: Any, peft_path: str, experts_elsewhere: bool = False)
             for wrapper in wrappers:
                 wrapper.merge(safe_merge=True)
         except Exception as error:  # of quantised weights, for one
-            raise ModelError(
-                f"peft_path {peft_path}: cannot be added to the experts {name}: {_one_line(error)}"
-            ) from None
+            raise ModelError(f"peft_path {peft_path}: cannot be added to the experts {name}: {brief(error)}") from None
         setattr(inner.get_submodule(owner), own, experts)
     return inner
 
@@ -123,7 +120,3 @@ def _unwrapped(module: Any) -> tuple[list[Any], Any]:
         wrappers.append(module)
         module = module.base_layer
     return wrappers, module
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:MAX_REASON]}"

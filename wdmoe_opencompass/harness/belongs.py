@@ -197,7 +197,7 @@ class ModelFiles:
         """-> the sealed traces by name, and why others cannot be read."""
         traces: dict[str, RoutingTrace] = {}
         unreadable: dict[str, str] = {}
-        for name in (name for one in self.datasets for name in (one, *self.parts_of(one, SEALED_SUFFIX))):
+        for name in (name for whole in self.datasets for name in (whole, *self.parts_of(whole, SEALED_SUFFIX))):
             path = self.path(name, SEALED_SUFFIX)
             if path.exists():
                 try:

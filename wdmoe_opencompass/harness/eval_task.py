@@ -18,10 +18,12 @@ from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 
 from ..caches import use_writable
 from ..errors import WdmoeError
-from ..file_names import beside, dataset_file
+from ..file_names import beside
 from ..files import write_whole
+from ..json_values import changed
 from .command import end_with_the_runner, module_command
 from .failures import note_failure, noted_failure, own_words, sentence
+from .run_files import PREDICTIONS, RESULTS, output_file
 from .scores import NOT_FINITE
 from .unfinished import FAILURE_SUFFIX
 
@@ -81,7 +83,7 @@ class WdmoeEvalTask(OpenICLEvalTask):
 
     def _score_dataset(self, model_cfg: ConfigDict, dataset_cfg: ConfigDict, in_child: bool) -> str | None:
         """-> why it could not be scored; None where its results are there."""
-        results = self._file("results", model_cfg, dataset_cfg)
+        results = output_file(self.work_dir, RESULTS, model_cfg, dataset_cfg)
         beside(results, FAILURE_SUFFIX).unlink(missing_ok=True)
         if not in_child:
             return self._score_here(results)
@@ -112,7 +114,7 @@ class WdmoeEvalTask(OpenICLEvalTask):
         return None
 
     def _has_predictions(self) -> bool:
-        predictions = self._file("predictions", self.model_cfgs[0], self.dataset_cfgs[0][0])
+        predictions = output_file(self.work_dir, PREDICTIONS, self.model_cfgs[0], self.dataset_cfgs[0][0])
         return predictions.exists() or beside(predictions, "_0.json").exists()
 
     def _note(self, results: Path, reason: str) -> None:
@@ -123,7 +125,7 @@ class WdmoeEvalTask(OpenICLEvalTask):
 
     def _evaluate_predictions(self, pred_strs: Any, test_set: Any, pred_dicts: Any) -> dict[str, Any]:
         """As OpenCompass's own, which takes parts up to the first gap; here only if together they are the dataset."""
-        is_in_parts = not self._file("predictions", self.model_cfg, self.dataset_cfg).exists()
+        is_in_parts = not output_file(self.work_dir, PREDICTIONS, self.model_cfg, self.dataset_cfg).exists()
         if is_in_parts and len(pred_dicts) != len(test_set):
             raise WdmoeError(
                 f"its parts have answers to {len(pred_dicts)} of its {len(test_set)} items: one is missing"
@@ -137,30 +139,20 @@ class WdmoeEvalTask(OpenICLEvalTask):
         JSON has no number for NaN and infinity, which OpenCompass writes nevertheless: here they are text. So is what
         JSON has no value for.
         """
-        results = self._file("results", self.model_cfg, self.dataset_cfg)
+        results = output_file(self.work_dir, RESULTS, self.model_cfg, self.dataset_cfg)
         results.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(_finite(result), ensure_ascii=False, indent=4, allow_nan=False, default=_as_json)
+        text = json.dumps(changed(result, _finite), ensure_ascii=False, indent=4, allow_nan=False, default=_as_json)
         write_whole(results, text.encode("utf-8", "backslashreplace"))
-
-    def _file(self, folder: str, model_cfg: ConfigDict, dataset_cfg: ConfigDict) -> Path:
-        names = model_abbr_from_cfg(model_cfg), dataset_abbr_from_cfg(dataset_cfg)
-        return dataset_file(Path(self.work_dir) / folder, *names, ".json")
 
 
 def _finite(value: Any) -> Any:
-    """The same with text for numbers that are not finite."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return NOT_FINITE[str(float(value))]
-    return value
+    """Text in place of a number that is not finite."""
+    return NOT_FINITE[str(float(value))] if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _as_json(value: Any) -> Any:
     try:
-        return _finite(set_default(value))  # arrays, scalars and sets, as OpenCompass writes them
+        return changed(set_default(value), _finite)  # arrays, scalars and sets, as OpenCompass writes them
     except TypeError:
         return str(value)
 

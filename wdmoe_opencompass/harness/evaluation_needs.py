@@ -10,6 +10,7 @@ import evaluate
 import opencompass.openicl.icl_evaluator.icl_hf_evaluator as hf_evaluator
 
 from ..caches import CACHES_FOLDER, sentence, unwritable, way_out, writable_for_now
+from ..errors import brief
 from .eval_task import WdmoeEvalTask
 from .partitioner import CheckedPartitioner
 from .plan_facts import Plan
@@ -50,7 +51,7 @@ def check_metric(evaluator: Any, benchmark: str, plan: Plan) -> None:
     except ImportError as error:
         plan.problems.append(f"{benchmark}: its evaluator lacks a package: {' '.join(str(error).split())[:300]}")
     except Exception as error:  # whatever a metric's own code raises, and the many names of a missing network
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        why = brief(error)
         if shipped.exists():
             plan.problems.append(f"{benchmark}: its metric {name} cannot be loaded: {why}")
         elif any(os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE") for variable in OFFLINE):

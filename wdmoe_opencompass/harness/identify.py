@@ -6,7 +6,7 @@ Which facts there are, and when two are the same, says the package `identity`; h
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -227,7 +227,7 @@ ASKED_OF_LABEL = ("prompt", "testing input")
 LABEL = "label: "
 
 
-def prompts_digest(parts: list[Mapping[str, Any]]) -> str:
+def prompts_digest(parts: Sequence[Mapping[str, Any]]) -> str:
     """-> digest of all prompts and gold answers of a dataset, in order; equal however it was split.
 
     parts: content of its predictions files. Prompts hold the items, their templates and in-context examples, so two

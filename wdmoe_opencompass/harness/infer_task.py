@@ -17,7 +17,7 @@ from opencompass.utils import build_model_from_cfg, dataset_abbr_from_cfg, model
 
 from ..caches import use_writable
 from ..errors import WdmoeError
-from ..file_names import beside, dataset_file
+from ..file_names import beside
 from ..routing.recording import RECORDING_SUFFIX
 from ..routing.times import TIMES_SUFFIX
 from ..routing.trace import SEALED_SUFFIX
@@ -31,9 +31,9 @@ from .lock import DatasetIsRunning, exclusive
 from .models import WdmoeMixin, supply_batch_encode_plus
 from .name_checks import name_problems
 from .progress import Begun, DatasetWatch, spent_s
+from .run_files import PREDICTIONS, RESULTS, output_file
 from .unfinished import FAILURE_SUFFIX, keep_answers, redo_unfinished, whole_answers
 
-PREDICTIONS, RESULTS = "predictions", "results"
 LOCK_WAIT_S = 60.0
 
 
@@ -119,7 +119,7 @@ class WdmoeInferTask(OpenICLInferTask):
                 return super().run(self.model, model_abbr_from_cfg(model_cfg))
             except (Exception, SystemExit) as error:
                 self._dataset_failed(error)
-                left = left[next(n for n, one in enumerate(left, 1) if one is self.dataset_cfg) :]
+                left = left[next(n for n, dataset_cfg in enumerate(left, 1) if dataset_cfg is self.dataset_cfg) :]
 
     def _refuse_names(self) -> None:
         """Under a partitioner of OpenCompass's own nobody has looked at them."""
@@ -230,15 +230,11 @@ class WdmoeInferTask(OpenICLInferTask):
         return redone
 
     def _redo_one(self, model_cfg: ConfigDict, dataset_cfg: ConfigDict) -> str | None:
-        results = self._file(RESULTS, model_cfg, dataset_cfg)
+        results = output_file(self.work_dir, RESULTS, model_cfg, dataset_cfg)
         return redo_unfinished(self._predictions(model_cfg, dataset_cfg), results, model_cfg, dataset_cfg)
 
     def _predictions(self, model_cfg: ConfigDict, dataset_cfg: ConfigDict) -> Path:
-        return self._file(PREDICTIONS, model_cfg, dataset_cfg)
-
-    def _file(self, folder: str, model_cfg: ConfigDict, dataset_cfg: ConfigDict) -> Path:
-        names = model_abbr_from_cfg(model_cfg), dataset_abbr_from_cfg(dataset_cfg)
-        return dataset_file(Path(self.work_dir) / folder, *names, ".json")
+        return output_file(self.work_dir, PREDICTIONS, model_cfg, dataset_cfg)
 
 
 def build_model(model_cfg: ConfigDict) -> Any:

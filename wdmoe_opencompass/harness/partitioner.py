@@ -17,11 +17,11 @@ from .encodable_answers import make_encodable
 from .failures import own_words
 from .lock import DatasetIsRunning, exclusive
 from .name_checks import RENAME, name_problems, why_no_file
+from .run_files import PREDICTIONS, RESULTS, output_file
 from .sections import EVAL, INFER, check_start, score_one_by_one
 from .unfinished import redo_stale_results, redo_unfinished
 
 LOG = logging.getLogger(__name__)
-PREDICTIONS, RESULTS = "predictions", "results"
 
 
 class CheckedPartitioner:
@@ -62,7 +62,7 @@ class CheckedPartitioner:
 
     def _check(self, model: Any, dataset: Any, names: set[str], work_dir: str) -> None:
         root, abbr, whole = Path(work_dir) / PREDICTIONS, model_abbr_from_cfg(model), dataset_abbr_from_cfg(dataset)
-        results = dataset_file(Path(work_dir) / RESULTS, abbr, whole, ".json")
+        results = output_file(work_dir, RESULTS, model, dataset)
         parts = parts_of(root, abbr, whole, names)
         configs = {whole: dataset} | (self._configs_of_parts(dataset) if parts and not self.is_scoring else {})
         for name in [whole, *parts]:
@@ -108,7 +108,9 @@ class _Splitting(CheckedPartitioner):
 
     def partition(self, model_dataset_combinations: list[dict], work_dir: str, out_dir: str, **others: Any) -> list:
         """As OpenCompass's own."""
-        self._names = {dataset_abbr_from_cfg(one) for each in model_dataset_combinations for one in each["datasets"]}
+        self._names = {
+            dataset_abbr_from_cfg(dataset) for each in model_dataset_combinations for dataset in each["datasets"]
+        }
         return super().partition(model_dataset_combinations, work_dir, out_dir, **others)
 
     def split_dataset(self, dataset_cfg: ConfigDict) -> list[ConfigDict]:

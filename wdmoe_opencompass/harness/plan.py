@@ -43,7 +43,7 @@ from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from ..channel.profile import ChannelProfile
 from ..checkpoint_files import missing_files
-from ..errors import WdmoeError, shown
+from ..errors import WdmoeError, brief, shown
 from ..identity import differing
 from ..identity.facts import sentence
 from ..routing.checkpoint import check_checkpoint, quiet
@@ -319,7 +319,7 @@ def _look_at_generation(model: _Model, problem: Callable, plan: Plan) -> None:
             config = _generation_config(model)
         mode = config.get_generation_mode()
     except (ValueError, TypeError) as error:
-        problem(f"its generation_kwargs do not fit each other: {_one_line(error)}")
+        problem(f"its generation_kwargs do not fit each other: {brief(error)}")
         return
     if "/" in GENERATION_MODES_MAPPING.get(mode, ""):
         problem(
@@ -394,13 +394,13 @@ def _load_tokenizer(model: _Model, problem: Callable) -> None:
             problem(error)
     except Exception as error:  # whatever a tokenizer's own loader raises
         if model.facts.folder is not None:
-            problem(f"its tokenizer cannot be loaded: {_one_line(error)}")
+            problem(f"its tokenizer cannot be loaded: {brief(error)}")
 
 
 def _look_at_comparisons(cfg: Config, plan: Plan) -> None:
     """Note which models will not be compared with vanilla, because more than the policy differs in the config."""
-    routed = [one for one in cfg["models"] if isinstance(one.get("wdmoe"), dict) and one.get("path")]
-    vanillas = [one for one in routed if one["wdmoe"].get("policy", "top_k") == "top_k"]
+    routed = [model for model in cfg["models"] if isinstance(model.get("wdmoe"), dict) and model.get("path")]
+    vanillas = [model for model in routed if model["wdmoe"].get("policy", "top_k") == "top_k"]
     for model in routed:
         mine = [v for v in vanillas if (v["path"], _profile_of(v)) == (model["path"], _profile_of(model))]
         found: dict[str, list[str]] = {}
@@ -425,7 +425,7 @@ def _profile_of(model_cfg: ConfigDict) -> Any:
 def _differing(vanilla: ConfigDict, model: ConfigDict, dataset: ConfigDict) -> dict[str, str]:
     """By the configs alone; the batch size counts where texts are scored as OpenCompass does."""
     first, second = (
-        asked_facts(one, dataset) | dict(perplexity=one["wdmoe"].get("perplexity", "stock")) for one in (vanilla, model)
+        asked_facts(of, dataset) | dict(perplexity=of["wdmoe"].get("perplexity", "stock")) for of in (vanilla, model)
     )
     differences = differing(first, second)
     is_stock = first["perplexity"] == second["perplexity"] == "stock"
@@ -451,7 +451,7 @@ def _look_at_dataset(cfg: ConfigDict, plan: Plan) -> _Dataset:
         facts.missing = _missing_file(error)
         facts.failure = f"file missing: {facts.missing}"
     except Exception as error:  # whatever a loader or a template raises
-        facts.failure = f"cannot be loaded: {_one_line(error)}"
+        facts.failure = f"cannot be loaded: {brief(error)}"
     if facts.method is None and facts.failure is None:
         plan.notes.append(f"{facts.benchmark}: passes of a {cfg.infer_cfg.inferencer.type} are not estimated")
     _look_at_evaluator(cfg, facts.benchmark, plan)
@@ -469,7 +469,7 @@ def _look_at_evaluator(cfg: ConfigDict, benchmark: str, plan: Plan) -> None:
     try:
         evaluator = ICL_EVALUATORS.build(_plain(cfg.get("eval_cfg", {}).get("evaluator", {})))
     except ImportError as error:
-        plan.problems.append(f"{benchmark}: its evaluator lacks a package: {_one_line(error)}")
+        plan.problems.append(f"{benchmark}: its evaluator lacks a package: {brief(error)}")
     except Exception:  # an evaluator that needs more than its config, such as a judge model, is no business of ours
         return
     else:
@@ -483,7 +483,7 @@ def _missing_file(error: Exception) -> str:
         named = str(error)
     elif named is None and (quoted := re.search(r"Unable to find '([^']+)'", str(error))):  # load_dataset's words
         named = quoted[1]
-    return _one_line(error) if named is None else os.path.abspath(named)
+    return brief(error) if named is None else os.path.abspath(named)
 
 
 def _sampled_prompts(dataset: _Dataset, built: Any, plan: Plan) -> list[Any]:
@@ -563,7 +563,7 @@ def _estimate_run(model: _Model, dataset: _Dataset, counted: dict, plan: Plan) -
         try:
             counted[key] = [counter(prompt) for prompt in dataset.prompts] or [0]
         except Exception as error:  # a chat template is a program too
-            return problem(f"its prompts cannot be tokenized: {_one_line(error)}")
+            return problem(f"its prompts cannot be tokenized: {brief(error)}")
 
     prompts = facts.items * (facts.labels if method == "ppl" else 1)
     rows = prompts * (model.rows_per_prompt if method == "gen" else 1)
@@ -663,8 +663,3 @@ def _recording_bytes(model: _Model, tokens: int, sequences: int, batches: int) -
 
 def _plain(value: Any) -> Any:
     return value.to_dict() if isinstance(value, ConfigDict) else value
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

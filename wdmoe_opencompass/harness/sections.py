@@ -82,7 +82,7 @@ def ends_at_first(cfg: Any) -> bool:
 
     task = resolved(TASKS, _type(_part(cfg, EVAL, "runner", "task")))
     partitioners = [resolved(PARTITIONERS, _type(_part(cfg, section, "partitioner"))) for section in (INFER, EVAL)]
-    is_checked = any(one is not None and issubclass(one, CheckedPartitioner) for one in partitioners)
+    is_checked = any(kind is not None and issubclass(kind, CheckedPartitioner) for kind in partitioners)
     is_alone = _part(cfg, EVAL, "partitioner").get("n", 1) == 1
     return task is OpenICLEvalTask and not is_checked and not is_alone
 

@@ -13,7 +13,6 @@ from opencompass.summarizers import DefaultSummarizer
 from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 
 from ..errors import TraceError, WdmoeError
-from ..file_names import dataset_file
 from ..files import files_of, write_whole
 from ..identity import Facts
 from ..report.figures import write_figures
@@ -28,6 +27,7 @@ from .belongs import Expected, ModelFiles, couples_tokens, why_refused
 from .eval_task import WdmoeEvalTask
 from .failures import note_failure, noted_failure, own_words
 from .identify import asked_facts, prompts_digest, scoring_facts
+from .run_files import PREDICTIONS, RESULTS, output_file
 from .scores import NOT_FINITE, main_score, metric_rank
 from .sections import ENDS_AT_FIRST, resolved
 from .unfinished import (
@@ -84,7 +84,7 @@ class WdmoeSummarizer(DefaultSummarizer):
     def _summarize(self, output_path: str | None, time_str: str | None) -> None:
         for model_cfg in self.model_cfgs:
             for dataset_cfg in self.dataset_cfgs:
-                results = self._result_path(model_cfg, dataset_cfg)
+                results = output_file(self.work_dir, RESULTS, model_cfg, dataset_cfg)
                 if remove_torn_results(results):
                     note_failure(results, TORN_RESULTS)
         self._write_opencompass_table(output_path, time_str or datetime.now().strftime("%Y%m%d_%H%M%S"))
@@ -169,7 +169,7 @@ class WdmoeSummarizer(DefaultSummarizer):
 
     def _model_run(self, model_cfg: Any) -> ModelRun:
         abbr = model_abbr_from_cfg(model_cfg)
-        files = ModelFiles(Path(self.work_dir) / "predictions", abbr, self._datasets())
+        files = ModelFiles(Path(self.work_dir) / PREDICTIONS, abbr, self._datasets())
         sealed: dict[str, RoutingTrace] = {}
         unreadable: dict[str, str] = {}
         if "wdmoe" in model_cfg:
@@ -190,7 +190,8 @@ class WdmoeSummarizer(DefaultSummarizer):
             reasons = []
             is_scored = False
             run.asked[dataset] = asked_facts(model_cfg, dataset_cfg)
-            run.scored[dataset] = _scored(files, model_cfg, dataset_cfg)
+            answers = _answers(files, dataset)
+            run.scored[dataset] = _scored(answers, model_cfg, dataset_cfg)
             try:
                 result = self._result(model_cfg, dataset_cfg, files)
                 is_scored = "error" not in result
@@ -205,7 +206,7 @@ class WdmoeSummarizer(DefaultSummarizer):
             if run.policy != DENSE:
                 try:
                     names = self._trace_names(files, dataset, is_scored, unreadable)
-                    check_counts(files, {name: sealed[name] for name in names}, dataset_cfg)
+                    check_counts(answers, {name: sealed[name] for name in names}, dataset_cfg)
                     run.traces[dataset] = [sealed[name] for name in names]
                     run.trace_names[dataset] = list(names)
                     run.sources[dataset] = _digests(files, names)
@@ -244,7 +245,7 @@ class WdmoeSummarizer(DefaultSummarizer):
 
     def _result(self, model_cfg: Any, dataset_cfg: Any, files: ModelFiles) -> dict[str, Any]:
         """What the evaluator left of a dataset; WdmoeError with the reason where it left nothing."""
-        results = self._result_path(model_cfg, dataset_cfg)
+        results = output_file(self.work_dir, RESULTS, model_cfg, dataset_cfg)
         result = read_whole(results) if results.exists() else None
         if result is not None:
             return result
@@ -261,30 +262,33 @@ class WdmoeSummarizer(DefaultSummarizer):
         task = resolved(TASKS, self.cfg.get("eval", {}).get("runner", {}).get("task", {}).get("type"))
         return "" if task is None or issubclass(task, WdmoeEvalTask) else f"; {ENDS_AT_FIRST}"
 
-    def _result_path(self, model_cfg: Any, dataset_cfg: Any) -> Path:
-        names = model_abbr_from_cfg(model_cfg), dataset_abbr_from_cfg(dataset_cfg)
-        return dataset_file(Path(self.work_dir) / "results", *names, ".json")
+
+Answers = Mapping[str, dict[str, Any] | None]  # name -> content of its predictions file; None where that is torn
 
 
-def _scored(files: ModelFiles, model_cfg: Any, dataset_cfg: Any) -> Facts:
-    """-> what was asked, by the predictions, and how the answers are scored."""
-    dataset = dataset_abbr_from_cfg(dataset_cfg)
+def _answers(files: ModelFiles, dataset: str) -> Answers:
+    """-> the predictions of a dataset, or of each of its parts."""
     names = [dataset] if files.path(dataset, ".json").exists() else files.parts_of(dataset)
-    parts = [read_whole(files.path(name, ".json")) for name in names]
-    prompts = prompts_digest([part for part in parts if part is not None])
-    return scoring_facts(model_cfg, dataset_cfg) | (dict(prompts=prompts) if parts and all(parts) else {})
+    return {name: read_whole(files.path(name, ".json")) for name in names}
 
 
-def check_counts(files: ModelFiles, traces: Mapping[str, RoutingTrace], dataset_cfg: Any) -> None:
+def _scored(answers: Answers, model_cfg: Any, dataset_cfg: Any) -> Facts:
+    """-> what was asked, by the predictions, and how the answers are scored."""
+    parts = [part for part in answers.values() if part]
+    is_known = answers and len(parts) == len(answers)
+    return scoring_facts(model_cfg, dataset_cfg) | (dict(prompts=prompts_digest(parts)) if is_known else {})
+
+
+def check_counts(answers: Answers, traces: Mapping[str, RoutingTrace], dataset_cfg: Any) -> None:
     """Raise TraceError unless the traces of a dataset, or of its parts, have every item of its predictions."""
     is_whole = list(traces) == [dataset_abbr_from_cfg(dataset_cfg)]
     why = None if is_whole else why_not_parts_of(list(traces.values()), dataset_cfg)
     for name, trace in traces.items():
-        answers = read_whole(files.path(name, ".json")) if why is None else {}
-        if answers is None:
+        answered = answers.get(name)
+        if why is None and answered is None:
             why = "the predictions are torn"
-        elif why is None:
-            why = why_not_of(trace, answers, dataset_cfg, None if is_whole else trace.metadata.test_range)
+        elif why is None and answered is not None:
+            why = why_not_of(trace, answered, dataset_cfg, None if is_whole else trace.metadata.test_range)
     if why is not None:
         raise TraceError(f"{why}; start it again with -r")
 

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ModelError
+from ..checkpoint_files import MAX_HEADER_BYTES
+from ..errors import ModelError, first_line
 from ..routing.checkpoint import config_arguments
 from .batch_memory import TokenBytes, token_bytes
 from .returned import check_is_decoder
 
 # transformers names these differently from one model family to the next.
 EXPERTS_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-MOST_HEADER_BYTES = 100_000_000  # safetensors' own limit
 TOP_K_KEYS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
 
 
@@ -70,7 +70,7 @@ def _why_torn(path: Path) -> str | None:
     size = path.stat().st_size
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
-        if size < 8 or header_bytes > min(size - 8, MOST_HEADER_BYTES):
+        if size < 8 or header_bytes > min(size - 8, MAX_HEADER_BYTES):
             return f"no safetensors file, or torn in its header ({size} bytes; a Git LFS pointer has some 130)"
         try:
             tensors = json.loads(file.read(header_bytes))
@@ -98,7 +98,7 @@ def measure_weights(folder: Path, model_kwargs: dict[str, Any]) -> WeightsFacts:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trusted)
     except Exception as error:  # a model's own code, and what checks its config, may raise anything
-        raise ModelError(f"{folder}: no model can be built from its config: {_first_line(error)}") from None
+        raise ModelError(f"{folder}: no model can be built from its config: {first_line(error)}") from None
     check_is_decoder(folder, model)
     text = config.get_text_config()
     experts, top_k = _first_of(text, EXPERTS_KEYS), _first_of(text, TOP_K_KEYS)
@@ -149,9 +149,5 @@ def _loaded_bytes(model: Any, quantization_config: Any) -> int:
         )  # swaps in the quantizer's modules, so that each parameter knows its size
         sizes = [quantizer.param_element_size(model, name, one) * one.numel() for name, one in model.named_parameters()]
     except (ImportError, ValueError, RuntimeError, TypeError) as error:
-        raise ModelError(f"its quantization_config cannot be applied: {_first_line(error)}") from None
+        raise ModelError(f"its quantization_config cannot be applied: {first_line(error)}") from None
     return int(sum(sizes))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,13 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..checkpoint_files import checkpoint_files, indexed_files
+from ..checkpoint_files import MAX_HEADER_BYTES, checkpoint_files, indexed_files
 from ..errors import ModelError
 
 MAX_WHOLE_BYTES = 8_000_000_000
 SAMPLED_BLOCKS, BLOCK_BYTES = 16, 65536
 CHUNK_BYTES = 1 << 22
-MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 MAX_THREADS = 4
 ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")
 ADAPTER_CONFIG = "adapter_config.json"

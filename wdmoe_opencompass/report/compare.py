@@ -131,7 +131,7 @@ def _facts_of(a: Records, b: Records) -> dict[tuple[str, str], dict[str, str]]:
     found = {}
     for key in first.keys() & second.keys():
         are_known = first[key]["facts"] and second[key]["facts"]
-        pair = [one[key]["facts" if are_known else "asked"] for one in (first, second)]
+        pair = [record[key]["facts" if are_known else "asked"] for record in (first, second)]
         found[key] = differing(*pair)
     return found
 

@@ -214,7 +214,9 @@ NOT_NAMED = (*DATASET_FACTS, "method")  # of all facts; identity.json has them
 
 def _answer_facts(run: ModelRun) -> tuple[Facts, dict[str, Facts]]:
     """-> the facts of `identity_of` that all of a model's datasets have in common, and the others by dataset."""
-    traced = [name for name, traces in run.traces.items() if all(one.metadata.routed_from == "model" for one in traces)]
+    traced = [
+        name for name, traces in run.traces.items() if all(trace.metadata.routed_from == "model" for trace in traces)
+    ]
     datasets = list(dict.fromkeys((*traced, *run.accuracies)))  # what was routed without a model has no answers
     every = {name: plain(run.identity_of(name) or run.asked_of(name)) for name in datasets}
     for facts in every.values():

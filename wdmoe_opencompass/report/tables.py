@@ -16,6 +16,7 @@ from ..file_names import files_below, whole_of
 from ..files import write_whole
 from ..identity import Facts, differing
 from ..identity.facts import sentence
+from ..json_values import changed
 from ..replay import pooled_mean, replay
 from ..routing.trace import PHASES, SEALED_SUFFIX, RoutingTrace, read_trace
 from ..utf8_text import all_replaced
@@ -150,9 +151,9 @@ def what_differs(run: ModelRun, other: ModelRun, benchmark: str) -> dict[str, st
     """
     found: dict[str, str] = {}
     for dataset in dict.fromkeys((*run.datasets_of(benchmark), *other.datasets_of(benchmark))):
-        facts = [one.identity_of(dataset) for one in (other, run)]
+        facts = [model.identity_of(dataset) for model in (other, run)]
         if not all(facts):
-            facts = [one.asked_of(dataset) for one in (other, run)]
+            facts = [model.asked_of(dataset) for model in (other, run)]
         found = differing(*facts) | found
     return found
 
@@ -570,12 +571,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def json_text(content: Any) -> str:
     """Indented JSON that any program reads: it has no number for NaN and infinity, so null stands for both."""
-    return json.dumps(_finite(all_replaced(content)), indent=1, allow_nan=False) + "\n"
+    return json.dumps(changed(all_replaced(content), _finite), indent=1, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

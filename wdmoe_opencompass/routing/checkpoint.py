@@ -20,7 +20,7 @@ from transformers.modeling_utils import load_state_dict
 from transformers.utils import logging
 
 from ..checkpoint_files import checkpoint_files
-from ..errors import ModelError
+from ..errors import ModelError, first_line
 
 MAX_NAMED = 3  # tensors that a sentence names of each kind
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
@@ -69,7 +69,7 @@ def check_checkpoint(folder: Path, model_kwargs: dict[str, Any]) -> str | None:
         with torch.device("meta"):
             blank = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
     except Exception as error:  # a model's own code may raise anything
-        return f"no model can be built from its config: {_first_line(error)}"
+        return f"no model can be built from its config: {first_line(error)}"
     files = checkpoint_files(folder, model_kwargs)
     if not files or not all(file.is_file() for file in files):
         return "its weight files are not there"
@@ -93,7 +93,7 @@ def check_checkpoint(folder: Path, model_kwargs: dict[str, Any]) -> str | None:
     except Exception as error:
         if "conversion" in str(error):  # tensors that are to be merged do not fit each other
             _refuse(folder, blank, *_differences(blank, tensors))
-        return f"{type(error).__name__}: {_first_line(error)}"
+        return f"{type(error).__name__}: {first_line(error)}"
     missing, reshaped = _as_stored(model, info, tensors)
     unexpected = _unexpected(model, info, _is_one_of_several(config))
     _refuse(folder, model, missing, _stored_as(model, unexpected, tensors), reshaped)
@@ -136,7 +136,7 @@ def _checked(auto: Any, path: str) -> Iterator[None]:
         except RuntimeError as error:
             if "conversion" not in str(error):
                 raise
-            raise ModelError(f"{path}: its tensors do not fit each other: {_first_line(error)}; {WAY_OUT}") from None
+            raise ModelError(f"{path}: its tensors do not fit each other: {first_line(error)}; {WAY_OUT}") from None
         named = {key: kwargs[key] for key in ("revision", "subfolder", "trust_remote_code") if key in kwargs}
         stored = AutoConfig.from_pretrained(*args[:1], **named)
         check_loaded(path, model, info, _is_one_of_several(stored))
@@ -160,7 +160,7 @@ def _headers(files: list[Path]) -> dict[str, Tensor]:
             in_file = _safetensors_header if file.suffix == ".safetensors" else _pickled_header
             tensors |= in_file(file)
         except Exception as error:  # torn, not weights at all, or a pickle that holds more than tensors
-            raise ModelError(f"{file}: cannot be read as weights: {_first_line(error)}; {WAY_OUT}") from None
+            raise ModelError(f"{file}: cannot be read as weights: {first_line(error)}; {WAY_OUT}") from None
     return tensors
 
 
@@ -301,10 +301,6 @@ def _refuse(
 def _first(names: set[str]) -> str:
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return ", ".join(sorted(names)[:MAX_NAMED]) + more
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager

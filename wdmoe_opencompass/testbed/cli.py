@@ -149,7 +149,7 @@ def up(
     if namespaces and problem:
         say(f"no network namespaces: {problem}; the devices limit their rates themselves")
     try:
-        rates: list[float | None] = [decimal(one) for one in rate.split(",") if one]
+        rates: list[float | None] = [decimal(text) for text in rate.split(",") if text]
     except ValueError as reason:
         raise LabError(f"--rate must be numbers of Mbit/s like 200,200,100,20, got {rate!r} ({reason})") from None
     if any(one is None or one <= 0 for one in rates):
