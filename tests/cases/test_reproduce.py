@@ -66,6 +66,16 @@ def test_a_config_without_relative_paths_needs_no_folder(copy, monkeypatch):
     assert "DATA" not in _commands(copy, [])
 
 
+def test_the_folder_that_the_run_wrote_is_not_needed(tmp_path, monkeypatch):
+    """Or a run that was started with a relative `-w` would differ from its recomputation, which is somewhere else."""
+    (tmp_path / "outputs" / "run").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    config = tmp_path / "c.py"
+    config.write_text("datasets = [dict(path='./data')]\nwork_dir = 'outputs/run'\n")
+    monkeypatch.chdir(tmp_path)
+    assert relative_paths(config) == ["./data"]
+
+
 @pytest.mark.parametrize("name", ["a b", 'a"b', "a$HOME", "a`b", "a\\b", "a}b", "ä'b"])
 def test_the_folder_may_have_any_name(tmp_path, monkeypatch, name):
     """The shell goes where the run was started, whatever the folder is called; `verify` does not compare the name."""

@@ -144,16 +144,22 @@ def _published_profiles(summary: Path, runs: Sequence[ModelRun]) -> list[str]:
 
 
 def relative_paths(config: Path) -> list[str]:
-    """-> the files and folders that a run's config names relative to the current folder, where the run was started.
+    """-> the files and folders that a run's config reads, relative to the current folder, where the run was started.
 
-    OpenCompass looks for data below COMPASS_DATA_CACHE too: what is there is found from everywhere.
+    `work_dir` is what the run wrote. OpenCompass looks for data below COMPASS_DATA_CACHE too: what is there is found
+    from everywhere.
     """
     try:
         tree = ast.parse(config.read_bytes())
     except (OSError, ValueError, SyntaxError):
         return []
-    texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    return sorted(text for text in texts if _is_relative_path(text))
+    read = [line for line in tree.body if not (isinstance(line, ast.Assign) and _assigns_work_dir(line))]
+    nodes = [node for line in read for node in ast.walk(line) if isinstance(node, ast.Constant)]
+    return sorted({node.value for node in nodes if isinstance(node.value, str) and _is_relative_path(node.value)})
+
+
+def _assigns_work_dir(line: ast.Assign) -> bool:
+    return any(isinstance(target, ast.Name) and target.id == "work_dir" for target in line.targets)
 
 
 def _is_relative_path(text: str) -> bool:
