@@ -343,6 +343,7 @@ def test_a_quantization_that_does_not_exist_is_one_sentence(mixtral_config):
 
 
 # -- runs that could not work --------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_missing_dataset_is_named_with_its_place_and_exits_1(tmp_path):
     cfg = Config.fromfile(QUICKSTART, format_python_code=False)
     cfg.datasets[0].path = str(tmp_path / "data" / "choice.jsonl")

@@ -203,6 +203,7 @@ def test_a_killed_run_started_again_gives_the_same_tables(small_run, tmp_path):
     assert results_of(folder) == results_of(small_run), output[-3000:]
 
 
+@pytest.mark.slow
 def test_debug_runs_in_process_and_leaves_the_same_traces(small_run, tmp_path):
     config = ROOT / "tests" / "harness" / "eval_one_task.py"
     folder, output = opencompass(config, tmp_path / "outputs", "--debug")
@@ -213,6 +214,7 @@ def test_debug_runs_in_process_and_leaves_the_same_traces(small_run, tmp_path):
         assert all((ours.arrays[name] == theirs.arrays[name]).all() for name in ours.arrays)
 
 
+@pytest.mark.slow
 def test_a_failed_task_leaves_a_named_empty_cell(small_run, tmp_path):
     """The stock task leaves no trace, a dataset without file fails: the table says both, the rest stands."""
     folder = tmp_path / "run"
@@ -241,6 +243,7 @@ def opencompass_viz(folder):
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_run_folder_alone_is_enough_to_publish(small_run, tmp_path):
     """Copied elsewhere, it gives tables, figures and replays, and its manifest names every file as it is."""
     folder = tmp_path / "published"

@@ -14,6 +14,7 @@ from tests.conftest import ROOT, SMALL, environment, opencompass
 from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.routing.trace import RoutingTrace, read_trace, write_trace
 
+pytestmark = pytest.mark.slow
 MODELS = ["quickstart-vanilla-hf", "quickstart-wdmoe-hf"]
 GROUP = dict(name="group", subsets=["split_choice", "split_yesno", "not in this config"])
 DATASETS = {"qs_choice_small": "split_choice", "qs_yesno_small": "split_yesno"}

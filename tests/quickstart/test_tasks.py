@@ -33,6 +33,7 @@ def numbers_of(question):
     return tuple(-int(number) if loses or taken else int(number) for loses, number, taken in signed)
 
 
+@pytest.mark.slow
 def test_nothing_that_the_model_read_holds_a_held_out_question_or_sum():
     held = {asked_in(question) for question in tasks.held_out_questions(WORLD)}
     sums = {numbers_of(row["question"]) for row in WORLD.items()["arith/test.jsonl"]}

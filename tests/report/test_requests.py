@@ -1,6 +1,7 @@
 """What requests wait against an oracle that goes pass by pass, and the tables of it and of the measured speed."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -89,9 +90,14 @@ def test_percentiles_are_over_requests():
     assert percentiles(np.array([3.0])) == dict(latency_p50_s=3, latency_p90_s=3, latency_p99_s=3)
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("written") / "run")
+
+
 @pytest.fixture
-def run(tmp_path):
-    return write_run(tmp_path / "run")
+def run(written, tmp_path):
+    return shutil.copytree(written, tmp_path / "run")
 
 
 def records(folder, name):

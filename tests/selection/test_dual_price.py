@@ -250,6 +250,7 @@ def test_the_even_split_by_hand(worth, gone):
     assert sorted((~keep[:, 1]).nonzero().flatten().tolist()) == sorted(gone)
 
 
+@pytest.mark.slow
 def test_one_split_for_all_layers_waits_less_with_even_times():
     """What `even` is for: on the shipped sample, scope `pass`, at the same share kept."""
     calibration = read_calibration("quickstart/quickstart.calibration.safetensors")

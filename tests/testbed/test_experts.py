@@ -92,6 +92,7 @@ def test_bad_arguments_are_one_sentence(saved, tmp_path):
             load_experts(*arguments)
 
 
+@pytest.mark.slow
 def test_memory_of_a_device_is_that_of_its_experts(tmp_path):
     from transformers import MixtralConfig, MixtralForCausalLM
 

@@ -55,6 +55,7 @@ def test_device_itself_can_limit_its_rate(saved, tiny):
     assert 1 <= slow * SLOW * 1e6 < MOST
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))
 def test_lab_in_namespaces_has_its_rates_and_leaves_nothing(saved, tiny, tmp_path):
     lab_file = tmp_path / "lab.yaml"

@@ -30,6 +30,7 @@ def measure(lab_file, saved, *options):
     return 0
 
 
+@pytest.mark.slow
 def test_probe_of_live_devices_is_a_profile_of_their_rates(tmp_path, capsys):
     lab_file = tmp_path / "lab.yaml"
     with servers(QUICKSTART, rate_bit_per_s=LIMIT) as devices:
