@@ -18,17 +18,12 @@ class Done(NamedTuple):
     stderr: str
 
 
-@pytest.fixture
-def wdmoe(capsys):
-    """-> function from words to Done; imports are shared, so it is quick."""
-
-    def call(*words):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            run(app, "wdmoe", [str(word) for word in words])
-        return Done(ended.value.code, *capsys.readouterr())
-
-    return call
+def in_this_process(capsys, words):
+    """-> Done; imports are shared, so it is quick."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        run(app, "wdmoe", [str(word) for word in words])
+    return Done(ended.value.code, *capsys.readouterr())
 
 
 def process(*words, **settings):

@@ -69,3 +69,17 @@ def small_run(tmp_path_factory):
         folder, output = opencompass(SMALL, base / "small" / "outputs")
         assert (folder / "summary" / "latency.json").exists(), output[-5000:]
         return folder
+
+
+@pytest.fixture
+def wdmoe(capsys):
+    """-> function from words to what the `wdmoe` command does with them, in this process."""
+    from tests.command_line import in_this_process
+
+    return lambda *words: in_this_process(capsys, words)
+
+
+@pytest.fixture
+def no_picture(monkeypatch):
+    """The frontier's picture, which takes longer than all tables, is drawn and not saved."""
+    monkeypatch.setattr("wdmoe_opencompass.report.summary.save_figure", lambda *_: [])

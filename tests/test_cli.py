@@ -1,9 +1,6 @@
 import csv
 import json
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,12 +13,6 @@ from wdmoe_opencompass.replay import replay_draws
 from wdmoe_opencompass.routing.trace import join, read_trace, write_trace
 
 
-def wdmoe(*arguments):
-    return subprocess.run(
-        [Path(sys.executable).with_name("wdmoe"), *map(str, arguments)], capture_output=True, text=True
-    )
-
-
 @pytest.fixture
 def trace(tmp_path):
     path = tmp_path / "d.trace.safetensors"
@@ -29,7 +20,7 @@ def trace(tmp_path):
     return path
 
 
-def test_profile_show_gives_the_draw_and_token_latency():
+def test_profile_show_gives_the_draw_and_token_latency(wdmoe):
     shown = json.loads(wdmoe("profile", "show", "paper_8_devices", "--json").stdout)["devices"]
     profile = load_profile("paper_8_devices")
     channel = draw_channel(profile)
@@ -42,12 +33,12 @@ def test_profile_show_gives_the_draw_and_token_latency():
     assert small["devices"][0]["token_latency_s"] < shown[0]["token_latency_s"]
 
 
-def test_profile_list_names_the_shipped_profiles():
+def test_profile_list_names_the_shipped_profiles(wdmoe):
     assert "paper_8_devices" in wdmoe("profile", "list").stdout
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "slsqp"])
-def test_replay_gives_every_pass_and_the_mean(trace, allocation):
+def test_replay_gives_every_pass_and_the_mean(wdmoe, trace, allocation):
     done = wdmoe(
         "replay", trace, "--profile", "paper_8_devices", "--allocation", allocation, "--scope", "layer", "--json"
     )
@@ -64,7 +55,7 @@ def test_replay_gives_every_pass_and_the_mean(trace, allocation):
 SHARES = {"median": 0.5, "quantile_0.05": 0.05, "quantile_0.95": 0.95}
 
 
-def test_draws_give_paired_savings_over_the_even_split_and_over_vanilla(trace, tmp_path):
+def test_draws_give_paired_savings_over_the_even_split_and_over_vanilla(wdmoe, trace, tmp_path):
     """In JSON and CSV; a model's own split is compared with its own even split and with that of vanilla's trace."""
     vanilla = tmp_path / "vanilla.trace.safetensors"
     write_trace(vanilla, join(metadata(policy="top_k"), [block(0, seed=2), block(4, seed=3)]))
@@ -88,7 +79,7 @@ def test_draws_give_paired_savings_over_the_even_split_and_over_vanilla(trace, t
     assert "selection never saw the other draws" in wdmoe("replay", *files, *options).stdout
 
 
-def test_what_has_nothing_to_be_compared_with_has_no_saving(trace, tmp_path):
+def test_what_has_nothing_to_be_compared_with_has_no_saving(wdmoe, trace, tmp_path):
     """The even split saves nothing over itself; a trace of other weights is not vanilla's."""
     other = tmp_path / "other.trace.safetensors"
     write_trace(other, join(metadata(policy="top_k", weights="models/other"), [block(0, seed=2)]))
@@ -101,7 +92,7 @@ def test_what_has_nothing_to_be_compared_with_has_no_saving(trace, tmp_path):
 
 
 @pytest.mark.parametrize("changed", ["batches", "scoring"])
-def test_traces_of_other_batches_or_scoring_are_not_compared(tmp_path, changed):
+def test_traces_of_other_batches_or_scoring_are_not_compared(wdmoe, tmp_path, changed):
     cut = [block(0, 8, seed=2)] if changed == "batches" else [block(0, seed=2), block(4, seed=3)]
     scoring = dict(perplexity="exact") if changed == "scoring" else {}
     files = [tmp_path / f"{name}.trace.safetensors" for name in ("vanilla", "d")]
@@ -111,7 +102,7 @@ def test_traces_of_other_batches_or_scoring_are_not_compared(tmp_path, changed):
     assert not [key for record in (vanilla, own) for key in record if "saving" in key]
 
 
-def test_a_trace_without_load_has_no_saving_and_no_warning(trace, tmp_path):
+def test_a_trace_without_load_has_no_saving_and_no_warning(wdmoe, trace, tmp_path):
     """Nor has another over it, where it is vanilla's."""
     idle = tmp_path / "idle.trace.safetensors"
     blocks = [
@@ -127,7 +118,7 @@ def test_a_trace_without_load_has_no_saving_and_no_warning(trace, tmp_path):
         assert summary[0].get("median_saving_over_even") is None
 
 
-def test_replay_names_both_hashes(trace, tmp_path):
+def test_replay_names_both_hashes(wdmoe, trace, tmp_path):
     near = tmp_path / "near.yaml"
     own = load_profile("paper_8_devices")
     near.write_text((ROOT / "channel_profiles" / "paper_8_devices.yaml").read_text().replace("1000.0", "20.0"))
@@ -138,7 +129,7 @@ def test_replay_names_both_hashes(trace, tmp_path):
     assert answer["recorded_profile_hashes"] == [own.content_hash] != [answer["profile_hash"]]
 
 
-def test_replay_takes_the_run_s_own_profile_and_asks_where_there_are_several(trace, tmp_path):
+def test_replay_takes_the_run_s_own_profile_and_asks_where_there_are_several(wdmoe, trace, tmp_path):
     own = wdmoe("replay", trace, "--json").stdout
     assert own == wdmoe("replay", trace, "--profile", "paper_8_devices", "--json").stdout
     near = changed_profile(load_profile("paper_8_devices"), "devices[7].distance_m", 20.0)
@@ -150,7 +141,7 @@ def test_replay_takes_the_run_s_own_profile_and_asks_where_there_are_several(tra
     assert "recorded under different profiles" in done.stderr
 
 
-def test_sweep_draws_and_payload_give_one_row_each_as_csv(trace):
+def test_sweep_draws_and_payload_give_one_row_each_as_csv(wdmoe, trace):
     sweep = "total_bandwidth_hz=20e6:120e6:3"
     options = ["--allocation", "optimal", "--draws", 20, "--payload-bits", 8, "--csv"]
     rows = list(
@@ -178,7 +169,7 @@ def test_sweep_draws_and_payload_give_one_row_each_as_csv(trace):
 
 
 @pytest.mark.parametrize("scope", ["pass", "layer"])
-def test_allocate_answers_with_a_certificate(tmp_path, scope):
+def test_allocate_answers_with_a_certificate(wdmoe, tmp_path, scope):
     loads = tmp_path / "loads.json"
     loads.write_text(json.dumps([[120, 80, 95, 60, 33, 71, 150, 0], [1, 2, 3, 4, 5, 6, 7, 8], [0] * 8]))
     answers = {}
@@ -196,7 +187,7 @@ def test_allocate_answers_with_a_certificate(tmp_path, scope):
     assert answers["optimal"]["lower_bound_s"] == answers["uniform"]["lower_bound_s"]
 
 
-def test_no_load_at_all_takes_no_time(tmp_path):
+def test_no_load_at_all_takes_no_time(wdmoe, tmp_path):
     loads = tmp_path / "loads.json"
     loads.write_text(json.dumps([[0] * 8]))
     answer = json.loads(wdmoe("allocate", "paper_8_devices", "--loads", loads, "--json").stdout)
@@ -220,7 +211,7 @@ def test_no_load_at_all_takes_no_time(tmp_path):
         ("[[1", "must be JSON"),
     ],
 )
-def test_bad_loads_get_one_sentence(tmp_path, content, sentence):
+def test_bad_loads_get_one_sentence(wdmoe, tmp_path, content, sentence):
     loads = tmp_path / "loads.json"
     loads.write_text(content)
     done = wdmoe("allocate", "paper_8_devices", "--loads", loads, "--json")
@@ -272,7 +263,7 @@ def read(path):
         (["report", "no-such-run"], "no-such-run: does not exist; give a run's time-stamped folder"),
     ],
 )
-def test_bad_input_gets_one_sentence_and_exit_code_2(trace, arguments, sentence):
+def test_bad_input_gets_one_sentence_and_exit_code_2(wdmoe, trace, arguments, sentence):
     done = wdmoe(*(trace if word == "TRACE" else word for word in arguments))
     assert done.returncode == 2
     assert sentence in done.stderr

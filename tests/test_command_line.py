@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from tests.command_line import all_commands, process, wdmoe  # noqa: F401
+from tests.command_line import all_commands, process
 from tests.conftest import ROOT
 from tests.placement.test_compare import random_trace
 from tests.routing.test_trace import block, metadata
@@ -63,7 +63,7 @@ def test_every_example_can_be_parsed(name, line):
 
 
 @pytest.mark.parametrize("line", [line for _, line in EXAMPLES if line.startswith(RUNNABLE)])
-def test_examples_that_need_no_run_work(folder, wdmoe, line):  # noqa: F811
+def test_examples_that_need_no_run_work(folder, wdmoe, line):
     done = wdmoe(*shlex.split(line)[1:])
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout
@@ -111,7 +111,7 @@ def test_help_and_completion_import_nothing_heavy():
 
 # -- JSON ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("options", "form"), [("--format csv", "csv"), ("--format json --json", "json")])
-def test_a_page_and_another_format_exclude_each_other(folder, wdmoe, options, form):  # noqa: F811
+def test_a_page_and_another_format_exclude_each_other(folder, wdmoe, options, form):
     done = wdmoe("report", str(folder), "--html", *options.split())
     sentence = f"error: --html writes a page, so it excludes --format {form}; --json says where it is\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence)
@@ -130,13 +130,13 @@ def test_a_page_and_another_format_exclude_each_other(folder, wdmoe, options, fo
         ("testbed keys keys --devices a,b", {"written", "secret"}),
     ],
 )
-def test_json_is_one_document(folder, wdmoe, words, keys):  # noqa: F811
+def test_json_is_one_document(folder, wdmoe, words, keys):
     done = wdmoe(*words.split(), "--json")
     assert (done.returncode, done.stderr) == (0, "")
     assert keys <= set(json.loads(done.stdout))
 
 
-def test_json_and_another_format_exclude_each_other(wdmoe):  # noqa: F811
+def test_json_and_another_format_exclude_each_other(wdmoe):
     done = wdmoe("report", "RUN", "--format", "csv", "--json")
     assert done == (2, "", "error: --json and --format csv exclude each other\n")
 
@@ -160,7 +160,7 @@ def test_json_and_another_format_exclude_each_other(wdmoe):  # noqa: F811
         ("--no-such", "no such option --no-such"),
     ],
 )
-def test_a_mistyped_word_gets_one_sentence(folder, wdmoe, words, sentence):  # noqa: F811
+def test_a_mistyped_word_gets_one_sentence(folder, wdmoe, words, sentence):
     for more in ([], ["--json"]):
         done = wdmoe(*words.split(), *more)
         assert (done.returncode, done.stdout) == (2, ""), done
@@ -236,7 +236,7 @@ def bad_words(words, kind, folder):
 
 
 @pytest.mark.parametrize(("words", "fine"), TAKING_FILES, ids=[words.split(" --")[0] for words, _ in TAKING_FILES])
-def test_no_bad_file_is_a_traceback(folder, tmp_path_factory, wdmoe, words, fine):  # noqa: F811
+def test_no_bad_file_is_a_traceback(folder, tmp_path_factory, wdmoe, words, fine):
     for kind in BAD_FILES.keys() - set(fine):
         here = tmp_path_factory.mktemp("bad")
         (here / "loads.json").write_text("[[1]]")
@@ -251,7 +251,7 @@ SUMMARY += ("table_1_accuracy", "table_2_latency_layer_per_batch_all", "frontier
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"[1]", b"[{}]", b'"x"', b"null", b'{"a": 1}', b"\xff"])
-def test_a_summary_of_garbage_is_no_traceback(tmp_path, wdmoe, content):  # noqa: F811
+def test_a_summary_of_garbage_is_no_traceback(tmp_path, wdmoe, content):
     (tmp_path / "summary").mkdir()
     for name in SUMMARY:
         (tmp_path / "summary" / f"{name}.json").write_bytes(content)
@@ -270,7 +270,7 @@ def test_a_summary_of_garbage_is_no_traceback(tmp_path, wdmoe, content):  # noqa
         "models = [dict(type=3)]\ndatasets = [dict(abbr=5)]", "models = [dict(abbr=[1])]\ndatasets = [dict(abbr='d')]",
     ],
 )  # fmt: skip
-def test_a_garbage_config_is_no_traceback(tmp_path, wdmoe, content):  # noqa: F811
+def test_a_garbage_config_is_no_traceback(tmp_path, wdmoe, content):
     (tmp_path / "eval.py").write_text(content)
     done = wdmoe("plan", tmp_path / "eval.py")
     assert (done.returncode, done.stdout) == (2, "")
@@ -278,7 +278,7 @@ def test_a_garbage_config_is_no_traceback(tmp_path, wdmoe, content):  # noqa: F8
     assert "eval.py" in done.stderr
 
 
-def test_an_unreadable_file_is_one_sentence(folder, wdmoe, monkeypatch):  # noqa: F811
+def test_an_unreadable_file_is_one_sentence(folder, wdmoe, monkeypatch):
     def refused(path, *others, **more):
         raise PermissionError(13, "Permission denied", str(path))
 
@@ -294,7 +294,7 @@ def test_a_reader_that_has_had_enough_is_no_error():
     assert done.returncode in (0, 1)
 
 
-def test_an_interruption_ends_with_130(wdmoe, monkeypatch):  # noqa: F811
+def test_an_interruption_ends_with_130(wdmoe, monkeypatch):
     from wdmoe_opencompass.channel import profile
 
     def interrupted():

@@ -33,7 +33,7 @@ def test_certificate_closes_even_at_extreme_snr(scope, seed, decades):
 
 
 @both_scopes
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(seed=seeds)
 def test_no_other_allocator_or_random_split_beats_it(scope, seed):
     budget, load = random_case(seed)

@@ -10,7 +10,7 @@ from typing import get_type_hints
 
 import pytest
 
-from tests.command_line import all_commands, wdmoe  # noqa: F401
+from tests.command_line import all_commands
 from tests.conftest import ROOT
 from tests.placement.test_compare import random_trace
 from wdmoe_opencompass import __version__
@@ -182,7 +182,7 @@ def check_one_sentence(done, path):
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("case", READ, ids=lambda case: f"{case[0]} {case[2].name}")
-def test_a_path_that_is_none_gets_one_true_sentence(folder, wdmoe, case, kind):  # noqa: F811
+def test_a_path_that_is_none_gets_one_true_sentence(folder, wdmoe, case, kind):
     name, _, parameter = case
     suffix = ".yaml" if name == "wdmoe profile validate" else SUFFIX.get(parameter.name, "")
     suffix = RECORDING if name == "wdmoe recording show" else suffix
@@ -204,7 +204,7 @@ RUNS = [case for case in READ if case[2].name in RUN_FOLDERS]
 
 
 @pytest.mark.parametrize("case", RUNS, ids=lambda case: f"{case[0]} {case[2].name}")
-def test_the_folder_of_a_run_is_found_nearby(folder, wdmoe, case):  # noqa: F811
+def test_the_folder_of_a_run_is_found_nearby(folder, wdmoe, case):
     """The folder above runs, and what is within one: the sentence says which folder is meant."""
     parent_of_runs(folder / "outputs")
     (folder / "run" / "summary").mkdir()
@@ -257,7 +257,7 @@ CANNOT = [
 @pytest.mark.parametrize(
     ("case", "kind"), CANNOT, ids=[f"{case[0]} {case[2].name} {kind.__name__}" for case, kind in CANNOT]
 )
-def test_a_path_that_cannot_be_written_gets_one_true_sentence(folder, wdmoe, monkeypatch, case, kind):  # noqa: F811
+def test_a_path_that_cannot_be_written_gets_one_true_sentence(folder, wdmoe, monkeypatch, case, kind):
     """And it gets it at once, not after the work."""
     monkeypatch.setattr("wdmoe_opencompass.simulation.run.simulate", None)
     monkeypatch.setattr("wdmoe_opencompass.placement.compare_placements", None)
@@ -291,7 +291,7 @@ def test_the_version_is_printed_without_heavy_imports(command):
     assert not imported & {"torch", "numpy", "transformers", "opencompass", "pandas"}
 
 
-def test_the_version_needs_no_command(wdmoe):  # noqa: F811
+def test_the_version_needs_no_command(wdmoe):
     assert wdmoe("--version") == (0, f"wdmoe {__version__}\n", "")
     assert wdmoe("--version", "report") == (0, f"wdmoe {__version__}\n", "")
     assert wdmoe("--verson").returncode == 2

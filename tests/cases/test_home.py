@@ -55,7 +55,14 @@ def unwritable_caches(request, monkeypatch):
     return settings, variables
 
 
-def test_the_folders_are_those_of_the_libraries():
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(HF_HOME="~/x", HF_DATASETS_CACHE="/tmp/z"),
+        pytest.param(dict(XDG_CACHE_HOME="/tmp/y"), marks=pytest.mark.slow),
+    ],
+)
+def test_the_folders_are_those_of_the_libraries(settings):
     """Read of the environment as datasets and evaluate read it: a fresh process is asked."""
     import subprocess
 
@@ -65,9 +72,8 @@ def test_the_folders_are_those_of_the_libraries():
         "    for module, name, below in cache.attributes[:1]:\n"
         "        print(str(getattr(__import__('sys').modules[module], name)) == str(cache.folder))"
     )
-    for settings in (dict(HF_HOME="~/x", HF_DATASETS_CACHE="/tmp/z"), dict(XDG_CACHE_HOME="/tmp/y")):
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | settings)
-        assert done.stdout.split() == ["True"] * len(caches.CACHES), (settings, done)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | settings)
+    assert done.stdout.split() == ["True"] * len(caches.CACHES), done
 
 
 def test_what_cannot_be_written_is_found_and_moved(unwritable, tmp_path):

@@ -20,6 +20,7 @@ from wdmoe_opencompass.report.items import ItemResults, item_results
 from wdmoe_opencompass.report.summary import write_report
 from wdmoe_opencompass.report.tables import json_text
 
+pytestmark = pytest.mark.usefixtures("no_picture")
 ODD = [  # results, why there is no accuracy
     ({}, "gave no number"),
     ({"correlation": math.nan}, "no finite number: its correlation is NaN"),

@@ -333,6 +333,7 @@ def test_a_broken_opencompass_still_gets_an_answer(monkeypatch, tmp_path):
         examine(tmp_path / "eval.py", tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_exits_1_if_there_is_a_problem(tmp_path):
     arguments = ["doctor", "--json", "-w", "/proc/outputs"]
     wdmoe = Path(sys.executable).with_name("wdmoe")

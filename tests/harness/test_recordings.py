@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.command_line import wdmoe  # noqa: F401  a fixture
 from tests.harness.test_run import MODELS, TASKS, trace_of
 from wdmoe_opencompass.errors import TraceError
 from wdmoe_opencompass.harness.unfinished import redo_unfinished
@@ -55,7 +54,7 @@ def test_wlr_on_vanillas_recording_is_its_run_in_the_first_layer_and_near_in_lat
     assert 0 < distance < LATER_LAYERS
 
 
-def test_the_command_gives_what_the_runs_tables_say(small_run, wdmoe):  # noqa: F811
+def test_the_command_gives_what_the_runs_tables_say(small_run, wdmoe):
     path = recording_path(small_run, MODELS[0], "qs_arith")
     answer = json.loads(wdmoe("route", path, "--policy", "top_k", "--scope", "pass", "--json").stdout)
     rows = {row["row"]: row["latency_s"] for row in answer["rows"]}

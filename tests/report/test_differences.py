@@ -20,6 +20,8 @@ from wdmoe_opencompass.report.statistics import accuracy_difference_interval, ho
 from wdmoe_opencompass.report.summary import write_report
 from wdmoe_opencompass.report.tables import ModelRun, latency_records, table_1, table_2
 
+pytestmark = pytest.mark.usefixtures("no_picture")
+
 
 def items(right, of="items"):
     return ItemResults(np.array(right, dtype=bool), of)

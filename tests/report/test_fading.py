@@ -14,6 +14,8 @@ from wdmoe_opencompass.report.fading import DRAWS, add_draws, draw_notes
 from wdmoe_opencompass.report.summary import write_report
 from wdmoe_opencompass.report.tables import latency_cells, table_2
 
+pytestmark = pytest.mark.usefixtures("no_picture")
+
 
 def pair(profile=PROFILE, **changes):
     """Vanilla and a model that sends a third less, of other numbers of passes."""

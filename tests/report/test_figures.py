@@ -2,10 +2,13 @@ import numpy as np
 import pytest
 from pytest import approx
 
+from tests.report import test_frontier
 from tests.test_replay import trace_of
 from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.report.figures import BANDWIDTHS_HZ, FIGURES, largest_pair_share, sweep_s, write_figures
-from wdmoe_opencompass.report.tables import ModelRun
+from wdmoe_opencompass.report.frontier import frontier_records, frontier_table
+from wdmoe_opencompass.report.summary import write_report
+from wdmoe_opencompass.report.tables import ModelRun, latency_cells
 
 
 def runs():
@@ -155,3 +158,17 @@ def test_figure_8_counts_the_most_chosen_pair_of_each_batch():
 
 def test_no_trace_no_figure(tmp_path):
     assert write_figures([], ["d"], tmp_path) == []
+
+
+def test_the_frontier_is_written_as_table_figure_and_records(tmp_path):
+    models = test_frontier.runs()
+    write_report(models, test_frontier.BENCHMARKS, tmp_path)
+    for ending in ("md", "csv", "tex", "json", "png", "pdf"):
+        assert (tmp_path / f"frontier.{ending}").stat().st_size > 100
+    text = (tmp_path / "frontier.md").read_text()
+    assert "on front: no other model" in text
+    assert "fading rayleigh" in text
+    table = frontier_table(frontier_records(models, test_frontier.BENCHMARKS, latency_cells(models)))
+    assert table["difference (points)"].iloc[1].startswith("-2.50 [") or table["difference (points)"].iloc[
+        0
+    ].startswith("-")

@@ -11,6 +11,8 @@ from wdmoe_opencompass.channel.profile import changed_profile
 from wdmoe_opencompass.report.provenance import batches_are_uneven, origin_notes, provenance
 from wdmoe_opencompass.report.summary import write_report
 
+pytestmark = pytest.mark.usefixtures("no_picture")
+
 
 def part(first_items, items):
     trace = trace_of(batches=len(first_items))

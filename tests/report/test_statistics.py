@@ -9,10 +9,15 @@ standard error of the difference, 0.0095, is sqrt((86 + 150) / 1600 - 0.04^2) / 
 Holm: Wikipedia's "Holm-Bonferroni method", p values 0.01, 0.04, 0.03, 0.005: at 0.05 the first and fourth are rejected.
 """
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pytest import approx
 from scipy.stats import t
+from statsmodels.stats.multitest import multipletests
 
 from wdmoe_opencompass.report.statistics import (
     LEAST_GROUPS,
@@ -72,6 +77,13 @@ def test_holm_s_adjusted_values():
     assert holm([0.01, 0.04, 0.03, 0.005]) == approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.2]) == approx([0.2])
     assert holm([]) == []
+
+
+@given(st.lists(st.sampled_from([0.0, 0.001, 0.01, 0.03, 0.5, 1.0]) | st.floats(0, 1), min_size=1, max_size=20))
+def test_holm_is_that_of_statsmodels(p_values):
+    with patch("gc.collect"):  # which statsmodels calls, 0.3 s each
+        expected = multipletests(p_values, method="holm")[1]
+    assert holm(p_values) == expected.tolist()
 
 
 def test_difference_of_the_approval_ratings():

@@ -24,6 +24,7 @@ from wdmoe_opencompass.report.tables import (
 )
 from wdmoe_opencompass.selection import build_policy, policy_parameters
 
+pytestmark = pytest.mark.usefixtures("no_picture")
 MIXTRAL = "mistralai/Mixtral-8x7B-Instruct-v0.1"
 GROUPS = {"mmlu": ["m_1", "m_2"]}
 

@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.command_line import wdmoe  # noqa: F401  a fixture
 from tests.routing.families import example_for, find_moe_layers, tiny_model
 from tests.routing.recordings import (
     import_arrays,
@@ -236,7 +235,7 @@ def recording_file(tmp_path):
     return path
 
 
-def test_route_tells_the_four_rows(wdmoe, recording_file):  # noqa: F811
+def test_route_tells_the_four_rows(wdmoe, recording_file):
     words = ("route", recording_file, "--policy", "wlr", "--batch-size", 4, "--parameters", '{"theta": 0.4}', "--json")
     answer = json.loads(wdmoe(*words).stdout)
     assert (answer["policy"], answer["policy_parameters"]["theta"]) == ("wlr", 0.4)
@@ -258,21 +257,21 @@ def test_route_tells_the_four_rows(wdmoe, recording_file):  # noqa: F811
         assert words_said in said
 
 
-def test_hindsight_splits_once_per_pass(wdmoe, recording_file):  # noqa: F811
+def test_hindsight_splits_once_per_pass(wdmoe, recording_file):
     words = ("route", recording_file, "--policy", "wlr", "--json")
     layer, hindsight = (json.loads(wdmoe(*words, "--scope", scope).stdout)["rows"] for scope in ("layer", "pass"))
     assert layer[0]["latency_s"] == pytest.approx(hindsight[0]["latency_s"])
     assert layer[2]["latency_s"] < hindsight[2]["latency_s"]
 
 
-def test_the_screen_says_what_the_numbers_cannot_know(wdmoe, recording_file):  # noqa: F811
+def test_the_screen_says_what_the_numbers_cannot_know(wdmoe, recording_file):
     shown = wdmoe("route", recording_file, "--policy", "oea", "--top-k-mass", 0.6, "--scope", "pass").stdout
     for words in ("mean per forward pass", "open loop", "no accuracy", "weigh 0.6 together", "seed 0", "batch size 64"):
         assert words in shown
     assert shown.count("pass (hindsight)") == 4
 
 
-def test_the_batch_size_is_told_and_is_in_the_trace(wdmoe, recording_file, tmp_path):  # noqa: F811
+def test_the_batch_size_is_told_and_is_in_the_trace(wdmoe, recording_file, tmp_path):
     out = tmp_path / "routed"
     words = ("route", recording_file, "--policy", "top_k", "--json")
     assert json.loads(wdmoe(*words).stdout)["batch_size"] == 64
@@ -286,7 +285,7 @@ def test_the_batch_size_is_told_and_is_in_the_trace(wdmoe, recording_file, tmp_p
     assert "batches of the recorded run" in wdmoe("route", own, "--policy", "top_k").stdout
 
 
-def test_a_bad_scope_is_said_before_anything_is_routed(wdmoe, tmp_path):  # noqa: F811
+def test_a_bad_scope_is_said_before_anything_is_routed(wdmoe, tmp_path):
     done = wdmoe("route", tmp_path / "missing", "--policy", "wlr", "--scope", "al")
     assert (done.returncode, done.stdout) == (2, "")
     assert "scope 'al' is unknown" in done.stderr
@@ -349,21 +348,22 @@ def test_a_sequence_without_tokens_waits_for_no_pass(tmp_path, begins_after_prom
         (("--policy", "wlr", "--top-k-mass", "2"), "--top-k-mass must be > 0 and <= 1, got 2.0"),
     ],
 )
-def test_bad_options_get_one_sentence(wdmoe, recording_file, words, sentence):  # noqa: F811
+def test_bad_options_get_one_sentence(wdmoe, recording_file, words, sentence):
     done = wdmoe("route", recording_file, *words)
     assert (done.returncode, done.stdout) == (2, "")
     assert sentence in done.stderr
     assert done.stderr.count("\n") == 1
 
 
-def test_a_file_that_is_no_recording_gets_one_sentence(wdmoe, tmp_path):  # noqa: F811
+def test_a_file_that_is_no_recording_gets_one_sentence(wdmoe, tmp_path):
     (tmp_path / "x").write_text("x")
     for path, sentence in ((tmp_path / "x", "not a recording of a router, or torn"), (tmp_path / "y", "No such file")):
         done = wdmoe("route", path, "--policy", "wlr")
         assert (done.returncode, sentence in done.stderr) == (2, True), done
 
 
-def test_the_folder_is_one_that_the_other_commands_work_on(wdmoe, recording_file, tmp_path):  # noqa: F811
+@pytest.mark.slow
+def test_the_folder_is_one_that_the_other_commands_work_on(wdmoe, recording_file, tmp_path):
     out = tmp_path / "routed"
     for policy in ("wlr", "fixed_k"):
         done = wdmoe("route", recording_file, "--policy", policy, "--batch-size", 4, "--out", out, "--json")
@@ -413,7 +413,7 @@ def test_the_folder_is_one_that_the_other_commands_work_on(wdmoe, recording_file
 
 
 def test_a_folder_of_another_recording_or_of_other_parameters_is_refused(
-    wdmoe,  # noqa: F811
+    wdmoe,
     recording_file,
     tmp_path,
     monkeypatch,
@@ -436,7 +436,7 @@ def test_a_folder_of_another_recording_or_of_other_parameters_is_refused(
     assert "of a recording with SHA-256" in done.stderr
 
 
-def test_import_and_show(wdmoe, tmp_path):  # noqa: F811
+def test_import_and_show(wdmoe, tmp_path):
     path, arrays = gpt_oss(tmp_path)
     out = tmp_path / "gpt.routing.safetensors"
     done = wdmoe("recording", "import", path, "--out", out, "--model", "gpt-oss-20b", "--dataset", "mmlu", "--json")

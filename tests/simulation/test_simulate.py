@@ -10,7 +10,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from tests.command_line import wdmoe  # noqa: F401
 from tests.conftest import ROOT
 from wdmoe_opencompass.channel.profile import load_profile
 from wdmoe_opencompass.errors import PolicyError
@@ -132,7 +131,7 @@ def test_processes_change_nothing():
 
 
 # -- the command ---------------------------------------------------------------------------------------------------
-def test_json_holds_every_cell_next_to_the_papers(wdmoe, monkeypatch):  # noqa: F811
+def test_json_holds_every_cell_next_to_the_papers(wdmoe, monkeypatch):
     monkeypatch.setattr(run, "available_cores", lambda: 1)
     answer = json.loads(wdmoe("simulate", "--benchmarks", "ARC-E,PIQA", "--batch-size", "2", "--json").stdout)
     assert answer["routing"] == "synthetic"
@@ -154,7 +153,7 @@ def test_json_holds_every_cell_next_to_the_papers(wdmoe, monkeypatch):  # noqa: 
         assert means["ours_percent"] == pytest.approx(np.mean(ours))
 
 
-def test_the_table_says_that_its_routing_is_synthetic(wdmoe):  # noqa: F811
+def test_the_table_says_that_its_routing_is_synthetic(wdmoe):
     shown = wdmoe("simulate", "--benchmarks", "ARC-E", "--batch-size", "2").stdout
     assert "synthetic routing" in shown.splitlines()[0]
     for row in TABLE_2:
@@ -172,7 +171,7 @@ def test_every_policy_runs_or_says_what_it_needs(small, policy):
     assert (found.selected.assignments_before == 2 * found.selected.tokens[:, None]).all()
 
 
-def test_a_folder_holds_traces_figures_and_the_comparison(wdmoe, tmp_path):  # noqa: F811
+def test_a_folder_holds_traces_figures_and_the_comparison(wdmoe, tmp_path):
     out = tmp_path / "simulated"
     sizes = ["--batch-size", "2", "--seed", "7", "--scope", "pass"]
     done = wdmoe("simulate", "--benchmarks", "ARC-E", *sizes, "--out", str(out))
@@ -210,7 +209,7 @@ def test_a_folder_holds_traces_figures_and_the_comparison(wdmoe, tmp_path):  # n
         (["--profile", "nowhere"], ["nowhere"]),
     ],
 )
-def test_bad_input_is_one_sentence(wdmoe, arguments, words):  # noqa: F811
+def test_bad_input_is_one_sentence(wdmoe, arguments, words):
     done = wdmoe("simulate", *arguments)
     assert done.returncode == 2
     assert done.stdout == ""

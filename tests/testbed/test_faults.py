@@ -27,6 +27,7 @@ from wdmoe_opencompass.testbed.device import DeviceServer
 from wdmoe_opencompass.testbed.experts import load_experts
 
 
+@pytest.mark.slow
 def test_killed_device_is_replaced_at_once_and_rejoins_when_it_is_back(processes, tiny):
     expected = logits(tiny[0])
     with base_station(tiny, lab_of(processes, **FAULTS)) as (client, attached):

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, t
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 Array = NDArray[np.float64]
@@ -23,6 +22,7 @@ CONFIDENCE = 0.95
 SIGNIFICANCE = 0.05
 LEAST_GROUPS = 6  # of batches; below it a bootstrap knows too little of how batches vary
 ITEM_RESAMPLES, BATCH_RESAMPLES = 5000, 2000
+RESAMPLES_AT_ONCE = 100
 SEED = 0
 TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
@@ -60,7 +60,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Holm 1979, Scandinavian Journal of Statistics 6, 65-70; step-down, valid under any dependence.
     """
-    return [float(p) for p in multipletests(p_values, method="holm")[1]] if len(p_values) else []
+    count = len(p_values)
+    order = np.argsort(p_values)
+    adjusted = np.empty(count)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(np.sort(p_values) * np.arange(count, 0, -1)))
+    return adjusted.tolist()  # statsmodels' multipletests gives the same, after it has collected all garbage
 
 
 def accuracy_interval(strata: Sequence[Rights], weights: Sequence[float] | None = None) -> Interval | None:
@@ -160,8 +164,14 @@ def _sums(*columns: Array) -> Array | None:
 def _times_drawn(groups: int) -> Array:
     """-> [1 + BATCH_RESAMPLES, groups] how often each is in a resample; the first row takes each once."""
     rng = np.random.default_rng(SEED)
-    drawn = [np.bincount(rng.integers(groups, size=groups), minlength=groups) for _ in range(BATCH_RESAMPLES)]
-    return np.array([np.ones(groups), *drawn])
+    times = np.ones((1 + BATCH_RESAMPLES, groups))  # filled chunk by chunk: all at once would double the memory
+    for chunk in np.split(
+        times[1:], BATCH_RESAMPLES // RESAMPLES_AT_ONCE
+    ):
+        first_of_row = groups * np.arange(RESAMPLES_AT_ONCE)[:, None]
+        drawn = rng.integers(groups, size=chunk.shape) + first_of_row
+        chunk[:] = np.bincount(drawn.ravel(), minlength=chunk.size).reshape(chunk.shape)
+    return times
 
 
 def _batch_interval(values: Array, groups: int) -> Interval:

@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 
-from tests.command_line import wdmoe  # noqa: F401
 from tests.report.html.synthetic import write_run
 from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.report.html.page import make_page
@@ -46,7 +45,7 @@ def test_what_the_summarizer_writes_is_taken_as_it_is(run, name):
         ("items.json", [dict(model="m", dataset="d", right=[1])], "[0].right must be a valid string, got [1]"),
     ],
 )
-def test_a_damaged_file_is_one_sentence(folder, wdmoe, name, content, sentence):  # noqa: F811
+def test_a_damaged_file_is_one_sentence(folder, wdmoe, name, content, sentence):
     path = folder / "summary" / name
     path.write_text(json.dumps(content))
     done = wdmoe("report", str(folder), "--html")
@@ -65,7 +64,7 @@ def test_a_key_inside_a_file_is_named(folder):
 
 
 @pytest.mark.parametrize("content", ["5", "{", "[]", '{"a": 1}'])
-def test_a_damaged_manifest_is_one_sentence_and_left_alone(folder, wdmoe, content):  # noqa: F811
+def test_a_damaged_manifest_is_one_sentence_and_left_alone(folder, wdmoe, content):
     path = folder / "summary" / "manifest.json"
     path.write_text(content)
     done = wdmoe("report", str(folder), "--html")
