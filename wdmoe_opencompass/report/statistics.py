@@ -165,9 +165,7 @@ def _times_drawn(groups: int) -> Array:
     """-> [1 + BATCH_RESAMPLES, groups] how often each is in a resample; the first row takes each once."""
     rng = np.random.default_rng(SEED)
     times = np.ones((1 + BATCH_RESAMPLES, groups))  # filled chunk by chunk: all at once would double the memory
-    for chunk in np.split(
-        times[1:], BATCH_RESAMPLES // RESAMPLES_AT_ONCE
-    ):
+    for chunk in np.split(times[1:], BATCH_RESAMPLES // RESAMPLES_AT_ONCE):
         first_of_row = groups * np.arange(RESAMPLES_AT_ONCE)[:, None]
         drawn = rng.integers(groups, size=chunk.shape) + first_of_row
         chunk[:] = np.bincount(drawn.ravel(), minlength=chunk.size).reshape(chunk.shape)
