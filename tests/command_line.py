@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from wdmoe_opencompass.cli import app
-from wdmoe_opencompass.commands import run
+from wdmoe_opencompass.cli.options import run
 
 
 class Done(NamedTuple):

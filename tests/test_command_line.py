@@ -23,8 +23,8 @@ from tests.conftest import ROOT
 from tests.placement.test_compare import random_trace
 from tests.routing.test_trace import block, metadata
 from tests.waiting import until
-from wdmoe_opencompass import ExpertShape, commands, console, fitted, list_profiles
-from wdmoe_opencompass.cli import app
+from wdmoe_opencompass import ExpertShape, list_profiles
+from wdmoe_opencompass.cli import app, console, options, table_layout
 from wdmoe_opencompass.routing.trace import join, write_trace
 
 COMMANDS = {" ".join(words): command for words, command in all_commands()}
@@ -80,7 +80,7 @@ def test_every_command_has_an_example_json_and_a_line_in_the_docs(name):
 
 def test_help_tells_the_exit_codes():
     done = process("--help")
-    assert " ".join(commands.EXIT_CODES.split()) in " ".join(done.stdout.split())
+    assert " ".join(options.EXIT_CODES.split()) in " ".join(done.stdout.split())
 
 
 def test_names_in_the_help_are_those_of_the_registries():
@@ -90,13 +90,13 @@ def test_names_in_the_help_are_those_of_the_registries():
     from wdmoe_opencompass.placement import OBJECTIVES
     from wdmoe_opencompass.report.tables import FORMATS, SCOPES
 
-    assert tuple(ALLOCATORS) == commands.ALLOCATOR_NAMES
-    assert commands.SCOPE_NAMES == SCOPES == tuple(SCOPE_LABELS)
+    assert tuple(ALLOCATORS) == options.ALLOCATOR_NAMES
+    assert options.SCOPE_NAMES == SCOPES == tuple(SCOPE_LABELS)
     for command in (allocate_command, replay_command):
         assert signature(command).parameters["scope"].default == PRIMARY_SCOPE == SCOPES[0]
-    assert set(commands.OBJECTIVE_NAMES) == set(OBJECTIVES)
-    assert tuple(commands.Format) == FORMATS
-    assert ExpertShape(commands.MIXTRAL_HIDDEN_SIZE, commands.MIXTRAL_FFN_SIZE) == ExpertShape()
+    assert set(options.OBJECTIVE_NAMES) == set(OBJECTIVES)
+    assert tuple(options.Format) == FORMATS
+    assert ExpertShape(options.MIXTRAL_HIDDEN_SIZE, options.MIXTRAL_FFN_SIZE) == ExpertShape()
 
 
 def test_help_and_completion_import_nothing_heavy():
@@ -436,7 +436,7 @@ def test_markdown_on_a_terminal_keeps_names_and_numbers_whole(columns, monkeypat
     parts = " ".join(cells).split()
     for name, row, *values in rows:
         assert row in cells
-        assert any(set(fitted.folded(name, cut)) <= cells for cut in range(1, len(name) + 1))
+        assert any(set(table_layout.folded(name, cut)) <= cells for cut in range(1, len(name) + 1))
         for value in values:
             assert value.split()[0] in parts
             assert any(cell.endswith(value[value.index("[") :]) for cell in cells)

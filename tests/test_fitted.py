@@ -2,7 +2,7 @@
 
 import pytest
 
-from wdmoe_opencompass.fitted import fitted, folded
+from wdmoe_opencompass.cli.table_layout import fitted, folded
 
 
 def texts(*table):

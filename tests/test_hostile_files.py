@@ -20,7 +20,9 @@ from tests.routing.recordings import run_recording
 from tests.routing.test_trace import block, metadata
 from tests.testbed.synthetic import measured_times
 from tests.testbed.test_lab import GOOD as LAB
-from wdmoe_opencompass import load_profile, yaml_file
+from wdmoe_opencompass import load_profile
+from wdmoe_opencompass._util import safe_yaml
+from wdmoe_opencompass._util.bounded_read import read_regular
 from wdmoe_opencompass.channel.profile import changed_profile
 from wdmoe_opencompass.errors import (
     LabError,
@@ -32,7 +34,6 @@ from wdmoe_opencompass.errors import (
     shown,
     unknown_name,
 )
-from wdmoe_opencompass.regular_file import read_regular
 from wdmoe_opencompass.routing import trace as traces
 from wdmoe_opencompass.routing.recording import METADATA_KEY as RECORDING_KEY
 from wdmoe_opencompass.routing.recording import read_recording, write_recording
@@ -108,7 +109,7 @@ NO_YAML = {
 @pytest.mark.parametrize("sentence", NO_YAML)
 def test_yaml_that_is_more_than_plain_values_is_refused_in_a_sentence(tmp_path, monkeypatch, sentence, kind):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(yaml_file, "MOST_VALUES", 5000)
+    monkeypatch.setattr(safe_yaml, "MOST_VALUES", 5000)
     for content in NO_YAML[sentence]:
         start = time.process_time()
         assert sentence in refused(tmp_path / "x.yaml", content, *READERS[kind])
@@ -117,7 +118,7 @@ def test_yaml_that_is_more_than_plain_values_is_refused_in_a_sentence(tmp_path, 
 
 
 def test_the_loader_without_libyaml_says_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(yaml_file, "LOADER", yaml.SafeLoader)
+    monkeypatch.setattr(safe_yaml, "LOADER", yaml.SafeLoader)
     for sentence, contents in NO_YAML.items():
         for content in contents:
             if len(content) < 10_000 and not sentence.endswith("line ") and content != 'a: "\\ud800"\n':

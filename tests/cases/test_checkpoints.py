@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.conftest import ROOT
 from tests.routing.families import tiny_model
 from tests.tiny import prompts
-from wdmoe_opencompass.checkpoint_files import checkpoint_files, missing_files
+from wdmoe_opencompass._util.checkpoint_files import checkpoint_files, missing_files
 from wdmoe_opencompass.errors import ModelError
 from wdmoe_opencompass.harness.infer_task import WdmoeInferTask, build_model
 from wdmoe_opencompass.identity import weights_digest

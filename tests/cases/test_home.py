@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from wdmoe_opencompass import caches
+from wdmoe_opencompass._util import caches
 from wdmoe_opencompass.doctor import places
 from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.harness import evaluation_needs

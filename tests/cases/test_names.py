@@ -17,9 +17,9 @@ from opencompass.utils import get_infer_output_path
 
 from tests.cases.eval_faults import LONG
 from tests.conftest import ROOT
-from wdmoe_opencompass import file_names
-from wdmoe_opencompass.errors import WdmoeError
-from wdmoe_opencompass.file_names import (
+from wdmoe_opencompass._util import file_names
+from wdmoe_opencompass._util.atomic_write import remove_torn_writes, write_whole
+from wdmoe_opencompass._util.file_names import (
     MAX_NAME_BYTES,
     beside,
     dataset_file,
@@ -30,7 +30,7 @@ from wdmoe_opencompass.file_names import (
     parts_of,
     whole_of,
 )
-from wdmoe_opencompass.files import remove_torn_writes, write_whole
+from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.harness.infer_task import WdmoeInferTask
 from wdmoe_opencompass.harness.name_checks import name_problems
 from wdmoe_opencompass.harness.partitioner import (

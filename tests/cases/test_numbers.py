@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 from tests.channel.profiles import st_profiles
 from tests.channel.test_profile import GOOD
 from tests.testbed.test_lab import GOOD as LAB
+from wdmoe_opencompass._util.number_text import number_of
+from wdmoe_opencompass._util.safe_yaml import parsed_mapping, yaml_text
 from wdmoe_opencompass.channel.profile import load_profile
 from wdmoe_opencompass.cli import app
 from wdmoe_opencompass.errors import LabError, ModelError, PolicyError, ProfileError, WdmoeError
-from wdmoe_opencompass.number_text import number_of
 from wdmoe_opencompass.testbed.lab import Lab, load_lab, write_lab
-from wdmoe_opencompass.yaml_file import parsed_mapping, yaml_text
 
 TEXT = yaml.safe_dump(GOOD)
 DISTANCE = "distance_m: 10.0"

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wdmoe_opencompass._util.atomic_write import write_whole
+from wdmoe_opencompass._util.utf8_text import all_replaced, count_surrogates, replaced
 from wdmoe_opencompass.errors import WdmoeError
-from wdmoe_opencompass.files import write_whole
 from wdmoe_opencompass.harness.encodable_answers import encodable_answers, make_encodable
 from wdmoe_opencompass.harness.failures import sentence
 from wdmoe_opencompass.report.html.page import write_page
 from wdmoe_opencompass.report.publication import manifest
 from wdmoe_opencompass.report.tables import write_json
-from wdmoe_opencompass.utf8_text import all_replaced, count_surrogates, replaced
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=20)  # surrogates too
 LONE = st.text(st.characters(categories=["Cs"]), max_size=5)
@@ -127,7 +127,7 @@ def test_the_page_of_such_predictions_is_written_and_says_so(faulty_run, tmp_pat
 
 
 def test_an_error_with_such_text_is_one_sentence(capsys):
-    from wdmoe_opencompass.console import print_error
+    from wdmoe_opencompass.cli.console import print_error
 
     print_error(WdmoeError("no file \ud800"))
     assert capsys.readouterr().err == "error: no file \\ud800\n"

@@ -296,7 +296,7 @@ def test_a_torn_shard_is_a_problem(tmp_path):
 
 
 def test_a_garbage_index_is_one_sentence(tmp_path):
-    from wdmoe_opencompass.checkpoint_files import missing_files
+    from wdmoe_opencompass._util.checkpoint_files import missing_files
 
     for garbage in ("[]", "{", '{"weight_map": [1]}'):
         (tmp_path / "model.safetensors.index.json").write_text(garbage)

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from tests.conftest import ROOT, SMALL, environment
 from tests.harness.test_run import MODELS, TASKS, trace_of
 from wdmoe_opencompass import load_profile
-from wdmoe_opencompass.checkpoint_files import missing_files
+from wdmoe_opencompass._util.checkpoint_files import missing_files
 from wdmoe_opencompass.errors import ModelError, WdmoeError
 from wdmoe_opencompass.harness.batch_memory import batch_memory, batch_sentence
 from wdmoe_opencompass.harness.offline import no_network

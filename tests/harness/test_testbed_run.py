@@ -20,7 +20,7 @@ LAB = ROOT / "tmp" / "test_testbed" / "lab.yaml"  # as the config says
 def run_in_a_lab(work_dir, meanwhile):
     """Run the config with devices of 200, 200, 100 and 20 Mbit/s; -> its folder, output of everything."""
     LAB.parent.mkdir(parents=True, exist_ok=True)
-    up = [sys.executable, "-m", "wdmoe_opencompass.testbed.cli", "up", "--model", "quickstart/model"]
+    up = [sys.executable, "-m", "wdmoe_opencompass.cli.testbed", "up", "--model", "quickstart/model"]
     up += ["--devices", "4", "--rate", "200,200,100,20", "--dtype", "float32", "--lab", str(LAB), "--send-padding"]
     up += ["--deadline-s", "3", "--", *command("tests/harness/eval_testbed.py", work_dir)]
     process = subprocess.Popen(

@@ -14,6 +14,7 @@ from tests.testbed.synthetic import (
     times_metadata,
     trace_beside,
 )
+from wdmoe_opencompass._util.checksummed_safetensors import write_sealed
 from wdmoe_opencompass.errors import TraceError
 from wdmoe_opencompass.routing.times import (
     METADATA_KEY,
@@ -27,7 +28,6 @@ from wdmoe_opencompass.routing.times import (
     read_times,
     write_times,
 )
-from wdmoe_opencompass.sealed_file import write_sealed
 
 
 def block(number):

@@ -6,6 +6,7 @@ import pytest
 from safetensors.numpy import save
 
 from wdmoe_opencompass import load_profile
+from wdmoe_opencompass._util.checksummed_safetensors import write_sealed
 from wdmoe_opencompass.errors import TraceError
 from wdmoe_opencompass.routing.trace import (
     FORMAT_VERSION,
@@ -17,7 +18,6 @@ from wdmoe_opencompass.routing.trace import (
     read_trace,
     write_trace,
 )
-from wdmoe_opencompass.sealed_file import write_sealed
 
 PROFILE = load_profile("paper_8_devices")
 

@@ -25,7 +25,7 @@ class DeviceProcess:
         self.start()
 
     def start(self):
-        command = [sys.executable, "-m", "wdmoe_opencompass.testbed.cli", "device", *self.arguments]
+        command = [sys.executable, "-m", "wdmoe_opencompass.cli.testbed", "device", *self.arguments]
         command += ["--listen", f"127.0.0.1:{self.port}"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self._listening = threading.Event()

@@ -23,7 +23,7 @@ LEAST, MOST = 0.7, 2.0
 
 
 def up(saved, lab_file, *options):
-    command = [sys.executable, "-m", "wdmoe_opencompass.testbed.cli", "up", "--model", str(saved), "--lab"]
+    command = [sys.executable, "-m", "wdmoe_opencompass.cli.testbed", "up", "--model", str(saved), "--lab"]
     command += [str(lab_file), "--dtype", "float32", *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

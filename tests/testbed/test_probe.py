@@ -6,7 +6,7 @@ from tests.conftest import ROOT
 from tests.testbed.faults import SPOILS, Rubbish
 from tests.testbed.labs import lab_of, servers
 from wdmoe_opencompass import load_profile
-from wdmoe_opencompass.testbed.cli import main
+from wdmoe_opencompass.cli.testbed import main
 from wdmoe_opencompass.testbed.lab import write_lab
 
 QUICKSTART = ROOT / "quickstart" / "model"  # large enough that computing grows with the tokens

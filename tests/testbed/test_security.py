@@ -316,7 +316,7 @@ def test_without_keys_only_loopback(saved):
 
 def test_keys_command_writes_private_files(tmp_path):
     folder = tmp_path / "keys"
-    command = [sys.executable, "-m", "wdmoe_opencompass.testbed.cli", "keys", str(folder), "--devices", "a,b"]
+    command = [sys.executable, "-m", "wdmoe_opencompass.cli.testbed", "keys", str(folder), "--devices", "a,b"]
     subprocess.run(command, check=True, capture_output=True)
     assert {path.name for path in folder.iterdir()} == {
         f"{name}.{kind}" for name in ("ca", "base_station", "a", "b") for kind in ("pem", "key")

@@ -28,9 +28,9 @@ from pydantic import (
     model_validator,
 )
 
+from .._util.number_text import INTEGER, how_to_write
+from .._util.safe_yaml import FALSE, TRUE, Place, ReadMapping, parsed_mapping, read_mapping
 from ..errors import ProfileError, shown, unknown_name
-from ..number_text import INTEGER, how_to_write
-from ..yaml_file import FALSE, TRUE, Place, ReadMapping, parsed_mapping, read_mapping
 from .duplex import Duplex
 from .origin import DEVICE_PATH, NO_VALUES, ORIGINS, origin_sentence, value_origins
 from .path_loss import PATH_LOSS_MODELS

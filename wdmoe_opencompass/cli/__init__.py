@@ -6,8 +6,6 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
-from ..commands import EXIT_CODES, examples, new_app, run
-from ..testbed.cli import app as testbed_app
 from . import (
     allocate,
     calibrate,
@@ -25,6 +23,8 @@ from . import (
     verify,
     watch,
 )
+from .options import EXIT_CODES, examples, new_app, run
+from .testbed import app as testbed_app
 
 BEFORE, DURING, AFTER = "Before a run", "During a run", "After a run"
 LATENCY = "Latency, without a language model"

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..commands import (
+from .._util.bounded_read import read_regular
+from ..errors import AllocationError
+from .console import print_json, print_table
+from .options import (
     MIXTRAL_FFN_SIZE,
     MIXTRAL_HIDDEN_SIZE,
     Allocator,
@@ -18,9 +21,6 @@ from ..commands import (
     Scope,
     open_profile,
 )
-from ..console import print_json, print_table
-from ..errors import AllocationError
-from ..regular_file import read_regular
 
 if TYPE_CHECKING:
     from ..channel.profile import ChannelProfile

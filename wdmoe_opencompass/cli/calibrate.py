@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..commands import DTYPE_NAMES, AsJson, names
-from ..console import Progress, is_terminal, print_json
+from .._util.given_paths import check_out_file
 from ..errors import WdmoeError
-from ..given_paths import check_out_file
+from .console import Progress, is_terminal, print_json
+from .options import DTYPE_NAMES, AsJson, names
 
 if TYPE_CHECKING:
     from ..selection.calibration import Calibration

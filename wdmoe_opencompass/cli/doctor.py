@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from ..commands import CHECK_FAILED, AsJson
-from ..console import Progress, print_json, print_table
-from ..given_paths import check_file
+from .._util.given_paths import check_file
+from .console import Progress, print_json, print_table
+from .options import CHECK_FAILED, AsJson
 
 EXAMPLES = (
     "wdmoe doctor",

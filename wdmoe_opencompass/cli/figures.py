@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from ..commands import AsJson
-from ..console import Progress, print_json
+from .._util.given_paths import check_run_folder
 from ..errors import WdmoeError
-from ..given_paths import check_run_folder
+from .console import Progress, print_json
+from .options import AsJson
 
 EXAMPLES = ("wdmoe figures outputs/quickstart/TIME",)
 

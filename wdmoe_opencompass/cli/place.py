@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..commands import OBJECTIVE_NAMES, PROFILE_HELP, AsJson, names, open_profile, profile_names
-from ..console import Progress, print_json, print_table
+from .._util.atomic_write import write_whole
+from .._util.given_paths import check_out_file
 from ..errors import WdmoeError
-from ..files import write_whole
-from ..given_paths import check_out_file
+from .console import Progress, print_json, print_table
+from .options import OBJECTIVE_NAMES, PROFILE_HELP, AsJson, names, open_profile, profile_names
 
 if TYPE_CHECKING:
     from ..placement import Comparison

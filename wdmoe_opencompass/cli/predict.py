@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from ..commands import CHECK_FAILED, PROFILE_HELP, AsJson, Format, Formatted, format_of, open_profile, profile_names
-from ..console import Progress, print_aside, print_json, print_markdown
+from .._util.given_paths import check_run_folder
 from ..errors import TraceError, WdmoeError
-from ..given_paths import check_run_folder
+from .console import Progress, print_aside, print_json, print_markdown
+from .options import CHECK_FAILED, PROFILE_HELP, AsJson, Format, Formatted, format_of, open_profile, profile_names
 
 EXAMPLES = (
     "wdmoe predict outputs/testbed/TIME --profile measured.yaml",

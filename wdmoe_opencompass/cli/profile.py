@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..commands import (
+from ..errors import WdmoeError
+from .console import print_json, print_table
+from .options import (
     MIXTRAL_FFN_SIZE,
     MIXTRAL_HIDDEN_SIZE,
     AsJson,
@@ -18,8 +20,6 @@ from ..commands import (
     new_app,
     open_profile,
 )
-from ..console import print_json, print_table
-from ..errors import WdmoeError
 
 if TYPE_CHECKING:
     from ..channel.profile import ChannelProfile

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from ..commands import AsJson, examples, new_app
-from ..console import Progress, print_json, print_table
-from ..given_paths import check_out_file
+from .._util.given_paths import check_out_file
+from .console import Progress, print_json, print_table
+from .options import AsJson, examples, new_app
 
 app = new_app(help="Recordings of a router, for wdmoe route: import, show.")
 

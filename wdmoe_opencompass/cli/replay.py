@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..commands import PROFILE_HELP, Allocator, AsJson, Scope, open_profile, profile_names
-from ..console import Progress, print_csv, print_json, print_table
+from .._util.number_text import decimal
 from ..errors import TraceError, WdmoeError
-from ..number_text import decimal
+from .console import Progress, print_csv, print_json, print_table
+from .options import PROFILE_HELP, Allocator, AsJson, Scope, open_profile, profile_names
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

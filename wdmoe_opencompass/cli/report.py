@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ..commands import CHECK_FAILED, AsJson, Format, Formatted, format_of
-from ..console import Progress, print_aside, print_json, print_markdown
+from .._util.given_paths import check_run_folder
 from ..errors import WdmoeError, shown
-from ..given_paths import check_run_folder
+from .console import Progress, print_aside, print_json, print_markdown
+from .options import CHECK_FAILED, AsJson, Format, Formatted, format_of
 
 REPORT_EXAMPLES = (
     "wdmoe report outputs/quickstart/TIME",

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..commands import PROFILE_HELP, SCOPE_NAMES, AsJson, Scope, open_profile, profile_names
-from ..console import Progress, print_json, print_table
+from .._util.given_paths import check_out_folder
 from ..errors import PolicyError, WdmoeError, unknown_name
-from ..given_paths import check_out_folder
+from .console import Progress, print_json, print_table
+from .options import PROFILE_HELP, SCOPE_NAMES, AsJson, Scope, open_profile, profile_names
 
 if TYPE_CHECKING:
     from ..routing.trace import RoutingTrace

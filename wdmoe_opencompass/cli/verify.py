@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from ..commands import CHECK_FAILED, AsJson
-from ..console import Progress, print_json
-from ..given_paths import check_run_folder
+from .._util.given_paths import check_run_folder
+from .console import Progress, print_json
+from .options import CHECK_FAILED, AsJson
 
 EXAMPLES = ("wdmoe verify outputs/quickstart/TIME",)
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ..commands import CHECK_FAILED, JsonLines
-from ..given_paths import check_run_folder
+from .._util.given_paths import check_run_folder
+from .options import CHECK_FAILED, JsonLines
 
 EXAMPLES = ("wdmoe watch outputs/quickstart/TIME", "wdmoe watch outputs/quickstart/TIME --once --json")
 

@@ -6,9 +6,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from ..caches import CACHES, CACHES_FOLDER, sentence, unwritable, way_out
+from .._util.caches import CACHES, CACHES_FOLDER, sentence, unwritable, way_out
+from .._util.given_paths import check_out_folder
 from ..errors import WdmoeError
-from ..given_paths import check_out_folder
 from .finding import BYTES_PER_GB, Finding, ok, problem, warning
 
 NO_ROOM_BYTES = 0.1 * BYTES_PER_GB  # our choices: a run of the eight benchmarks leaves predictions and traces of some

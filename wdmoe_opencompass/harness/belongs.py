@@ -9,8 +9,8 @@ from typing import Any
 
 from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 
+from .._util.file_names import dataset_file, parts_of, whole_of
 from ..errors import PolicyError, TraceError, WdmoeError, unknown_name
-from ..file_names import dataset_file, parts_of, whole_of
 from ..identity import Facts, differing, key_of
 from ..identity.facts import sentence
 from ..routing.trace import SEALED_SUFFIX, RoutingTrace, TraceMetadata, read_trace, routing_name

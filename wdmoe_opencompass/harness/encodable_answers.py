@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..files import write_whole
-from ..utf8_text import SURROGATE_ESCAPE, all_replaced, count_surrogates
+from .._util.atomic_write import write_whole
+from .._util.utf8_text import SURROGATE_ESCAPE, all_replaced, count_surrogates
 
 LOG = logging.getLogger(__name__)
 REPLACED = "text that UTF-8 cannot hold (lone surrogates); U+FFFD is in its place"

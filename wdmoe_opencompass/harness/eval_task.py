@@ -16,11 +16,11 @@ from mmengine.fileio.handlers.json_handler import set_default
 from opencompass.tasks import OpenICLEvalTask
 from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 
-from ..caches import use_writable
+from .._util.atomic_write import write_whole
+from .._util.caches import use_writable
+from .._util.file_names import beside
+from .._util.json_values import changed
 from ..errors import WdmoeError
-from ..file_names import beside
-from ..files import write_whole
-from ..json_values import changed
 from .command import end_with_the_runner, module_command
 from .failures import note_failure, noted_failure, own_words, sentence
 from .run_files import PREDICTIONS, RESULTS, output_file

@@ -9,7 +9,7 @@ from typing import Any
 import evaluate
 import opencompass.openicl.icl_evaluator.icl_hf_evaluator as hf_evaluator
 
-from ..caches import CACHES_FOLDER, sentence, unwritable, way_out, writable_for_now
+from .._util.caches import CACHES_FOLDER, sentence, unwritable, way_out, writable_for_now
 from ..errors import brief
 from .eval_task import WdmoeEvalTask
 from .partitioner import CheckedPartitioner

@@ -15,9 +15,9 @@ from opencompass.registry import MODELS
 from opencompass.tasks.openicl_infer import OpenICLInferTask
 from opencompass.utils import build_model_from_cfg, dataset_abbr_from_cfg, model_abbr_from_cfg
 
-from ..caches import use_writable
+from .._util.caches import use_writable
+from .._util.file_names import beside
 from ..errors import WdmoeError
-from ..file_names import beside
 from ..routing.recording import RECORDING_SUFFIX
 from ..routing.times import TIMES_SUFFIX
 from ..routing.trace import SEALED_SUFFIX

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .._util.file_names import hidden_beside
 from ..errors import WdmoeError
-from ..file_names import hidden_beside
 
 LOG = logging.getLogger(__name__)
 POLL_S = 0.5

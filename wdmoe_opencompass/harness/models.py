@@ -15,9 +15,9 @@ import torch
 from opencompass.models import HuggingFaceBaseModel, HuggingFacewithChatTemplate
 from opencompass.models.huggingface_above_v4_33 import _convert_base_messages
 
+from .._util.atomic_write import write_whole
+from .._util.file_names import beside
 from ..errors import ModelError, unknown_name
-from ..file_names import beside
-from ..files import write_whole
 from ..identity import Facts
 from ..routing.channel_state import ChannelStates
 from ..routing.clock import device_names

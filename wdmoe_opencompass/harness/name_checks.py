@@ -5,8 +5,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from .._util.file_names import MAX_NAME_BYTES, beside, dataset_file, partial_file
 from ..errors import WdmoeError, shown
-from ..file_names import MAX_NAME_BYTES, beside, dataset_file, partial_file
 from ..routing.speed import SPEED_SUFFIX
 from ..routing.trace import EVENTS_SUFFIX
 

@@ -10,9 +10,9 @@ from mmengine.config import ConfigDict
 from opencompass.partitioners import NaivePartitioner, NumWorkerPartitioner, SizePartitioner
 from opencompass.utils import dataset_abbr_from_cfg, get_logger, model_abbr_from_cfg
 
-from ..caches import use_writable
+from .._util.caches import use_writable
+from .._util.file_names import dataset_file, parts_of
 from ..errors import NotReadableNow, WdmoeError, shown
-from ..file_names import dataset_file, parts_of
 from .encodable_answers import make_encodable
 from .failures import own_words
 from .lock import DatasetIsRunning, exclusive

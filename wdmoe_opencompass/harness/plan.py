@@ -41,15 +41,15 @@ from opencompass.utils.run import get_config_from_arg
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
+from .._util.checkpoint_files import missing_files
+from .._util.checksummed_safetensors import MOST_BYTES
 from ..channel.profile import ChannelProfile
-from ..checkpoint_files import missing_files
 from ..errors import WdmoeError, brief, shown
 from ..identity import differing
 from ..identity.facts import sentence
 from ..routing.checkpoint import check_checkpoint, quiet
 from ..routing.recording import RecordingMetadata
 from ..routing.trace import array_bytes, axis_sizes
-from ..sealed_file import MOST_BYTES
 from .adapters import adapter_kind
 from .batch_memory import batch_memory, batch_sentence
 from .config_errors import check_encodable, read_config, read_dumped, temporary_folder

@@ -14,10 +14,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .._util.atomic_write import write_whole
+from .._util.file_names import beside, dataset_file, partial_file
 from ..allocation import PRIMARY_SCOPE
 from ..errors import WdmoeError, visible
-from ..file_names import beside, dataset_file, partial_file
-from ..files import write_whole
 from ..replay import replay
 from ..routing.tail import JournalTail
 from ..routing.trace import JOURNAL_SUFFIX, SEALED_SUFFIX, RoutingTrace, read_trace

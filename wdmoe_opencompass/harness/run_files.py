@@ -5,7 +5,7 @@ from typing import Any
 
 from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 
-from ..file_names import dataset_file
+from .._util.file_names import dataset_file
 
 PREDICTIONS, RESULTS = "predictions", "results"
 

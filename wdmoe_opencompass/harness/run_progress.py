@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .._util.file_names import parts_in_order, parts_of
 from ..errors import WdmoeError
-from ..file_names import parts_in_order, parts_of
 from ..routing.trace import JOURNAL_SUFFIX
 from .failures import noted_failure
 from .progress import (

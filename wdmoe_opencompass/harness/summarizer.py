@@ -12,8 +12,8 @@ from opencompass.registry import TASKS
 from opencompass.summarizers import DefaultSummarizer
 from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 
+from .._util.atomic_write import files_of, write_whole
 from ..errors import TraceError, WdmoeError
-from ..files import files_of, write_whole
 from ..identity import Facts
 from ..report.figures import write_figures
 from ..report.html.page import write_page

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from .._util.atomic_write import remove_torn_writes, write_whole
+from .._util.file_names import beside, partial_file
 from ..errors import NotReadableNow, OtherVersion, TraceError
-from ..file_names import beside, partial_file
-from ..files import remove_torn_writes, write_whole
 from ..routing.recording import (
     RECORDING_JOURNAL_SUFFIX,
     RECORDING_SUFFIX,

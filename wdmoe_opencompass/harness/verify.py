@@ -18,8 +18,8 @@ from typing import Any
 from mmengine.config import Config
 from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 
+from .._util.file_names import dataset_file, files_below
 from ..errors import TraceError, WdmoeError
-from ..file_names import dataset_file, files_below
 from ..report.publication import MANIFEST_FILE, manifest
 from ..routing.recording import RECORDING_JOURNAL_SUFFIX, RECORDING_SUFFIX, read_recording, why_not_of_trace
 from ..routing.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, check_belongs, read_times

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checkpoint_files import MAX_HEADER_BYTES
+from .._util.checkpoint_files import MAX_HEADER_BYTES
 from ..errors import ModelError, first_line
 from ..routing.checkpoint import config_arguments
 from .batch_memory import TokenBytes, token_bytes

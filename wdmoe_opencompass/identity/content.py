@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..checkpoint_files import MAX_HEADER_BYTES, checkpoint_files, indexed_files
+from .._util.checkpoint_files import MAX_HEADER_BYTES, checkpoint_files, indexed_files
 from ..errors import ModelError
 
 MAX_WHOLE_BYTES = 8_000_000_000

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .._util.safe_yaml import yaml_text
 from ..channel.origin import DEVICE_PATH
 from ..channel.profile import ChannelProfile, Placement
 from ..errors import ProfileError, WdmoeError, unknown_name
 from ..latency import ExpertShape
 from ..routing.trace import RoutingTrace
-from ..yaml_file import yaml_text
 from .cap import cap_greedy
 from .co_selection import Places, co_selection_of
 from .exact import can_be_exact, exact

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from .._util.atomic_write import write_whole
 from ..allocation import PRIMARY_SCOPE
 from ..channel.profile import ChannelProfile, changed_profile
-from ..files import write_whole
 from ..replay import Advance, ignore, pooled_mean, replay
 from ..routing.trace import RoutingTrace
 from .batches import batch_key

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from .._util.atomic_write import write_whole
+from .._util.file_names import PARTIAL_PREFIX, beside, file_name, files_below
+from .._util.safe_yaml import yaml_text
 from ..channel.profile import list_profiles, load_profile
 from ..errors import WdmoeError
-from ..file_names import PARTIAL_PREFIX, beside, file_name, files_below
-from ..files import write_whole
 from ..routing.speed import SPEED_SUFFIX
 from ..routing.trace import EVENTS_SUFFIX, SEALED_SUFFIX
-from ..yaml_file import yaml_text
 from .tables import ModelRun
 
 MANIFEST_FILE = "manifest.json"

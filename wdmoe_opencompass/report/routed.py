@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .._util.file_names import dataset_file
 from ..errors import TraceError
-from ..file_names import dataset_file
 from ..replay import replay
 from ..routing.trace import SEALED_SUFFIX, RoutingTrace, write_trace
 from ..selection import build_policy

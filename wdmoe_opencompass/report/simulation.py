@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from .._util.file_names import dataset_file
 from ..allocation import SCOPE_LABELS, SCOPE_MEANING
 from ..errors import TraceError
-from ..file_names import dataset_file
 from ..routing.trace import SEALED_SUFFIX, write_trace
 from ..simulation.run import SimulatedBenchmark
 from .paper import BENCHMARKS, TABLE_2

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..file_names import dataset_file
+from .._util.file_names import dataset_file
 from ..routing.speed import SPEED_SUFFIX, BatchSpeed, measured_batches
 from ..routing.trace import PHASES, RoutingTrace
 from .tables import DENSE, ModelRun

@@ -10,16 +10,16 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 
+from .._util.atomic_write import write_whole
+from .._util.file_names import files_below, whole_of
+from .._util.json_values import changed
+from .._util.utf8_text import all_replaced
 from ..allocation.base import Scope
 from ..errors import TraceError, visible
-from ..file_names import files_below, whole_of
-from ..files import write_whole
 from ..identity import Facts, differing
 from ..identity.facts import sentence
-from ..json_values import changed
 from ..replay import pooled_mean, replay
 from ..routing.trace import PHASES, SEALED_SUFFIX, RoutingTrace, read_trace
-from ..utf8_text import all_replaced
 from .batches import OTHER_BATCHES, BatchSums, batch_sums, why_no_interval
 from .cells import LATEX_LETTER, LATEX_PREAMBLE, csv_field, latex_row, markdown_cell, markdown_note
 from .items import ItemResults

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from .._util.file_names import dataset_file
 from ..channel.profile import ChannelProfile, changed_profile
 from ..errors import TraceError, WdmoeError
-from ..file_names import dataset_file
 from ..replay import replay
 from ..routing.times import TIMES_SUFFIX, MeasuredTimes, check_belongs, read_times
 from ..routing.trace import RoutingTrace

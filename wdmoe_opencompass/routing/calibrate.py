@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .._util.bounded_read import read_regular
 from ..errors import ModelError, TraceError
-from ..regular_file import read_regular
 from ..selection.base import ChannelState, Routing, Selection, SelectionPolicy
 from ..selection.calibration import Calibration, second_to_first
 from .contract import Choice, Kept

@@ -19,7 +19,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from transformers.modeling_utils import load_state_dict
 from transformers.utils import logging
 
-from ..checkpoint_files import checkpoint_files
+from .._util.checkpoint_files import checkpoint_files
 from ..errors import ModelError, first_line
 
 MAX_NAMED = 3  # tensors that a sentence names of each kind

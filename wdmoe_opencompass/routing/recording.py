@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from .._util.checksummed_safetensors import read_sealed, write_sealed
 from ..errors import TraceError
-from ..sealed_file import read_sealed, write_sealed
 from .trace import Arrays, Count, Journal, RoutingTrace, check_sizes, checked_arrays, parsed_metadata
 
 RECORDING_VERSION = 1

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from .._util.bounded_read import read_regular
+from .._util.checksummed_safetensors import MOST_BYTES
 from ..errors import NotReadableNow, TraceError, shown, unknown_name
-from ..regular_file import read_regular
-from ..sealed_file import MOST_BYTES
 from .recording import MAX_EXPERTS, RECORDING_VERSION, Recording, RecordingMetadata, new_recording
 
 # name -> (axes, the kinds of NumPy dtype it may have)

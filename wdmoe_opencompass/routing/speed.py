@@ -11,9 +11,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .._util.atomic_write import write_whole
+from .._util.bounded_read import read_regular
 from ..errors import NotReadableNow, TraceError
-from ..files import write_whole
-from ..regular_file import read_regular
 from .trace import Count, RoutingTrace
 
 SPEED_SUFFIX = ".speed.jsonl"

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from .._util.checksummed_safetensors import read_sealed, write_sealed
 from ..errors import TraceError
-from ..sealed_file import read_sealed, write_sealed
 from .trace import (
     Arrays,
     Count,

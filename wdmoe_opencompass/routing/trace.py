@@ -20,11 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
+from .._util.atomic_write import write_whole
+from .._util.bounded_read import read_regular
+from .._util.checksummed_safetensors import BROKEN, MOST_BYTES, check_version, read_sealed, write_sealed
 from ..channel.profile import MOST_SEED, ChannelProfile, first_error
 from ..errors import NotReadableNow, TraceError, shown
-from ..files import write_whole
-from ..regular_file import read_regular
-from ..sealed_file import BROKEN, MOST_BYTES, check_version, read_sealed, write_sealed
 
 FORMAT_VERSION = 7
 READABLE_VERSIONS = (6, FORMAT_VERSION)  # 6 lacks identity and arguments, which are then empty

@@ -12,9 +12,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .._util.bounded_read import read_regular
+from .._util.checksummed_safetensors import BROKEN, header_of
 from ..errors import PolicyError, shown
-from ..regular_file import read_regular
-from ..sealed_file import BROKEN, header_of
 
 CALIBRATION_SUFFIX = ".calibration.safetensors"
 METADATA_KEY = "wdmoe_calibration"

@@ -16,7 +16,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 from transformers.integrations.moe import grouped_mm_experts_forward
 
-from ..checkpoint_files import SAFETENSORS, indexed_files
+from .._util.checkpoint_files import SAFETENSORS, indexed_files
 from ..errors import LabError
 from ..routing.layers import MoeLayer, find_moe_layers
 from .wire import DTYPES, dtype_name, raw

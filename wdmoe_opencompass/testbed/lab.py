@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
 
+from .._util.safe_yaml import read_mapping, yaml_text
 from ..channel.profile import (
     BASE_STATION,
     LONGEST_NAME,
@@ -22,7 +23,6 @@ from ..channel.profile import (
     sentence_of_file,
 )
 from ..errors import LabError, shown
-from ..yaml_file import read_mapping, yaml_text
 
 Seconds = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False, strict=True)]
 LOOPBACK_ONLY = "without keys only loopback addresses are allowed; make keys with `wdmoe testbed keys`"

@@ -155,7 +155,7 @@ def local_lab(
         processes: list[_Process] = []
         stack.callback(lambda: _end(processes))
         for number, device in enumerate(devices):
-            words = [sys.executable, "-m", "wdmoe_opencompass.testbed.cli", "device", "--model", model]
+            words = [sys.executable, "-m", "wdmoe_opencompass.cli.testbed", "device", "--model", model]
             words += ["--experts", ",".join(map(str, device.experts)), "--dtype", dtype, "--threads", str(threads)]
             words += ["--keys", str(keys), "--name", device.name]
             if "message_bytes" in settings:

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linprog, nnls
 
+from .._util.safe_yaml import yaml_text
 from ..channel.profile import MEASURED, ChannelProfile, validated_profile
 from ..errors import ProfileError
 from ..latency import ExpertShape, expert_flop, last_answer_s, others, payload_bit
 from ..routing.times import LayerTimes
-from ..yaml_file import yaml_text
 
 Array = NDArray[np.float64]
 MIN_SIZES = 2

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..._util.bounded_read import read_regular
+from ..._util.file_names import dataset_file
+from ..._util.utf8_text import replaced
 from ...errors import WdmoeError
-from ...file_names import dataset_file
-from ...regular_file import read_regular
-from ...utf8_text import replaced
 
 MOST_BYTES = 1 << 30  # of one prediction file
 LONGEST_QUESTION, LONGEST_ANSWER = 1200, 800  # letters shown

@@ -7,7 +7,7 @@ YAML 1.1, YAML 1.2 and Python read `0040`, `1_000` and `1:40:00` each in its own
 import re
 import unicodedata
 
-from .errors import shown
+from ..errors import shown
 
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)", re.ASCII)
 DECIMAL = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?", re.ASCII)

@@ -5,7 +5,7 @@ import os
 import stat
 from pathlib import Path
 
-from .errors import WdmoeError
+from ..errors import WdmoeError
 
 NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
 NOT_BLOCKING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)  # a pipe without a writer is not waited for

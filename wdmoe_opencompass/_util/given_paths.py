@@ -5,7 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from .errors import WdmoeError
+from ..errors import WdmoeError
 
 RUN_PARTS = ("predictions", "summary", "configs", "progress")  # a run's folder has at least one of them
 MAX_ENTRIES = 1000  # of a folder, that are looked at for runs: enough for any work folder

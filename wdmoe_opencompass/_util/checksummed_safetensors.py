@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from .errors import NotReadableNow, OtherVersion, TraceError, shown
-from .files import write_whole
-from .regular_file import read_regular
+from ..errors import NotReadableNow, OtherVersion, TraceError, shown
+from .atomic_write import write_whole
+from .bounded_read import read_regular
 
 MOST_BYTES = 16 << 30  # reading a file takes twice its size in memory
 MOST_HEADER_BYTES = 16 << 20

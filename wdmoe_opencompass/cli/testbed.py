@@ -1,4 +1,4 @@
-"""`wdmoe testbed`: devices, keys, and a whole lab on one machine. Also `python -m wdmoe_opencompass.testbed.cli`."""
+"""`wdmoe testbed`: devices, keys, and a whole lab on one machine. Also `python -m wdmoe_opencompass.cli.testbed`."""
 
 import logging
 import signal
@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ..commands import DTYPE_NAMES, AsJson, JsonLines, examples, names, new_app, open_profile, profile_names, run
-from ..console import Progress, print_event, print_json
+from .._util.atomic_write import write_whole
+from .._util.given_paths import check_folder, check_out_file, check_out_folder
+from .._util.number_text import decimal
 from ..errors import LabError
-from ..files import write_whole
-from ..given_paths import check_folder, check_out_file, check_out_folder
-from ..number_text import decimal
+from .console import Progress, print_event, print_json
+from .options import DTYPE_NAMES, AsJson, JsonLines, examples, names, new_app, open_profile, profile_names, run
 
 app = new_app(help="A live testbed: experts on real devices over the network.")
 
@@ -68,8 +68,8 @@ def device(
     """Serve some experts of every MoE layer until a signal comes."""
     import torch
 
-    from .device import DeviceServer, check_address, loaded
-    from .keys import only_device, server_credentials
+    from ..testbed.device import DeviceServer, check_address, loaded
+    from ..testbed.keys import only_device, server_credentials
 
     _log_to_stderr()
     check_address(listen, keys is not None)
@@ -98,7 +98,7 @@ def keys(
     as_json: AsJson = False,
 ) -> None:
     """Make the certificates and keys of a lab: each device gets ca.pem, NAME.pem and NAME.key, and nothing else."""
-    from .keys import make_keys
+    from ..testbed.keys import make_keys
 
     check_out_folder(folder, LabError)
     written = make_keys(folder, [name.strip() for name in devices.split(",") if name.strip()], days)
@@ -141,7 +141,7 @@ def up(
     """A lab on this machine: devices as processes behind links of a given rate."""
     from pydantic import ValidationError
 
-    from .local import local_lab, namespaces_problem, spread
+    from ..testbed.local import local_lab, namespaces_problem, spread
 
     _log_to_stderr()
     say = _say(as_json)
@@ -204,10 +204,10 @@ def measure(
     as_json: AsJson = False,
 ) -> None:
     """Probe the devices of a lab, all at once as a run does, and fit a channel profile of measured rates."""
-    from .experts import layers_without_weights
-    from .lab import load_lab, profile_of_lab
-    from .measure import fit_lab, measured_profile, measured_profile_text
-    from .probe import probe, work_of_own_experts
+    from ..testbed.experts import layers_without_weights
+    from ..testbed.lab import load_lab, profile_of_lab
+    from ..testbed.measure import fit_lab, measured_profile, measured_profile_text
+    from ..testbed.probe import probe, work_of_own_experts
 
     _log_to_stderr()
     if out.suffix not in (".yaml", ".yml"):

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, NoReturn
 
 import yaml
 
-from .errors import WdmoeError, shown
+from ..errors import WdmoeError, shown
+from .bounded_read import read_regular
 from .number_text import number_of, other_notation
-from .regular_file import read_regular
 
 MOST_BYTES = 4 << 20
 MOST_VALUES = 400_000  # keys and values; a device of a profile has some twenty

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import WdmoeError
+from ..errors import WdmoeError
 from .given_paths import check_out_folder
 
 CACHES_FOLDER = "caches"  # in a run's folder

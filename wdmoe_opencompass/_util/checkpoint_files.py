@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import ModelError
+from ..errors import ModelError
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 CONFIG = "config.json"

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TextIO
 
-from .errors import visible
+from ..errors import visible
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -123,7 +123,7 @@ def drawn(
     """
     from rich.text import Text
 
-    from .fitted import fitted
+    from .table_layout import fitted
 
     lines = [Text(*line) for line in fitted(heads, cells, to_right, width, styles)]  # Text: a bracket is no markup
     return Text("\n", overflow="fold").join(lines)

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from .._util.number_text import decimal
+from ..errors import WdmoeError, unknown_name
 from .console import print_aside, print_error
-from .errors import WdmoeError, unknown_name
-from .number_text import decimal
 
 if TYPE_CHECKING:
-    from .channel.profile import ChannelProfile
+    from ..channel.profile import ChannelProfile
 
 CHECK_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # the last as a shell reports the signal
 EXIT_CODES = "Exit codes: 0 fine, 1 a check failed, 2 bad input (one sentence says what), 130 interrupted."
@@ -59,7 +59,7 @@ def names(known: Iterable[str]) -> Callable[[str], list[str]]:
 
 def profile_names(incomplete: str) -> list[str]:
     """Completion by the shipped channel profiles."""
-    from .channel.profile import list_profiles
+    from ..channel.profile import list_profiles
 
     return [name for name in list_profiles() if name.startswith(incomplete)]
 
@@ -97,7 +97,7 @@ def format_of(form: Format | None, as_json: bool) -> Format | None:
 
 def open_profile(name: str | Path) -> ChannelProfile:
     """Load a channel profile, and say on standard error which of its values hardly any radio has."""
-    from .channel.profile import load_profile
+    from ..channel.profile import load_profile
 
     profile = load_profile(name)
     for sentence in profile.unusual_values:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from hashlib import sha256
 from pathlib import Path
 
-from .errors import WdmoeError, shown
+from ..errors import WdmoeError, shown
 
 MAX_NAME_BYTES = 255  # of one name in a folder, on every file system in common use
 OPENCOMPASS_SUFFIXES = (".json", ".jsonl")  # files that OpenCompass names: never shortened
