@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from wdmoe_opencompass import ExpertShape, allocate, draw_channel, link_budget, load_profile
 from wdmoe_opencompass.latency import LinkBudget
 from wdmoe_opencompass.replay import replay, replay_draws
-from wdmoe_opencompass.routing.trace import FORMAT_VERSION, PER_BATCH, PER_PASS, RoutingTrace, TraceMetadata
+from wdmoe_opencompass.trace.format import FORMAT_VERSION, PER_BATCH, PER_PASS, RoutingTrace, TraceMetadata
 
 PROFILES = [load_profile(name) for name in ("paper_8_devices", "near_far_8_devices", "heterogeneous_compute_8_devices")]
 DRAWS = 100_000

@@ -23,7 +23,7 @@ from wdmoe_opencompass.placement import (
     modulo,
     transfers,
 )
-from wdmoe_opencompass.routing.trace import read_trace
+from wdmoe_opencompass.trace.format import read_trace
 
 CASES, DEVICES, EXPERTS = 20, 4, 8
 PROFILE = load_profile("paper_8_devices")

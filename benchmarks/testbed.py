@@ -26,10 +26,10 @@ from tests.testbed.labs import device_processes  # noqa: E402
 from wdmoe_opencompass.report.batches import grouped_sums  # noqa: E402
 from wdmoe_opencompass.report.tables import latency_ratio  # noqa: E402
 from wdmoe_opencompass.routing.layers import find_moe_layers  # noqa: E402
-from wdmoe_opencompass.routing.times import read_times  # noqa: E402
 from wdmoe_opencompass.testbed.experts import layers_without_weights  # noqa: E402
 from wdmoe_opencompass.testbed.local import local_lab, namespaces_problem, spread  # noqa: E402
 from wdmoe_opencompass.testbed.probe import probe  # noqa: E402
+from wdmoe_opencompass.trace.times import read_times  # noqa: E402
 
 MODEL = ROOT / "quickstart" / "model"
 RATES = ("200,200,100,20", "100", "20")  # Mbit/s of the devices; Algorithm 2 is judged at the first

@@ -33,11 +33,11 @@ from wdmoe_opencompass.errors import TraceError, WdmoeError
 from wdmoe_opencompass.routing.recording import METADATA_KEY as RECORDING_KEY
 from wdmoe_opencompass.routing.recording import RecordingJournal, read_recording, write_recording
 from wdmoe_opencompass.routing.speed import BatchSpeed, measured_batches
-from wdmoe_opencompass.routing.times import METADATA_KEY as TIMES_KEY
-from wdmoe_opencompass.routing.times import TimesJournal, read_times, write_times
-from wdmoe_opencompass.routing.trace import METADATA_KEY, Journal, join, read_trace, write_trace
 from wdmoe_opencompass.selection.calibration import Calibration, read_calibration
 from wdmoe_opencompass.testbed.lab import Lab, load_lab
+from wdmoe_opencompass.trace.format import METADATA_KEY, Journal, join, read_trace, write_trace
+from wdmoe_opencompass.trace.times import METADATA_KEY as TIMES_KEY
+from wdmoe_opencompass.trace.times import TimesJournal, read_times, write_times
 
 LONGEST_SENTENCE = 4000
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the two differ on tabs

@@ -10,7 +10,7 @@ from tests.routing.test_trace import block, metadata
 from wdmoe_opencompass import ExpertShape, draw_channel, link_budget, load_profile, token_latency_s
 from wdmoe_opencompass.channel.profile import changed_profile
 from wdmoe_opencompass.replay import replay_draws
-from wdmoe_opencompass.routing.trace import join, read_trace, write_trace
+from wdmoe_opencompass.trace.format import join, read_trace, write_trace
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def test_bad_loads_get_one_sentence(wdmoe, tmp_path, content, sentence):
 
 
 def read(path):
-    from wdmoe_opencompass.routing.trace import read_trace
+    from wdmoe_opencompass.trace.format import read_trace
 
     return read_trace(path)
 

@@ -25,7 +25,7 @@ from tests.routing.test_trace import block, metadata
 from tests.waiting import until
 from wdmoe_opencompass import ExpertShape, list_profiles
 from wdmoe_opencompass.cli import app, console, options, table_layout
-from wdmoe_opencompass.routing.trace import join, write_trace
+from wdmoe_opencompass.trace.format import join, write_trace
 
 COMMANDS = {" ".join(words): command for words, command in all_commands()}
 EXAMPLES = [

@@ -13,7 +13,7 @@ from wdmoe_opencompass.channel.propagation import Channel, FadingSource
 from wdmoe_opencompass.errors import ProfileError, TraceError
 from wdmoe_opencompass.latency import expert_flop
 from wdmoe_opencompass.replay import replay, replay_draws
-from wdmoe_opencompass.routing.trace import RoutingTrace, empty_arrays, join
+from wdmoe_opencompass.trace.format import RoutingTrace, empty_arrays, join
 
 PROFILE = load_profile("paper_8_devices")
 SHAPE = ExpertShape(32, 48)

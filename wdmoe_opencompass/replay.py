@@ -16,7 +16,7 @@ from .channel.propagation import Channel, FadingSource
 from .energy import Energy, pass_energy
 from .errors import AllocationError, TraceError
 from .latency import Array, ExpertShape, LinkBudget, link_budget, waiting_latency_s
-from .routing.trace import PHASES, RoutingTrace
+from .trace.format import PHASES, RoutingTrace
 
 CHUNK_NUMBERS = 250_000  # of an array of loads: a few MB, so that a chunk's work stays in the processor's caches
 WORKERS = 2

@@ -14,7 +14,7 @@ from tests.command_line import all_commands
 from tests.conftest import ROOT
 from tests.placement.test_compare import random_trace
 from wdmoe_opencompass import __version__
-from wdmoe_opencompass.routing.trace import write_trace
+from wdmoe_opencompass.trace.format import write_trace
 
 MODEL = ROOT / "quickstart" / "model"
 QUICKSTART = ROOT / "eval_configs" / "eval_quickstart.py"

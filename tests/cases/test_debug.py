@@ -10,7 +10,7 @@ from opencompass.runners import LocalRunner
 
 from tests.conftest import ROOT
 from wdmoe_opencompass.harness import eval_task, infer_task
-from wdmoe_opencompass.harness.failures import noted_failure
+from wdmoe_opencompass.run.failures import noted_failure
 
 OURS = "wdmoe_opencompass.harness"
 INFER = dict(

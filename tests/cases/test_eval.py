@@ -13,9 +13,9 @@ from tests.cases.conftest import FAULTS
 from tests.conftest import ROOT
 from wdmoe_opencompass.harness import eval_task
 from wdmoe_opencompass.harness.eval_task import NO_PREDICTIONS, NotScored, WdmoeEvalTask
-from wdmoe_opencompass.harness.failures import MAX_REASON, note_failure, noted_failure
-from wdmoe_opencompass.harness.run_progress import RunWatch
-from wdmoe_opencompass.harness.unfinished import redo_stale_results
+from wdmoe_opencompass.run.failures import MAX_REASON, note_failure, noted_failure
+from wdmoe_opencompass.run.recovery import redo_stale_results
+from wdmoe_opencompass.run.run_progress import RunWatch
 
 MODELS = ("[a] vanilla ~x^2", "b|wdmoe\\y<z>")
 REASONS = {  # of the shared run

@@ -38,7 +38,7 @@ from wdmoe_opencompass.report.tables import (
     saving_notes,
     table_2,
 )
-from wdmoe_opencompass.routing.trace import RoutingTrace, TraceMetadata, empty_arrays, read_trace, write_trace
+from wdmoe_opencompass.trace.format import RoutingTrace, TraceMetadata, empty_arrays, read_trace, write_trace
 
 GEN = dict(infer_cfg=dict(inferencer=dict(type=GenInferencer, max_out_len=8)), eval_cfg=dict(evaluator=dict(type="E")))
 PPL = dict(infer_cfg=dict(inferencer=dict(type=PPLInferencer)), eval_cfg=dict(evaluator=dict(type="E")))

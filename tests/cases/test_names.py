@@ -39,12 +39,12 @@ from wdmoe_opencompass.harness.partitioner import (
     WdmoeSizePartitioner,
 )
 from wdmoe_opencompass.harness.plan import make_plan
-from wdmoe_opencompass.harness.run_progress import RunWatch
-from wdmoe_opencompass.harness.unfinished import WRITTEN_WHOLE
 from wdmoe_opencompass.harness.verify import Run, unfinished_files, unfit_inputs
 from wdmoe_opencompass.report.events import event_records
 from wdmoe_opencompass.report.publication import manifest
-from wdmoe_opencompass.routing.trace import SEALED_SUFFIX, read_trace
+from wdmoe_opencompass.run.recovery import WRITTEN_WHOLE
+from wdmoe_opencompass.run.run_progress import RunWatch
+from wdmoe_opencompass.trace.format import SEALED_SUFFIX, read_trace
 
 NAMES = ("qs/arith", "qs arith [1:3]", "算术_é%&#$~^", "a_0", "a", "b.json", "tmp_{lib}", LONG)
 MODELS = ("[a] vanilla ~x^2", "b|wdmoe\\y<z>")

@@ -13,12 +13,12 @@ from opencompass.summarizers import DefaultSummarizer
 
 from tests.report.test_frontier import BENCHMARKS, runs
 from wdmoe_opencompass.errors import WdmoeError
-from wdmoe_opencompass.harness.scores import FIRST_METRICS, NO_METRICS, main_score
 from wdmoe_opencompass.harness.summarizer import WdmoeSummarizer
 from wdmoe_opencompass.report.compare import compared, notes_of
 from wdmoe_opencompass.report.items import ItemResults, item_results
 from wdmoe_opencompass.report.summary import write_report
 from wdmoe_opencompass.report.tables import json_text
+from wdmoe_opencompass.run.scores import FIRST_METRICS, NO_METRICS, main_score
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 ODD = [  # results, why there is no accuracy

@@ -18,7 +18,7 @@ from wdmoe_opencompass.channel.profile import ChannelProfile, changed_profile
 from wdmoe_opencompass.cli import app
 from wdmoe_opencompass.errors import ProfileError
 from wdmoe_opencompass.placement.compare import placed_profile
-from wdmoe_opencompass.routing.trace import TraceMetadata
+from wdmoe_opencompass.trace.format import TraceMetadata
 
 PAPER = load_profile("paper_8_devices")
 TEXT = (ROOT / "channel_profiles" / "paper_8_devices.yaml").read_text()

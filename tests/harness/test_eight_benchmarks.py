@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.conftest import ROOT, command, environment
-from wdmoe_opencompass.routing.trace import read_trace
+from wdmoe_opencompass.trace.format import read_trace
 
 DATA = ROOT.parent / "shared" / "benchmarks"
 CONFIG = "tests/harness/eval_eight_benchmarks.py"

@@ -13,7 +13,7 @@ from wdmoe_opencompass.errors import ModelError, PolicyError, ProfileError
 from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel, WdmoeHuggingFacewithChatTemplate
 from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.routing.channel_state import ChannelStates
-from wdmoe_opencompass.routing.trace import read_trace
+from wdmoe_opencompass.trace.format import read_trace
 
 MODEL = dict(
     path=str(ROOT / "quickstart" / "model"),

@@ -19,7 +19,7 @@ from wdmoe_opencompass.harness.batch_memory import batch_memory, batch_sentence
 from wdmoe_opencompass.harness.offline import no_network
 from wdmoe_opencompass.harness.plan import HEADER_BYTES, make_plan
 from wdmoe_opencompass.harness.weights import measure_weights
-from wdmoe_opencompass.routing.trace import array_bytes
+from wdmoe_opencompass.trace.format import array_bytes
 
 BENCHMARKS = ROOT.parent / "shared" / "benchmarks"
 QUICKSTART = ROOT / "eval_configs" / "eval_quickstart.py"

@@ -10,8 +10,8 @@ from tests.conftest import ROOT, opencompass
 from wdmoe_opencompass.cli import app
 from wdmoe_opencompass.harness.eval_task import WdmoeEvalTask
 from wdmoe_opencompass.harness.partitioner import SharedProcessPartitioner
-from wdmoe_opencompass.routing.trace import read_trace
 from wdmoe_opencompass.selection import POLICIES
+from wdmoe_opencompass.trace.format import read_trace
 
 SLICE = ROOT / "tests" / "harness" / "eval_policies_slice.py"
 

@@ -7,7 +7,7 @@ from mmengine.config import Config
 
 from tests.conftest import opencompass
 from tests.harness.kills import CONFIG, different_tables
-from wdmoe_opencompass.routing.trace import join, read_trace
+from wdmoe_opencompass.trace.format import join, read_trace
 
 PARTITIONERS = "wdmoe_opencompass.harness.partitioner."
 

@@ -18,7 +18,7 @@ from tests.conftest import ROOT, SMALL, command, environment, opencompass
 from tests.waiting import until
 from wdmoe_opencompass import load_profile
 from wdmoe_opencompass.replay import replay
-from wdmoe_opencompass.routing.trace import read_trace
+from wdmoe_opencompass.trace.format import read_trace
 
 TASKS = ["qs_choice", "qs_twoway", "qs_yesno", "qs_arith", "qs_program"]
 MODELS = ["quickstart-vanilla-hf", "quickstart-wdmoe-hf"]

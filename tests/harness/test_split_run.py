@@ -12,7 +12,7 @@ from pytest import approx
 
 from tests.conftest import ROOT, SMALL, environment, opencompass
 from wdmoe_opencompass.replay import replay
-from wdmoe_opencompass.routing.trace import RoutingTrace, read_trace, write_trace
+from wdmoe_opencompass.trace.format import RoutingTrace, read_trace, write_trace
 
 pytestmark = pytest.mark.slow
 MODELS = ["quickstart-vanilla-hf", "quickstart-wdmoe-hf"]

@@ -10,9 +10,9 @@ from tests.testbed.labs import servers
 from wdmoe_opencompass.errors import LabError, ModelError
 from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel, forget_events
 from wdmoe_opencompass.harness.settings import parse_settings
-from wdmoe_opencompass.routing.times import check_belongs, read_times
-from wdmoe_opencompass.routing.trace import read_trace
 from wdmoe_opencompass.testbed.lab import Lab, write_lab
+from wdmoe_opencompass.trace.format import read_trace
+from wdmoe_opencompass.trace.times import check_belongs, read_times
 
 GROUPS = ((0, 1), (2,), (3,), (4, 5))
 PLACEMENT = [0, 0, 1, 2, 3, 3, -1, -1]

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from tests.conftest import ROOT, command, environment
-from wdmoe_opencompass.routing.trace import read_trace
+from wdmoe_opencompass.trace.format import read_trace
 
 LAB = ROOT / "tmp" / "test_testbed" / "lab.yaml"  # as the config says
 

@@ -15,17 +15,17 @@ from mmengine.config import ConfigDict
 from tests.routing.test_trace import block, journal, metadata
 from tests.testbed.synthetic import random_loads, times_block, times_metadata, trace_beside
 from wdmoe_opencompass.errors import WdmoeError
-from wdmoe_opencompass.harness.lock import exclusive
 from wdmoe_opencompass.harness.partitioner import WdmoeNaivePartitioner, WdmoeNumWorkerPartitioner
-from wdmoe_opencompass.harness.unfinished import (
+from wdmoe_opencompass.run.lock import exclusive
+from wdmoe_opencompass.run.recovery import (
     beside,
     keep_answers,
     redo_stale_results,
     redo_unfinished,
     whole_answers,
 )
-from wdmoe_opencompass.routing.times import TimesJournal, join_times, read_times
-from wdmoe_opencompass.routing.trace import Journal, join, read_trace, write_trace
+from wdmoe_opencompass.trace.format import Journal, join, read_trace, write_trace
+from wdmoe_opencompass.trace.times import TimesJournal, join_times, read_times
 
 GEN, PPL = dict(type="GenInferencer"), dict(type="opencompass.openicl.icl_inferencer.PPLInferencer")
 MOE, ON_A_TESTBED = dict(wdmoe=dict()), dict(wdmoe=dict(testbed="lab.yaml"))
@@ -349,7 +349,7 @@ def test_no_answers_leave_no_file(files):
 HOLD = """
 import sys, time
 from pathlib import Path
-from wdmoe_opencompass.harness.lock import exclusive
+from wdmoe_opencompass.run.lock import exclusive
 with exclusive(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

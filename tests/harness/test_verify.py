@@ -23,7 +23,7 @@ from wdmoe_opencompass.harness.verify import (
     unfit_inputs,
 )
 from wdmoe_opencompass.report.publication import manifest
-from wdmoe_opencompass.routing.trace import RoutingTrace, read_trace, write_trace
+from wdmoe_opencompass.trace.format import RoutingTrace, read_trace, write_trace
 
 VANILLA, WDMOE = "quickstart-vanilla-hf", "quickstart-wdmoe-hf"
 TABLE_2 = "summary/table_2_latency_layer_per_batch_all"

@@ -25,10 +25,9 @@ from tests.routing.test_trace import block, journal, metadata
 from tests.waiting import PATIENCE_S, until
 from wdmoe_opencompass.cli.watch_display import table
 from wdmoe_opencompass.errors import WdmoeError
-from wdmoe_opencompass.harness import progress as progress_module
-from wdmoe_opencompass.harness.live_line import INTERVAL, live_line, prompts_of
-from wdmoe_opencompass.harness.lock import exclusive, holder
-from wdmoe_opencompass.harness.progress import (
+from wdmoe_opencompass.replay import replay
+from wdmoe_opencompass.run import progress as progress_module
+from wdmoe_opencompass.run.dataset_progress import (
     FAILED,
     FINISHED,
     INTERRUPTED,
@@ -39,11 +38,12 @@ from wdmoe_opencompass.harness.progress import (
     DatasetWatch,
     spent_s,
 )
-from wdmoe_opencompass.harness.run_progress import RunProgress, RunWatch
-from wdmoe_opencompass.harness.scores import FIRST_METRICS, NO_METRICS, main_score
-from wdmoe_opencompass.replay import replay
-from wdmoe_opencompass.routing.tail import JournalTail
-from wdmoe_opencompass.routing.trace import Journal, join, read_trace
+from wdmoe_opencompass.run.lock import exclusive, holder
+from wdmoe_opencompass.run.progress_line import INTERVAL, live_line, prompts_of
+from wdmoe_opencompass.run.run_progress import RunProgress, RunWatch
+from wdmoe_opencompass.run.scores import FIRST_METRICS, NO_METRICS, main_score
+from wdmoe_opencompass.trace.format import Journal, join, read_trace
+from wdmoe_opencompass.trace.journal_tail import JournalTail
 
 MODEL, DENSE = "tiny", "dense"
 STAMP = "20260101_000000"
@@ -152,7 +152,7 @@ def test_only_new_bytes_are_read(tmp_path, monkeypatch):
 
 def test_a_long_journal_is_given_out_in_pieces(tmp_path, monkeypatch):
     growing = grown(tmp_path, 6)
-    monkeypatch.setattr("wdmoe_opencompass.routing.tail.GROUP_BYTES", 2 * growing.path.stat().st_size // 7)
+    monkeypatch.setattr("wdmoe_opencompass.trace.journal_tail.GROUP_BYTES", 2 * growing.path.stat().st_size // 7)
     pieces = list(JournalTail(growing.path).new_traces())
     assert len(pieces) > 1
     assert [first for one in pieces for first in one.first_item.tolist()] == [0, 4, 8, 12, 16, 20]

@@ -13,7 +13,7 @@ from wdmoe_opencompass.channel import load_profile
 from wdmoe_opencompass.errors import TraceError
 from wdmoe_opencompass.latency import ExpertShape
 from wdmoe_opencompass.placement import co_selection_of, compare_placements, latency, placed_profile
-from wdmoe_opencompass.routing.trace import RoutingTrace, empty_arrays, write_trace
+from wdmoe_opencompass.trace.format import RoutingTrace, empty_arrays, write_trace
 
 PROFILE = load_profile("paper_8_devices")
 

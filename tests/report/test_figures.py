@@ -138,7 +138,7 @@ def test_every_figure_states_profile_seed_and_caveat_within_its_width(tmp_path, 
 
 def test_a_trace_without_passes_is_not_drawn_as_zero():
     from tests.routing.test_trace import metadata
-    from wdmoe_opencompass.routing.trace import join
+    from wdmoe_opencompass.trace.format import join
 
     empty = run_of("v", "top_k", ("w", "p"), d=join(metadata(), []))
     assert heights(FIGURES["figure_6_benchmarks"]([empty], ["d"])) == []

@@ -16,7 +16,7 @@ from wdmoe_opencompass.report.frontier import _mark_front, draw_frontier, fronti
 from wdmoe_opencompass.report.summary import write_report
 from wdmoe_opencompass.report.tables import ModelRun, latency_cells
 from wdmoe_opencompass.routing.route import route_recording
-from wdmoe_opencompass.routing.trace import RoutingTrace
+from wdmoe_opencompass.trace.format import RoutingTrace
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 BENCHMARKS = ["m_1", "piqa"]

@@ -17,7 +17,7 @@ from wdmoe_opencompass.report.speed import speed_notes, speed_records, speed_tab
 from wdmoe_opencompass.report.summary import write_report
 from wdmoe_opencompass.report.tables import ROWS, ModelRun, runs_from_traces
 from wdmoe_opencompass.routing.speed import BatchSpeed, append_speed
-from wdmoe_opencompass.routing.trace import join
+from wdmoe_opencompass.trace.format import join
 
 
 def waited_s(part):

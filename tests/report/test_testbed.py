@@ -37,9 +37,9 @@ from wdmoe_opencompass.report.testbed import (
     waiting_records,
     write_testbed,
 )
-from wdmoe_opencompass.routing.times import write_times
-from wdmoe_opencompass.routing.trace import write_trace
 from wdmoe_opencompass.testbed.measure import fit_lab, measured_profile, measured_profile_text
+from wdmoe_opencompass.trace.format import write_trace
+from wdmoe_opencompass.trace.times import write_times
 
 BATCHES = 12
 

@@ -12,8 +12,8 @@ from wdmoe_opencompass.cli import app
 from wdmoe_opencompass.errors import ModelError, PolicyError, TraceError
 from wdmoe_opencompass.routing import calibrate as calibrating
 from wdmoe_opencompass.routing.calibrate import calibrate, calibrate_from_traces
-from wdmoe_opencompass.routing.trace import join
 from wdmoe_opencompass.selection.calibration import Calibration, read_calibration
+from wdmoe_opencompass.trace.format import join
 
 CHUNKS = [torch.randint(3, 97, (1, 40), generator=torch.Generator().manual_seed(n)) for n in range(2)]
 

@@ -16,7 +16,7 @@ from tests.testbed.synthetic import (
 )
 from wdmoe_opencompass._util.checksummed_safetensors import write_sealed
 from wdmoe_opencompass.errors import TraceError
-from wdmoe_opencompass.routing.times import (
+from wdmoe_opencompass.trace.times import (
     METADATA_KEY,
     PARTS,
     TIMES_VERSION,

@@ -8,7 +8,7 @@ from safetensors.numpy import save
 from wdmoe_opencompass import load_profile
 from wdmoe_opencompass._util.checksummed_safetensors import write_sealed
 from wdmoe_opencompass.errors import TraceError
-from wdmoe_opencompass.routing.trace import (
+from wdmoe_opencompass.trace.format import (
     FORMAT_VERSION,
     PER_BATCH,
     PER_PASS,

@@ -16,12 +16,12 @@ from wdmoe_opencompass.errors import PolicyError
 from wdmoe_opencompass.report.paper import BENCHMARKS as PAPERS
 from wdmoe_opencompass.report.paper import TABLE_2
 from wdmoe_opencompass.report.tables import runs_from_traces
-from wdmoe_opencompass.routing.trace import PHASES
 from wdmoe_opencompass.selection import POLICIES
 from wdmoe_opencompass.simulation import run
 from wdmoe_opencompass.simulation.benchmarks import BENCHMARKS, MAX_NEW_TOKENS, router_passes
 from wdmoe_opencompass.simulation.router import EXPERTS, LAYERS, SyntheticRouter
 from wdmoe_opencompass.simulation.run import Simulation, simulate, simulate_benchmark
+from wdmoe_opencompass.trace.format import PHASES
 
 SMALL = dict(
     prompts=replace(BENCHMARKS["PIQA"], prompt_tokens=12, batches=2),

@@ -11,7 +11,7 @@ from tests.conftest import ROOT, command, environment
 from tests.debian import UnavailableError
 from tests.slurm.cluster import NODES, require_slurm, running_cluster
 from tests.slurm.stalling import MARKER
-from wdmoe_opencompass.routing.trace import read_trace
+from wdmoe_opencompass.trace.format import read_trace
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 

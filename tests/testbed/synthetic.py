@@ -4,8 +4,8 @@ import numpy as np
 
 from tests.routing.test_trace import metadata as trace_metadata
 from wdmoe_opencompass.channel.profile import ChannelProfile, load_profile
-from wdmoe_opencompass.routing.times import LayerTimes, TimesMetadata, TimesRecorder, join_times
-from wdmoe_opencompass.routing.trace import PER_BATCH, PER_PASS, join
+from wdmoe_opencompass.trace.format import PER_BATCH, PER_PASS, join
+from wdmoe_opencompass.trace.times import LayerTimes, TimesMetadata, TimesRecorder, join_times
 
 DEVICES = 4
 HIDDEN, FFN = 128, 256

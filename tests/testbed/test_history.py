@@ -8,9 +8,9 @@ from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.latency import ExpertShape
 from wdmoe_opencompass.routing.channel_state import ChannelStates
 from wdmoe_opencompass.routing.patch import Attachment
-from wdmoe_opencompass.routing.times import LayerTimes
 from wdmoe_opencompass.selection import Routing, build_policy
 from wdmoe_opencompass.testbed.history import MeasuredHistory
+from wdmoe_opencompass.trace.times import LayerTimes
 
 
 def message(layer, device, tokens, total_s):

@@ -42,8 +42,8 @@ def calibrate_command(
     for talker in ("torchao", "torch.utils._pytree"):  # on import: kernels that cannot load, ways to be deprecated
         logging.getLogger(talker).setLevel(logging.ERROR)
     from ..routing.calibrate import calibrate_from_traces
-    from ..routing.trace import SEALED_SUFFIX, read_trace
     from ..selection.calibration import CALIBRATION_SUFFIX
+    from ..trace.format import SEALED_SUFFIX, read_trace
 
     if not out.name.endswith(CALIBRATION_SUFFIX):
         raise WdmoeError(f"--out must end in {CALIBRATION_SUFFIX}, got {out}")

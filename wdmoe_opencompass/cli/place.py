@@ -44,7 +44,7 @@ def place_command(
 ) -> None:
     """Place experts often chosen together on one device, Section V-D; exact for pairs (K = 2), a heuristic beyond."""
     from ..placement import compare_placements, profile_text
-    from ..routing.trace import read_trace
+    from ..trace.format import read_trace
 
     if out is not None and out.suffix not in (".yaml", ".yml"):
         raise WdmoeError(f"{out}: a channel profile file must end in .yaml")

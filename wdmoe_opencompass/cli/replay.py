@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ..channel.profile import ChannelProfile
     from ..replay import DrawnLatency, ReplayedLatency
-    from ..routing.trace import RoutingTrace
+    from ..trace.format import RoutingTrace
 
 EXAMPLES = (
     "wdmoe replay RUN/predictions/*/*.trace.safetensors --profile paper_8_devices",
@@ -63,7 +63,7 @@ def replay_command(
     from ..channel.origin import keys_by_origin
     from ..channel.profile import changed_profile
     from ..replay import check_same_devices
-    from ..routing.trace import read_trace
+    from ..trace.format import read_trace
 
     if as_csv and as_json:
         raise WdmoeError("--csv and --json exclude each other")

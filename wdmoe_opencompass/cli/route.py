@@ -15,7 +15,7 @@ from .console import Progress, print_json, print_table
 from .options import PROFILE_HELP, SCOPE_NAMES, AsJson, Scope, open_profile, profile_names
 
 if TYPE_CHECKING:
-    from ..routing.trace import RoutingTrace
+    from ..trace.format import RoutingTrace
 
 EXAMPLES = (
     "wdmoe route mixtral.routing.safetensors --policy wlr",

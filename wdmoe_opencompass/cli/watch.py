@@ -23,7 +23,7 @@ def watch_command(
     Reads the run's folder only, and ends with the run: exit code 0 if all datasets are finished, 1 if one failed, was
     interrupted or was never begun. With --once: 1 if one failed or was interrupted.
     """
-    from ..harness.run_progress import RunWatch
+    from ..run.run_progress import RunWatch
     from .watch_display import display
 
     check_run_folder(run_folder)

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from ..harness.progress import EVEN, FAILED, FINISHED, INTERRUPTED, OPTIMAL, RUNNING, WAITING, DatasetProgress
-from ..harness.run_progress import RunProgress
+from ..run.dataset_progress import EVEN, FAILED, FINISHED, INTERRUPTED, OPTIMAL, RUNNING, WAITING, DatasetProgress
+from ..run.run_progress import RunProgress
 from .console import aligned, drawn, is_terminal, print_event
 
 COLOURS = {WAITING: "dim", RUNNING: "cyan", INTERRUPTED: "yellow", FAILED: "red", FINISHED: "green"}

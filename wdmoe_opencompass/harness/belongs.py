@@ -13,8 +13,8 @@ from .._util.file_names import dataset_file, parts_of, whole_of
 from ..errors import PolicyError, TraceError, WdmoeError, unknown_name
 from ..identity import Facts, differing, key_of
 from ..identity.facts import sentence
-from ..routing.trace import SEALED_SUFFIX, RoutingTrace, TraceMetadata, read_trace, routing_name
 from ..selection import POLICIES, build_policy, policy_parameters
+from ..trace.format import SEALED_SUFFIX, RoutingTrace, TraceMetadata, read_trace, routing_name
 from .identify import asked_facts
 from .settings import WdmoeSettings, parse_settings, validated_settings
 

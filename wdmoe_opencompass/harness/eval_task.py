@@ -21,11 +21,11 @@ from .._util.caches import use_writable
 from .._util.file_names import beside
 from .._util.json_values import changed
 from ..errors import WdmoeError
+from ..run.failures import note_failure, noted_failure, own_words, sentence
+from ..run.files import PREDICTIONS, RESULTS, output_file
+from ..run.recovery import FAILURE_SUFFIX
+from ..run.scores import NOT_FINITE
 from .command import end_with_the_runner, module_command
-from .failures import note_failure, noted_failure, own_words, sentence
-from .run_files import PREDICTIONS, RESULTS, output_file
-from .scores import NOT_FINITE
-from .unfinished import FAILURE_SUFFIX
 
 NO_PREDICTIONS = "no predictions: its inference did not finish"
 CAN_FORK = sys.platform != "darwin" and "fork" in multiprocessing.get_all_start_methods()

@@ -19,20 +19,20 @@ from .._util.caches import use_writable
 from .._util.file_names import beside
 from ..errors import WdmoeError
 from ..routing.recording import RECORDING_SUFFIX
-from ..routing.times import TIMES_SUFFIX
-from ..routing.trace import SEALED_SUFFIX
+from ..run.dataset_progress import Begun, DatasetWatch, spent_s
+from ..run.failures import note_failure, sentence
+from ..run.files import PREDICTIONS, RESULTS, output_file
+from ..run.lock import DatasetIsRunning, exclusive
+from ..run.progress_line import METHODS, live_line, prompts_of
+from ..run.recovery import FAILURE_SUFFIX, keep_answers, redo_unfinished, whole_answers
+from ..trace.format import SEALED_SUFFIX
+from ..trace.times import TIMES_SUFFIX
 from .command import end_with_the_runner, module_command
 from .encodable_answers import encodable_answers
-from .failures import note_failure, sentence
 from .identify import asked_facts, inferencer_facts
-from .live_line import METHODS, live_line, prompts_of
 from .loading import whole_weights
-from .lock import DatasetIsRunning, exclusive
 from .models import WdmoeMixin, supply_batch_encode_plus
 from .name_checks import name_problems
-from .progress import Begun, DatasetWatch, spent_s
-from .run_files import PREDICTIONS, RESULTS, output_file
-from .unfinished import FAILURE_SUFFIX, keep_answers, redo_unfinished, whole_answers
 
 LOCK_WAIT_S = 60.0
 

@@ -26,8 +26,9 @@ from ..routing.patch import Attachment, find_moe_layers
 from ..routing.recording import RECORDING_JOURNAL_SUFFIX, RECORDING_SUFFIX, RecordingJournal, RecordingMetadata
 from ..routing.router_recorder import RouterRecorder
 from ..routing.speed import MAX_DEVICE_NAME, SPEED_SUFFIX, BatchSpeed, append_speed, keep_speed
-from ..routing.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, TimesJournal, TimesMetadata, TimesRecorder
-from ..routing.trace import (
+from ..selection import policy_parameters
+from ..testbed.history import MeasuredHistory
+from ..trace.format import (
     EVENTS_SUFFIX,
     FORMAT_VERSION,
     JOURNAL_SUFFIX,
@@ -35,8 +36,7 @@ from ..routing.trace import (
     Journal,
     TraceMetadata,
 )
-from ..selection import policy_parameters
-from ..testbed.history import MeasuredHistory
+from ..trace.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, TimesJournal, TimesMetadata, TimesRecorder
 from .adapters import check_adapter, without_wrapper
 from .identify import answer_facts, model_facts
 from .loading import whole_weights

@@ -13,13 +13,13 @@ from opencompass.utils import dataset_abbr_from_cfg, get_logger, model_abbr_from
 from .._util.caches import use_writable
 from .._util.file_names import dataset_file, parts_of
 from ..errors import NotReadableNow, WdmoeError, shown
+from ..run.failures import own_words
+from ..run.files import PREDICTIONS, RESULTS, output_file
+from ..run.lock import DatasetIsRunning, exclusive
+from ..run.recovery import redo_stale_results, redo_unfinished
 from .encodable_answers import make_encodable
-from .failures import own_words
-from .lock import DatasetIsRunning, exclusive
 from .name_checks import RENAME, name_problems, why_no_file
-from .run_files import PREDICTIONS, RESULTS, output_file
 from .sections import EVAL, INFER, check_start, score_one_by_one
-from .unfinished import redo_stale_results, redo_unfinished
 
 LOG = logging.getLogger(__name__)
 

@@ -49,7 +49,7 @@ from ..identity import differing
 from ..identity.facts import sentence
 from ..routing.checkpoint import check_checkpoint, quiet
 from ..routing.recording import RecordingMetadata
-from ..routing.trace import array_bytes, axis_sizes
+from ..trace.format import array_bytes, axis_sizes
 from .adapters import adapter_kind
 from .batch_memory import batch_memory, batch_sentence
 from .config_errors import check_encodable, read_config, read_dumped, temporary_folder

@@ -24,9 +24,9 @@ from opencompass.tasks.openicl_infer_concurrent import OpenICLInferConcurrentTas
 from opencompass.tasks.subjective_eval import SubjectiveEvalTask
 
 from ..errors import WdmoeError, shown
+from ..run.run_progress import newest_config
 from .eval_task import WdmoeEvalTask
 from .infer_task import WdmoeInferTask
-from .run_progress import newest_config
 
 INFER, EVAL = "infer", "eval"
 RUNNERS_FILE = "eval_configs/runners/wdmoe_local.py"

@@ -7,11 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..channel.profile import ChannelProfile, load_profile
 from ..errors import ModelError, PolicyError, unknown_name
-from ..routing.trace import Perplexity
 from ..selection import POLICIES, SelectionPolicy, build_policy
 from ..selection.calibration import Calibration, read_calibration
 from ..selection.matching import ChannelOfLayer, matched_parameters
 from ..testbed.lab import Lab, load_lab, profile_of_lab
+from ..trace.format import Perplexity
 
 
 class WdmoeSettings(BaseModel):

@@ -21,22 +21,22 @@ from ..report.items import item_results
 from ..report.publication import write_publication
 from ..report.summary import write_report
 from ..report.tables import DENSE, ModelRun, benchmarks_of
-from ..routing.times import TIMES_SUFFIX
-from ..routing.trace import EVENTS_SUFFIX, SEALED_SUFFIX, RoutingTrace
-from .belongs import Expected, ModelFiles, couples_tokens, why_refused
-from .eval_task import WdmoeEvalTask
-from .failures import note_failure, noted_failure, own_words
-from .identify import asked_facts, prompts_digest, scoring_facts
-from .run_files import PREDICTIONS, RESULTS, output_file
-from .scores import NOT_FINITE, main_score, metric_rank
-from .sections import ENDS_AT_FIRST, resolved
-from .unfinished import (
+from ..run.failures import note_failure, noted_failure, own_words
+from ..run.files import PREDICTIONS, RESULTS, output_file
+from ..run.recovery import (
     FAILURE_SUFFIX,
     read_whole,
     remove_torn_results,
     why_not_of,
     why_not_parts_of,
 )
+from ..run.scores import NOT_FINITE, main_score, metric_rank
+from ..trace.format import EVENTS_SUFFIX, SEALED_SUFFIX, RoutingTrace
+from ..trace.times import TIMES_SUFFIX
+from .belongs import Expected, ModelFiles, couples_tokens, why_refused
+from .eval_task import WdmoeEvalTask
+from .identify import asked_facts, prompts_digest, scoring_facts
+from .sections import ENDS_AT_FIRST, resolved
 
 OURS = (
     *("table_*", "figure_*", "frontier*", "differences.*", "paper_comparison.*", "requests.*", "speed.*"),

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ..errors import TraceError
 from ..latency import Array
-from ..routing.trace import RoutingTrace
+from ..trace.format import RoutingTrace
 
 Places = NDArray[np.intp]  # [experts] index of the device that holds each expert
 

@@ -10,7 +10,7 @@ from ..channel.origin import DEVICE_PATH
 from ..channel.profile import ChannelProfile, Placement
 from ..errors import ProfileError, WdmoeError, unknown_name
 from ..latency import ExpertShape
-from ..routing.trace import RoutingTrace
+from ..trace.format import RoutingTrace
 from .cap import cap_greedy
 from .co_selection import Places, co_selection_of
 from .exact import can_be_exact, exact

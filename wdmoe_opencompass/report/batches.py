@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..replay import ReplayedLatency
-from ..routing.times import MeasuredTimes
-from ..routing.trace import RoutingTrace
+from ..trace.format import RoutingTrace
+from ..trace.times import MeasuredTimes
 from .statistics import LEAST_GROUPS, Array
 
 FEW_GROUPS = f"fewer than {LEAST_GROUPS} batches of different items"

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from .._util.file_names import files_below
-from ..routing.trace import EVENTS_SUFFIX
+from ..trace.format import EVENTS_SUFFIX
 from .provenance import footnote, provenance
 from .tables import ModelRun, write_json, write_table
 

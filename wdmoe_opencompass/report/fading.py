@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..replay import is_constant, replay_draws
-from ..routing.trace import RoutingTrace
+from ..trace.format import RoutingTrace
 from .batches import OTHER_BATCHES
 from .statistics import Array
 from .tables import ROWS, ModelRun

@@ -15,7 +15,7 @@ from .._util.atomic_write import write_whole
 from ..allocation import PRIMARY_SCOPE
 from ..channel.profile import ChannelProfile, changed_profile
 from ..replay import Advance, ignore, pooled_mean, replay
-from ..routing.trace import RoutingTrace
+from ..trace.format import RoutingTrace
 from .batches import batch_key
 from .cells import figure_text
 from .provenance import profile_line

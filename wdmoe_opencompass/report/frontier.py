@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..allocation import PRIMARY_SCOPE
-from ..routing.trace import RoutingTrace
+from ..trace.format import RoutingTrace
 from .batches import BatchSums
 from .differences import METHOD, difference_text, p_cells, paired_records, significant_words
 from .statistics import LEAST_GROUPS, SIGNIFICANCE, Interval, accuracy_interval, holm, mcnemar_p

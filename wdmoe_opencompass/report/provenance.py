@@ -12,7 +12,7 @@ from typing import Any
 from ..channel.origin import keys_by_origin
 from ..identity import DATASET_FACTS, Facts, described, key_of
 from ..identity.facts import plain
-from ..routing.trace import RoutingTrace, TraceMetadata
+from ..trace.format import RoutingTrace, TraceMetadata
 from .tables import DENSE, ModelRun, datasets_of, missing_cells
 
 PROVENANCE_FILE = "provenance.json"

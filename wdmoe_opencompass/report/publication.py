@@ -18,7 +18,7 @@ from .._util.safe_yaml import yaml_text
 from ..channel.profile import list_profiles, load_profile
 from ..errors import WdmoeError
 from ..routing.speed import SPEED_SUFFIX
-from ..routing.trace import EVENTS_SUFFIX, SEALED_SUFFIX
+from ..trace.format import EVENTS_SUFFIX, SEALED_SUFFIX
 from .tables import ModelRun
 
 MANIFEST_FILE = "manifest.json"

@@ -10,8 +10,8 @@ import numpy as np
 from .._util.file_names import dataset_file
 from ..errors import TraceError
 from ..replay import replay
-from ..routing.trace import SEALED_SUFFIX, RoutingTrace, write_trace
 from ..selection import build_policy
+from ..trace.format import SEALED_SUFFIX, RoutingTrace, write_trace
 from .figures import write_figures
 from .html.page import write_page
 from .summary import write_report

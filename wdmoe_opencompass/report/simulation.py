@@ -9,8 +9,8 @@ import pandas as pd
 from .._util.file_names import dataset_file
 from ..allocation import SCOPE_LABELS, SCOPE_MEANING
 from ..errors import TraceError
-from ..routing.trace import SEALED_SUFFIX, write_trace
 from ..simulation.run import SimulatedBenchmark
+from ..trace.format import SEALED_SUFFIX, write_trace
 from .paper import BENCHMARKS, TABLE_2
 from .provenance import origin_notes, provenance
 from .routed import routed_rows, write_summary

@@ -9,7 +9,7 @@ import pandas as pd
 
 from .._util.file_names import dataset_file
 from ..routing.speed import SPEED_SUFFIX, BatchSpeed, measured_batches
-from ..routing.trace import PHASES, RoutingTrace
+from ..trace.format import PHASES, RoutingTrace
 from .tables import DENSE, ModelRun
 
 SPEED, SPEED_RECORDS_FILE = "speed", "speed_records.json"

@@ -7,7 +7,7 @@ from typing import Any
 
 from .._util.atomic_write import write_whole
 from ..allocation import PRIMARY_SCOPE, SCOPE_LABELS, SCOPE_MEANING
-from ..routing.trace import PHASES
+from ..trace.format import PHASES
 from .compare import BATCHES_FILE, IDENTITY_FILE, ITEMS_FILE, batch_records, identity_records, item_records
 from .differences import cell_notes, difference_notes, difference_records, difference_table
 from .events import write_events

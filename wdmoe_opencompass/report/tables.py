@@ -19,7 +19,7 @@ from ..errors import TraceError, visible
 from ..identity import Facts, differing
 from ..identity.facts import sentence
 from ..replay import pooled_mean, replay
-from ..routing.trace import PHASES, SEALED_SUFFIX, RoutingTrace, read_trace
+from ..trace.format import PHASES, SEALED_SUFFIX, RoutingTrace, read_trace
 from .batches import OTHER_BATCHES, BatchSums, batch_sums, why_no_interval
 from .cells import LATEX_LETTER, LATEX_PREAMBLE, csv_field, latex_row, markdown_cell, markdown_note
 from .items import ItemResults

@@ -13,8 +13,8 @@ from .._util.file_names import dataset_file
 from ..channel.profile import ChannelProfile, changed_profile
 from ..errors import TraceError, WdmoeError
 from ..replay import replay
-from ..routing.times import TIMES_SUFFIX, MeasuredTimes, check_belongs, read_times
-from ..routing.trace import RoutingTrace
+from ..trace.format import RoutingTrace
+from ..trace.times import TIMES_SUFFIX, MeasuredTimes, check_belongs, read_times
 from .batches import BatchSums, grouped_sums
 from .cells import figure_text
 from .differences import cell_notes, difference_records

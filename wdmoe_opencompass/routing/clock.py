@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from .trace import PHASES
+from ..trace.format import PHASES
 
 CPU_INFO = Path("/proc/cpuinfo")
 

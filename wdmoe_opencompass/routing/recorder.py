@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..selection.base import ChannelState, Routing
 from ..selection.calibration import second_to_first
-from .trace import PHASES, RATIO_BINS
+from ..trace.format import PHASES, RATIO_BINS
 
 MOST_PENDING = 1 << 18  # probabilities that wait to be counted: a few MB; less often counted means fewer GPU kernels
 

@@ -18,10 +18,10 @@ from ..errors import PolicyError, TraceError
 from ..latency import ExpertShape
 from ..selection import build_policy, policy_parameters
 from ..selection.base import Routing, SelectionPolicy
+from ..trace.format import FORMAT_VERSION, RoutingTrace, TraceMetadata, empty_arrays, join
 from .channel_state import ChannelStates
 from .recorder import Recorder
 from .recording import DEFAULT_BATCH_SIZE, Recording, RouterPass
-from .trace import FORMAT_VERSION, RoutingTrace, TraceMetadata, empty_arrays, join
 
 CPU = torch.device("cpu")
 UNCHANGED = "top_k"

@@ -15,8 +15,8 @@ from ..latency import ExpertShape
 from ..replay import Advance, ignore
 from ..routing.channel_state import ChannelStates
 from ..routing.route import ROUTED_PACKAGES, UNCHANGED, route_passes, vanilla_trace
-from ..routing.trace import FORMAT_VERSION, RoutingTrace, TraceMetadata
 from ..selection import build_policy, policy_parameters
+from ..trace.format import FORMAT_VERSION, RoutingTrace, TraceMetadata
 from .benchmarks import BENCHMARKS, router_passes
 from .router import EXPERTS, LAYERS, TOP_K, SyntheticRouter
 

@@ -18,7 +18,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from ..errors import LabError
 from ..routing.layers import MoeLayer
 from ..routing.payload import Payload
-from ..routing.times import LayerTimes
+from ..trace.times import LayerTimes
 from .experts import check_can_be_sent, sums_per_token
 from .lab import Lab
 from .link import Call, CallFailed, Link, read_sums

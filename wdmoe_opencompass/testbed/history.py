@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import WdmoeError, unknown_name
-from ..routing.times import LayerTimes
+from ..trace.times import LayerTimes
 
 Array = NDArray[np.float64]
 Average = Literal["ratios", "totals"]

@@ -12,7 +12,7 @@ from .._util.safe_yaml import yaml_text
 from ..channel.profile import MEASURED, ChannelProfile, validated_profile
 from ..errors import ProfileError
 from ..latency import ExpertShape, expert_flop, last_answer_s, others, payload_bit
-from ..routing.times import LayerTimes
+from ..trace.times import LayerTimes
 
 Array = NDArray[np.float64]
 MIN_SIZES = 2

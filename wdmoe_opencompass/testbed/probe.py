@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..routing.layers import MoeLayer
-from ..routing.times import LayerTimes
+from ..trace.times import LayerTimes
 from .client import LabClient
 from .experts import load_experts, pair_answers
 from .lab import Lab

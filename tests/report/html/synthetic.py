@@ -12,7 +12,7 @@ from wdmoe_opencompass.report.items import ItemResults
 from wdmoe_opencompass.report.publication import write_publication
 from wdmoe_opencompass.report.summary import write_report
 from wdmoe_opencompass.report.tables import ModelRun
-from wdmoe_opencompass.routing.trace import SEALED_SUFFIX, join, write_trace
+from wdmoe_opencompass.trace.format import SEALED_SUFFIX, join, write_trace
 
 MODELS = {"vanilla": "top_k", "wdmoe": "wlr"}
 SIZES = {"choice": (8, 1), "writing": (7, 5)}  # dataset -> batches, passes of each

@@ -31,7 +31,7 @@ from wdmoe_opencompass.replay import pooled_mean, replay
 from wdmoe_opencompass.report.batches import batch_sums
 from wdmoe_opencompass.report.html.counts import counts, packed_bytes
 from wdmoe_opencompass.report.tables import ModelRun
-from wdmoe_opencompass.routing.trace import PHASES, RoutingTrace, empty_arrays
+from wdmoe_opencompass.trace.format import PHASES, RoutingTrace, empty_arrays
 
 ENGINE = [files("wdmoe_opencompass") / "report" / "html" / "engine.js"]
 PAPER = load_profile("paper_8_devices")

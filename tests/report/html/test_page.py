@@ -21,7 +21,7 @@ from wdmoe_opencompass.report.html.page import make_page, write_page
 from wdmoe_opencompass.report.statistics import latency_interval, latency_ratio_interval
 from wdmoe_opencompass.report.summary import SHOWN
 from wdmoe_opencompass.report.tables import ROWS
-from wdmoe_opencompass.routing.trace import read_trace
+from wdmoe_opencompass.trace.format import read_trace
 
 DIGITS = 1e-6  # relative: six digits
 PROFILE = load_profile("paper_8_devices")

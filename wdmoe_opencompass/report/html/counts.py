@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ...channel.profile import ChannelProfile
 from ...channel.propagation import FadingSource, mean_amplitude
 from ...replay import check_same_devices
-from ...routing.trace import RoutingTrace
+from ...trace.format import RoutingTrace
 from ..tables import ModelRun
 
 FORMAT = 1

@@ -21,7 +21,7 @@ from scipy.stats import norm, t
 from ..._util.atomic_write import write_whole
 from ..._util.utf8_text import count_surrogates, replaced
 from ...errors import TraceError, WdmoeError
-from ...routing.trace import PHASES, SEALED_SUFFIX, RoutingTrace, read_trace
+from ...trace.format import PHASES, SEALED_SUFFIX, RoutingTrace, read_trace
 from ..compare import IDENTITY_FILE, ITEMS_FILE
 from ..events import EVENTS
 from ..figures import BANDWIDTHS_HZ, CAVEAT, MOST_MODELS, PAPERS_POLICIES, ROW_STYLE, largest_pair_share

@@ -20,8 +20,8 @@ from ..routing.recording import (
     why_not_of_trace,
 )
 from ..routing.speed import SPEED_SUFFIX
-from ..routing.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, TimesJournal, check_belongs, read_times
-from ..routing.trace import EVENTS_SUFFIX, JOURNAL_SUFFIX, SEALED_SUFFIX, Journal, RoutingTrace, read_trace
+from ..trace.format import EVENTS_SUFFIX, JOURNAL_SUFFIX, SEALED_SUFFIX, Journal, RoutingTrace, read_trace
+from ..trace.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, TimesJournal, check_belongs, read_times
 
 LOG = logging.getLogger(__name__)
 FAILURE_SUFFIX, UNFINISHED_SUFFIX = ".failed.txt", ".json.unfinished"

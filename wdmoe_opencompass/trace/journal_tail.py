@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .._util.bounded_read import NOT_BLOCKING
 from ..errors import TraceError
-from .trace import FRAME_BYTES, Journal, RoutingTrace, join
+from .format import FRAME_BYTES, Journal, RoutingTrace, join
 
 GROUP_BYTES = 8 << 20  # of blocks that are given out together: what a long journal takes in memory
 

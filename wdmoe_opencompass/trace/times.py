@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from .._util.checksummed_safetensors import read_sealed, write_sealed
 from ..errors import TraceError
-from .trace import (
+from .format import (
     Arrays,
     Count,
     Journal,

@@ -9,9 +9,8 @@ from typing import Any
 
 from .._util.file_names import parts_in_order, parts_of
 from ..errors import WdmoeError
-from ..routing.trace import JOURNAL_SUFFIX
-from .failures import noted_failure
-from .progress import (
+from ..trace.format import JOURNAL_SUFFIX
+from .dataset_progress import (
     FAILED,
     FINISHED,
     INTERRUPTED,
@@ -22,8 +21,9 @@ from .progress import (
     DatasetWatch,
     read_result,
 )
+from .failures import noted_failure
+from .recovery import FAILURE_SUFFIX
 from .scores import main_score
-from .unfinished import FAILURE_SUFFIX
 
 QUIET_S = 120.0  # a run whose answers are all there, and of which nothing was evaluated for so long, is taken as done
 ACC_EVALUATOR = re.compile(r"(.*\.)?AccEvaluator")

@@ -19,12 +19,12 @@ from .._util.file_names import beside, dataset_file, partial_file
 from ..allocation import PRIMARY_SCOPE
 from ..errors import WdmoeError, visible
 from ..replay import replay
-from ..routing.tail import JournalTail
-from ..routing.trace import JOURNAL_SUFFIX, SEALED_SUFFIX, RoutingTrace, read_trace
+from ..trace.format import JOURNAL_SUFFIX, SEALED_SUFFIX, RoutingTrace, read_trace
+from ..trace.journal_tail import JournalTail
 from .failures import noted_failure
 from .lock import holder, lock_file
+from .recovery import FAILURE_SUFFIX, read_whole
 from .scores import main_score
-from .unfinished import FAILURE_SUFFIX, read_whole
 
 WAITING, RUNNING, INTERRUPTED, FAILED, FINISHED = STATES = ("waiting", "running", "interrupted", "failed", "finished")
 METHODS = ("uniform", "optimal")  # bandwidth allocations that the waiting latency is computed for
