@@ -17,8 +17,8 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from tests.routing.test_trace import metadata
 from wdmoe_opencompass import load_profile
+from wdmoe_opencompass.routing.attachment import Attachment, find_moe_layers
 from wdmoe_opencompass.routing.channel_state import ChannelStates
-from wdmoe_opencompass.routing.patch import Attachment, find_moe_layers
 from wdmoe_opencompass.run.dataset_progress import RUNNING, Begun, DatasetWatch
 from wdmoe_opencompass.run.progress_line import METHODS
 from wdmoe_opencompass.selection import build_policy

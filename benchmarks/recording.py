@@ -12,8 +12,8 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from wdmoe_opencompass import load_profile
+from wdmoe_opencompass.routing.attachment import Attachment, find_moe_layers
 from wdmoe_opencompass.routing.channel_state import ChannelStates
-from wdmoe_opencompass.routing.patch import Attachment, find_moe_layers
 from wdmoe_opencompass.selection import build_policy
 
 ROUNDS = 15

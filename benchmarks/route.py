@@ -15,10 +15,10 @@ import torch
 
 from wdmoe_opencompass import ExpertShape, load_profile
 from wdmoe_opencompass.routing.channel_state import ChannelStates
-from wdmoe_opencompass.routing.recording import RouterPass
 from wdmoe_opencompass.routing.route import route_passes
 from wdmoe_opencompass.selection import build_policy
 from wdmoe_opencompass.trace.format import FORMAT_VERSION, TraceMetadata
+from wdmoe_opencompass.trace.recording import RouterPass
 
 LAYERS, EXPERTS, TOP_K = 32, 8, 2
 SEQUENCES, PREFILL_TOKENS, PASSES = 64, 38_400, 32

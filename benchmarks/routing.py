@@ -18,8 +18,8 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from wdmoe_opencompass import ExpertShape, load_profile
+from wdmoe_opencompass.routing.attachment import Attachment
 from wdmoe_opencompass.routing.channel_state import ChannelStates
-from wdmoe_opencompass.routing.patch import Attachment
 from wdmoe_opencompass.selection import build_policy
 
 SIZES = {

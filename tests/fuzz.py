@@ -30,12 +30,12 @@ from tests.routing.test_trace import block, metadata
 from tests.testbed.synthetic import measured_times, random_loads, times_block, times_metadata
 from wdmoe_opencompass.channel.profile import ChannelProfile, list_profiles, load_profile
 from wdmoe_opencompass.errors import TraceError, WdmoeError
-from wdmoe_opencompass.routing.recording import METADATA_KEY as RECORDING_KEY
-from wdmoe_opencompass.routing.recording import RecordingJournal, read_recording, write_recording
-from wdmoe_opencompass.routing.speed import BatchSpeed, measured_batches
 from wdmoe_opencompass.selection.calibration import Calibration, read_calibration
 from wdmoe_opencompass.testbed.lab import Lab, load_lab
 from wdmoe_opencompass.trace.format import METADATA_KEY, Journal, join, read_trace, write_trace
+from wdmoe_opencompass.trace.recording import METADATA_KEY as RECORDING_KEY
+from wdmoe_opencompass.trace.recording import RecordingJournal, read_recording, write_recording
+from wdmoe_opencompass.trace.speed import BatchSpeed, measured_batches
 from wdmoe_opencompass.trace.times import METADATA_KEY as TIMES_KEY
 from wdmoe_opencompass.trace.times import TimesJournal, read_times, write_times
 

@@ -12,7 +12,7 @@ from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.harness import evaluation_needs
 from wdmoe_opencompass.harness.eval_task import WdmoeEvalTask
 from wdmoe_opencompass.harness.partitioner import WdmoeNaivePartitioner
-from wdmoe_opencompass.harness.plan_facts import Plan
+from wdmoe_opencompass.harness.plan.facts import Plan
 
 NOWHERE = "/proc/none"  # root cannot write there either
 VARIABLES = [cache.variable for cache in caches.CACHES]
@@ -182,7 +182,7 @@ def test_a_plan_says_it_too(monkeypatch, kinds, is_problem):
 def test_a_metric_that_is_not_here_is_said_before_a_run(monkeypatch, metric, offline, kind):
     from opencompass.openicl.icl_evaluator.icl_hf_evaluator import HuggingfaceEvaluator
 
-    from wdmoe_opencompass.harness.offline import no_network
+    from wdmoe_opencompass.harness.plan.offline import no_network
 
     monkeypatch.setenv("HF_HUB_OFFLINE", offline)
     plan = Plan("eval.py")

@@ -19,9 +19,9 @@ from tests.report.test_differences import BENCHMARKS, run_of
 from tests.routing.test_trace import metadata
 from tests.tiny import tiny_mixtral
 from wdmoe_opencompass.errors import ModelError
-from wdmoe_opencompass.harness.belongs import Expected, why_refused
 from wdmoe_opencompass.harness.identify import asked_facts, inferencer_facts, prompts_digest, scoring_facts
 from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel, WdmoeHuggingFacewithChatTemplate
+from wdmoe_opencompass.harness.trace_checks import Expected, why_refused
 from wdmoe_opencompass.identity import adapter_digest, described, differing, key_of, weights_digest
 from wdmoe_opencompass.identity.facts import generation_facts, sentence
 from wdmoe_opencompass.report.compare import batch_records, compared, identity_records, item_records, notes_of
@@ -969,8 +969,8 @@ def test_an_adapter_in_the_place_of_weights_is_refused(files):
 def test_plan_says_beforehand_what_will_not_be_compared(files, change, said):
     from mmengine.config import Config
 
-    from wdmoe_opencompass.harness.plan import _look_at_comparisons
-    from wdmoe_opencompass.harness.plan_facts import Plan
+    from wdmoe_opencompass.harness.plan.facts import Plan
+    from wdmoe_opencompass.harness.plan.make import _look_at_comparisons
 
     change = {key: str(files[value]) if key == "peft_path" else value for key, value in change.items()}
     models = [dict(CFG, abbr="vanilla"), dict(CFG, abbr="wdmoe", wdmoe=WDMOE) | change]

@@ -11,8 +11,8 @@ from mmengine.config import ConfigDict
 from tests.conftest import ROOT
 from wdmoe_opencompass.errors import ModelError
 from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel
-from wdmoe_opencompass.harness.plan import _look_at_generation, _look_at_weights, _Model
-from wdmoe_opencompass.harness.plan_facts import ModelFacts, Plan
+from wdmoe_opencompass.harness.plan.facts import ModelFacts, Plan
+from wdmoe_opencompass.harness.plan.make import _look_at_generation, _look_at_weights, _Model
 
 QUICKSTART = ROOT / "quickstart" / "model"
 QUESTIONS = (ROOT / "quickstart" / "data" / "arith" / "test.jsonl").read_text().splitlines()[:2]

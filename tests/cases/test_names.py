@@ -38,10 +38,10 @@ from wdmoe_opencompass.harness.partitioner import (
     WdmoeNumWorkerPartitioner,
     WdmoeSizePartitioner,
 )
-from wdmoe_opencompass.harness.plan import make_plan
-from wdmoe_opencompass.harness.verify import Run, unfinished_files, unfit_inputs
-from wdmoe_opencompass.report.events import event_records
+from wdmoe_opencompass.harness.plan.make import make_plan
+from wdmoe_opencompass.harness.verify.run import Run, unfinished_files, unfit_inputs
 from wdmoe_opencompass.report.publication import manifest
+from wdmoe_opencompass.report.testbed_events import event_records
 from wdmoe_opencompass.run.recovery import WRITTEN_WHOLE
 from wdmoe_opencompass.run.run_progress import RunWatch
 from wdmoe_opencompass.trace.format import SEALED_SUFFIX, read_trace

@@ -14,8 +14,8 @@ from tests.conftest import ROOT
 from tests.routing.families import attached, find_moe_layers
 from tests.routing.recordings import recording_metadata
 from tests.tiny import END, PAD, prompts, tiny_mixtral
-from wdmoe_opencompass.routing.recording import new_recording
 from wdmoe_opencompass.routing.router_recorder import RouterRecorder
+from wdmoe_opencompass.trace.recording import new_recording
 
 NEW_TOKENS = 9
 WORDS = {"none": [], "letter": ["5", "9"], "two letters": ["2a", "4b", "b"], "many": ["1", "3", "5c"]}
@@ -287,8 +287,8 @@ GENERATIONS = {
 def test_plan_says_which_ways_of_generating_cannot_work(what):
     from mmengine.config import ConfigDict
 
-    from wdmoe_opencompass.harness.plan import _look_at_generation, _Model
-    from wdmoe_opencompass.harness.plan_facts import ModelFacts, Plan
+    from wdmoe_opencompass.harness.plan.facts import ModelFacts, Plan
+    from wdmoe_opencompass.harness.plan.make import _look_at_generation, _Model
 
     asked, sentence = GENERATIONS[what]
     problems, plan = [], Plan("config.py")

@@ -11,7 +11,7 @@ from wdmoe_opencompass.harness.partitioner import (
     WdmoeNumWorkerPartitioner,
     WdmoeSizePartitioner,
 )
-from wdmoe_opencompass.harness.plan import make_plan
+from wdmoe_opencompass.harness.plan.make import make_plan
 from wdmoe_opencompass.harness.sections import ENDS_AT_FIRST, ends_at_first, score_one_by_one, wrong_parts
 
 OURS = "wdmoe_opencompass.harness"

@@ -15,8 +15,8 @@ import numpy as np
 from mmengine.config import Config
 
 from tests.conftest import ROOT, command, environment
-from wdmoe_opencompass.routing.recording import read_recording
 from wdmoe_opencompass.trace.format import read_trace
+from wdmoe_opencompass.trace.recording import read_recording
 
 CONFIG = ROOT / "tests" / "harness" / "eval_kills.py"
 TABLES = (".json", ".csv", ".md", ".tex")

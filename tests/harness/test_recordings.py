@@ -8,10 +8,10 @@ import pytest
 
 from tests.harness.test_run import MODELS, TASKS, trace_of
 from wdmoe_opencompass.errors import TraceError
-from wdmoe_opencompass.routing.recording import read_recording, why_not_of_trace, write_recording
 from wdmoe_opencompass.routing.route import route_recording
 from wdmoe_opencompass.run.recovery import redo_unfinished
 from wdmoe_opencompass.trace.format import JOURNAL_SUFFIX, read_trace
+from wdmoe_opencompass.trace.recording import read_recording, why_not_of_trace, write_recording
 
 PERPLEXITY = ["qs_choice", "qs_twoway", "qs_yesno"]  # the same passes whatever is dropped
 LATER_LAYERS = 0.1  # of the loads: what the quickstart does otherwise in later layers, where they saw drops

@@ -7,8 +7,8 @@ import torch
 
 from tests.harness.test_models import MODEL, VANILLA
 from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel
-from wdmoe_opencompass.routing.speed import measured_batches
 from wdmoe_opencompass.trace.format import read_trace
+from wdmoe_opencompass.trace.speed import measured_batches
 
 PROMPTS = [
     "Question: Ada has 7 pens, loses 3. How many pens are there now?\nAnswer:",

@@ -13,7 +13,7 @@ from opencompass.registry import build_from_cfg
 from tests.conftest import ROOT, environment
 from wdmoe_opencompass import load_profile
 from wdmoe_opencompass.errors import WdmoeError
-from wdmoe_opencompass.harness.verify import (
+from wdmoe_opencompass.harness.verify.run import (
     Run,
     changed_files,
     compare,

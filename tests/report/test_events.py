@@ -1,6 +1,6 @@
 import json
 
-from wdmoe_opencompass.report.events import write_events
+from wdmoe_opencompass.report.testbed_events import write_events
 
 EVENT = dict(at=1.0, device="b", kind="timeout", reason="late|very\nlate", layer=2, pass_index=0, tokens=5, by="c")
 

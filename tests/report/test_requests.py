@@ -16,8 +16,8 @@ from wdmoe_opencompass.report.requests import percentiles, request_records, requ
 from wdmoe_opencompass.report.speed import speed_notes, speed_records, speed_table
 from wdmoe_opencompass.report.summary import write_report
 from wdmoe_opencompass.report.tables import ROWS, ModelRun, runs_from_traces
-from wdmoe_opencompass.routing.speed import BatchSpeed, append_speed
 from wdmoe_opencompass.trace.format import join
+from wdmoe_opencompass.trace.speed import BatchSpeed, append_speed
 
 
 def waited_s(part):

@@ -22,7 +22,7 @@ from wdmoe_opencompass.errors import TraceError
 from wdmoe_opencompass.report.items import ItemResults
 from wdmoe_opencompass.report.summary import write_report
 from wdmoe_opencompass.report.tables import ModelRun
-from wdmoe_opencompass.report.testbed import (
+from wdmoe_opencompass.report.testbed_tables import (
     MOST_POINTS,
     OTHER_LAB,
     MeasuredRun,
@@ -37,7 +37,7 @@ from wdmoe_opencompass.report.testbed import (
     waiting_records,
     write_testbed,
 )
-from wdmoe_opencompass.testbed.measure import fit_lab, measured_profile, measured_profile_text
+from wdmoe_opencompass.testbed.fit import fit_lab, measured_profile, measured_profile_text
 from wdmoe_opencompass.trace.format import write_trace
 from wdmoe_opencompass.trace.times import write_times
 

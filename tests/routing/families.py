@@ -15,8 +15,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from tests.tiny import example_policy, prompts
 from wdmoe_opencompass import load_profile
 from wdmoe_opencompass.errors import ModelError
+from wdmoe_opencompass.routing.attachment import Attachment, find_moe_layers
 from wdmoe_opencompass.routing.channel_state import ChannelStates
-from wdmoe_opencompass.routing.patch import Attachment, find_moe_layers
 from wdmoe_opencompass.selection import POLICIES, Selection, SelectionPolicy
 
 TABLE = Path(__file__).parents[2] / "docs" / "model_families.md"

@@ -7,8 +7,8 @@ import torch
 
 from tests.routing.families import attached
 from tests.tiny import PAD, prompts
-from wdmoe_opencompass.routing.recording import RecordingMetadata, join_recording, new_recording
 from wdmoe_opencompass.routing.router_recorder import RouterRecorder
+from wdmoe_opencompass.trace.recording import RecordingMetadata, join_recording, new_recording
 
 BATCH_ARRAYS = ("batch", "first_pass", "first_item", "items", "passes")
 

@@ -7,7 +7,7 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from tests.tiny import channel_states
-from wdmoe_opencompass.routing.patch import Attachment, find_moe_layers
+from wdmoe_opencompass.routing.attachment import Attachment, find_moe_layers
 from wdmoe_opencompass.selection import build_policy
 
 TRUE_SIZES = dict(  # as mistralai/Mixtral-8x7B-Instruct-v0.1 publishes them

@@ -11,7 +11,7 @@ from tests.routing.families import Watching, attached, logits, tiny_model, zeroe
 from tests.tiny import prompts, tiny_mixtral
 from wdmoe_opencompass.errors import ModelError
 from wdmoe_opencompass.routing import dropping_experts
-from wdmoe_opencompass.routing.patch import find_moe_layers
+from wdmoe_opencompass.routing.attachment import find_moe_layers
 from wdmoe_opencompass.selection import POLICIES, Selection, SelectionPolicy, build_policy
 
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from tests.routing.families import attached, tiny_model
 from tests.tiny import prompts
 from wdmoe_opencompass.errors import ModelError
-from wdmoe_opencompass.routing.patch import find_moe_layers
+from wdmoe_opencompass.routing.attachment import find_moe_layers
 
 FAMILIES = ["mixtral", "deepseek_v3", "hy_v3", "gpt_oss"]
 

@@ -5,8 +5,8 @@ import torch
 from transformers import OlmoeConfig, OlmoeForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from wdmoe_opencompass import ExpertShape, load_profile
+from wdmoe_opencompass.routing.attachment import Attachment
 from wdmoe_opencompass.routing.channel_state import ChannelStates
-from wdmoe_opencompass.routing.patch import Attachment
 from wdmoe_opencompass.selection import build_policy
 
 SIZES = dict(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)

@@ -6,8 +6,8 @@ from transformers import DynamicCache, GenerationConfig, StaticCache, StoppingCr
 from tests import oracles
 from tests.tiny import channel_states, example_parameters, prompts, tiny_mixtral
 from wdmoe_opencompass.errors import ModelError
+from wdmoe_opencompass.routing.attachment import Attachment, find_moe_layers
 from wdmoe_opencompass.routing.dropping_experts import DROPPING_EXPERTS
-from wdmoe_opencompass.routing.patch import Attachment, find_moe_layers
 from wdmoe_opencompass.selection import POLICIES, Selection, SelectionPolicy, TopK, build_policy
 
 

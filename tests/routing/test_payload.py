@@ -8,8 +8,8 @@ from tests.tiny import channel_states, prompts, tiny_mixtral
 from wdmoe_opencompass import load_profile
 from wdmoe_opencompass.errors import ModelError
 from wdmoe_opencompass.routing import dropping_experts
+from wdmoe_opencompass.routing.attachment import Attachment
 from wdmoe_opencompass.routing.channel_state import ChannelStates
-from wdmoe_opencompass.routing.patch import Attachment
 from wdmoe_opencompass.routing.payload import Payload
 from wdmoe_opencompass.selection import build_policy
 

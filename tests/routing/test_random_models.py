@@ -10,8 +10,8 @@ from tests.routing.families import Watching, example_for, find_moe_layers, tiny_
 from tests.tiny import ONLY_IN_DECODE, prompts
 from wdmoe_opencompass import load_profile
 from wdmoe_opencompass.errors import ModelError
+from wdmoe_opencompass.routing.attachment import Attachment
 from wdmoe_opencompass.routing.channel_state import ChannelStates
-from wdmoe_opencompass.routing.patch import Attachment
 from wdmoe_opencompass.selection import POLICIES
 
 DEVICES = 8

@@ -19,8 +19,8 @@ from tests.routing.recordings import (
     run_recording,
 )
 from wdmoe_opencompass.errors import TraceError
-from wdmoe_opencompass.routing import recording_import
-from wdmoe_opencompass.routing.recording import (
+from wdmoe_opencompass.trace import recording_import
+from wdmoe_opencompass.trace.recording import (
     RecordingJournal,
     check_recording,
     expert_loads,
@@ -28,7 +28,7 @@ from wdmoe_opencompass.routing.recording import (
     summary,
     write_recording,
 )
-from wdmoe_opencompass.routing.recording_import import import_recording
+from wdmoe_opencompass.trace.recording_import import import_recording
 
 SHARED = ROOT.parent / "shared" / "routing"
 ARRAYS = (

@@ -26,11 +26,11 @@ from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.report import routed as routed_folder
 from wdmoe_opencompass.report.routed import routed_rows
 from wdmoe_opencompass.routing.channel_state import ChannelStates
-from wdmoe_opencompass.routing.recording import new_recording, read_recording, write_recording
-from wdmoe_opencompass.routing.recording_import import import_recording
 from wdmoe_opencompass.routing.route import full_probabilities, route_passes, route_recording, vanilla_trace
 from wdmoe_opencompass.selection import POLICIES, policy_parameters
 from wdmoe_opencompass.trace.format import join, read_trace, write_trace
+from wdmoe_opencompass.trace.recording import new_recording, read_recording, write_recording
+from wdmoe_opencompass.trace.recording_import import import_recording
 
 PROFILE = load_profile("paper_8_devices")
 

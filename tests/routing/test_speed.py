@@ -5,9 +5,9 @@ import pytest
 
 from tests.examples import seeds
 from tests.routing.test_trace import block, metadata
-from wdmoe_opencompass.routing import speed as module
-from wdmoe_opencompass.routing.speed import BatchSpeed, append_speed, keep_speed, measured_batches
+from wdmoe_opencompass.trace import speed as module
 from wdmoe_opencompass.trace.format import join
+from wdmoe_opencompass.trace.speed import BatchSpeed, append_speed, keep_speed, measured_batches
 
 TRACE = join(metadata(), [block(0), block(4), block(8, items=2)])
 

@@ -12,8 +12,8 @@ from tests import oracles
 from tests.selection.test_rivals import cases, kept, plain
 from wdmoe_opencompass.errors import PolicyError
 from wdmoe_opencompass.selection import ChannelState, Routing, build_policy
-from wdmoe_opencompass.selection.bottleneck import third_quartile
-from wdmoe_opencompass.selection.device_time import device_tokens
+from wdmoe_opencompass.selection.loads import device_tokens
+from wdmoe_opencompass.selection.policies.bottleneck import third_quartile
 
 
 @settings(deadline=None, max_examples=200)

@@ -12,7 +12,7 @@ from tests.selection import oracles_search
 from tests.selection.search_cases import only_real, search_case, search_cases, sets_of, tokens_of
 from wdmoe_opencompass.errors import PolicyError
 from wdmoe_opencompass.selection import ChannelState, Routing, build_policy
-from wdmoe_opencompass.selection.caee import ROUNDS
+from wdmoe_opencompass.selection.policies.caee import ROUNDS
 
 TAU = st.sampled_from([0.0, 0.4, 0.6, 0.8, 0.95])
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from tests.selection import oracles_search
 from tests.selection.search_cases import only_real, search_case, search_cases, sets_of, tokens_of
 from wdmoe_opencompass.errors import PolicyError
-from wdmoe_opencompass.selection import ChannelState, Routing, build_policy, des
+from wdmoe_opencompass.selection import ChannelState, Routing, build_policy
+from wdmoe_opencompass.selection.bandwidth_split import optimal_split
 from wdmoe_opencompass.selection.base import BandwidthCurve
-from wdmoe_opencompass.selection.chosen import device_cost
-from wdmoe_opencompass.selection.split import optimal_split
+from wdmoe_opencompass.selection.expert_choice import device_cost
+from wdmoe_opencompass.selection.policies import des
 
 PARAMETERS = st.fixed_dictionaries(
     dict(

@@ -15,7 +15,7 @@ from wdmoe_opencompass.latency import token_latency_s
 from wdmoe_opencompass.routing.channel_state import ChannelStates
 from wdmoe_opencompass.selection import POLICIES, ChannelState, Routing, build_policy
 from wdmoe_opencompass.selection.calibration import read_calibration
-from wdmoe_opencompass.selection.matching import matched_parameters, sampled_passes
+from wdmoe_opencompass.selection.kept_share import matched_parameters, sampled_passes
 
 BRACKET = 1.06  # (T_high / T_low)^(1 / 162), at most 1.044, and the curve's table
 FLOAT32 = 1e-5  # the channel state's precision

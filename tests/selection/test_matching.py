@@ -9,7 +9,7 @@ from wdmoe_opencompass.harness.settings import parse_settings
 from wdmoe_opencompass.routing.channel_state import ChannelStates
 from wdmoe_opencompass.selection import POLICIES
 from wdmoe_opencompass.selection.calibration import read_calibration
-from wdmoe_opencompass.selection.matching import kept_share, matched_parameters, sampled_passes
+from wdmoe_opencompass.selection.kept_share import kept_share, matched_parameters, sampled_passes
 
 CALIBRATION = "quickstart/quickstart.calibration.safetensors"
 MATCHED = sorted(name for name, kind in POLICIES.items() if kind.knob is not None and name != "lexi")
@@ -23,7 +23,7 @@ def states():
 def test_the_sample_is_what_the_shipped_model_routes():
     from transformers import AutoModelForCausalLM
 
-    from wdmoe_opencompass.routing.patch import find_moe_layers
+    from wdmoe_opencompass.routing.attachment import find_moe_layers
 
     calibration = read_calibration(CALIBRATION)
     layers = find_moe_layers(AutoModelForCausalLM.from_pretrained("quickstart/model", dtype=torch.float32))

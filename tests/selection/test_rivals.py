@@ -12,9 +12,9 @@ from tests.selection import oracles_rivals as oracles
 from wdmoe_opencompass.errors import PolicyError
 from wdmoe_opencompass.selection import ChannelState, Routing, build_policy
 from wdmoe_opencompass.selection.calibration import Calibration
-from wdmoe_opencompass.selection.device_time import device_time_s, device_tokens
-from wdmoe_opencompass.selection.random_drop import uniform
-from wdmoe_opencompass.selection.ratio_threshold import MIXTRAL_8X7B_SENSITIVITY
+from wdmoe_opencompass.selection.loads import device_time_s, device_tokens
+from wdmoe_opencompass.selection.policies.random_drop import uniform
+from wdmoe_opencompass.selection.policies.ratio_threshold import MIXTRAL_8X7B_SENSITIVITY
 
 # Weights are a few 32nds, so that ties abound; thresholds are none of their ratios, so that rounding decides nothing.
 THRESHOLDS = [0.0, 0.0713, 0.1937, 0.3141, 0.4567, 0.6183, 0.8119, 1.0]

@@ -11,8 +11,9 @@ from tests.selection import oracles_search
 from tests.selection.calibrations import calibration_file
 from tests.selection.search_cases import only_real, search_case, search_cases, tokens_of
 from wdmoe_opencompass.errors import PolicyError
-from wdmoe_opencompass.selection import ChannelState, Routing, build_policy, sift_moe
+from wdmoe_opencompass.selection import ChannelState, Routing, build_policy
 from wdmoe_opencompass.selection.calibration import Calibration, read_calibration
+from wdmoe_opencompass.selection.policies import sift_moe
 
 PARAMETERS = st.fixed_dictionaries(
     dict(

@@ -12,7 +12,7 @@ from wdmoe_opencompass.errors import PolicyError
 from wdmoe_opencompass.latency import communication_latency_s
 from wdmoe_opencompass.routing.channel_state import ChannelStates
 from wdmoe_opencompass.selection import ChannelState
-from wdmoe_opencompass.selection.split import optimal_split
+from wdmoe_opencompass.selection.bandwidth_split import optimal_split
 
 SHAPE = ExpertShape(256, 512)
 TOLERANCE = 1e-3  # the curve is a table of 256 points, read in logarithms

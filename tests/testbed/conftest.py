@@ -3,7 +3,7 @@ import torch
 
 from tests.testbed.labs import GROUPS, device_processes, servers
 from tests.tiny import tiny_mixtral
-from wdmoe_opencompass.routing.layers import find_moe_layers
+from wdmoe_opencompass.routing.discovery import find_moe_layers
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from tests.testbed.labs import GROUPS, NAMES, lab_of
 from tests.testbed.test_equality import states_of
 from tests.tiny import example_policy
 from tests.waiting import until
-from wdmoe_opencompass.routing.patch import Attachment
+from wdmoe_opencompass.routing.attachment import Attachment
 from wdmoe_opencompass.testbed.client import LabClient
 from wdmoe_opencompass.testbed.wire import COMPUTE, SERVICE, Sums, check_of_sums, pack
 

@@ -8,8 +8,8 @@ import torch
 from tests.testbed.labs import GROUPS, lab_of, servers
 from tests.tiny import channel_states, example_policy, prompts, tiny_mixtral
 from wdmoe_opencompass.errors import ModelError
-from wdmoe_opencompass.routing.layers import find_moe_layers
-from wdmoe_opencompass.routing.patch import Attachment
+from wdmoe_opencompass.routing.attachment import Attachment
+from wdmoe_opencompass.routing.discovery import find_moe_layers
 from wdmoe_opencompass.testbed.client import LabClient
 
 ROUNDING = 1e-5  # float32: matrix products with other numbers of rows may round otherwise

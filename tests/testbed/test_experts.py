@@ -11,7 +11,7 @@ from tests.routing.families import tiny_model
 from tests.testbed.labs import DeviceProcess
 from tests.tiny import tiny_mixtral
 from wdmoe_opencompass.errors import LabError
-from wdmoe_opencompass.routing.layers import find_moe_layers
+from wdmoe_opencompass.routing.discovery import find_moe_layers
 from wdmoe_opencompass.testbed.device import MEMORY_CONSTANT_BYTES
 from wdmoe_opencompass.testbed.experts import load_experts, pair_answers
 

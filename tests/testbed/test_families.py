@@ -7,8 +7,8 @@ from transformers import AutoModelForCausalLM
 from tests.routing.families import attached, logits, tiny_model
 from tests.testbed.labs import GROUPS, lab_of, servers
 from wdmoe_opencompass.errors import LabError
-from wdmoe_opencompass.routing.layers import find_moe_layers
-from wdmoe_opencompass.routing.patch import Attachment
+from wdmoe_opencompass.routing.attachment import Attachment
+from wdmoe_opencompass.routing.discovery import find_moe_layers
 from wdmoe_opencompass.selection import build_policy
 from wdmoe_opencompass.testbed.client import LabClient
 

@@ -6,8 +6,8 @@ from tests.tiny import channel_states, prompts, tiny_mixtral
 from wdmoe_opencompass.channel.profile import load_profile
 from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.latency import ExpertShape
+from wdmoe_opencompass.routing.attachment import Attachment
 from wdmoe_opencompass.routing.channel_state import ChannelStates
-from wdmoe_opencompass.routing.patch import Attachment
 from wdmoe_opencompass.selection import Routing, build_policy
 from wdmoe_opencompass.testbed.history import MeasuredHistory
 from wdmoe_opencompass.trace.times import LayerTimes

@@ -13,7 +13,7 @@ from tests.testbed.labs import GROUPS, lab_of, servers
 from tests.waiting import PATIENCE_S, until
 from wdmoe_opencompass.errors import LabError
 from wdmoe_opencompass.testbed.lab import load_lab
-from wdmoe_opencompass.testbed.local import namespaces_problem, spread
+from wdmoe_opencompass.testbed.local_lab import namespaces_problem, spread
 
 PROBLEM = namespaces_problem()
 SLOW, FAST = 2.0, 200.0  # Mbit/s

@@ -34,7 +34,7 @@ from wdmoe_opencompass.errors import PolicyError, ProfileError
 from wdmoe_opencompass.latency import device_latency_s, waiting_latency_s
 from wdmoe_opencompass.routing.channel_state import ChannelStates
 from wdmoe_opencompass.selection import Routing, build_policy
-from wdmoe_opencompass.testbed.measure import fit_lab, measured_profile, measured_profile_text
+from wdmoe_opencompass.testbed.fit import fit_lab, measured_profile, measured_profile_text
 from wdmoe_opencompass.trace.times import LayerTimes
 
 SHAPE = ExpertShape(HIDDEN, FFN)

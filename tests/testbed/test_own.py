@@ -9,8 +9,8 @@ from tests.testbed.test_equality import logits, states_of
 from tests.tiny import example_policy, tiny_mixtral
 from tests.waiting import until
 from wdmoe_opencompass.errors import LabError
-from wdmoe_opencompass.routing.layers import find_moe_layers
-from wdmoe_opencompass.routing.patch import Attachment
+from wdmoe_opencompass.routing.attachment import Attachment
+from wdmoe_opencompass.routing.discovery import find_moe_layers
 from wdmoe_opencompass.testbed.client import LabClient
 from wdmoe_opencompass.testbed.device import DeviceServer
 from wdmoe_opencompass.testbed.experts import load_experts

@@ -29,7 +29,7 @@ def plan_command(
         redirect_stdout(io.StringIO()),  # OpenCompass and its loaders talk a lot
         redirect_stderr(io.StringIO()),
     ):
-        from ..harness.plan import make_plan
+        from ..harness.plan.make import make_plan
 
         plan = make_plan(config)
     if as_json:

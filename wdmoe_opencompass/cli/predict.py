@@ -31,7 +31,7 @@ def predict_command(
 ) -> None:
     """Predicted beside measured waiting latency of a testbed's run, from its traces and the times beside them."""
     from ..report.tables import formatted, runs_from_traces
-    from ..report.testbed import measured_runs, prediction_notes, prediction_records, prediction_table
+    from ..report.testbed_tables import measured_runs, prediction_notes, prediction_records, prediction_table
 
     form = format_of(form, as_json)
     if layers and form is not None:

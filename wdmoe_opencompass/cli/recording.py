@@ -33,8 +33,8 @@ def recording_import(
 ) -> None:
     """Check arrays that somebody recorded from a router, and write them as a recording."""
     from ..errors import TraceError
-    from ..routing.recording import RECORDING_SUFFIX, summary, write_recording
-    from ..routing.recording_import import import_recording
+    from ..trace.recording import RECORDING_SUFFIX, summary, write_recording
+    from ..trace.recording_import import import_recording
 
     if not out.name.endswith(RECORDING_SUFFIX):
         raise TraceError(f"{out}: a recording's name must end in {RECORDING_SUFFIX}")
@@ -51,7 +51,7 @@ def recording_show(
     as_json: AsJson = False,
 ) -> None:
     """What a recording holds, and how evenly its experts are used."""
-    from ..routing.recording import read_recording, summary
+    from ..trace.recording import read_recording, summary
 
     _show(summary(read_recording(file)), as_json)
 

@@ -47,8 +47,8 @@ def route_command(
     """
     from ..allocation import SCOPE_LABELS
     from ..report.routed import routed_rows, write_routed
-    from ..routing.recording import read_recording
     from ..routing.route import UNCHANGED, route_recording, vanilla_trace
+    from ..trace.recording import read_recording
 
     if scope not in SCOPE_NAMES:
         raise WdmoeError(unknown_name("scope", scope, SCOPE_NAMES))

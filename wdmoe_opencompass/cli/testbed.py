@@ -141,7 +141,7 @@ def up(
     """A lab on this machine: devices as processes behind links of a given rate."""
     from pydantic import ValidationError
 
-    from ..testbed.local import local_lab, namespaces_problem, spread
+    from ..testbed.local_lab import local_lab, namespaces_problem, spread
 
     _log_to_stderr()
     say = _say(as_json)
@@ -205,8 +205,8 @@ def measure(
 ) -> None:
     """Probe the devices of a lab, all at once as a run does, and fit a channel profile of measured rates."""
     from ..testbed.experts import layers_without_weights
+    from ..testbed.fit import fit_lab, measured_profile, measured_profile_text
     from ..testbed.lab import load_lab, profile_of_lab
-    from ..testbed.measure import fit_lab, measured_profile, measured_profile_text
     from ..testbed.probe import probe, work_of_own_experts
 
     _log_to_stderr()

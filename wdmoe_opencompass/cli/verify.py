@@ -30,7 +30,7 @@ def verify_command(
         redirect_stdout(io.StringIO()),  # OpenCompass talks a lot on import
         redirect_stderr(io.StringIO()),
     ):
-        from ..harness.verify import verify
+        from ..harness.verify.run import verify
 
         verdict = verify(run_folder)
     matches = not verdict.mismatches

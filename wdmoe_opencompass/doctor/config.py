@@ -8,7 +8,7 @@ from .finding import Finding, ok, problem
 
 def check_config(config: Path) -> list[Finding]:
     """Every problem of the config's plan as a finding; WdmoeError where the config itself cannot be read."""
-    from ..harness.plan import make_plan
+    from ..harness.plan.make import make_plan
 
     plan = make_plan(config)
     findings = [_from_sentence(str(config), sentence) for sentence in plan.problems]
@@ -29,7 +29,7 @@ def _from_sentence(config: str, sentence: str) -> Finding:
 
 def check_weights(folder: Path, path: str) -> list[Finding]:
     """Whether every safetensors file of a model is as long as its header says; path: how the config names the model."""
-    from ..harness.weights import torn_files, weight_files
+    from ..harness.plan.weights import torn_files, weight_files
 
     fix = f"copy {folder} again" if Path(path).is_dir() else f"hf download {path} --force-download"
     torn = torn_files(folder)

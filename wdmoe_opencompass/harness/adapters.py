@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import ModelError, brief
 from ..identity import adapter_digest
-from .weights import local_folder
+from .plan.weights import local_folder
 
 ADAPTER_CONFIG = "adapter_config.json"
 # Those that change a model's own layers and nothing else, so that the model works without PEFT's wrapper around it.

@@ -13,7 +13,7 @@ from .._util.caches import CACHES_FOLDER, sentence, unwritable, way_out, writabl
 from ..errors import brief
 from .eval_task import WdmoeEvalTask
 from .partitioner import CheckedPartitioner
-from .plan_facts import Plan
+from .plan.facts import Plan
 
 OFFLINE = ("HF_HUB_OFFLINE", "HF_EVALUATE_OFFLINE")
 METRICS = Path(hf_evaluator.__file__).parent / "hf_metrics"  # that OpenCompass brings along

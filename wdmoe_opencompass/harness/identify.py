@@ -18,8 +18,8 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..identity import Facts, adapter_digest, arguments_of, weights_digest
 from ..identity.facts import DEFAULT_MODEL_KWARGS, HARMLESS_CONFIG, HARMLESS_MODEL_KWARGS, generation_facts, plain
+from .plan.weights import local_folder
 from .precision import precision_name
-from .weights import local_folder
 
 # Arguments of an inferencer that change no answer, or that other facts hold.
 HARMLESS_INFERENCER = (

@@ -18,7 +18,6 @@ from opencompass.utils import build_model_from_cfg, dataset_abbr_from_cfg, model
 from .._util.caches import use_writable
 from .._util.file_names import beside
 from ..errors import WdmoeError
-from ..routing.recording import RECORDING_SUFFIX
 from ..run.dataset_progress import Begun, DatasetWatch, spent_s
 from ..run.failures import note_failure, sentence
 from ..run.files import PREDICTIONS, RESULTS, output_file
@@ -26,6 +25,7 @@ from ..run.lock import DatasetIsRunning, exclusive
 from ..run.progress_line import METHODS, live_line, prompts_of
 from ..run.recovery import FAILURE_SUFFIX, keep_answers, redo_unfinished, whole_answers
 from ..trace.format import SEALED_SUFFIX
+from ..trace.recording import RECORDING_SUFFIX
 from ..trace.times import TIMES_SUFFIX
 from .command import end_with_the_runner, module_command
 from .encodable_answers import encodable_answers

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..routing.checkpoint import check_checkpoint, checked_loading
 from .adapters import whole_adapter
-from .weights import local_folder
+from .plan.weights import local_folder
 
 
 @contextmanager

@@ -19,13 +19,11 @@ from .._util.atomic_write import write_whole
 from .._util.file_names import beside
 from ..errors import ModelError, unknown_name
 from ..identity import Facts
+from ..routing.attachment import Attachment, find_moe_layers
 from ..routing.channel_state import ChannelStates
 from ..routing.clock import device_names
-from ..routing.layers import MoeLayer
-from ..routing.patch import Attachment, find_moe_layers
-from ..routing.recording import RECORDING_JOURNAL_SUFFIX, RECORDING_SUFFIX, RecordingJournal, RecordingMetadata
+from ..routing.discovery import MoeLayer
 from ..routing.router_recorder import RouterRecorder
-from ..routing.speed import MAX_DEVICE_NAME, SPEED_SUFFIX, BatchSpeed, append_speed, keep_speed
 from ..selection import policy_parameters
 from ..testbed.history import MeasuredHistory
 from ..trace.format import (
@@ -36,6 +34,8 @@ from ..trace.format import (
     Journal,
     TraceMetadata,
 )
+from ..trace.recording import RECORDING_JOURNAL_SUFFIX, RECORDING_SUFFIX, RecordingJournal, RecordingMetadata
+from ..trace.speed import MAX_DEVICE_NAME, SPEED_SUFFIX, BatchSpeed, append_speed, keep_speed
 from ..trace.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, TimesJournal, TimesMetadata, TimesRecorder
 from .adapters import check_adapter, without_wrapper
 from .identify import answer_facts, model_facts

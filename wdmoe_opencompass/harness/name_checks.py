@@ -7,8 +7,8 @@ from pathlib import Path
 
 from .._util.file_names import MAX_NAME_BYTES, beside, dataset_file, partial_file
 from ..errors import WdmoeError, shown
-from ..routing.speed import SPEED_SUFFIX
 from ..trace.format import EVENTS_SUFFIX
+from ..trace.speed import SPEED_SUFFIX
 
 MAX_PATH_BYTES = 4095
 MAX_DATASET_BYTES = MAX_NAME_BYTES - len("tmp_.jsonl")  # the longest name that OpenCompass makes of a dataset's

@@ -9,7 +9,7 @@ from ..channel.profile import ChannelProfile, load_profile
 from ..errors import ModelError, PolicyError, unknown_name
 from ..selection import POLICIES, SelectionPolicy, build_policy
 from ..selection.calibration import Calibration, read_calibration
-from ..selection.matching import ChannelOfLayer, matched_parameters
+from ..selection.kept_share import ChannelOfLayer, matched_parameters
 from ..testbed.lab import Lab, load_lab, profile_of_lab
 from ..trace.format import Perplexity
 

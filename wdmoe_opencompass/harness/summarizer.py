@@ -33,10 +33,10 @@ from ..run.recovery import (
 from ..run.scores import NOT_FINITE, main_score, metric_rank
 from ..trace.format import EVENTS_SUFFIX, SEALED_SUFFIX, RoutingTrace
 from ..trace.times import TIMES_SUFFIX
-from .belongs import Expected, ModelFiles, couples_tokens, why_refused
 from .eval_task import WdmoeEvalTask
 from .identify import asked_facts, prompts_digest, scoring_facts
 from .sections import ENDS_AT_FIRST, resolved
+from .trace_checks import Expected, ModelFiles, couples_tokens, why_refused
 
 OURS = (
     *("table_*", "figure_*", "frontier*", "differences.*", "paper_comparison.*", "requests.*", "speed.*"),

@@ -17,8 +17,8 @@ from .._util.file_names import PARTIAL_PREFIX, beside, file_name, files_below
 from .._util.safe_yaml import yaml_text
 from ..channel.profile import list_profiles, load_profile
 from ..errors import WdmoeError
-from ..routing.speed import SPEED_SUFFIX
 from ..trace.format import EVENTS_SUFFIX, SEALED_SUFFIX
+from ..trace.speed import SPEED_SUFFIX
 from .tables import ModelRun
 
 MANIFEST_FILE = "manifest.json"

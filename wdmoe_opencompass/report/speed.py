@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from .._util.file_names import dataset_file
-from ..routing.speed import SPEED_SUFFIX, BatchSpeed, measured_batches
 from ..trace.format import PHASES, RoutingTrace
+from ..trace.speed import SPEED_SUFFIX, BatchSpeed, measured_batches
 from .tables import DENSE, ModelRun
 
 SPEED, SPEED_RECORDS_FILE = "speed", "speed_records.json"

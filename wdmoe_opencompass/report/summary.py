@@ -10,7 +10,6 @@ from ..allocation import PRIMARY_SCOPE, SCOPE_LABELS, SCOPE_MEANING
 from ..trace.format import PHASES
 from .compare import BATCHES_FILE, IDENTITY_FILE, ITEMS_FILE, batch_records, identity_records, item_records
 from .differences import cell_notes, difference_notes, difference_records, difference_table
-from .events import write_events
 from .fading import add_draws, draw_notes
 from .figures import save_figure
 from .frontier import (
@@ -58,7 +57,8 @@ from .tables import (
     write_json,
     write_table,
 )
-from .testbed import write_testbed
+from .testbed_events import write_events
+from .testbed_tables import write_testbed
 
 MAIN = ("table_1_accuracy", f"table_2_latency_{PRIMARY_SCOPE}_per_batch_all")  # the two that are printed
 COMPARISON, DIFFERENCES = "paper_comparison", "differences"

@@ -13,9 +13,9 @@ from ..errors import ModelError, TraceError
 from ..selection.base import ChannelState, Routing, Selection, SelectionPolicy
 from ..selection.calibration import Calibration, second_to_first
 from ..trace.format import RATIO_BINS, RoutingTrace
-from .contract import Choice, Kept
-from .layers import MoeLayer, find_moe_layers
-from .patch import Attachment
+from .attachment import Attachment
+from .discovery import MoeLayer, find_moe_layers
+from .experts_interface import Choice, Kept
 
 GAUSSIAN_BATCHES, GAUSSIAN_TOKENS = 8, 128
 DIFFERENCE_TOKENS = 64  # each computed by every expert

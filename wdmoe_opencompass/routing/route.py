@@ -19,9 +19,9 @@ from ..latency import ExpertShape
 from ..selection import build_policy, policy_parameters
 from ..selection.base import Routing, SelectionPolicy
 from ..trace.format import FORMAT_VERSION, RoutingTrace, TraceMetadata, empty_arrays, join
+from ..trace.recording import DEFAULT_BATCH_SIZE, Recording, RouterPass
 from .channel_state import ChannelStates
 from .recorder import Recorder
-from .recording import DEFAULT_BATCH_SIZE, Recording, RouterPass
 
 CPU = torch.device("cpu")
 UNCHANGED = "top_k"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..selection.base import Routing
-from .layers import MoeLayer
+from .discovery import MoeLayer
 
 
 @dataclass

@@ -12,15 +12,15 @@ import numpy as np
 from .._util.atomic_write import remove_torn_writes, write_whole
 from .._util.file_names import beside, partial_file
 from ..errors import NotReadableNow, OtherVersion, TraceError
-from ..routing.recording import (
+from ..trace.format import EVENTS_SUFFIX, JOURNAL_SUFFIX, SEALED_SUFFIX, Journal, RoutingTrace, read_trace
+from ..trace.recording import (
     RECORDING_JOURNAL_SUFFIX,
     RECORDING_SUFFIX,
     RecordingJournal,
     read_recording,
     why_not_of_trace,
 )
-from ..routing.speed import SPEED_SUFFIX
-from ..trace.format import EVENTS_SUFFIX, JOURNAL_SUFFIX, SEALED_SUFFIX, Journal, RoutingTrace, read_trace
+from ..trace.speed import SPEED_SUFFIX
 from ..trace.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, TimesJournal, check_belongs, read_times
 
 LOG = logging.getLogger(__name__)

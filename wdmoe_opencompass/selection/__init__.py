@@ -6,21 +6,21 @@ from typing import Any
 
 from ..errors import PolicyError, unknown_name
 from .base import ChannelState, Routing, Selection, SelectionPolicy
-from .bottleneck import Bottleneck
-from .caee import Caee
-from .capacity import CapacityDrop
-from .des import Des, DesTopK
-from .dual_price import DualPrice
-from .expanded_drop import ExpandedDrop
-from .fixed_k import FixedK
-from .jesa import Jesa
-from .lexi import Lexi
-from .oea import Oea
-from .random_drop import RandomDrop
-from .ratio_threshold import AdapMoe, Naee, OneThreshold, TopP
-from .sift_moe import SiftMoe
-from .top_k import TopK
-from .wlr import WeightToLatencyRatio
+from .policies.bottleneck import Bottleneck
+from .policies.caee import Caee
+from .policies.capacity import CapacityDrop
+from .policies.des import Des, DesTopK
+from .policies.dual_price import DualPrice
+from .policies.expanded_drop import ExpandedDrop
+from .policies.fixed_k import FixedK
+from .policies.jesa import Jesa
+from .policies.lexi import Lexi
+from .policies.oea import Oea
+from .policies.random_drop import RandomDrop
+from .policies.ratio_threshold import AdapMoe, Naee, OneThreshold, TopP
+from .policies.sift_moe import SiftMoe
+from .policies.top_k import TopK
+from .policies.wlr import WeightToLatencyRatio
 
 POLICIES: dict[str, type[SelectionPolicy]] = {
     "top_k": TopK,

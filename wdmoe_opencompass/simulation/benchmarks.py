@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..routing.recording import RouterPass
+from ..trace.recording import RouterPass
 from .router import Array, SyntheticRouter
 
 MAX_NEW_TOKENS = 512  # max_out_len of OpenCompass's configs of the generated benchmarks

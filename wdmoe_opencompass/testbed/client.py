@@ -16,13 +16,13 @@ from torch import Tensor
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from ..errors import LabError
-from ..routing.layers import MoeLayer
+from ..routing.discovery import MoeLayer
 from ..routing.payload import Payload
 from ..trace.times import LayerTimes
+from .base_station_experts import OwnExperts
 from .experts import check_can_be_sent, sums_per_token
 from .lab import Lab
 from .link import Call, CallFailed, Link, read_sums
-from .own import OwnExperts
 from .wire import OVERHEAD_BYTES, Tokens, WireError, bytes_per_row, check_of_tokens, dtype_name, pack, raw, unpack
 
 LOG = logging.getLogger(__name__)

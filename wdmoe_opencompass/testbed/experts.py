@@ -18,7 +18,7 @@ from transformers.integrations.moe import grouped_mm_experts_forward
 
 from .._util.checkpoint_files import SAFETENSORS, indexed_files
 from ..errors import LabError
-from ..routing.layers import MoeLayer, find_moe_layers
+from ..routing.discovery import MoeLayer, find_moe_layers
 from .wire import DTYPES, dtype_name, raw
 
 EXPERT_NUMBER = re.compile(r"(?<=experts\.)\d+(?=\.)")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..routing.layers import MoeLayer
+from ..routing.discovery import MoeLayer
 from ..trace.times import LayerTimes
 from .client import LabClient
 from .experts import load_experts, pair_answers

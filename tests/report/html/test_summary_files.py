@@ -9,8 +9,8 @@ import pytest
 from tests.report.html.synthetic import write_run
 from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.report.html.page import make_page
-from wdmoe_opencompass.report.html.summary_files import SHAPES, read_checked
 from wdmoe_opencompass.report.summary import MAIN
+from wdmoe_opencompass.report.summary_files import SHAPES, read_checked
 
 FILES = (*SHAPES, *(f"{name}.json" for name in MAIN), "frontier.json", "differences.json")
 ANEW = "; write it anew with --mode viz -r"

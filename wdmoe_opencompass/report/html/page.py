@@ -23,7 +23,6 @@ from ..._util.utf8_text import count_surrogates, replaced
 from ...errors import TraceError, WdmoeError
 from ...trace.format import PHASES, SEALED_SUFFIX, RoutingTrace, read_trace
 from ..compare import IDENTITY_FILE, ITEMS_FILE
-from ..events import EVENTS
 from ..figures import BANDWIDTHS_HZ, CAVEAT, MOST_MODELS, PAPERS_POLICIES, ROW_STYLE, largest_pair_share
 from ..frontier import FRONTIER
 from ..provenance import PROVENANCE_FILE
@@ -31,11 +30,12 @@ from ..requests import REQUESTS
 from ..speed import SPEED
 from ..statistics import BATCH_RESAMPLES, LEAST_GROUPS, TAILS
 from ..summary import COMPARISON, DIFFERENCES, FRONTIER_RECORDS_FILE, MAIN, SHOWN
+from ..summary_files import read_checked
 from ..tables import DATASETS_FILE, DENSE, GROUPS_FILE, MISSING_FILE, ROWS, ModelRun, benchmarks_of, vanilla_of
-from ..testbed import FIGURE_10, PREDICTION, TABLE_3, TABLE_4
+from ..testbed_events import EVENTS
+from ..testbed_tables import FIGURE_10, PREDICTION, TABLE_3, TABLE_4
 from .answers import answered_items
 from .counts import counts
-from .summary_files import read_checked
 
 REPORT_FILE = "report.html"
 MOST_DATA_BYTES = 4_900_000  # of all that is embedded but code

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from ...latency import ExpertShape
-from ..contract import Contract
+from ..experts_interface import Contract
 
 
 class DbrxContract(Contract):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ...latency import ExpertShape
-from ..contract import Choice, Contract, Handle, Saw, Select
+from ..experts_interface import Choice, Contract, Handle, Saw, Select
 
 
 class Llama4Contract(Contract):

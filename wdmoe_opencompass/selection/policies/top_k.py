@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from .base import ChannelState, Routing, Selection, SelectionPolicy
+from ..base import ChannelState, Routing, Selection, SelectionPolicy
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..errors import PolicyError
-from .base import ChannelState, Knob, Renormalise, Routing, Selection, SelectionPolicy
-from .checks import check_choice, check_number, check_per_layer, of_layer
-from .device_time import device_time_s, device_tokens
+from ...errors import PolicyError
+from ..base import ChannelState, Knob, Renormalise, Routing, Selection, SelectionPolicy
+from ..loads import device_time_s, device_tokens
+from ..validation import check_choice, check_number, check_per_layer, of_layer
 
 # h_l of Mixtral 8x7B, layers 1 to 32, as released with AdapMoE's code (PKU-SEC-Lab/AdapMoE), rounded.
 MIXTRAL_8X7B_SENSITIVITY = (
@@ -67,7 +67,7 @@ class Naee(SelectionPolicy):
         """beta_l, as given or from the calibration."""
         if self.beta is not None:
             return self.beta
-        from .calibration import ratio_medians
+        from ..calibration import ratio_medians
 
         return ratio_medians(_needed("naee", "beta", self.calibration))
 
@@ -169,7 +169,7 @@ class AdapMoe(SelectionPolicy):
             return MIXTRAL_8X7B_SENSITIVITY
         if self.h is not None:
             return self.h  # type: ignore[return-value]
-        from .calibration import read_calibration
+        from ..calibration import read_calibration
 
         return read_calibration(_needed("adapmoe", "h", self.calibration)).need("sensitivity").tolist()
 

@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .base import ChannelState, Routing, Selection
+from ..base import ChannelState, Routing, Selection
+from ..validation import check_choice
 from .capacity import CapacityDrop, first_of_each
-from .checks import check_choice
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LabError
-from ..routing.layers import MoeLayer
+from ..routing.discovery import MoeLayer
 from .experts import HeldExperts, fingerprint, load_experts, pair_answers
 from .wire import dtype_name
 

@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .base import ChannelState, Routing, Selection, SelectionPolicy
-from .checks import check_choice, check_number
-from .device_time import device_tokens
+from ..base import ChannelState, Routing, Selection, SelectionPolicy
+from ..loads import device_tokens
+from ..validation import check_choice, check_number
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import ChannelState, Routing, Selection
-from .chosen import device_cost, placed
+from ..bandwidth_split import optimal_split
+from ..base import ChannelState, Routing, Selection
+from ..expert_choice import device_cost, placed
 from .des import Des
-from .split import optimal_split
 
 ROUNDS = 10
 

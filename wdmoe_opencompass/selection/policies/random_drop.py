@@ -6,8 +6,8 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from .base import ChannelState, Knob, Routing, Selection, SelectionPolicy
-from .checks import check_number
+from ..base import ChannelState, Knob, Routing, Selection, SelectionPolicy
+from ..validation import check_number
 
 Bits = TypeVar("Bits", Tensor, int)
 MASK = 0xFFFFFFFF  # of 32-bit arithmetic in 64-bit integers, which never overflow here

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..selection.base import ChannelState, Renormalise, Routing, Selection, SelectionPolicy
-from ..selection.top_k import TopK
+from ..selection.policies.top_k import TopK
 from .clock import PhaseClock
-from .contract import Choice, Handle, Kept
-from .finished import WatchedGenerate
-from .layers import MoeLayer, find_moe_layers
+from .discovery import MoeLayer, find_moe_layers
+from .experts_interface import Choice, Handle, Kept
+from .generation import WatchedGenerate
 from .payload import FEWEST_BITS, Payload
 from .recorder import Recorder, exact
 from .router_recorder import RouterRecorder

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from .base import ChannelState, Knob, Routing, Selection, SelectionPolicy
-from .checks import check_choice, check_number
-from .chosen import COSTS, Cost, device_cost, placed
+from ..base import ChannelState, Knob, Routing, Selection, SelectionPolicy
+from ..expert_choice import COSTS, Cost, device_cost, placed
+from ..validation import check_choice, check_number
 
 MOST_CHOICES = 1 << 15  # that are all tried; beyond, prices find a choice
 MOST_TRIED_AT_ONCE = 1 << 22  # (token, choice) pairs held in memory

@@ -18,15 +18,15 @@ from typing import Any
 from mmengine.config import Config
 from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 
-from .._util.file_names import dataset_file, files_below
-from ..errors import TraceError, WdmoeError
-from ..report.publication import MANIFEST_FILE, manifest
-from ..routing.recording import RECORDING_JOURNAL_SUFFIX, RECORDING_SUFFIX, read_recording, why_not_of_trace
-from ..run.recovery import FAILURE_SUFFIX, read_whole, why_not_of
-from ..trace.format import JOURNAL_SUFFIX, SEALED_SUFFIX, RoutingTrace
-from ..trace.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, check_belongs, read_times
-from .belongs import Expected, ModelFiles, Place, why_refused
-from .config_errors import read_config
+from ..._util.file_names import dataset_file, files_below
+from ...errors import TraceError, WdmoeError
+from ...report.publication import MANIFEST_FILE, manifest
+from ...run.recovery import FAILURE_SUFFIX, read_whole, why_not_of
+from ...trace.format import JOURNAL_SUFFIX, SEALED_SUFFIX, RoutingTrace
+from ...trace.recording import RECORDING_JOURNAL_SUFFIX, RECORDING_SUFFIX, read_recording, why_not_of_trace
+from ...trace.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, check_belongs, read_times
+from ..config_errors import read_config
+from ..trace_checks import Expected, ModelFiles, Place, why_refused
 
 JOURNALS = (JOURNAL_SUFFIX, TIMES_JOURNAL_SUFFIX, RECORDING_JOURNAL_SUFFIX)
 NOTHING = "no such file"

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import PolicyError
-from .base import ChannelState, Knob, Routing, Selection, SelectionPolicy
-from .calibration import read_calibration
-from .checks import check_number
+from ...errors import PolicyError
+from ..base import ChannelState, Knob, Routing, Selection, SelectionPolicy
+from ..calibration import read_calibration
+from ..validation import check_number
 
 POLICY = "lexi"
 

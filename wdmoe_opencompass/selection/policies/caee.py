@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .base import ChannelState, Knob, Renormalise, Routing, Selection, SelectionPolicy, is_earlier
-from .checks import check_number
+from ..base import ChannelState, Knob, Renormalise, Routing, Selection, SelectionPolicy, is_earlier
+from ..validation import check_number
 
 ROUNDS = 16  # with more than two experts per token
 ROUNDING = 1e-9  # relative; levels of equal devices are equal

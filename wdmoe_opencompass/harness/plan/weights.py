@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._util.checkpoint_files import MAX_HEADER_BYTES
-from ..errors import ModelError, first_line
-from ..routing.checkpoint import config_arguments
+from ..._util.checkpoint_files import MAX_HEADER_BYTES
+from ...errors import ModelError, first_line
+from ...routing.checkpoint import config_arguments
+from ..returned import check_is_decoder
 from .batch_memory import TokenBytes, token_bytes
-from .returned import check_is_decoder
 
 # transformers names these differently from one model family to the next.
 EXPERTS_KEYS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")

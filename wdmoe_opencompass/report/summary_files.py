@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from ...channel.profile import first_error, sentence
-from ...errors import WdmoeError
-from ..compare import IDENTITY_FILE, ITEMS_FILE
-from ..provenance import PROVENANCE_FILE
-from ..summary import FRONTIER_RECORDS_FILE
-from ..tables import DATASETS_FILE, GROUPS_FILE, MISSING_FILE
+from ..channel.profile import first_error, sentence
+from ..errors import WdmoeError
+from .compare import IDENTITY_FILE, ITEMS_FILE
+from .provenance import PROVENANCE_FILE
+from .summary import FRONTIER_RECORDS_FILE
+from .tables import DATASETS_FILE, GROUPS_FILE, MISSING_FILE
 
 NO_TABLES = (
     "no tables in its summary folder, or those of an older version; give the time-stamped folder of a finished run "

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .._util.atomic_write import write_whole
 from .._util.bounded_read import read_regular
 from ..errors import NotReadableNow, TraceError
-from ..trace.format import Count, RoutingTrace
+from .format import Count, RoutingTrace
 
 SPEED_SUFFIX = ".speed.jsonl"
 MAX_SPEED_BYTES = 1 << 30

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .base import ChannelState, Knob, Routing, Selection, SelectionPolicy
-from .checks import check_choice, check_number
+from ..base import ChannelState, Knob, Routing, Selection, SelectionPolicy
+from ..validation import check_choice, check_number
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class WeightToLatencyRatio(SelectionPolicy):
     experts at the base station have latency 0 in Eq. (18) and no WLR; where no real token goes to a device the summed
     WLR is 0, and nothing is dropped. A token with k experts loses one per round.
 
-    A router that is no softmax leaves 0 outside the top-k (see routing/patch.py), as `top_k` does for any: the
+    A router that is no softmax leaves 0 outside the top-k (see routing/attachment.py), as `top_k` does for any: the
     similarity then hardly reaches 0.5, and the default theta drops every expert it may. Choose a lower theta there.
     """
 

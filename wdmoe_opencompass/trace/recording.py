@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from .._util.checksummed_safetensors import read_sealed, write_sealed
 from ..errors import TraceError
-from ..trace.format import Arrays, Count, Journal, RoutingTrace, check_sizes, checked_arrays, parsed_metadata
+from .format import Arrays, Count, Journal, RoutingTrace, check_sizes, checked_arrays, parsed_metadata
 
 RECORDING_VERSION = 1
 RECORDING_SUFFIX = ".routing.safetensors"

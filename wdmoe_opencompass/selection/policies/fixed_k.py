@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .base import ChannelState, Routing, Selection, SelectionPolicy
-from .checks import check_number
+from ..base import ChannelState, Routing, Selection, SelectionPolicy
+from ..validation import check_number
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from .base import ChannelState, Renormalise, Routing, Selection, SelectionPolicy
-from .checks import check_choice, check_number
-from .chosen import placed
+from ..base import ChannelState, Renormalise, Routing, Selection, SelectionPolicy
+from ..expert_choice import placed
+from ..validation import check_choice, check_number
 
 
 @dataclass(frozen=True)

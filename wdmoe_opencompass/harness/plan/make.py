@@ -41,29 +41,29 @@ from opencompass.utils.run import get_config_from_arg
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
-from .._util.checkpoint_files import missing_files
-from .._util.checksummed_safetensors import MOST_BYTES
-from ..channel.profile import ChannelProfile
-from ..errors import WdmoeError, brief, shown
-from ..identity import differing
-from ..identity.facts import sentence
-from ..routing.checkpoint import check_checkpoint, quiet
-from ..routing.recording import RecordingMetadata
-from ..trace.format import array_bytes, axis_sizes
-from .adapters import adapter_kind
+from ..._util.checkpoint_files import missing_files
+from ..._util.checksummed_safetensors import MOST_BYTES
+from ...channel.profile import ChannelProfile
+from ...errors import WdmoeError, brief, shown
+from ...identity import differing
+from ...identity.facts import sentence
+from ...routing.checkpoint import check_checkpoint, quiet
+from ...trace.format import array_bytes, axis_sizes
+from ...trace.recording import RecordingMetadata
+from ..adapters import adapter_kind
+from ..config_errors import check_encodable, read_config, read_dumped, temporary_folder
+from ..evaluation_needs import check_caches, check_metric
+from ..identify import asked_facts
+from ..infer_task import WdmoeInferTask
+from ..models import WdmoeMixin
+from ..name_checks import name_problems
+from ..returned import generate_tokens, returns_tokens
+from ..sections import ENDS_AT_FIRST, NO_TRACE, RUNNERS_FILE, ends_at_first, resolved, wrong_parts
+from ..settings import parse_settings
+from ..summarizer import WdmoeSummarizer
 from .batch_memory import batch_memory, batch_sentence
-from .config_errors import check_encodable, read_config, read_dumped, temporary_folder
-from .evaluation_needs import check_caches, check_metric
-from .identify import asked_facts
-from .infer_task import WdmoeInferTask
-from .models import WdmoeMixin
-from .name_checks import name_problems
+from .facts import DatasetFacts, ModelFacts, Plan, RunEstimate, grouped
 from .offline import NotOnThisMachine, no_network
-from .plan_facts import DatasetFacts, ModelFacts, Plan, RunEstimate, grouped
-from .returned import generate_tokens, returns_tokens
-from .sections import ENDS_AT_FIRST, NO_TRACE, RUNNERS_FILE, ends_at_first, resolved, wrong_parts
-from .settings import parse_settings
-from .summarizer import WdmoeSummarizer
 from .weights import local_folder, measure_weights
 
 SAMPLED_ITEMS = 25  # of each dataset, evenly spaced, whose prompts are rendered

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..errors import PolicyError
-from .base import ChannelState, Knob, Renormalise, Routing, Selection, SelectionPolicy
-from .calibration import read_calibration
-from .checks import check_choice, check_number
-from .chosen import COSTS, Cost
+from ...errors import PolicyError
+from ..base import ChannelState, Knob, Renormalise, Routing, Selection, SelectionPolicy
+from ..calibration import read_calibration
+from ..expert_choice import COSTS, Cost
+from ..validation import check_choice, check_number
 
 MOST_CHOICES = 1 << 12  # (experts + 1)^k that are all tried; beyond, a heuristic
 MOST_TRIED_AT_ONCE = 1 << 24  # (token, choice) pairs held in memory

@@ -6,11 +6,11 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import PolicyError
-from .base import ChannelState, Knob, Routing, Selection, SelectionPolicy
-from .checks import check_choice, check_number
-from .device_time import device_tokens
-from .split import CURVE_TOLERANCE, optimal_split
+from ...errors import PolicyError
+from ..bandwidth_split import CURVE_TOLERANCE, optimal_split
+from ..base import ChannelState, Knob, Routing, Selection, SelectionPolicy
+from ..loads import device_tokens
+from ..validation import check_choice, check_number
 
 CANDIDATES, ROUNDS = 6, 4  # waiting latencies tried at once, and how often the bracket is narrowed around the best
 ROUNDING = 1e-12  # costs that differ by less are equal

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..errors import ModelError
 from ..latency import ExpertShape
 from .adapters import ADAPTERS
-from .contract import Choice, Contract
+from .experts_interface import Choice, Contract
 
 CONTRACTS = (Contract(), *ADAPTERS)
 PROBE_TOKENS = 16

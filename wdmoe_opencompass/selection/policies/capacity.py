@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .base import ChannelState, Knob, Renormalise, Routing, Selection, SelectionPolicy
-from .checks import check_choice, check_number
+from ..base import ChannelState, Knob, Renormalise, Routing, Selection, SelectionPolicy
+from ..validation import check_choice, check_number
 
 
 @dataclass(frozen=True)
