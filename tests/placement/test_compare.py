@@ -8,7 +8,6 @@ from pytest import approx
 
 from tests.placement.test_placement import counted, planted, replayed, routing
 from tests.routing.test_trace import metadata
-from tests.test_cli import wdmoe
 from wdmoe_opencompass.channel import load_profile
 from wdmoe_opencompass.errors import TraceError
 from wdmoe_opencompass.latency import ExpertShape
@@ -89,7 +88,7 @@ def test_several_traces_count_as_one():
     assert np.array_equal(together.pairs, np.concatenate([t.co_selection for t in traces]).reshape(18, 28))
 
 
-def test_beyond_pairs_it_is_called_a_heuristic(written):
+def test_beyond_pairs_it_is_called_a_heuristic(wdmoe, written):
     done = wdmoe("place", written(random_trace(top_k=3)), "--devices", 4, "--json")
     answer = json.loads(done.stdout)
     assert [one["status"] for one in answer["placements"]] == ["baseline", "heuristic", "heuristic"]
@@ -121,7 +120,7 @@ def test_transfers_are_placed_on_the_devices_that_answer_first():
     assert [int(d) for d in answer.ours.device_of_expert] == [fast, 1 - fast, fast, 1 - fast]
 
 
-def test_the_file_is_a_whole_profile_that_the_other_commands_take(written, tmp_path):
+def test_the_file_is_a_whole_profile_that_the_other_commands_take(wdmoe, written, tmp_path):
     counts, group = planted(4, 2, seed=1)
     path, out = written(trace_of(counts)), tmp_path / "placed.yaml"
     options = ["--devices", 4, "--objective", "transfers", "--out", out]
@@ -161,7 +160,7 @@ def test_the_file_is_a_whole_profile_that_the_other_commands_take(written, tmp_p
         (["no.trace"], "no.trace: cannot be read"),
     ],
 )
-def test_bad_input_gets_one_sentence_and_exit_code_2(written, arguments, sentence):
+def test_bad_input_gets_one_sentence_and_exit_code_2(wdmoe, written, arguments, sentence):
     done = wdmoe("place", written(random_trace()), "--time-limit", 0, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert sentence in done.stderr
