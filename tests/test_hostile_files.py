@@ -36,7 +36,7 @@ from wdmoe_opencompass.errors import (
 )
 from wdmoe_opencompass.selection.calibration import Calibration, read_calibration
 from wdmoe_opencompass.testbed.lab import load_lab
-from wdmoe_opencompass.trace import trace as traces
+from wdmoe_opencompass.trace import format as traces
 from wdmoe_opencompass.trace.format import METADATA_KEY, Journal, join, read_trace, write_trace
 from wdmoe_opencompass.trace.recording import METADATA_KEY as RECORDING_KEY
 from wdmoe_opencompass.trace.recording import read_recording, write_recording
