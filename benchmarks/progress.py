@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from tests.routing.test_trace import metadata
+from tests.builders.trace_blocks import metadata
 from wdmoe_opencompass import load_profile
 from wdmoe_opencompass.routing.attachment import Attachment, find_moe_layers
 from wdmoe_opencompass.routing.channel_state import ChannelStates

@@ -25,8 +25,8 @@ import torch
 import yaml
 from safetensors.numpy import load, save
 
+from tests.builders.trace_blocks import block, metadata
 from tests.routing.recordings import recording_block, recording_metadata, run_recording
-from tests.routing.test_trace import block, metadata
 from tests.testbed.synthetic import measured_times, random_loads, times_block, times_metadata
 from wdmoe_opencompass.channel.profile import ChannelProfile, list_profiles, load_profile
 from wdmoe_opencompass.errors import TraceError, WdmoeError

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests.builders.trace_blocks import block, metadata
 from tests.conftest import ROOT
-from tests.routing.test_trace import block, metadata
 from wdmoe_opencompass import ExpertShape, draw_channel, link_budget, load_profile, token_latency_s
 from wdmoe_opencompass.channel.profile import changed_profile
 from wdmoe_opencompass.replay import replay_draws

@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 import typer
 
+from tests.builders.random_traces import random_trace
+from tests.builders.trace_blocks import block, metadata
 from tests.command_line import all_commands, process
 from tests.conftest import ROOT
-from tests.placement.test_compare import random_trace
-from tests.routing.test_trace import block, metadata
 from tests.waiting import until
 from wdmoe_opencompass import ExpertShape, list_profiles
 from wdmoe_opencompass.cli import app, console, options, table_layout

@@ -15,11 +15,11 @@ from safetensors.numpy import load, save
 from safetensors.torch import save_file
 
 from tests import fuzz
-from tests.channel.test_profile import GOOD
+from tests.builders.lab_text import GOOD as LAB
+from tests.builders.profile_text import GOOD
+from tests.builders.trace_blocks import block, metadata
 from tests.routing.recordings import run_recording
-from tests.routing.test_trace import block, metadata
 from tests.testbed.synthetic import measured_times
-from tests.testbed.test_lab import GOOD as LAB
 from wdmoe_opencompass import load_profile
 from wdmoe_opencompass._util import safe_yaml
 from wdmoe_opencompass._util.bounded_read import read_regular

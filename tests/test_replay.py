@@ -5,7 +5,8 @@ import pytest
 from pytest import approx
 
 from tests import oracles
-from tests.routing.test_trace import block, metadata
+from tests.builders.trace_blocks import metadata
+from tests.builders.traces import PROFILE, trace_of, with_fading
 from wdmoe_opencompass import ExpertShape, draw_channel, link_budget, load_profile, token_latency_s
 from wdmoe_opencompass.allocation import allocate
 from wdmoe_opencompass.channel.profile import changed_profile
@@ -15,24 +16,7 @@ from wdmoe_opencompass.latency import expert_flop
 from wdmoe_opencompass.replay import replay, replay_draws
 from wdmoe_opencompass.trace.format import RoutingTrace, empty_arrays, join
 
-PROFILE = load_profile("paper_8_devices")
 SHAPE = ExpertShape(32, 48)
-
-
-def with_fading(**changes):
-    return PROFILE.model_copy(update=dict(fading=PROFILE.fading.model_copy(update=changes)))
-
-
-def trace_of(passes=3, batches=3, largest=40, seed=0):
-    blocks = []
-    for number in range(batches):
-        one = block(4 * number, passes=passes, seed=seed + number)
-        rng = np.random.default_rng(seed + number)
-        one["device_load"] = rng.integers(0, largest, one["device_load"].shape).astype(np.int32)
-        one["expert_evaluations"] = (one["device_load"] * rng.integers(1, 4, one["device_load"].shape)).astype(np.int32)
-        one["pass_index"] = np.arange(passes, dtype=np.int32)
-        blocks.append(one)
-    return join(metadata(), blocks)
 
 
 @pytest.mark.parametrize("coherence", ["run", "pass", "layer"])

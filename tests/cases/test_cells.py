@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from tests.cases.test_names import MODELS, NAMES
+from tests.builders.hostile_names import MODELS, NAMES
 from tests.debian import UnavailableError, require
 from wdmoe_opencompass.errors import visible
 from wdmoe_opencompass.report.cells import LATEX_LETTER, figure_text, latex_text

@@ -10,9 +10,9 @@ from typing import get_type_hints
 
 import pytest
 
+from tests.builders.random_traces import random_trace
 from tests.command_line import all_commands
 from tests.conftest import ROOT
-from tests.placement.test_compare import random_trace
 from wdmoe_opencompass import __version__
 from wdmoe_opencompass.trace.format import write_trace
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import examples
+from tests.builders.drops import FLOAT32, cost, random_case, sets_of_drops
 from tests.conftest import ROOT
-from tests.selection.test_dual_price import FLOAT32, cost, random_case, sets_of_drops
 from wdmoe_opencompass.selection import build_policy
 
 # seed, tokens, worth, duplex; a search by bracket answered the first three with up to 1.6 times the least cost

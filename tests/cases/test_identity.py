@@ -14,9 +14,9 @@ from opencompass.openicl.icl_inferencer import GenInferencer, PPLInferencer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.builders.paired_runs import BENCHMARKS, run_of
+from tests.builders.trace_blocks import metadata
 from tests.conftest import ROOT
-from tests.report.test_differences import BENCHMARKS, run_of
-from tests.routing.test_trace import metadata
 from tests.tiny import tiny_mixtral
 from wdmoe_opencompass.errors import ModelError
 from wdmoe_opencompass.harness.identify import asked_facts, inferencer_facts, prompts_digest, scoring_facts

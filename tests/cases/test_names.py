@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from mmengine.config import ConfigDict
 from opencompass.utils import get_infer_output_path
 
+from tests.builders.hostile_names import MODELS, NAMES
 from tests.cases.eval_faults import LONG
 from tests.conftest import ROOT
 from wdmoe_opencompass._util import file_names
@@ -46,8 +47,6 @@ from wdmoe_opencompass.run.recovery import WRITTEN_WHOLE
 from wdmoe_opencompass.run.run_progress import RunWatch
 from wdmoe_opencompass.trace.format import SEALED_SUFFIX, read_trace
 
-NAMES = ("qs/arith", "qs arith [1:3]", "算术_é%&#$~^", "a_0", "a", "b.json", "tmp_{lib}", LONG)
-MODELS = ("[a] vanilla ~x^2", "b|wdmoe\\y<z>")
 OWN_SUFFIXES = (*WRITTEN_WHOLE, ".json.lock", ".json.unfinished")
 components = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=300)
 names = st.lists(components, min_size=1, max_size=3).map("/".join)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from tests.builders.lab_text import GOOD as LAB
+from tests.builders.profile_text import GOOD
 from tests.channel.profiles import st_profiles
-from tests.channel.test_profile import GOOD
-from tests.testbed.test_lab import GOOD as LAB
 from wdmoe_opencompass._util.number_text import number_of
 from wdmoe_opencompass._util.safe_yaml import parsed_mapping, yaml_text
 from wdmoe_opencompass.channel.profile import load_profile

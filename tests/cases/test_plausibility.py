@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from tests.channel.test_profile import GOOD
-from tests.report.html.test_engine import measured, trace_of
+from tests.builders.measured_profiles import measured, trace_of
+from tests.builders.profile_text import GOOD
 from wdmoe_opencompass import ExpertShape, draw_channel, link_budget, token_latency_s
 from wdmoe_opencompass.allocation import allocate
 from wdmoe_opencompass.channel.plausibility import RANGES

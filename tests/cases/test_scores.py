@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mmengine.config import ConfigDict
 from opencompass.summarizers import DefaultSummarizer
 
-from tests.report.test_frontier import BENCHMARKS, runs
+from tests.builders.frontier_runs import BENCHMARKS, runs
 from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.harness.summarizer import WdmoeSummarizer
 from wdmoe_opencompass.report.compare import compared, notes_of

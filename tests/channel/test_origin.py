@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from tests.builders.trace_blocks import metadata
 from tests.channel.profiles import st_contents, st_origins, st_profiles
 from tests.conftest import ROOT
-from tests.routing.test_trace import metadata
 from wdmoe_opencompass import list_profiles, load_profile
 from wdmoe_opencompass.channel.origin import ORIGINS, OWN, keys_by_origin, origin_sentence
 from wdmoe_opencompass.channel.profile import ChannelProfile, changed_profile

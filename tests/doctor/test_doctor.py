@@ -305,7 +305,7 @@ def test_a_garbage_index_is_one_sentence(tmp_path):
 
 
 def test_problems_of_the_plan_become_findings(monkeypatch):
-    from wdmoe_opencompass.harness.plan.make import plan as plans
+    from wdmoe_opencompass.harness.plan import make as plans
 
     plan = plans.Plan("eval.py")
     plan.problems = ["model m: weights missing: x; get them with: hf download m", "models: the abbr m stands twice"]

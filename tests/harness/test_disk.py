@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.builders.small_run import opencompass_viz
 from tests.conftest import ROOT, environment
 from tests.harness.kills import dumped_task, outcome, undisturbed_task
-from tests.harness.test_run import opencompass_viz
 
 
 def mounted(*words):

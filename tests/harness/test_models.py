@@ -6,34 +6,15 @@ import torch
 from opencompass.models import HuggingFaceBaseModel, HuggingFacewithChatTemplate
 from pytest import approx
 
+from tests.builders.odd_models import mixed_mixtral
+from tests.builders.stock_models import MODEL, PROMPTS, VANILLA, StockBase, WithTokenizerMethod
 from tests.conftest import ROOT
-from tests.routing.test_odd_models import mixed_mixtral
 from wdmoe_opencompass import ExpertShape, draw_channel, link_budget
 from wdmoe_opencompass.errors import ModelError, PolicyError, ProfileError
 from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel, WdmoeHuggingFacewithChatTemplate
 from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.routing.channel_state import ChannelStates
 from wdmoe_opencompass.trace.format import read_trace
-
-MODEL = dict(
-    path=str(ROOT / "quickstart" / "model"),
-    model_kwargs=dict(torch_dtype="torch.float32", device_map="cpu"),
-    max_seq_len=512,
-)
-VANILLA = dict(profile="paper_8_devices", policy="top_k")
-PROMPTS = ["Question: Ada has 7 pens, loses 3. How many pens are there now?\nAnswer:", "A bolo", "What is this, then?"]
-
-
-class WithTokenizerMethod:
-    """What transformers 5 took from tokenizers and OpenCompass 0.5.4 still calls; nothing else is changed."""
-
-    def _load_tokenizer(self, *args, **kwargs):
-        super()._load_tokenizer(*args, **kwargs)
-        self.tokenizer.batch_encode_plus = self.tokenizer.__call__
-
-
-class StockBase(WithTokenizerMethod, HuggingFaceBaseModel):
-    pass
 
 
 class StockChat(WithTokenizerMethod, HuggingFacewithChatTemplate):

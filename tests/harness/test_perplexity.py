@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import log_softmax
 
+from tests.builders.stock_models import MODEL, VANILLA, StockBase
 from tests.conftest import ROOT
-from tests.harness.test_models import MODEL, VANILLA, StockBase
 from wdmoe_opencompass.errors import ModelError
 from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel, WdmoeHuggingFacewithChatTemplate
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from tests.builders.small_run import MODELS, TASKS, trace_of
 from tests.conftest import ROOT, SMALL, environment
-from tests.harness.test_run import MODELS, TASKS, trace_of
 from wdmoe_opencompass import load_profile
 from wdmoe_opencompass._util.checkpoint_files import missing_files
 from wdmoe_opencompass.errors import ModelError, WdmoeError

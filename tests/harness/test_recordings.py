@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.harness.test_run import MODELS, TASKS, trace_of
+from tests.builders.small_run import MODELS, TASKS, trace_of
 from wdmoe_opencompass.errors import TraceError
 from wdmoe_opencompass.routing.route import route_recording
 from wdmoe_opencompass.run.recovery import redo_unfinished

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tests.harness.test_models import MODEL, VANILLA
+from tests.builders.stock_models import MODEL, VANILLA
 from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel
 from wdmoe_opencompass.trace.format import read_trace
 from wdmoe_opencompass.trace.speed import measured_batches

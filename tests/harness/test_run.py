@@ -13,19 +13,12 @@ from pathlib import Path
 import pytest
 from pytest import approx
 
+from tests.builders.small_run import MODELS, TASKS, opencompass_viz, trace_of
 from tests.command_line import process
 from tests.conftest import ROOT, SMALL, command, environment, opencompass
 from tests.waiting import until
 from wdmoe_opencompass import load_profile
 from wdmoe_opencompass.replay import replay
-from wdmoe_opencompass.trace.format import read_trace
-
-TASKS = ["qs_choice", "qs_twoway", "qs_yesno", "qs_arith", "qs_program"]
-MODELS = ["quickstart-vanilla-hf", "quickstart-wdmoe-hf"]
-
-
-def trace_of(folder, model, task):
-    return read_trace(folder / "predictions" / model / f"{task}_small.trace.safetensors")
 
 
 def records(folder, name):
@@ -230,17 +223,6 @@ def test_a_failed_task_leaves_a_named_empty_cell(small_run, tmp_path):
     assert any("qs_choice_small: no routing trace: the stock infer task ran" in cell for cell in missing), done
     assert f"{MODELS[0]}, qs_arith_small: ValueError: the disk is full" in missing
     assert len(missing) == 2
-
-
-def opencompass_viz(folder):
-    done = subprocess.run(
-        command(SMALL, folder.parent, "-r", folder.name, "--mode", "viz"),
-        cwd=ROOT,
-        env=environment(folder.parent.parent / "hf"),
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout + done.stderr
 
 
 @pytest.mark.slow

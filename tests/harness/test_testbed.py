@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tests.harness.test_models import MODEL, PROMPTS, VANILLA
+from tests.builders.stock_models import MODEL, PROMPTS, VANILLA
 from tests.testbed.labs import servers
 from wdmoe_opencompass.errors import LabError, ModelError
 from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel, forget_events

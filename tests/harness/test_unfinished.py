@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from mmengine.config import ConfigDict
 
-from tests.routing.test_trace import block, journal, metadata
+from tests.builders.trace_blocks import block, journal, metadata
 from tests.testbed.synthetic import random_loads, times_block, times_metadata, trace_beside
 from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.harness.partitioner import WdmoeNaivePartitioner, WdmoeNumWorkerPartitioner

@@ -20,13 +20,13 @@ from pytest import approx
 from rich.console import Console
 from tqdm import tqdm
 
+from tests.builders.trace_blocks import block, journal, metadata
 from tests.conftest import ROOT, SMALL, command, environment
-from tests.routing.test_trace import block, journal, metadata
 from tests.waiting import PATIENCE_S, until
 from wdmoe_opencompass.cli.watch_display import table
 from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.replay import replay
-from wdmoe_opencompass.run import progress as progress_module
+from wdmoe_opencompass.run import dataset_progress as progress_module
 from wdmoe_opencompass.run.dataset_progress import (
     FAILED,
     FINISHED,

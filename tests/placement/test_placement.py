@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pytest import approx
 
 from tests import oracles
+from tests.builders.planted_routing import counted, planted, replayed, routing
 from tests.examples import seeds
 from wdmoe_opencompass.channel import draw_channel, load_profile
 from wdmoe_opencompass.errors import ProfileError
@@ -27,38 +28,6 @@ from wdmoe_opencompass.placement import (
 from wdmoe_opencompass.placement.cap import affinity
 
 SHAPE = ExpertShape(32, 48)
-
-
-def routing(rows, tokens, experts, top_k, seed=0):
-    """-> [rows, tokens, top_k] random choices in which some experts like each other."""
-    rng = np.random.default_rng(seed)
-    liking = rng.gamma(0.5, size=(rows, experts))
-    scores = np.log(liking)[:, None] + rng.gumbel(size=(rows, tokens, experts))
-    return np.argsort(-scores, axis=2)[:, :, :top_k]
-
-
-def counted(chosen, experts, batches=1):
-    """Co-selection of [rows, tokens, top_k] choices, counted token by token."""
-    numbers = {pair: n for n, pair in enumerate(itertools.combinations(range(experts), 2))}
-    pairs = np.zeros((len(chosen), len(numbers)), dtype=np.int32)
-    for row, tokens in enumerate(chosen.tolist()):
-        for token in tokens:
-            for pair in itertools.combinations(sorted(token), 2):
-                pairs[row, numbers[pair]] += 1
-    return CoSelection.of_pairs(pairs, experts, chosen.shape[2], batches)
-
-
-def replayed(chosen, place, objective):
-    """Cost of each row, token by token with the oracle of Eq. (9)."""
-    rows = []
-    for tokens in chosen.tolist():
-        sent, computed = oracles.loads(tokens, [True] * len(tokens), list(place), objective.devices)
-        busy = [
-            q * a + e * b
-            for q, e, a, b in zip(sent, computed, objective.per_visit, objective.per_evaluation, strict=True)
-        ]
-        rows.append(max(busy) if objective.largest else sum(busy))
-    return rows
 
 
 def unequal(devices, seed=0):
@@ -113,17 +82,6 @@ def test_visits_of_more_than_two_experts_are_a_lower_bound(top_k):
             assert (sent[row] >= computed[row] / top_k - 1e-9).all()
     alone, _ = counts.on_devices(modulo(8, 8), 8)
     assert alone == approx(counts.counts)  # exact where no two experts share a device
-
-
-def planted(groups, experts_per_group, seed):
-    """Tokens choose both experts of one group; -> counts, group of each expert."""
-    rng = np.random.default_rng(seed)
-    group = rng.permutation(np.repeat(np.arange(groups), experts_per_group))
-    chosen = [
-        [rng.choice(np.flatnonzero(group == rng.integers(groups)), 2, replace=False) for _ in range(200)]
-        for _ in range(4)
-    ]
-    return counted(np.array(chosen), len(group), batches=2), group
 
 
 @pytest.mark.parametrize("sizes", [(4, 2), (2, 4), (4, 4), (8, 8)])

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
+from tests.builders.quickstart_world import WORLD, tasks
 from tests.conftest import ROOT
-from tests.quickstart.test_tasks import WORLD, tasks
 from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel
 from wdmoe_opencompass.selection import Selection, SelectionPolicy
 

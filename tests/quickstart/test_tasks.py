@@ -1,17 +1,13 @@
 import hashlib
 import json
 import re
-import sys
 
 import pytest
 from scipy.stats import kendalltau
 
+from tests.builders.quickstart_world import WORLD, tasks
 from tests.conftest import ROOT
 
-sys.path.insert(0, str(ROOT / "quickstart"))
-import tasks
-
-WORLD = tasks.World()
 TRAINING_TEXT_SHA256 = "3cc730b99eeb853f420e18d366d76083048c05885f3ca735261600cf1d89fd2b"
 
 

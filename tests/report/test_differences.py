@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from pytest import approx
 
-from tests.test_replay import trace_of
+from tests.builders.paired_runs import BENCHMARKS, draw, run_of, worse
+from tests.builders.traces import trace_of
 from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.report.batches import FEW_GROUPS, OTHER_BATCHES, batch_sums, why_no_interval
 from wdmoe_opencompass.report.differences import (
@@ -15,42 +16,11 @@ from wdmoe_opencompass.report.differences import (
     difference_table,
     paired_records,
 )
-from wdmoe_opencompass.report.items import ItemResults
 from wdmoe_opencompass.report.statistics import accuracy_difference_interval, holm, mcnemar_p
 from wdmoe_opencompass.report.summary import write_report
 from wdmoe_opencompass.report.tables import ModelRun, latency_records, table_1, table_2
 
 pytestmark = pytest.mark.usefixtures("no_picture")
-
-
-def items(right, of="items"):
-    return ItemResults(np.array(right, dtype=bool), of)
-
-
-def draw(seed, share, size=200):
-    return items(np.random.default_rng(seed).random(size) < share, f"items {seed}")
-
-
-def worse(results, share, seed=9):
-    """The same answers, a share of the right ones lost."""
-    kept = np.random.default_rng(seed).random(len(results.right)) >= share
-    return ItemResults(results.right & kept, results.digest)
-
-
-def run_of(abbr, policy, base=("w", "p"), lost=0.0, traces=True):
-    found = {"m_1": worse(draw(1, 0.5), lost), "m_2": worse(draw(2, 0.8, 50), lost), "piqa": worse(draw(3, 0.9), lost)}
-    return ModelRun(
-        abbr,
-        policy,
-        base,
-        accuracies={name: ("accuracy", 100 * one.right.mean()) for name, one in found.items()},
-        traces={name: [trace_of(seed=len(name), batches=8)] for name in found} if traces else {},
-        groups={"mmlu": ["m_1", "m_2"]},
-        items=found,
-    )
-
-
-BENCHMARKS = ["mmlu", "piqa"]
 
 
 def test_a_model_is_compared_with_the_vanilla_of_its_own_weights_and_profile():

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from pytest import approx
 
-from tests.report.test_tables import run_of
-from tests.test_replay import PROFILE, trace_of, with_fading
+from tests.builders.table_runs import run_of
+from tests.builders.traces import PROFILE, trace_of, with_fading
 from wdmoe_opencompass import ExpertShape
 from wdmoe_opencompass.allocation import allocate
 from wdmoe_opencompass.channel.propagation import FadingSource

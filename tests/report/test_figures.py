@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from pytest import approx
 
-from tests.report import test_frontier
-from tests.test_replay import trace_of
+from tests.builders import frontier_runs
+from tests.builders.traces import trace_of
 from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.report.figures import BANDWIDTHS_HZ, FIGURES, largest_pair_share, sweep_s, write_figures
 from wdmoe_opencompass.report.frontier import frontier_records, frontier_table
@@ -137,7 +137,7 @@ def test_every_figure_states_profile_seed_and_caveat_within_its_width(tmp_path, 
 
 
 def test_a_trace_without_passes_is_not_drawn_as_zero():
-    from tests.routing.test_trace import metadata
+    from tests.builders.trace_blocks import metadata
     from wdmoe_opencompass.trace.format import join
 
     empty = run_of("v", "top_k", ("w", "p"), d=join(metadata(), []))
@@ -161,14 +161,14 @@ def test_no_trace_no_figure(tmp_path):
 
 
 def test_the_frontier_is_written_as_table_figure_and_records(tmp_path):
-    models = test_frontier.runs()
-    write_report(models, test_frontier.BENCHMARKS, tmp_path)
+    models = frontier_runs.runs()
+    write_report(models, frontier_runs.BENCHMARKS, tmp_path)
     for ending in ("md", "csv", "tex", "json", "png", "pdf"):
         assert (tmp_path / f"frontier.{ending}").stat().st_size > 100
     text = (tmp_path / "frontier.md").read_text()
     assert "on front: no other model" in text
     assert "fading rayleigh" in text
-    table = frontier_table(frontier_records(models, test_frontier.BENCHMARKS, latency_cells(models)))
+    table = frontier_table(frontier_records(models, frontier_runs.BENCHMARKS, latency_cells(models)))
     assert table["difference (points)"].iloc[1].startswith("-2.50 [") or table["difference (points)"].iloc[
         0
     ].startswith("-")

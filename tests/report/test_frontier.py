@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from pytest import approx
 
-from tests.report.test_tables import items_of, run_of
+from tests.builders.frontier_runs import BENCHMARKS, runs
+from tests.builders.traces import trace_of
 from tests.routing.recordings import random_recording
-from tests.test_replay import trace_of
 from wdmoe_opencompass import load_profile
 from wdmoe_opencompass.channel.profile import Placement
 from wdmoe_opencompass.report.frontier import _mark_front, draw_frontier, frontier_records, frontier_table
@@ -19,20 +19,6 @@ from wdmoe_opencompass.routing.route import route_recording
 from wdmoe_opencompass.trace.format import RoutingTrace
 
 pytestmark = pytest.mark.usefixtures("no_picture")
-BENCHMARKS = ["m_1", "piqa"]
-
-
-def runs():
-    """Vanilla; a policy with other loads and worse answers; one of another profile, without a vanilla."""
-    vanilla, other, alone = (
-        run_of(abbr, policy, groups={}) for abbr, policy in (("vanilla", "top_k"), ("b", "wlr"), ("c", "wlr"))
-    )
-    for run, seed in ((vanilla, 1), (other, 7), (alone, 9)):
-        run.traces = {name: [trace_of(seed=seed + n, batches=8)] for n, name in enumerate(BENCHMARKS)}
-    other.accuracies["piqa"] = ("accuracy", 75.0)
-    other.items["piqa"] = items_of(75)
-    alone.base = ("other weights", alone.base[1])
-    return [vanilla, other, alone]
 
 
 def test_a_point_is_what_the_tables_hold():

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.report.test_tables import run_of
-from tests.test_replay import PROFILE, trace_of, with_fading
+from tests.builders.table_runs import run_of
+from tests.builders.traces import PROFILE, trace_of, with_fading
 from wdmoe_opencompass.channel.profile import changed_profile
 from wdmoe_opencompass.report.provenance import batches_are_uneven, origin_notes, provenance
 from wdmoe_opencompass.report.summary import write_report

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest import approx
 
+from tests.builders.trace_blocks import PROFILE, block, metadata
 from tests.report.html.synthetic import ITEMS, write_run
-from tests.routing.test_trace import PROFILE, block, metadata
 from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.report.requests import percentiles, request_records, request_table
 from wdmoe_opencompass.report.speed import speed_notes, speed_records, speed_table

@@ -5,9 +5,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from tests.builders.trace_blocks import block as trace_block
+from tests.builders.trace_blocks import metadata
 from tests.routing.families import attached, find_moe_layers, tiny_model
-from tests.routing.test_trace import block as trace_block
-from tests.routing.test_trace import metadata
 from wdmoe_opencompass.cli import app
 from wdmoe_opencompass.errors import ModelError, PolicyError, TraceError
 from wdmoe_opencompass.routing import calibrate as calibrating

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import MixtralForCausalLM
-from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
+from tests.builders.odd_models import mixed_mixtral
 from tests.routing.families import Watching, attached, logits, tiny_model, zeroed_logits
 from tests.tiny import prompts, tiny_mixtral
 from wdmoe_opencompass.errors import ModelError
@@ -59,16 +59,6 @@ def check_dropping(family, implementation):
     assert not torch.allclose(kept, plain, atol=1e-2)
     assert model.get_experts_implementation()[""] == implementation
     assert torch.equal(logits(model), plain)
-
-
-def mixed_mixtral():
-    """8 experts, top-2 in the first layer; 4 experts, top-3 in the second."""
-    torch.manual_seed(0)
-    model = tiny_mixtral(experts=8, top_k=2, layers=2)
-    smaller = tiny_mixtral(experts=4, top_k=3, layers=1)
-    model.model.layers[1].mlp = smaller.model.layers[0].mlp
-    assert isinstance(model.model.layers[1].mlp, MixtralSparseMoeBlock)
-    return model
 
 
 @pytest.mark.parametrize("smaller_first", [False, True])

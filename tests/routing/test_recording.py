@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import ROOT
+from tests.builders.router_outputs import SHARED, gpt_oss, npz
 from tests.routing.recordings import (
     import_arrays,
     random_recording,
@@ -30,7 +30,6 @@ from wdmoe_opencompass.trace.recording import (
 )
 from wdmoe_opencompass.trace.recording_import import import_recording
 
-SHARED = ROOT.parent / "shared" / "routing"
 ARRAYS = (
     *("expert_index", "weights", "probabilities", "sequence", "position", "prompt_length"),
     *("batch", "first_pass", "first_item", "items", "passes"),
@@ -165,9 +164,6 @@ def test_a_recording_that_begins_after_the_prompts_has_no_empty_prefill():
 
 
 # -- import ------------------------------------------------------------------------------------------------------------
-def npz(tmp_path, arrays, name="x.npz"):
-    np.savez(tmp_path / name, **arrays)
-    return tmp_path / name
 
 
 def jsonl(tmp_path, arrays, drop=lambda token, layer: False, name="x.jsonl", header=True):
@@ -433,29 +429,6 @@ def test_a_mutated_file_is_refused_in_a_sentence_or_read(tmp_path_factory, data)
 
 
 # -- real recordings ---------------------------------------------------------------------------------------------------
-def gpt_oss(tmp_path):
-    """-> (a recorded gpt-oss-20b as an NPZ file of ours, the source's arrays)."""
-    source = SHARED / "gpt_oss_20b_mmlu_decode.npz"
-    if not source.exists():
-        pytest.skip(f"{source} is not on this machine")
-    with np.load(source, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in ("experts", "weights", "item", "token")}
-    first = np.array([arrays["token"][arrays["item"] == item].min() for item in range(57)])
-    path = npz(
-        tmp_path,
-        dict(
-            expert_index=arrays["experts"],
-            weights=arrays["weights"],
-            sequence=arrays["item"],
-            position=arrays["token"],
-            prompt_length=first,  # their prompts were not recorded
-            num_experts=np.array(32),
-            hidden_size=np.array(2880),
-            ffn_size=np.array(2880),
-        ),
-        "gpt_oss.npz",
-    )
-    return path, arrays
 
 
 def test_the_loads_of_gpt_oss_are_those_of_plain_counts(tmp_path):

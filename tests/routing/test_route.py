@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.builders.router_outputs import gpt_oss
 from tests.routing.families import example_for, find_moe_layers, tiny_model
 from tests.routing.recordings import (
     import_arrays,
@@ -18,7 +19,6 @@ from tests.routing.recordings import (
     recording_metadata,
     run_recording,
 )
-from tests.routing.test_recording import gpt_oss
 from tests.tiny import PAD, example_parameters, prompts
 from wdmoe_opencompass import ExpertShape, load_profile
 from wdmoe_opencompass.errors import ModelError, PolicyError, TraceError

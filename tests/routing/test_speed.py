@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
+from tests.builders.trace_blocks import block, metadata
 from tests.examples import seeds
-from tests.routing.test_trace import block, metadata
 from wdmoe_opencompass.trace import speed as module
 from wdmoe_opencompass.trace.format import join
 from wdmoe_opencompass.trace.speed import BatchSpeed, append_speed, keep_speed, measured_batches

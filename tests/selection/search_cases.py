@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from tests.selection.test_policies import random_case
+from tests.builders.random_routing import random_case
 from wdmoe_opencompass.selection import Routing
 
 

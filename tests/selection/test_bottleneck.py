@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import oracles
-from tests.selection.test_rivals import cases, kept, plain
+from tests.builders.rival_cases import cases, kept, plain
 from wdmoe_opencompass.errors import PolicyError
 from wdmoe_opencompass.selection import ChannelState, Routing, build_policy
 from wdmoe_opencompass.selection.loads import device_tokens

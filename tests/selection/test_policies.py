@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import oracles
+from tests.builders.random_routing import random_case
 from tests.conftest import ROOT
 from tests.tiny import example_parameters, example_policy
 from wdmoe_opencompass.errors import PolicyError
 from wdmoe_opencompass.selection import POLICIES, ChannelState, Routing, build_policy
-from wdmoe_opencompass.selection.base import BandwidthCurve
 
 ALL_POLICIES = sorted(POLICIES)
 # Algorithm 1's last threshold jumps back where its loop ends a round earlier, so a higher theta may drop less.
@@ -21,33 +21,6 @@ WITH_A_KNOB = [name for name in ALL_POLICIES if POLICIES[name].knob is not None 
 
 def parameters_of(name):
     return inspect.signature(POLICIES[name]).parameters
-
-
-def random_case(seed, tokens, experts, k, devices=None, spread=3.0):
-    generator = torch.Generator().manual_seed(seed)
-    probabilities = torch.softmax(spread * torch.randn(tokens, experts, generator=generator), dim=-1)
-    weights, index = probabilities.topk(k, dim=-1)
-    shuffle = torch.rand(tokens, k, generator=generator).argsort(dim=1)  # some routers do not sort
-    routing = Routing(
-        probabilities,
-        index.gather(1, shuffle),
-        weights.gather(1, shuffle),
-        torch.rand(tokens, generator=generator) < 0.8,
-        layer=0,
-        phase="prefill",
-    )
-    devices = devices or experts
-    communication_s = torch.rand(devices, generator=generator) + 0.1
-    share = torch.logspace(-4, 0, 60)
-    curve = BandwidthCurve(share, communication_s[:, None] * (devices * share) ** -0.9)
-    channel = ChannelState(
-        communication_s,
-        torch.rand(devices, generator=generator),
-        torch.arange(experts) % devices,
-        token_energy_j=torch.rand(devices, generator=generator),
-        curve=curve,
-    )
-    return routing, channel
 
 
 cases = st.builds(

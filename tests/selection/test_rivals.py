@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.builders.rival_cases import cases, kept, plain
 from tests.selection import oracles_rivals as oracles
 from wdmoe_opencompass.errors import PolicyError
 from wdmoe_opencompass.selection import ChannelState, Routing, build_policy
@@ -18,36 +19,6 @@ from wdmoe_opencompass.selection.policies.ratio_threshold import MIXTRAL_8X7B_SE
 
 # Weights are a few 32nds, so that ties abound; thresholds are none of their ratios, so that rounding decides nothing.
 THRESHOLDS = [0.0, 0.0713, 0.1937, 0.3141, 0.4567, 0.6183, 0.8119, 1.0]
-
-
-@st.composite
-def cases(draw, k=None):
-    """-> routing and channel: ties, unsorted top-k, padding, shared or empty devices, experts at the base station."""
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    tokens, experts, devices = draw(st.integers(1, 30)), draw(st.integers(4, 10)), draw(st.integers(1, 10))
-    k = k or draw(st.integers(1, 4))
-    probabilities = torch.randint(1, 9, (tokens, experts), generator=generator) / 32
-    weights, index = probabilities.topk(k, dim=-1)
-    shuffle = torch.rand(tokens, k, generator=generator).argsort(dim=1)
-    if draw(st.booleans()):
-        weights = weights / weights.sum(1, keepdim=True)
-    is_load = torch.rand(tokens, generator=generator) < draw(st.sampled_from([0.0, 0.7, 1.0]))
-    places = torch.arange(experts) % devices
-    places[: draw(st.integers(0, 3))] = -1
-    routing = Routing(probabilities, index.gather(1, shuffle), weights.gather(1, shuffle), is_load, 0, "prefill")
-    time_s = torch.rand(2, devices, generator=generator).double()
-    return routing, ChannelState(time_s[0] + 0.1, time_s[1], places[torch.randperm(experts, generator=generator)])
-
-
-def plain(routing):
-    """-> weights and choices of the real tokens, as lists."""
-    return routing.probabilities[routing.is_load].tolist(), routing.top_k_index[routing.is_load].tolist()
-
-
-def kept(routing, selection):
-    """-> what real tokens keep."""
-    real = routing.is_load.nonzero().flatten().tolist()
-    return [set(selection.expert_index[j][selection.keep[j]].tolist()) for j in real]
 
 
 examples = settings(deadline=None, max_examples=100)

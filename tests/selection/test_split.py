@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.selection.test_dual_price import random_profile
+from tests.builders.drops import random_profile
 from wdmoe_opencompass import ExpertShape, allocate, draw_channel, link_budget
 from wdmoe_opencompass.errors import PolicyError
 from wdmoe_opencompass.latency import communication_latency_s

@@ -8,8 +8,8 @@ import grpc
 import numpy as np
 import torch
 
+from tests.builders.testbed_models import states_of
 from tests.testbed.labs import GROUPS, NAMES, lab_of
-from tests.testbed.test_equality import states_of
 from tests.tiny import example_policy
 from tests.waiting import until
 from wdmoe_opencompass.routing.attachment import Attachment

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.routing.test_trace import metadata as trace_metadata
+from tests.builders.trace_blocks import metadata as trace_metadata
 from wdmoe_opencompass.channel.profile import ChannelProfile, load_profile
 from wdmoe_opencompass.trace.format import PER_BATCH, PER_PASS, join
 from wdmoe_opencompass.trace.times import LayerTimes, TimesMetadata, TimesRecorder, join_times

@@ -1,31 +1,17 @@
 """Answers by way of the devices against the local model's, bit for bit in float32."""
 
-import dataclasses
-
 import pytest
 import torch
 
+from tests.builders.testbed_models import logits, states_of
 from tests.testbed.labs import GROUPS, lab_of, servers
-from tests.tiny import channel_states, example_policy, prompts, tiny_mixtral
+from tests.tiny import example_policy, prompts, tiny_mixtral
 from wdmoe_opencompass.errors import ModelError
 from wdmoe_opencompass.routing.attachment import Attachment
 from wdmoe_opencompass.routing.discovery import find_moe_layers
 from wdmoe_opencompass.testbed.client import LabClient
 
 ROUNDING = 1e-5  # float32: matrix products with other numbers of rows may round otherwise
-
-
-def logits(model, rows=4, padded=True):
-    ids, mask = prompts(rows=rows, side="left")
-    mask = mask if padded else torch.ones_like(mask)
-    return model(input_ids=ids, attention_mask=mask).logits  # of padding too: perplexities read its last one
-
-
-def states_of(model, lab):
-    """Channel states under the lab's placement."""
-    states = channel_states(model, "testbed_4_devices")
-    place = torch.tensor(lab.device_of_expert(model.config.num_local_experts))
-    return lambda *moment: dataclasses.replace(states(*moment), device_of_expert=place)
 
 
 @pytest.mark.parametrize("policy", ["top_k", "wlr", "expanded_drop", "random_drop"])

@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+from tests.builders.testbed_models import logits
 from tests.testbed.faults import (
     FAULT_KINDS,
     FAULTS,
@@ -18,7 +19,6 @@ from tests.testbed.faults import (
     run_with_fault,
 )
 from tests.testbed.labs import GROUPS, device_processes, lab_of, servers
-from tests.testbed.test_equality import logits
 from tests.tiny import tiny_mixtral
 from tests.waiting import PATIENCE_S, until
 from wdmoe_opencompass.errors import LabError

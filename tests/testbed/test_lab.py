@@ -1,15 +1,9 @@
 import pytest
 import yaml
 
+from tests.builders.lab_text import GOOD
 from wdmoe_opencompass.errors import LabError
 from wdmoe_opencompass.testbed.lab import Lab, load_lab, write_lab
-
-GOOD = dict(
-    devices=[
-        dict(name="a", address="127.0.0.1:5000", experts=[0, 1]),
-        dict(name="b", address="[::1]:1", experts=[1, 3]),
-    ]
-)
 
 
 def changed(device=None, **others):

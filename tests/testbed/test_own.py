@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from tests.builders.testbed_models import logits, states_of
 from tests.testbed.faults import FAULTS, kinds
 from tests.testbed.labs import GROUPS, lab_of, servers
-from tests.testbed.test_equality import logits, states_of
 from tests.tiny import example_policy, tiny_mixtral
 from tests.waiting import until
 from wdmoe_opencompass.errors import LabError

@@ -13,10 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.builders.testbed_models import logits
 from tests.examples import FACTOR
+from tests.testbed.faults import base_station
 from tests.testbed.labs import GROUPS, lab_of, servers
-from tests.testbed.test_equality import logits
-from tests.testbed.test_faults import base_station
 from tests.waiting import PATIENCE_S
 from wdmoe_opencompass.errors import LabError
 from wdmoe_opencompass.routing.payload import Payload

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.routing.test_trace import block, metadata
+from tests.builders.trace_blocks import block, metadata
 from wdmoe_opencompass.channel.profile import load_profile
 from wdmoe_opencompass.report.items import ItemResults
 from wdmoe_opencompass.report.publication import write_publication

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from pytest import approx
 from typer.testing import CliRunner
 
+from tests.builders.measured_profiles import measured, trace_of
 from tests.channel.profiles import st_profiles
 from tests.examples import seeds
 from tests.report.html.javascript import NOTHING, available, javascript
-from tests.routing.test_trace import metadata
 from wdmoe_opencompass import list_profiles, load_profile
 from wdmoe_opencompass.allocation.base import Scope
 from wdmoe_opencompass.channel.duplex import Duplex
@@ -31,11 +31,10 @@ from wdmoe_opencompass.replay import pooled_mean, replay
 from wdmoe_opencompass.report.batches import batch_sums
 from wdmoe_opencompass.report.html.counts import counts, packed_bytes
 from wdmoe_opencompass.report.tables import ModelRun
-from wdmoe_opencompass.trace.format import PHASES, RoutingTrace, empty_arrays
+from wdmoe_opencompass.trace.format import PHASES
 
 ENGINE = [files("wdmoe_opencompass") / "report" / "html" / "engine.js"]
 PAPER = load_profile("paper_8_devices")
-LAYERS = 3
 SAME = 1e-12  # of what both sides compute by the same formula
 GAP = {"layer": 1e-9, "pass": 1e-7}  # of an optimum: that of a layer is sharp, Python's of a pass is proven to 1e-7
 PHASE_NAMES = ("all", *PHASES)
@@ -58,30 +57,6 @@ def of(profile, **changes):
     return ChannelProfile.model_validate(data)
 
 
-def measured(message_s=None, alike=False, burst_bit=None, shared_bit_per_s=None):
-    places = [0 if alike else k for k in range(4)]
-    rates = [dict(downlink_bit_per_s=1e6 * (k + 1), uplink_bit_per_s=3e6 / (k + 1)) for k in places]
-    devices = [
-        dict(name=f"d{n}", distance_m=1.0, transmit_power_w=1.0, compute_flops=1e9 * (k + 1), fixed_s=0.002 * k) | one
-        for n, (k, one) in enumerate(zip(places, rates))
-    ]
-    for k, device in enumerate(devices):
-        device |= {} if burst_bit is None else dict(burst_bit=burst_bit * k)
-    station = dict(transmit_power_w=1.0, message_s=message_s, shared_bit_per_s=shared_bit_per_s)
-    return ChannelProfile.model_validate(
-        dict(
-            name="measured",
-            carrier_frequency_hz=1e9,
-            total_bandwidth_hz=1e6,
-            noise_psd_dbm_per_hz=-174.0,
-            rates="measured",
-            base_station=station,
-            devices=devices,
-            fading=dict(model="none"),
-        )
-    )
-
-
 PROFILES = {name: load_profile(name) for name in list_profiles()} | {
     "coherence pass": of(PAPER, fading=dict(coherence="pass")),
     "coherence layer": of(PAPER, fading=dict(coherence="layer", seed=10**18)),
@@ -93,40 +68,6 @@ PROFILES = {name: load_profile(name) for name in list_profiles()} | {
     "measured, with bursts": measured(message_s=0.02, burst_bit=2000.0),
     "measured, one radio": measured(message_s=0.02, shared_bit_per_s=1e6),
 }
-
-
-def trace_of(profile, dataset="d", seed=0, batches=4, passes=3, largest=40, layers=LAYERS, shape=(32, 48)):
-    """Prefill and decode passes, batches of the same items, equal decode passes, idle devices, layers and passes."""
-    one = metadata(
-        profile=profile,
-        profile_hash=profile.content_hash,
-        dataset=dataset,
-        layers=layers,
-        hidden_size=shape[0],
-        ffn_size=shape[1],
-    )
-    rng = np.random.default_rng(seed)
-    count = batches * passes
-    load = rng.integers(0, largest, (count, layers, len(profile.devices)))
-    load *= rng.random(load.shape) < 0.8
-    pass_index = np.tile(np.arange(passes), batches)
-    if passes > 2 and batches:
-        load[pass_index == 2] = load[1]
-    if count > 3:
-        load[-1] = 0
-        load[0, 0] = 0
-        load[0, -1, 1:] = 0  # at most one loaded device
-    arrays = empty_arrays(one) | dict(
-        batch=np.repeat(np.arange(batches), passes),
-        pass_index=pass_index,
-        phase=(pass_index > 0).astype(np.uint8),
-        tokens=load.sum(axis=(1, 2)),
-        device_load=load.astype(np.int32),
-        expert_evaluations=(load * rng.integers(1, 4, load.shape)).astype(np.int32),
-        first_item=np.arange(batches) // 2 * 5,
-        items=np.full(batches, 5),
-    )
-    return RoutingTrace(one, arrays)
 
 
 def run_of(profile, abbr="m", **traces):

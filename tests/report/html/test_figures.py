@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pytest import approx
 
-from tests.report.html.test_page import DIGITS, MODEL_OF, PROFILE, device, expected, trace_of
+from tests.builders.page import DIGITS, MODEL_OF, PROFILE, device, expected, trace_of
 from wdmoe_opencompass.allocation import allocate
 from wdmoe_opencompass.channel.profile import changed_profile
 from wdmoe_opencompass.channel.propagation import draw_channel

@@ -8,8 +8,8 @@ from importlib.resources import files
 import pytest
 from pytest import approx
 
+from tests.builders.page import DIGITS, PROFILE, device, expected, trace_of
 from tests.report.html.synthetic import write_run
-from tests.report.html.test_page import DIGITS, PROFILE, device, expected, trace_of
 from wdmoe_opencompass.channel.profile import ChannelProfile, changed_profile
 from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.report.html.page import PARTS, write_page

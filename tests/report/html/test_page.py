@@ -10,6 +10,7 @@ import pytest
 from pytest import approx
 from typer.testing import CliRunner
 
+from tests.builders.page import DIGITS, MODEL_OF, PROFILE, device, expected, trace_of
 from tests.report.html.synthetic import generated, ranked, write_run
 from tests.testbed.synthetic import lab_profile
 from wdmoe_opencompass.channel.profile import ChannelProfile, changed_profile, load_profile
@@ -21,36 +22,13 @@ from wdmoe_opencompass.report.html.page import make_page, write_page
 from wdmoe_opencompass.report.statistics import latency_interval, latency_ratio_interval
 from wdmoe_opencompass.report.summary import SHOWN
 from wdmoe_opencompass.report.tables import ROWS
-from wdmoe_opencompass.trace.format import read_trace
 
-DIGITS = 1e-6  # relative: six digits
-PROFILE = load_profile("paper_8_devices")
 HOSTILE = "</script><script>window.hacked = 1</script><!-- <img src=x onerror='window.hacked = 2'>"
-MODEL_OF = {True: "vanilla", False: "wdmoe"}
-
-
-def trace_of(run, model, dataset):
-    return read_trace(run / "predictions" / model / f"{dataset}.trace.safetensors")
-
-
-def expected(run, profile, scope="layer", per="batch", phase="all"):
-    found = {}
-    for row, (vanilla, method) in ROWS.items():
-        for dataset in ("choice", "writing"):
-            model = MODEL_OF[vanilla]
-            mean_s = replay(trace_of(run, model, dataset), profile, method, scope).mean_s(per, phase)
-            if mean_s is not None:
-                found[row, model, dataset] = mean_s
-    return found
 
 
 def without_fading(profile):
     data = profile.model_dump(mode="json", exclude_none=True)
     return ChannelProfile.model_validate(data | dict(fading=dict(model="none")))
-
-
-def device(number, key):
-    return f"#device-controls [data-device=device_{number}][data-key={key}]"
 
 
 def test_the_first_numbers_are_those_of_the_tables(run, visit):
