@@ -33,7 +33,7 @@ from wdmoe_opencompass.trace.times import read_times  # noqa: E402
 
 MODEL = ROOT / "quickstart" / "model"
 RATES = ("200,200,100,20", "100", "20")  # Mbit/s of the devices; Algorithm 2 is judged at the first
-MOST_BYTES = 64 << 10
+MAX_BYTES = 64 << 10
 GROUPS = ((0,), (1,), (2,), (3,))
 FAULTS = 20
 NICENESS = -10  # as root: boards do not share their processors with what else the machine does
@@ -46,7 +46,7 @@ def environment():
 
 def overhead_s(work_dir):
     """-> by tokens per device: median seconds that a layer with all four waited beyond their queueing and computing."""
-    sizes = [1, 8, 32, MOST_BYTES // (4 * 128)]
+    sizes = [1, 8, 32, MAX_BYTES // (4 * 128)]
     layers = layers_without_weights(MODEL, "float32")
     lab_file = work_dir / "overhead_lab.yaml"
     lab_file.unlink(missing_ok=True)

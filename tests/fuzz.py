@@ -39,7 +39,7 @@ from wdmoe_opencompass.trace.speed import BatchSpeed, measured_batches
 from wdmoe_opencompass.trace.times import METADATA_KEY as TIMES_KEY
 from wdmoe_opencompass.trace.times import TimesJournal, read_times, write_times
 
-LONGEST_SENTENCE = 4000
+MAX_SENTENCE_LENGTH = 4000
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the two differ on tabs
 PROFILES = Path(__file__).parent.parent / "channel_profiles"
 Rng = np.random.Generator
@@ -63,7 +63,7 @@ class Found:
             answer = read()
         except WdmoeError as error:
             self.refused += 1
-            if "\n" in str(error) or len(str(error)) > LONGEST_SENTENCE:
+            if "\n" in str(error) or len(str(error)) > MAX_SENTENCE_LENGTH:
                 self.tracebacks.append(f"{how}: no sentence: {str(error)[:200]!r}")
         except (KeyboardInterrupt, SystemExit):
             raise

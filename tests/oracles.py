@@ -35,10 +35,10 @@ def replay(tokens_by_layer, token_latency_s):
     return total
 
 
-def loads(chosen, is_load, device_of_expert, devices):
+def loads(chosen, is_real_token, device_of_expert, devices):
     """Eq. (9) token by token: -> tokens sent to each device, (token, expert) pairs computed there."""
     sent, computed = [0] * devices, [0] * devices
-    for experts, counts in zip(chosen, is_load):
+    for experts, counts in zip(chosen, is_real_token):
         if not counts:
             continue
         places = [device_of_expert[expert] for expert in experts if device_of_expert[expert] >= 0]

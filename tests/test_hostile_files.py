@@ -26,7 +26,7 @@ from wdmoe_opencompass._util.bounded_read import read_regular
 from wdmoe_opencompass.channel.profile import changed_profile
 from wdmoe_opencompass.errors import (
     LabError,
-    OtherVersion,
+    OtherVersionError,
     PolicyError,
     ProfileError,
     TraceError,
@@ -60,7 +60,7 @@ def refused(path, content, read=load_profile, kind=ProfileError):
     with pytest.raises(kind) as caught:
         read(path)
     sentence = str(caught.value)
-    assert type(caught.value) in (kind, OtherVersion)
+    assert type(caught.value) in (kind, OtherVersionError)
     assert sentence.startswith((f"{path}", f"calibration {path}"))
     assert "\n" not in sentence
     assert len(sentence) < 1500
@@ -109,7 +109,7 @@ NO_YAML = {
 @pytest.mark.parametrize("sentence", NO_YAML)
 def test_yaml_that_is_more_than_plain_values_is_refused_in_a_sentence(tmp_path, monkeypatch, sentence, kind):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(safe_yaml, "MOST_VALUES", 5000)
+    monkeypatch.setattr(safe_yaml, "MAX_VALUES", 5000)
     for content in NO_YAML[sentence]:
         start = time.process_time()
         assert sentence in refused(tmp_path / "x.yaml", content, *READERS[kind])

@@ -199,7 +199,7 @@ def test_mean_standard_error_and_quantiles_are_those_of_the_draws():
     assert replay_draws(trace_of(), PROFILE, "uniform", "layer", 4).quantile_interval_s(0.5) is None
 
 
-LEAST_COVERED = 0.88  # of 100 intervals that cover with probability 0.95 or more, 88 or fewer has probability 0.4 %
+MIN_COVERED = 0.88  # of 100 intervals that cover with probability 0.95 or more, 88 or fewer has probability 0.4 %
 
 
 def test_the_interval_of_the_median_covers_the_law_s_median():
@@ -209,7 +209,7 @@ def test_the_interval_of_the_median_covers_the_law_s_median():
     for seed in range(100):
         low, high = replay_draws(trace, with_fading(seed=seed), "uniform", "pass", 60).quantile_interval_s(0.5)
         covered += low <= median <= high
-    assert covered / 100 > LEAST_COVERED
+    assert covered / 100 > MIN_COVERED
 
 
 def test_half_the_payload_halves_communication():

@@ -13,10 +13,10 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from itertools import islice
 
-LONGEST_SHOWN = 80
-MOST_NAMED = 20
+MAX_SHOWN_LENGTH = 80
+MAX_NAMED = 20
 MAX_BRIEF = 300
-MOST_COMPARED = 1000  # near names among more would take seconds
+MAX_COMPARED = 1000  # near names among more would take seconds
 
 
 class WdmoeError(Exception):
@@ -39,11 +39,11 @@ class TraceError(WdmoeError):
     """A routing trace is torn, of another version, or does not belong here."""
 
 
-class OtherVersion(TraceError):
+class OtherVersionError(TraceError):
     """A file is whole, but of another format version than this package writes."""
 
 
-class NotReadableNow(TraceError):
+class NotReadableNowError(TraceError):
     """A file may be sound, but this reading of it failed: memory, permissions, a disk or network."""
 
 
@@ -61,7 +61,7 @@ def shown(value: object) -> str:
         text = repr(value)
     except ValueError:  # a whole number of thousands of digits
         return "a number of thousands of digits"
-    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 20]}... ({len(text)} characters)"
+    return text if len(text) <= MAX_SHOWN_LENGTH else f"{text[: MAX_SHOWN_LENGTH - 20]}... ({len(text)} characters)"
 
 
 def first_line(error: BaseException) -> str:
@@ -85,8 +85,8 @@ def visible(text: str) -> str:
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """One sentence about an unknown name: the nearest known one and the list."""
     known = sorted(known)
-    near = get_close_matches(name[:LONGEST_SHOWN], islice(known, MOST_COMPARED), n=1)
+    near = get_close_matches(name[:MAX_SHOWN_LENGTH], islice(known, MAX_COMPARED), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
-    more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED + 10 else ""
-    listed = known[:MOST_NAMED] if more else known
+    more = f" and {len(known) - MAX_NAMED} more" if len(known) > MAX_NAMED + 10 else ""
+    listed = known[:MAX_NAMED] if more else known
     return f"{kind} {shown(name)} is unknown{hint} known: {', '.join(listed)}{more}"

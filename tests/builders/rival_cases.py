@@ -17,20 +17,20 @@ def cases(draw, k=None):
     shuffle = torch.rand(tokens, k, generator=generator).argsort(dim=1)
     if draw(st.booleans()):
         weights = weights / weights.sum(1, keepdim=True)
-    is_load = torch.rand(tokens, generator=generator) < draw(st.sampled_from([0.0, 0.7, 1.0]))
+    is_real_token = torch.rand(tokens, generator=generator) < draw(st.sampled_from([0.0, 0.7, 1.0]))
     places = torch.arange(experts) % devices
     places[: draw(st.integers(0, 3))] = -1
-    routing = Routing(probabilities, index.gather(1, shuffle), weights.gather(1, shuffle), is_load, 0, "prefill")
+    routing = Routing(probabilities, index.gather(1, shuffle), weights.gather(1, shuffle), is_real_token, 0, "prefill")
     time_s = torch.rand(2, devices, generator=generator).double()
     return routing, ChannelState(time_s[0] + 0.1, time_s[1], places[torch.randperm(experts, generator=generator)])
 
 
 def plain(routing):
     """-> weights and choices of the real tokens, as lists."""
-    return routing.probabilities[routing.is_load].tolist(), routing.top_k_index[routing.is_load].tolist()
+    return routing.probabilities[routing.is_real_token].tolist(), routing.top_k_index[routing.is_real_token].tolist()
 
 
 def kept(routing, selection):
     """-> what real tokens keep."""
-    real = routing.is_load.nonzero().flatten().tolist()
+    real = routing.is_real_token.nonzero().flatten().tolist()
     return [set(selection.expert_index[j][selection.keep[j]].tolist()) for j in real]

@@ -130,7 +130,7 @@ def test_generation_is_bounded_and_its_prompt_tokens_are_exact(small_run, small_
 
 
 def test_traces_too_large_to_be_sealed_are_named_beforehand(changed, monkeypatch):
-    monkeypatch.setattr("wdmoe_opencompass.harness.plan.make.MOST_BYTES", 10_000)
+    monkeypatch.setattr("wdmoe_opencompass.harness.plan.make.MAX_BYTES", 10_000)
     plan = changed(lambda cfg: None)
     assert "bytes, and a file must hold at most 10000: split the dataset" in plan.problems[0]
     assert any("its trace takes at most" in note for note in plan.notes)

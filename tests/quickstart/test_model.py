@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel
 from wdmoe_opencompass.selection import Selection, SelectionPolicy
 
-LEAST_LOSS = 10  # points on average, of one random expert against the router's two
+MIN_LOSS = 10  # points on average, of one random expert against the router's two
 
 
 class OneRandomExpert(SelectionPolicy):
@@ -91,4 +91,4 @@ def test_vanilla_is_neither_chance_nor_saturated_and_random_experts_cost_at_leas
     assert all(60 <= value <= 97 for value in vanilla.values()), vanilla
     damaged = accuracies(model_with(OneRandomExpert()))
     loss = [vanilla[task] - damaged[task] for task in vanilla]
-    assert sum(loss) / len(loss) >= LEAST_LOSS, damaged
+    assert sum(loss) / len(loss) >= MIN_LOSS, damaged

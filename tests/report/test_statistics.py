@@ -20,7 +20,7 @@ from scipy.stats import t
 from statsmodels.stats.multitest import multipletests
 
 from wdmoe_opencompass.report.statistics import (
-    LEAST_GROUPS,
+    MIN_GROUPS,
     accuracy_difference_interval,
     accuracy_interval,
     holm,
@@ -155,7 +155,7 @@ def test_equal_latencies_differ_by_nothing():
 
 
 def test_no_interval_of_few_groups_or_none_or_without_latency():
-    for groups in (0, 1, LEAST_GROUPS - 1):
+    for groups in (0, 1, MIN_GROUPS - 1):
         assert latency_interval(np.ones(groups), np.ones(groups)) is None
     first = np.array([1.0] + [0.0] * 9)
     assert latency_ratio_interval(first, np.ones(10), first, np.ones(10)) is None

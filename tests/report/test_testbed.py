@@ -23,7 +23,7 @@ from wdmoe_opencompass.report.items import ItemResults
 from wdmoe_opencompass.report.summary import write_report
 from wdmoe_opencompass.report.tables import ModelRun
 from wdmoe_opencompass.report.testbed_tables import (
-    MOST_POINTS,
+    MAX_POINTS,
     OTHER_LAB,
     MeasuredRun,
     figure_10,
@@ -159,7 +159,7 @@ def test_many_numbers_of_tokens_are_put_together():
     tokens = rng.integers(1, 500, 3000).astype(float)
     seconds = tokens * 1e-3
     x, mean, least, most = token_bins(tokens, seconds)
-    assert len(x) == MOST_POINTS
+    assert len(x) == MAX_POINTS
     assert (np.diff(x) > 0).all()
     assert mean == approx(x * 1e-3)
     assert ((least <= mean) & (mean <= most)).all()

@@ -401,7 +401,7 @@ def test_files_that_are_none_are_refused_in_a_sentence(tmp_path, monkeypatch):
         archive.writestr("sequence.npy", lying.getvalue())
     with pytest.raises(TraceError, match="array sequence does not hold the"):
         import_recording(tmp_path / "z.npz")
-    monkeypatch.setattr(recording_import, "MOST_BYTES", 1000)
+    monkeypatch.setattr(recording_import, "MAX_BYTES", 1000)
     with zipfile.ZipFile(tmp_path / "b.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("sequence.npy", bytes(1 << 20))
     assert (tmp_path / "b.npz").stat().st_size > 1000

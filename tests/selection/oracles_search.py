@@ -51,9 +51,9 @@ def des_top_k(tokens, cost, least, most, may_lose_all):
     return chosen
 
 
-def loads(chosen, is_load, device_of_expert, devices):
+def loads(chosen, is_real_token, device_of_expert, devices):
     visits, evaluations = [0] * devices, [0] * devices
-    for experts, counts in zip(chosen, is_load):
+    for experts, counts in zip(chosen, is_real_token):
         places = [device_of_expert[e] for e in experts if counts and device_of_expert[e] >= 0]
         for place in places:
             evaluations[place] += 1
@@ -62,12 +62,12 @@ def loads(chosen, is_load, device_of_expert, devices):
     return visits, evaluations
 
 
-def jesa(tokens, is_load, device_of_expert, cost_of_device, cost_under_split, least, most, rounds=10):
+def jesa(tokens, is_real_token, device_of_expert, cost_of_device, cost_under_split, least, most, rounds=10):
     """cost_under_split: (visits, evaluations) -> cost of each device under the best split; None where nobody comes."""
     cost, seen = list(cost_of_device), []
     for _ in range(rounds):
         chosen = des(tokens, costs_of_experts(device_of_expert, cost), least, most)
-        now = loads(chosen, is_load, device_of_expert, len(cost))
+        now = loads(chosen, is_real_token, device_of_expert, len(cost))
         if now in seen:
             break
         seen.append(now)
@@ -75,19 +75,19 @@ def jesa(tokens, is_load, device_of_expert, cost_of_device, cost_under_split, le
     return chosen
 
 
-def caee_steps(tokens, is_load, device_of_expert, communication, computation, tau):
+def caee_steps(tokens, is_real_token, device_of_expert, communication, computation, tau):
     """The rule one drop at a time, what may go being asked anew before each; -> the sets of experts kept."""
     keep = [dict(zip(experts, weights)) for _, experts, weights in tokens]
     least = [tau * sum(weights) for _, _, weights in tokens]
     top = [experts[weights.index(max(weights))] for _, experts, weights in tokens]
     while True:
-        visits, evaluations = loads(keep, is_load, device_of_expert, len(communication))
+        visits, evaluations = loads(keep, is_real_token, device_of_expert, len(communication))
         time = [v * a + e * b for v, a, e, b in zip(visits, communication, evaluations, computation)]
         last = time.index(max(time))
         pairs = [
             (weight, j, expert)
             for j, kept in enumerate(keep)
-            if is_load[j]
+            if is_real_token[j]
             for expert, weight in kept.items()
             if device_of_expert[expert] == last and expert != top[j] and sum(kept.values()) - weight >= least[j]
         ]
@@ -97,14 +97,14 @@ def caee_steps(tokens, is_load, device_of_expert, communication, computation, ta
         del keep[j][expert]
 
 
-def caee_rounds(tokens, is_load, device_of_expert, communication, computation, tau, rounds):
+def caee_rounds(tokens, is_real_token, device_of_expert, communication, computation, tau, rounds):
     """As `caee_steps`, what may go fixed for a round: as many lower experts of a token as may all go together."""
     keep = [dict(zip(experts, weights)) for _, experts, weights in tokens]
     total = [sum(weights) for _, _, weights in tokens]
     top = [experts[weights.index(max(weights))] for _, experts, weights in tokens]
 
     def times():
-        visits, evaluations = loads(keep, is_load, device_of_expert, len(communication))
+        visits, evaluations = loads(keep, is_real_token, device_of_expert, len(communication))
         return [v * a + e * b for v, a, e, b in zip(visits, communication, evaluations, computation)]
 
     for _ in range(rounds):
@@ -115,7 +115,7 @@ def caee_rounds(tokens, is_load, device_of_expert, communication, computation, t
             lower = [
                 (-time[device_of_expert[e]], w / total[j], e)
                 for e, w in kept.items()
-                if is_load[j] and device_of_expert[e] >= 0 and e != top[j] and w / total[j] <= left
+                if is_real_token[j] and device_of_expert[e] >= 0 and e != top[j] and w / total[j] <= left
             ]
             for _, share, expert in sorted(lower):
                 left -= share
@@ -227,9 +227,9 @@ def lexi(losses, budget):
     )
 
 
-def oea(tokens, is_load, k0):
+def oea(tokens, is_real_token, k0):
     bases = [by_weight(experts, weights)[:k0] for _, experts, weights in tokens]
-    union = {expert for base, counts in zip(bases, is_load) if counts for expert in base}
+    union = {expert for base, counts in zip(bases, is_real_token) if counts for expert in base}
     answers = []
     for (scores, experts, _), base in zip(tokens, bases):
         fill = sorted(union - set(base), key=lambda e: -scores[e])[: len(experts) - k0]

@@ -41,7 +41,7 @@ def sets_of(selection):
 
 
 def only_real(routing):
-    real = routing.is_load
+    real = routing.is_real_token
     return Routing(
         routing.probabilities[real],
         routing.top_k_index[real],

@@ -42,7 +42,7 @@ def test_it_equals_algorithm_2_step_by_step(case, factor, quartile_of, candidate
     assert kept(routing, selection) == oracles.algorithm_2(
         weights, chosen, seconds.tolist(), places, factor, quartile_of == "loaded", candidates == "visits"
     )
-    assert selection.keep[~routing.is_load].all()
+    assert selection.keep[~routing.is_real_token].all()
 
 
 # By hand: 6 tokens, 4 devices with one expert each, top-2, weights in hundredths; measured 1, 1, 1 and 4 s per token.

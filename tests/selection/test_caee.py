@@ -20,7 +20,7 @@ TAU = st.sampled_from([0.0, 0.4, 0.6, 0.8, 0.95])
 def facts(routing, channel):
     return (
         tokens_of(routing),
-        routing.is_load.tolist(),
+        routing.is_real_token.tolist(),
         channel.device_of_expert.tolist(),
         channel.communication_s.tolist(),
         channel.computation_s.tolist(),
@@ -51,7 +51,7 @@ def test_every_token_keeps_tau_and_the_slowest_device_gains(case, tau):
     routing, channel = case
     keep = build_policy("caee", dict(tau=tau)).select(routing, channel).keep
     assert ((keep * routing.shares).sum(dim=1) >= tau - 1e-6).all()
-    assert keep[~routing.is_load].all()
+    assert keep[~routing.is_real_token].all()
     assert keep[routing.rank == 0].all()
 
 
@@ -65,7 +65,9 @@ def test_rounds_wait_about_as_long_as_steps(k):
             sets_of(build_policy("caee", dict(tau=0.7)).select(routing, channel)),
             oracles_search.caee_steps(*facts(routing, channel), 0.7),
         ):
-            visits, evaluations = oracles_search.loads(kept, routing.is_load.tolist(), facts(routing, channel)[2], 8)
+            visits, evaluations = oracles_search.loads(
+                kept, routing.is_real_token.tolist(), facts(routing, channel)[2], 8
+            )
             time = torch.tensor(visits) * channel.communication_s + torch.tensor(evaluations) * channel.computation_s
             times.append(time.max().item())
         assert times[0] <= 1.1 * times[1]
@@ -109,7 +111,7 @@ def test_padding_changes_nothing(case):
     routing, channel = case
     keep = build_policy("caee", dict(tau=0.5)).select(routing, channel).keep
     alone = build_policy("caee", dict(tau=0.5)).select(only_real(routing), channel).keep
-    assert torch.equal(keep[routing.is_load], alone)
+    assert torch.equal(keep[routing.is_real_token], alone)
 
 
 @pytest.mark.parametrize("k", [2, 4])

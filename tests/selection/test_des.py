@@ -95,7 +95,7 @@ def test_prices_are_close_to_the_cheapest(monkeypatch):
         return (chosen * cost).sum(dim=1)
 
     exact = paid()
-    monkeypatch.setattr(des, "MOST_CHOICES", 1)
+    monkeypatch.setattr(des, "MAX_CHOICES", 1)
     ratio = paid() / exact
     assert (ratio >= 1 - 1e-5).all()
     assert ratio.mean() < 1.1
@@ -105,7 +105,7 @@ def test_many_tokens_are_tried_in_parts(monkeypatch):
     routing, channel = search_case(3, 30, 8, 2, 4, 1, 1.0)
     for name in ("des", "des_top_k"):
         whole = build_policy(name).select(routing, channel)
-        monkeypatch.setattr(des, "MOST_TRIED_AT_ONCE", 200)
+        monkeypatch.setattr(des, "MAX_TRIED_AT_ONCE", 200)
         parts = build_policy(name).select(routing, channel)
         monkeypatch.undo()
         assert torch.equal(whole.expert_index, parts.expert_index)
@@ -165,7 +165,7 @@ def test_jesa_alternates_until_loads_repeat(case, parameters):
     _, least, most = facts(routing, channel, parameters)
     expected = oracles_search.jesa(
         tokens_of(routing),
-        routing.is_load.tolist(),
+        routing.is_real_token.tolist(),
         channel.device_of_expert.tolist(),
         even,
         cost_under_split,
@@ -183,7 +183,7 @@ def test_padding_changes_nothing(name, case):
     policy = build_policy(name, dict(z=0.4, gamma_0=1.0))
     padded = policy.select(routing, channel)
     alone = policy.select(only_real(routing), channel)
-    assert [one for one, real in zip(sets_of(padded), routing.is_load) if real] == sets_of(alone)
+    assert [one for one, real in zip(sets_of(padded), routing.is_real_token) if real] == sets_of(alone)
 
 
 # By hand: every token may have expert 1 or 2 (score .5 each), devices 1 and 2 alike, both 1 s per token with half the

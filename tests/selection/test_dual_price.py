@@ -68,7 +68,7 @@ def visits_of(routing, device_of_expert, may_lose_all):
     for token, (experts, weights) in enumerate(zip(routing.top_k_index.tolist(), routing.shares.tolist())):
         places = [device_of_expert[expert] for expert in experts]
         top = places[weights.index(max(weights))]
-        for device in set(places) - {-1} if routing.is_load[token] else ():
+        for device in set(places) - {-1} if routing.is_real_token[token] else ():
             there = [weight for place, weight in zip(places, weights) if place == device]
             found.append((token, device, sum(there), len(there), may_lose_all or device != top))
     return found
@@ -82,11 +82,11 @@ def small_layer(generator, experts_per_device):
     tokens = int(generator.integers(1, min(6, 12 // k) + 1))
     probabilities = torch.softmax(torch.tensor(generator.normal(size=(tokens, experts)).round(1) * 2), dim=1).float()
     weights, index = probabilities.topk(k, dim=1)
-    is_load = torch.tensor(generator.random(tokens) < 0.9)
+    is_real_token = torch.tensor(generator.random(tokens) < 0.9)
     communication, computation = generator.choice([0.5, 1.0, 1.7, 3.0, 9.0], size=(2, devices))
     device_of_expert = torch.tensor([-1, *(expert % devices for expert in range(experts - 1))])
     channel = ChannelState(torch.tensor(communication), torch.tensor(computation), device_of_expert)
-    return Routing(probabilities, index, weights, is_load, 0, "prefill"), channel
+    return Routing(probabilities, index, weights, is_real_token, 0, "prefill"), channel
 
 
 def costs_under_even_split(visits, kept, routing, channel, worth):
@@ -114,7 +114,7 @@ def test_the_even_split_against_all_sets_of_visits(experts_per_device, may_lose_
     places = channel.device_of_expert[routing.top_k_index]
     ours = np.array([keep[token][places[token] == device].all().item() for token, device, *_ in visits], dtype=bool)
     assert all(keep[token][places[token] == device].any() == kept for (token, device, *_), kept in zip(visits, ours))
-    assert keep[~routing.is_load].all()
+    assert keep[~routing.is_real_token].all()
     assert keep[places < 0].all()
     if not visits:
         return

@@ -21,7 +21,7 @@ def test_tokens_are_filled_from_the_union_of_bases(case, k0):
     selection = build_policy("oea", dict(k0=k0)).select(routing, channel)
     k = routing.top_k_index.shape[1]
     base = {1: 1, 2: 1, 3: 1, 4: 2}[k] if k0 is None else min(k0, k)
-    assert sets_of(selection) == oracles_search.oea(tokens_of(routing), routing.is_load.tolist(), base)
+    assert sets_of(selection) == oracles_search.oea(tokens_of(routing), routing.is_real_token.tolist(), base)
     if selection.weights is not None:
         expected = routing.weights_of(selection.expert_index)
         assert torch.allclose(selection.weights[selection.keep], expected[selection.keep], rtol=1e-5)
@@ -55,7 +55,7 @@ def test_oea_on_the_case_worked_by_hand():
 
 def test_one_sequence_alone_keeps_its_base():
     routing, channel = search_case(2, 1, 16, 8, 4, 0, 1.0)
-    routing = replace(routing, phase="decode", is_load=torch.ones(1, dtype=torch.bool))
+    routing = replace(routing, phase="decode", is_real_token=torch.ones(1, dtype=torch.bool))
     keep = build_policy("oea").select(routing, channel).keep
     assert torch.equal(keep, routing.rank < 3)
 
@@ -63,7 +63,7 @@ def test_one_sequence_alone_keeps_its_base():
 def test_it_saves_distinct_experts_but_no_token_transfers():
     """The result that its docstring states: as many pairs are sent, to fewer experts."""
     routing, channel = search_case(4, 16, 64, 8, 64, 0, 1.0)
-    routing = replace(routing, phase="decode", is_load=torch.ones(16, dtype=torch.bool))
+    routing = replace(routing, phase="decode", is_real_token=torch.ones(16, dtype=torch.bool))
     selection = build_policy("oea").select(routing, channel)
     assert selection.keep.all()
     assert len(selection.expert_index.unique()) < 0.75 * len(routing.top_k_index.unique())
@@ -75,7 +75,7 @@ def test_padding_changes_nothing(case):
     routing, channel = case
     policy = build_policy("oea", dict(k0=1, phase="all"))
     padded, alone = policy.select(routing, channel), policy.select(only_real(routing), channel)
-    assert [one for one, real in zip(sets_of(padded), routing.is_load) if real] == sets_of(alone)
+    assert [one for one, real in zip(sets_of(padded), routing.is_real_token) if real] == sets_of(alone)
 
 
 @pytest.mark.parametrize("parameters", [dict(), dict(k0=1000, phase="all")])

@@ -64,7 +64,7 @@ def test_every_token_keeps_its_top_expert_and_none_gains_one(name, case):
 @given(case=cases)
 def test_padding_does_not_change_what_real_tokens_keep(name, case):
     routing, channel = case
-    real = routing.is_load
+    real = routing.is_real_token
     alone = Routing(
         routing.probabilities[real], routing.top_k_index[real], routing.top_k_weights[real], real[real], 0, "prefill"
     )
@@ -82,10 +82,10 @@ def chosen_together_and_alone(name, routing, channel):
     """What each token keeps in one pass of all, and in a pass of its own."""
     policy = example(name, routing)
     alone = []
-    for token in range(len(routing.is_load)):
+    for token in range(len(routing.is_real_token)):
         one = slice(token, token + 1)
         parts = [part[one] for part in (routing.probabilities, routing.top_k_index, routing.top_k_weights)]
-        alone += kept(policy.select(Routing(*parts, routing.is_load[one], routing.layer, routing.phase), channel))
+        alone += kept(policy.select(Routing(*parts, routing.is_real_token[one], routing.layer, routing.phase), channel))
     return kept(policy.select(routing, channel)), alone
 
 
@@ -118,7 +118,7 @@ def test_policies_that_say_so_do_couple_the_tokens_of_a_pass(name):
 @given(case=cases)
 def test_a_policy_without_padding_keeps_the_same_again(name, case):
     routing, channel = case
-    routing = replace(routing, is_load=torch.ones_like(routing.is_load))
+    routing = replace(routing, is_real_token=torch.ones_like(routing.is_real_token))
     first, second = (example(name, routing).select(routing, channel) for _ in range(2))
     assert torch.equal(first.keep, second.keep)
     assert torch.equal(first.expert_index, second.expert_index)
@@ -132,7 +132,7 @@ def test_at_its_neutral_parameters_a_policy_is_top_k(name, case):
     k, experts = routing.top_k_index.shape[1], routing.probabilities.shape[1]
     for parameters in ({}, example_parameters(name, 1, experts, k)):
         index, keep, _ = build_policy(name, parameters | POLICIES[name].neutral).select(routing, channel)
-        assert keep[routing.is_load].all()
+        assert keep[routing.is_real_token].all()
         assert torch.equal(index, routing.top_k_index)
 
 
@@ -145,7 +145,7 @@ def test_the_kept_share_follows_the_knob(name, k):
     values = sorted({low, high, *(high * 0.5**n for n in range(24) if high * 0.5**n > low)})
     parameters = example_parameters(name, 1, 8, k)
     policies = [build_policy(name, parameters | {parameter: value}) for value in values]
-    shares = [policy.select(routing, channel).keep[routing.is_load].float().mean().item() for policy in policies]
+    shares = [policy.select(routing, channel).keep[routing.is_real_token].float().mean().item() for policy in policies]
     assert shares == sorted(shares, reverse=shares[0] > shares[-1])
     assert abs(shares[0] - shares[-1]) > 0.2
 
@@ -180,7 +180,7 @@ def test_wlr_equals_algorithm_1_step_by_step(
     channel.device_of_expert[:at_base_station] = -1
     policy = build_policy("wlr", dict(theta=theta, gain=gain, extra_pass=extra_pass))
     keep = policy.select(routing, channel).keep
-    real = routing.is_load.nonzero().flatten().tolist()
+    real = routing.is_real_token.nonzero().flatten().tolist()
     expected = oracles.algorithm_1(
         routing.probabilities[real].tolist(),
         routing.top_k_index[real].tolist(),
@@ -199,7 +199,7 @@ def test_wlr_equals_algorithm_1_step_by_step(
 def test_wlr_drops_nothing_where_nothing_is_sent(why):
     routing, channel = random_case(seed=0, tokens=20, experts=8, k=3, devices=8, spread=1.5)
     if why == "no real token":
-        routing.is_load[:] = False
+        routing.is_real_token[:] = False
     else:
         channel.device_of_expert[:] = -1
     assert build_policy("wlr").select(routing, channel).keep.all()

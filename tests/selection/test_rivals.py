@@ -99,7 +99,7 @@ def test_capped_rules_equal_plain_loops(case, gamma, by, may_lose_all, candidate
     own_weights = routing.weights_of(selection.expert_index)
     assert torch.equal(selection.weights[~added], routing.top_k_weights[~added])
     assert torch.equal(selection.weights[added], own_weights[added])
-    assert not added[~routing.is_load].any()
+    assert not added[~routing.is_real_token].any()
 
 
 @examples

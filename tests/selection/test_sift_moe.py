@@ -67,7 +67,7 @@ def test_it_is_the_cheapest_replacement_of_all(case, parameters):
 @given(case=search_cases(max_tokens=8, max_experts=8), parameters=PARAMETERS)
 def test_beyond_it_changes_one_place_after_the_other(case, parameters):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sift_moe, "MOST_CHOICES", 0)
+        patch.setattr(sift_moe, "MAX_CHOICES", 0)
         given, facts = answers(*case, parameters)
     assert_same(given, oracles_search.sift_moe_one_by_one(*facts))
 
@@ -76,7 +76,7 @@ def test_many_tokens_are_tried_in_parts(monkeypatch):
     routing, channel = search_case(3, 40, 8, 2, 4, 1, 1.0)
     policy = build_policy("sift_moe", dict(calibration=calibration_file(1, 8, 2), eta=0.4))
     whole = policy.select(routing, channel)
-    monkeypatch.setattr(sift_moe, "MOST_TRIED_AT_ONCE", 500)
+    monkeypatch.setattr(sift_moe, "MAX_TRIED_AT_ONCE", 500)
     assert all(torch.equal(one, other) for one, other in zip(whole, policy.select(routing, channel)))
 
 
@@ -123,11 +123,11 @@ def test_enough_eta_skips_everything_or_all_but_one(tmp_path):
 def test_padding_changes_nothing(exact, case):
     routing, channel = case
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sift_moe, "MOST_CHOICES", 1 << 12 if exact else 0)
+        patch.setattr(sift_moe, "MAX_CHOICES", 1 << 12 if exact else 0)
         path = calibration_file(1, routing.probabilities.shape[1], routing.top_k_index.shape[1])
         policy = build_policy("sift_moe", dict(calibration=path, eta=0.3))
         padded, alone = policy.select(routing, channel), policy.select(only_real(routing), channel)
-    assert all(torch.equal(one[routing.is_load], other) for one, other in zip(padded, alone))
+    assert all(torch.equal(one[routing.is_real_token], other) for one, other in zip(padded, alone))
 
 
 @pytest.mark.parametrize(("experts", "k"), [(8, 2), (16, 4)])

@@ -108,7 +108,7 @@ def test_a_model_runs_with_the_history_of_its_own_layers():
     class Measured(type(build_policy("bottleneck"))):
         def select(self, routing, channel):
             selection = super().select(routing, channel)
-            real = selection.keep & routing.is_load[:, None]
+            real = selection.keep & routing.is_real_token[:, None]
             loads = np.bincount(routing.top_k_index[real].numpy(), minlength=8)
             history.add(message(routing.layer, k, int(loads[k]), loads[k] * seconds[k]) for k in range(8))
             return selection

@@ -14,12 +14,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from ..errors import NotReadableNow, OtherVersion, TraceError, shown
+from ..errors import NotReadableNowError, OtherVersionError, TraceError, shown
 from .atomic_write import write_whole
 from .bounded_read import read_regular
 
-MOST_BYTES = 16 << 30  # reading a file takes twice its size in memory
-MOST_HEADER_BYTES = 16 << 20
+MAX_BYTES = 16 << 30  # reading a file takes twice its size in memory
+MAX_HEADER_BYTES = 16 << 20
 DIGEST_KEY = "sha256"
 NO_DIGEST = b"0" * 64
 DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')  # of no other text: in a string the quotes are escaped
@@ -30,9 +30,9 @@ def write_sealed(path: Path, arrays: dict[str, NDArray], metadata: dict[str, str
     """Write a sealed file whole or not at all; TraceError where it would be too large to be read again."""
     blob = memoryview(_in_order(save_arrays(arrays, metadata=metadata | {DIGEST_KEY: NO_DIGEST.decode()})))
     place = _digest_place(blob)
-    if len(blob) > MOST_BYTES or place is None:
+    if len(blob) > MAX_BYTES or place is None:
         raise TraceError(
-            f"{path}: must hold at most {MOST_BYTES} bytes, {MOST_HEADER_BYTES} of them metadata, got {len(blob)}; "
+            f"{path}: must hold at most {MAX_BYTES} bytes, {MAX_HEADER_BYTES} of them metadata, got {len(blob)}; "
             "split the dataset"
         )
     write_whole(path, blob[: place.start], digest_of(blob, place), blob[place.stop :])
@@ -55,7 +55,7 @@ def read_sealed(
 
     Raises TraceError where it is missing, too large, something else, of another version, torn or changed.
     """
-    blob = read_regular(path, MOST_BYTES, TraceError, NotReadableNow)
+    blob = read_regular(path, MAX_BYTES, TraceError, NotReadableNowError)
     try:
         text = header_of(blob)["__metadata__"][metadata_key]
         if not isinstance(text, str):
@@ -85,7 +85,7 @@ def check_version(path: Path, text: str, version: int | tuple[int, ...]) -> None
     except BROKEN:
         raise TraceError(f"{path}: its metadata is not readable") from None
     if found not in readable:
-        raise OtherVersion(
+        raise OtherVersionError(
             f"{path}: format_version must be {readable[-1]}, got {shown(found)}; run the evaluation again"
         )
 
@@ -101,7 +101,7 @@ def digest_of(blob: bytes | memoryview, place: slice) -> bytes:
 
 def _header_bytes(blob: bytes | memoryview) -> bytes:
     length = int.from_bytes(blob[:8], "little")
-    return bytes(blob[8 : 8 + length]) if length <= MOST_HEADER_BYTES else b""
+    return bytes(blob[8 : 8 + length]) if length <= MAX_HEADER_BYTES else b""
 
 
 def header_of(blob: bytes) -> Any:

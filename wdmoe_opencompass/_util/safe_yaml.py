@@ -18,10 +18,10 @@ from ..errors import WdmoeError, shown
 from .bounded_read import read_regular
 from .number_text import number_of, other_notation
 
-MOST_BYTES = 4 << 20
-MOST_VALUES = 400_000  # keys and values; a device of a profile has some twenty
-MOST_CHARACTERS = 4096  # of one key or value
-MOST_DEPTH = 20
+MAX_BYTES = 4 << 20
+MAX_VALUES = 400_000  # keys and values; a device of a profile has some twenty
+MAX_CHARACTERS = 4096  # of one key or value
+MAX_DEPTH = 20
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
 TRUE, FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
 YES, NO = ("yes", "Yes", "YES", "on", "On", "ON"), ("no", "No", "NO", "off", "Off", "OFF")  # of YAML 1.1 alone
@@ -52,7 +52,7 @@ class ReadMapping(dict[Any, Any]):
 
 def read_mapping(path: Path | str, error: type[WdmoeError]) -> ReadMapping:
     """Read a YAML file that holds one mapping; `error`, in one sentence naming file and line, where it does not."""
-    return parsed_mapping(str(path), read_regular(path, MOST_BYTES, error), error)
+    return parsed_mapping(str(path), read_regular(path, MAX_BYTES, error), error)
 
 
 def parsed_mapping(source: str, content: bytes, error: type[WdmoeError]) -> ReadMapping:
@@ -147,14 +147,14 @@ def _value(text: str) -> Any:
         if not isinstance(event, yaml.NodeEvent):
             continue
         values += 1
-        if values > MOST_VALUES:
-            _refuse(line, f"must hold at most {MOST_VALUES} keys and values")
+        if values > MAX_VALUES:
+            _refuse(line, f"must hold at most {MAX_VALUES} keys and values")
         value = _of_event(event, line, parts)
         parts[-1].add(value, line)
         if isinstance(value, list | dict):
             parts.append(_Part(value))
-            if len(parts) > MOST_DEPTH + 1:
-                _refuse(line, f"must be nested at most {MOST_DEPTH} deep")
+            if len(parts) > MAX_DEPTH + 1:
+                _refuse(line, f"must be nested at most {MAX_DEPTH} deep")
     return root[0] if root else None
 
 
@@ -207,8 +207,8 @@ def _of_event(event: Any, line: int, parts: Sequence[_Part]) -> Any:
         return {}
     if isinstance(event, yaml.SequenceStartEvent):
         return []
-    if len(event.value) > MOST_CHARACTERS:
-        _refuse(line, f"a value must have at most {MOST_CHARACTERS} characters, got {len(event.value)}")
+    if len(event.value) > MAX_CHARACTERS:
+        _refuse(line, f"a value must have at most {MAX_CHARACTERS} characters, got {len(event.value)}")
     if event.implicit[0] and event.value in SIGNS:
         _refuse(line, f"{shown(event.value)} is a sign of YAML, not a value; put it in quotes if it is meant")
     try:

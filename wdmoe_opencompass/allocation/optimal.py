@@ -20,7 +20,7 @@ LAYER_GAP = 1e-11
 LARGEST_LOG_STEP = 3.0
 PASS_STEPS = 100
 PASS_GAP = 1e-7
-LEAST_PRODUCT = 4e-12  # of a slack and its multiplier; with smaller ones multipliers, and so the bound, lose digits
+MIN_PRODUCT = 4e-12  # of a slack and its multiplier; with smaller ones multipliers, and so the bound, lose digits
 CENTRING = 0.1  # target of the complementarity products, relative to their mean
 TO_BOUNDARY = 0.999
 SHARE_TO_BOUNDARY = 0.7  # finish times grow without limit as a share goes to 0: Newton's model is poor there
@@ -326,7 +326,7 @@ class _Iterate:
 
     def least_gap(self) -> Array:
         """-> [problems] the duality gap that double precision reaches safely; it grows with the constraints."""
-        return np.maximum(LEAST_PRODUCT * self.counts.sum(axis=(1, 2)), 0.2 * PASS_GAP)
+        return np.maximum(MIN_PRODUCT * self.counts.sum(axis=(1, 2)), 0.2 * PASS_GAP)
 
     def bounds(self) -> tuple[Array, Array]:
         """-> [problems] what this split takes, and the duality bound of these multipliers."""

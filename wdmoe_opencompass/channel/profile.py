@@ -37,9 +37,9 @@ from .path_loss import PATH_LOSS_MODELS
 from .plausibility import check_mean_gain, checked, unusual_values
 
 BASE_STATION = "base_station"
-MOST_EXPERTS = 1_000_000  # of a layer: far beyond any model, and a list of so many places is small
-LONGEST_NAME = 200
-MOST_SEED = 10**18
+MAX_EXPERTS = 1_000_000  # of a layer: far beyond any model, and a list of so many places is small
+MAX_NAME_LENGTH = 200
+MAX_SEED = 10**18
 
 
 def printable(name: str) -> str:
@@ -61,7 +61,7 @@ def _in_range(key: str) -> AfterValidator:
 
 
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
-Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME), AfterValidator(printable)]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH), AfterValidator(printable)]
 
 
 def _expert_number(expert: Any) -> int:
@@ -73,7 +73,7 @@ def _expert_number(expert: Any) -> int:
     return expert
 
 
-Expert = Annotated[int, Field(ge=0, lt=MOST_EXPERTS), BeforeValidator(_expert_number)]
+Expert = Annotated[int, Field(ge=0, lt=MAX_EXPERTS), BeforeValidator(_expert_number)]
 MEASURED_RATES = ("downlink_bit_per_s", "uplink_bit_per_s")
 MEASURED = (*MEASURED_RATES, "fixed_s", "burst_bit")
 SHARED = ("message_s", "shared_bit_per_s")
@@ -120,7 +120,7 @@ class Fading(_Part):
 
     model: Literal["none", "rayleigh"]
     coherence: Literal["run", "pass", "layer"] = "run"
-    seed: Annotated[int, Field(ge=0, le=MOST_SEED, strict=True)] = 0
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)] = 0
 
 
 class Placement(_Part):
@@ -475,7 +475,7 @@ def _hint(kind: str, location: tuple, value: Any) -> str:
 def _step(part: Any) -> str:
     if isinstance(part, int):
         return f"[{part}]"
-    return f".{part}" if part.isprintable() and len(part) <= LONGEST_NAME else f".{shown(part)}"
+    return f".{part}" if part.isprintable() and len(part) <= MAX_NAME_LENGTH else f".{shown(part)}"
 
 
 def _known_keys(location: tuple) -> list[str]:

@@ -30,7 +30,7 @@ SELECTED_UNDER_ONE = (
     "selection never saw the other draws: it was made under each run's own; a saving is paired, draw by draw, and "
     "given as its median and 5 to 95 % range over the draws"
 )
-MOST_POINTS, MOST_DRAWS = 10_000, 10_000_000
+MAX_POINTS, MAX_DRAWS = 10_000, 10_000_000
 INFINITE_MEAN = (
     "under Rayleigh fading the expected latency is infinite (a gain can be arbitrarily close to 0): mean and standard "
     "error describe these draws only; compare the medians, with their 95 % intervals"
@@ -51,7 +51,7 @@ def replay_command(
     draws: Annotated[
         int,
         typer.Option(
-            min=1, max=MOST_DRAWS, help="Fading draws, the first the run's own; also savings paired over them."
+            min=1, max=MAX_DRAWS, help="Fading draws, the first the run's own; also savings paired over them."
         ),
     ] = 1,
     payload_bits: Annotated[int | None, typer.Option(help="Bits per value instead of the profile's.")] = None,
@@ -119,12 +119,12 @@ def _sweep_points(profile: ChannelProfile, sweep: str | None) -> list[tuple[floa
     match = re.fullmatch(r"([^=]+)=([^:]+):([^:]+):([0-9]+)", sweep)
     if match is None:
         raise WdmoeError(f"--sweep must be KEY=FROM:TO:POINTS, got {sweep!r}")
-    rule = f"--sweep must have 1 to {MOST_POINTS} points between finite numbers, got {sweep!r}"
+    rule = f"--sweep must have 1 to {MAX_POINTS} points between finite numbers, got {sweep!r}"
     try:
         first, last, points = decimal(match[2]), decimal(match[3]), int(decimal(match[4]))
     except ValueError as reason:
         raise WdmoeError(f"{rule}: a number {reason}") from None
-    if not 1 <= points <= MOST_POINTS:
+    if not 1 <= points <= MAX_POINTS:
         raise WdmoeError(rule)
     values = np.linspace(first, last, points)
     return [(float(value), changed_profile(profile, match[1], float(value))) for value in values]

@@ -15,8 +15,8 @@ from rich.cells import cell_len
 # What a row is about, in our tables; everything before the last of them, such as a swept value, belongs to it.
 KEYS = frozenset(("quantity", "model", "dataset", "benchmark", "row", "device", "layer", "placement", "name", "check"))
 GAP = "  "
-LEAST_FOLDED = 10  # columns that a name is folded to at least
-MOST_AS_LISTS = 3  # rows; more are better compared as a table, if one fits
+MIN_FOLDED = 10  # columns that a name is folded to at least
+MAX_AS_LISTS = 3  # rows; more are better compared as a table, if one fits
 
 # An interval and its mark, a percentage: their spaces are no place to fold.
 _NUMBERS = re.compile(r"\[[-+\d., ]+\](?: \*)?|(?<=\d) %")
@@ -54,7 +54,7 @@ def fitted(
         blocks = _blocks(heads, rows, keys, may_fold, width)
         if blocks is not None:
             layouts.append(_drawn(heads, rows, to_right, styles, blocks))
-    if not layouts or len(rows) <= MOST_AS_LISTS:
+    if not layouts or len(rows) <= MAX_AS_LISTS:
         layouts.append(_as_lists(heads, rows, styles, width))
     return min(layouts, key=len)
 
@@ -94,7 +94,7 @@ def _blocks(
         longest = max(map(cell_len, cells), default=0)
         whole.append(max(longest, cell_len(head)))
         if k in may_fold:
-            longest = min(longest, max(LEAST_FOLDED, *map(_longest_piece, cells)) if cells else 0)
+            longest = min(longest, max(MIN_FOLDED, *map(_longest_piece, cells)) if cells else 0)
         least.append(max(longest, _longest_piece(head)))
     blocks, left = [], [k for k in range(len(heads)) if k not in keys]
     while True:

@@ -17,7 +17,7 @@ from ..run.run_progress import RunProgress
 from .console import aligned, drawn, is_terminal, print_event
 
 COLOURS = {WAITING: "dim", RUNNING: "cyan", INTERRUPTED: "yellow", FAILED: "red", FINISHED: "green"}
-MOST_URGENT = (RUNNING, FAILED, INTERRUPTED, WAITING, FINISHED)
+URGENCY = (RUNNING, FAILED, INTERRUPTED, WAITING, FINISHED)
 HEADS = tuple(DatasetProgress("", "", WAITING).cells())
 TO_LEFT = ("model", "dataset", "state")
 FIRST_TO_GO = ("elapsed", OPTIMAL, EVEN, "dropped (%)")  # on a screen too small for them
@@ -63,7 +63,7 @@ def table(found: RunProgress, width: int, most_lines: int | None = None) -> Text
         reasons = _fitting_reasons(reasons, width, left // 3)
         left = max(1, left - _lines(reasons, width))
         if _height(shown) > left:
-            urgent = sorted(found.datasets, key=lambda one: MOST_URGENT.index(one.state))
+            urgent = sorted(found.datasets, key=lambda one: URGENCY.index(one.state))
             heads = _side_by_side_heads(urgent, width)
             numbers = range(1, len(urgent) + 1)  # of rows
             kept = bisect_right(numbers, left - 1, key=lambda rows: _height(_table_of(urgent[:rows], width, heads)))

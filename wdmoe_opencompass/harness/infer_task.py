@@ -21,7 +21,7 @@ from ..errors import WdmoeError
 from ..run.dataset_progress import Begun, DatasetWatch, spent_s
 from ..run.failures import note_failure, sentence
 from ..run.files import PREDICTIONS, RESULTS, output_file
-from ..run.lock import DatasetIsRunning, exclusive
+from ..run.lock import DatasetIsRunningError, exclusive
 from ..run.progress_line import METHODS, live_line, prompts_of
 from ..run.recovery import FAILURE_SUFFIX, keep_answers, redo_unfinished, whole_answers
 from ..trace.format import SEALED_SUFFIX
@@ -37,7 +37,7 @@ from .name_checks import name_problems
 LOCK_WAIT_S = 60.0
 
 
-class TaskFailed(WdmoeError, RuntimeError):
+class TaskFailedError(WdmoeError, RuntimeError):
     """Some datasets of a task failed, each for a reason that was told before."""
 
 
@@ -108,7 +108,7 @@ class WdmoeInferTask(OpenICLInferTask):
         if errors:
             raise errors[0]
         if self._failed:
-            raise TaskFailed(f"failed: {', '.join(self._failed)}; the reasons stand beside the predictions")
+            raise TaskFailedError(f"failed: {', '.join(self._failed)}; the reasons stand beside the predictions")
 
     def _infer_all(self, model_cfg: ConfigDict, dataset_cfgs: list[ConfigDict]) -> None:
         """Run every dataset, also those after one whose files cannot be loaded."""
@@ -225,7 +225,7 @@ class WdmoeInferTask(OpenICLInferTask):
                 with exclusive(predictions):
                     if self._redo_one(model_cfg, dataset_cfg) is not None:
                         redone.append(dataset_abbr_from_cfg(dataset_cfg))
-            except DatasetIsRunning as running:
+            except DatasetIsRunningError as running:
                 self.logger.warning(str(running))
         return redone
 

@@ -12,10 +12,10 @@ from opencompass.utils import dataset_abbr_from_cfg, get_logger, model_abbr_from
 
 from .._util.caches import use_writable
 from .._util.file_names import dataset_file, parts_of
-from ..errors import NotReadableNow, WdmoeError, shown
+from ..errors import NotReadableNowError, WdmoeError, shown
 from ..run.failures import own_words
 from ..run.files import PREDICTIONS, RESULTS, output_file
-from ..run.lock import DatasetIsRunning, exclusive
+from ..run.lock import DatasetIsRunningError, exclusive
 from ..run.recovery import redo_stale_results, redo_unfinished
 from .encodable_answers import make_encodable
 from .name_checks import RENAME, name_problems, why_no_file
@@ -76,9 +76,9 @@ class CheckedPartitioner:
                         redo_stale_results(predictions, results)
                     else:
                         redo_unfinished(predictions, results, model, configs.get(name))
-            except DatasetIsRunning as running:
+            except DatasetIsRunningError as running:
                 LOG.warning("%s", running)
-            except NotReadableNow as error:
+            except NotReadableNowError as error:
                 raise SystemExit(f"error: {error}; nothing was changed: mend that, then start again with -r") from None
 
     def _configs_of_parts(self, dataset: Any) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from .co_selection import Places
 from .problem import PlacementProblem, device_costs
 
 TOLERANCE = 1e-6  # relative: HiGHS's own, and rounding
-MOST_PAIRS = 4_000  # pairs times devices that HiGHS gets
-MOST_SET_NUMBERS = 20_000_000  # costs of all sets of experts, on all devices, in all rows: 160 MB
+MAX_PAIRS = 4_000  # pairs times devices that HiGHS gets
+MAX_SET_NUMBERS = 20_000_000  # costs of all sets of experts, on all devices, in all rows: 160 MB
 NODE_NUMBERS = 4_000_000  # of the nodes that are expanded at once
 Advance = Callable[[float], None]
 
@@ -52,8 +52,8 @@ def can_be_exact(problem: PlacementProblem) -> bool:
     if problem.counts.top_k != 2:
         return False
     if problem.objective.largest:
-        return experts < 32 and 2**experts * len(problem.counts.pairs) * devices <= MOST_SET_NUMBERS
-    return problem.counts.pairs.shape[1] * devices <= MOST_PAIRS
+        return experts < 32 and 2**experts * len(problem.counts.pairs) * devices <= MAX_SET_NUMBERS
+    return problem.counts.pairs.shape[1] * devices <= MAX_PAIRS
 
 
 def exact(

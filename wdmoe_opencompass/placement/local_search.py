@@ -9,7 +9,7 @@ from .co_selection import Places
 from .problem import PlacementProblem, device_costs, modulo
 
 RESTARTS = 800  # over the number of experts: 100 for 8 experts, 6 for 128, whose descents take longer
-LEAST_GAIN = 1e-12  # of the cost: less is rounding
+MIN_GAIN = 1e-12  # of the cost: less is rounding
 
 
 def local_search(
@@ -75,7 +75,7 @@ class _Search:
             return False
         now, swapped = self._costs(expert, partners, is_at.astype(float))
         best = int(np.argmin(swapped))
-        if not swapped[best] < now * (1 - LEAST_GAIN):
+        if not swapped[best] < now * (1 - MIN_GAIN):
             return False
         partner = partners[best]
         there = self.place[partner]

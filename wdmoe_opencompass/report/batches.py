@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from ..replay import ReplayedLatency
 from ..trace.format import RoutingTrace
 from ..trace.times import MeasuredTimes
-from .statistics import LEAST_GROUPS, Array
+from .statistics import MIN_GROUPS, Array
 
-FEW_GROUPS = f"fewer than {LEAST_GROUPS} batches of different items"
+FEW_GROUPS = f"fewer than {MIN_GROUPS} batches of different items"
 OTHER_BATCHES = "its batches are not of the same items as vanilla's"
 
 
@@ -71,4 +71,4 @@ def why_no_interval(vanilla: BatchSums, other: BatchSums) -> str | None:
     """Why two runs' latencies cannot be compared batch by batch; None where they can."""
     if vanilla.items != other.items:
         return OTHER_BATCHES
-    return FEW_GROUPS if len(vanilla.items) < LEAST_GROUPS else None
+    return FEW_GROUPS if len(vanilla.items) < MIN_GROUPS else None

@@ -30,7 +30,7 @@ ROW_STYLE = {  # colour-blind safe (Okabe-Ito), one marker each
 }
 NOTE_LETTERS_PER_INCH = 20  # what fits beneath a figure at 6 points
 MAX_VECTOR_POINTS = 5_000  # of a panel's row; more are drawn as pixels, so that the PDF stays small
-MOST_MODELS, PAPERS_POLICIES = 8, ("top_k", "wlr")
+MAX_MODELS, PAPERS_POLICIES = 8, ("top_k", "wlr")
 ALLOCATIONS = f"allocation uniform or {OPTIMISED}, scope {PRIMARY_SCOPE}"
 CAVEAT = "selection was made under the run's own profile"
 
@@ -59,7 +59,7 @@ def write_figures(
 def _few(runs: Sequence[ModelRun]) -> Sequence[ModelRun]:
     """Of many policies, vanilla's and the paper's alone, which the figures are of: the frontier shows them all."""
     papers = [run for run in runs if run.policy in PAPERS_POLICIES]
-    return runs if len(runs) <= MOST_MODELS or not papers else papers[:MOST_MODELS]
+    return runs if len(runs) <= MAX_MODELS or not papers else papers[:MAX_MODELS]
 
 
 def sweep_s(traces: Sequence[RoutingTrace], method: str, scope: str) -> list[float]:

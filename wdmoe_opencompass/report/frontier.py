@@ -13,7 +13,7 @@ from ..allocation import PRIMARY_SCOPE
 from ..trace.format import RoutingTrace
 from .batches import BatchSums
 from .differences import METHOD, difference_text, p_cells, paired_records, significant_words
-from .statistics import LEAST_GROUPS, SIGNIFICANCE, Interval, accuracy_interval, holm, mcnemar_p
+from .statistics import MIN_GROUPS, SIGNIFICANCE, Interval, accuracy_interval, holm, mcnemar_p
 from .tables import BATCH_METHOD, DENSE, ModelRun, bracketed, latency_ratio, what_differs
 
 FRONTIER = "frontier"
@@ -48,7 +48,7 @@ ROUTED_FRONT = (
     "its latency (under the optimal split), one of them strictly; by the estimates",
     "{quality} is no accuracy: the traces were routed without a model, so there are no answers, and nothing here says "
     "how answers depend on it (our choice in place of accuracy)",
-    f"a latency is - where a benchmark has fewer than {LEAST_GROUPS} batches, too few for an interval; the figure "
+    f"a latency is - where a benchmark has fewer than {MIN_GROUPS} batches, too few for an interval; the figure "
     "shows the estimate",
 )
 

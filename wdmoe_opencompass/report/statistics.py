@@ -20,7 +20,7 @@ Rights = NDArray[np.bool_]  # [items] whether each was answered right
 
 CONFIDENCE = 0.95
 SIGNIFICANCE = 0.05
-LEAST_GROUPS = 6  # of batches; below it a bootstrap knows too little of how batches vary
+MIN_GROUPS = 6  # of batches; below it a bootstrap knows too little of how batches vary
 ITEM_RESAMPLES, BATCH_RESAMPLES = 5000, 2000
 RESAMPLES_AT_ONCE = 100
 SEED = 0
@@ -151,10 +151,10 @@ def latency_ratio_interval(first_s: Array, first_count: Array, second_s: Array, 
 def _sums(*columns: Array) -> Array | None:
     """-> [1 + BATCH_RESAMPLES, columns] sums over groups, the measured ones first; None where they carry no interval.
 
-    None: fewer than LEAST_GROUPS groups, or a resample of nothing but zeros.
+    None: fewer than MIN_GROUPS groups, or a resample of nothing but zeros.
     """
     groups = len(columns[0])
-    if groups < LEAST_GROUPS:
+    if groups < MIN_GROUPS:
         return None
     sums = _times_drawn(groups) @ np.stack(columns, axis=1).astype(np.float64)
     return sums if (sums > 0).all() else None

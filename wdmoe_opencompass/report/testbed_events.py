@@ -16,7 +16,7 @@ from .tables import ModelRun, write_json, write_table
 EVENTS = "testbed_events"
 COLUMNS = ["model", "dataset", "device", "event", "times", "tokens taken over", "by", "first reason"]
 FACTS = dict(device=str, kind=str, reason=str, by=str, tokens=int)  # what every event tells
-LONGEST_REASON = 120
+MAX_REASON_LENGTH = 120
 TEXT = (
     "timeout, unavailable, refused, bad_reply, failed: a message that got no usable answer, whose tokens were computed "
     "elsewhere, or a health check (no tokens); rejoined: the device was back. No answer is lost or counted twice."
@@ -55,7 +55,7 @@ def event_table(records: list[dict[str, Any]]) -> pd.DataFrame:
     for key, times in Counter(keys).items():
         mine = [record for record, its_key in zip(records, keys, strict=True) if its_key == key]
         by = ", ".join(sorted({record["by"] for record in mine} - {""}))
-        reason = " ".join(mine[0]["reason"].split()).replace("|", "/")[:LONGEST_REASON]
+        reason = " ".join(mine[0]["reason"].split()).replace("|", "/")[:MAX_REASON_LENGTH]
         rows.append([*key, times, sum(record["tokens"] for record in mine), by, reason])
     return pd.DataFrame(rows, columns=COLUMNS)
 

@@ -37,7 +37,7 @@ from .tables import (
 TABLE_3, TABLE_4, FIGURE_10 = "table_3_testbed_accuracy", "table_4_testbed_latency", "figure_10_testbed_latency"
 PREDICTION, LAYER_PASSES = "testbed_prediction", "testbed_layer_passes.csv"
 OTHER_LAB = "measured on another testbed than vanilla's"
-MOST_POINTS = 24  # on a line of Figure 10; more numbers of tokens are put together, equally many layers in each
+MAX_POINTS = 24  # on a line of Figure 10; more numbers of tokens are put together, equally many layers in each
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")  # Okabe-Ito
 
 ACCURACY_TEXT = "accuracy in % with the experts on the testbed's devices, as OpenCompass's evaluators score it"
@@ -210,13 +210,13 @@ def _cell(record: dict[str, Any]) -> str:
 def token_bins(tokens: Array, waiting_s: Array) -> Array:
     """-> [4, points] mean number of tokens, then mean, least and most seconds.
 
-    tokens, waiting_s: [n] layers of passes. One point per number of tokens, or MOST_POINTS with equally many layers
+    tokens, waiting_s: [n] layers of passes. One point per number of tokens, or MAX_POINTS with equally many layers
     where there are more numbers; equal numbers stay together.
     """
     numbers, which = np.unique(tokens, return_inverse=True)
-    if len(numbers) > MOST_POINTS:
+    if len(numbers) > MAX_POINTS:
         before = np.searchsorted(np.sort(tokens), numbers)  # layers with fewer tokens
-        which = (before * MOST_POINTS // len(tokens))[which]
+        which = (before * MAX_POINTS // len(tokens))[which]
     points = [(tokens[which == n], waiting_s[which == n]) for n in np.unique(which)]
     return np.array([(t.mean(), s.mean(), s.min(), s.max()) for t, s in points]).T
 

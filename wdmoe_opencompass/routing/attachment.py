@@ -13,9 +13,9 @@ from ..selection.base import ChannelState, Renormalise, Routing, Selection, Sele
 from ..selection.policies.top_k import TopK
 from .clock import PhaseClock
 from .discovery import MoeLayer, find_moe_layers
-from .experts_interface import Choice, Handle, Kept
+from .experts_interface import Handle, RouterOutput, SelectedExperts
 from .generation import WatchedGenerate
-from .payload import FEWEST_BITS, Payload
+from .payload import MIN_BITS, Payload
 from .recorder import Recorder, exact
 from .router_recorder import RouterRecorder
 
@@ -25,11 +25,11 @@ __all__ = ["Attachment", "MoeLayer", "find_moe_layers"]
 class Sender(Protocol):
     """Computes experts somewhere else, as testbed.client.LabClient does.
 
-    is_load: [tokens] which tokens of the next layer are load; padding and finished rows need not travel
+    is_real_token: [tokens] which tokens of the next layer are load; padding and finished rows need not travel
     """
 
     pass_index: int
-    is_load: Tensor
+    is_real_token: Tensor
 
     def send_layer(self, number: int) -> Handle:
         """Let MoE layer `number` compute its experts there from now on; -> what undoes it."""
@@ -82,8 +82,8 @@ class Attachment:
                 )
         self.channel_of_layer = channel_of_layer
         self.renormalise = policy.renormalise if renormalise is None else renormalise
-        if payload_bits is not None and payload_bits < FEWEST_BITS:
-            raise ModelError(f"quantise_payload needs payload_bits of at least {FEWEST_BITS}, got {payload_bits}")
+        if payload_bits is not None and payload_bits < MIN_BITS:
+            raise ModelError(f"quantise_payload needs payload_bits of at least {MIN_BITS}, got {payload_bits}")
         if sender is not None and payload_bits is not None:
             raise ModelError("what is sent to real devices is rounded there: give the lab file payload_bits instead")
         self.payload_bits, self.sender = payload_bits, sender
@@ -115,7 +115,7 @@ class Attachment:
         ]
         for number, layer in enumerate(self.layers):
             select = self._selecting(number, layer)
-            self._handles += layer.contract.tap(layer.router, layer.experts, select)
+            self._handles += layer.contract.hook_selection(layer.router, layer.experts, select)
         if hasattr(model, "generate"):
             self._watched = WatchedGenerate(model, self.clock.stop, self._forget_batch)
         if self.sender is not None:
@@ -171,15 +171,15 @@ class Attachment:
             tokens = given["inputs_embeds"][..., 0]
         cache = given.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
-        is_load = _real_tokens(given.get("attention_mask"), tokens, past)
+        is_real_token = _real_tokens(given.get("attention_mask"), tokens, past)
         finished = self._watched.finished_rows(len(tokens)) if self._watched is not None else None
         if finished is not None:
-            is_load = is_load & ~finished.to(is_load.device)[:, None]
+            is_real_token = is_real_token & ~finished.to(is_real_token.device)[:, None]
         phase = "prefill" if past == 0 else "decode"
-        self._pass = (self.recorder.begin_pass(phase, finished), phase, is_load.flatten())
+        self._pass = (self.recorder.begin_pass(phase, finished), phase, is_real_token.flatten())
         self.clock.begin_pass(phase)
         if self.router_recorder is not None:
-            self.router_recorder.begin_pass(phase, is_load)
+            self.router_recorder.begin_pass(phase, is_real_token)
         if self.sender is not None:
             self.sender.pass_index = self._pass[0]
 
@@ -198,13 +198,13 @@ class Attachment:
         if self.router_recorder is not None:
             self.router_recorder.reset()
 
-    def _selecting(self, number: int, layer: MoeLayer) -> Callable[[Choice], Kept | None]:
+    def _selecting(self, number: int, layer: MoeLayer) -> Callable[[RouterOutput], SelectedExperts | None]:
         return lambda choice: self._select(number, layer, choice)
 
-    def _select(self, number: int, layer: MoeLayer, choice: Choice) -> Kept | None:
+    def _select(self, number: int, layer: MoeLayer, choice: RouterOutput) -> SelectedExperts | None:
         if self._pass is None:
             raise ModelError(f"{layer.name} was run outside a forward pass of the attached model")
-        pass_index, phase, is_load = self._pass
+        pass_index, phase, is_real_token = self._pass
         device = choice.top_k_index.device
         self.clock.devices.add(device)
         channel = self._channel(pass_index, number, layer, device)
@@ -213,7 +213,7 @@ class Attachment:
                 _probabilities(layer, choice),
                 choice.top_k_index,
                 choice.top_k_weights,
-                is_load.to(device),
+                is_real_token.to(device),
                 number,
                 phase,  # type: ignore[arg-type]
             )
@@ -223,11 +223,15 @@ class Attachment:
             self.router_recorder.record(routing)
         if self.sender is not None:
             weights = self._kept_weights(layer, choice.top_k_weights, selection) if self.changes_experts else None
-            self.sender.is_load = routing.is_load
-            return Kept(selection.expert_index, selection.keep, choice.top_k_weights if weights is None else weights)
+            self.sender.is_real_token = routing.is_real_token
+            return SelectedExperts(
+                selection.expert_index, selection.keep, choice.top_k_weights if weights is None else weights
+            )
         if not self.changes_experts:
             return None  # the model's own tensors go on untouched: bit for bit the unpatched model
-        return Kept(selection.expert_index, selection.keep, self._kept_weights(layer, choice.top_k_weights, selection))
+        return SelectedExperts(
+            selection.expert_index, selection.keep, self._kept_weights(layer, choice.top_k_weights, selection)
+        )
 
     def _channel(self, pass_index: int, number: int, layer: MoeLayer, device: torch.device) -> ChannelState:
         with exact(device):  # states are kept for later passes
@@ -260,7 +264,7 @@ def _real_tokens(mask: Any, tokens: Tensor, past: int) -> Tensor:
     return real != 0
 
 
-def _probabilities(layer: MoeLayer, choice: Choice) -> Tensor:
+def _probabilities(layer: MoeLayer, choice: RouterOutput) -> Tensor:
     """-> [tokens, experts] float32 the full softmax; of a router of another kind the weights as the model uses them."""
     if layer.router_kind == "softmax":
         return choice.scores.float() if layer.scores_are_probabilities else torch.softmax(choice.scores.float(), dim=-1)

@@ -15,7 +15,7 @@ from ..selection.calibration import Calibration, second_to_first
 from ..trace.format import RATIO_BINS, RoutingTrace
 from .attachment import Attachment
 from .discovery import MoeLayer, find_moe_layers
-from .experts_interface import Choice, Kept
+from .experts_interface import RouterOutput, SelectedExperts
 
 GAUSSIAN_BATCHES, GAUSSIAN_TOKENS = 8, 128
 DIFFERENCE_TOKENS = 64  # each computed by every expert
@@ -109,7 +109,7 @@ class _Sampling(SelectionPolicy):
                 routing.probabilities.cpu(),
                 routing.top_k_index.cpu(),
                 routing.top_k_weights.cpu(),
-                routing.is_load.cpu(),
+                routing.is_real_token.cpu(),
                 routing.layer,
                 routing.phase,
             )
@@ -162,7 +162,7 @@ def _joined(parts: Sequence[Routing]) -> Routing:
         torch.cat([one.probabilities for one in parts]),
         torch.cat([one.top_k_index for one in parts]),
         torch.cat([one.top_k_weights for one in parts]),
-        torch.cat([one.is_load for one in parts]),
+        torch.cat([one.is_real_token for one in parts]),
         parts[0].layer,
         "prefill",
     )
@@ -203,15 +203,15 @@ def _fewer_experts_difference(model: Any, layer: MoeLayer) -> Tensor:
 def _answer_with(block: Any, layer: MoeLayer, hidden: Tensor, experts: int) -> Tensor:
     """What the layer answers when every token keeps its `experts` highest weights."""
 
-    def select(choice: Choice) -> Kept:
+    def select(choice: RouterOutput) -> SelectedExperts:
         weights = choice.top_k_weights
         least = weights.topk(experts, dim=1).values[:, -1:]
         kept = torch.where(weights >= least, weights, 0)
         if layer.normalises:
             kept = kept * (weights.sum(1, keepdim=True) / kept.sum(1, keepdim=True))
-        return Kept(choice.top_k_index, torch.ones_like(choice.top_k_index, dtype=torch.bool), kept)
+        return SelectedExperts(choice.top_k_index, torch.ones_like(choice.top_k_index, dtype=torch.bool), kept)
 
-    handles = layer.contract.tap(layer.router, layer.experts, select)
+    handles = layer.contract.hook_selection(layer.router, layer.experts, select)
     try:
         answer = block(hidden)
     except TypeError as error:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..errors import ModelError
 from ..latency import ExpertShape
 from .adapters import ADAPTERS
-from .experts_interface import Choice, Contract
+from .experts_interface import Contract, RouterOutput
 
 CONTRACTS = (Contract(), *ADAPTERS)
 PROBE_TOKENS = 16
@@ -133,7 +133,7 @@ class _Probe:
             for handle in handles:
                 handle.remove()
 
-    def _saw(self, router: nn.Module | None, choice: Choice, seen: str) -> None:
+    def _saw(self, router: nn.Module | None, choice: RouterOutput, seen: str) -> None:
         if self in self._running:
             raise ModelError(f"{self.name}: its experts run more than once in a forward pass")
         self.router, self.choice, self._seen = router, choice, seen
@@ -202,7 +202,7 @@ def _have_one_value(values: Tensor, tolerance: float) -> bool:
     return torch.allclose(values, values.flatten()[0], rtol=tolerance, atol=0)
 
 
-def _normalises(choice: Choice, router_kind: RouterKind) -> bool | None:
+def _normalises(choice: RouterOutput, router_kind: RouterKind) -> bool | None:
     """Whether sums were made equal that differed before; None where these tokens do not show it (peaked routers)."""
     tolerance = _tolerance(choice.top_k_weights)
     if not _have_one_value(choice.top_k_weights.float().sum(dim=1), tolerance):
@@ -211,7 +211,7 @@ def _normalises(choice: Choice, router_kind: RouterKind) -> bool | None:
     return None if _are_equal(choice) or _have_one_value(before, 3 * tolerance) else True
 
 
-def _looks_normalised(choices: list[Choice], router_kind: RouterKind) -> bool:
+def _looks_normalised(choices: list[RouterOutput], router_kind: RouterKind) -> bool:
     """Where sums are equal anyway: whether a softmax as it is, is not clearly nearer than one made to sum the same."""
     if router_kind != "softmax":
         return not all(map(_are_equal, choices))
@@ -225,28 +225,28 @@ def _looks_normalised(choices: list[Choice], router_kind: RouterKind) -> bool:
     return from_normalised <= 4 * from_softmax
 
 
-def _are_equal(choice: Choice) -> bool:
+def _are_equal(choice: RouterOutput) -> bool:
     """Of equal weights (sparsemixer gives 1 to most) no sum was ever made equal."""
     return _have_one_value(choice.top_k_weights.float(), _tolerance(choice.top_k_weights))
 
 
-def _are_probabilities(choice: Choice) -> bool:
+def _are_probabilities(choice: RouterOutput) -> bool:
     sums = choice.scores.float().sum(dim=1)
     return bool((choice.scores >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-2)
 
 
-def _softmax(choice: Choice) -> Tensor:
+def _softmax(choice: RouterOutput) -> Tensor:
     """-> [tokens, k] the chosen experts' softmax over all experts."""
     scores = choice.scores.float()
     full = scores if _are_probabilities(choice) else torch.softmax(scores, dim=-1)
     return full.gather(1, choice.top_k_index)
 
 
-def _sigmoid(choice: Choice) -> Tensor:
+def _sigmoid(choice: RouterOutput) -> Tensor:
     return choice.scores.float().sigmoid().gather(1, choice.top_k_index)
 
 
-def _router_kind(choices: list[Choice]) -> RouterKind:
+def _router_kind(choices: list[RouterOutput]) -> RouterKind:
     """A softmax's weights keep the softmax's proportions within each token, whatever scales them."""
     if choices[0].top_k_weights.shape[1] == 1:
         return "one expert"

@@ -19,7 +19,7 @@ class Handle(Protocol):
         """Undo it."""
 
 
-class Choice(NamedTuple):
+class RouterOutput(NamedTuple):
     """What a router chose.
 
     scores:        [tokens, experts] logits, or what the router gives in their place
@@ -32,7 +32,7 @@ class Choice(NamedTuple):
     top_k_index: Tensor
 
 
-class Kept(NamedTuple):
+class SelectedExperts(NamedTuple):
     """What a policy left of it: expert_index, keep and weights [tokens, k]; weights are 0 where keep is False."""
 
     expert_index: Tensor
@@ -40,8 +40,8 @@ class Kept(NamedTuple):
     weights: Tensor
 
 
-Select = Callable[[Choice], Kept | None]
-Saw = Callable[[nn.Module | None, Choice, str], None]
+Select = Callable[[RouterOutput], SelectedExperts | None]
+OnRouterOutput = Callable[[nn.Module | None, RouterOutput, str], None]
 
 
 class Contract:
@@ -67,7 +67,7 @@ class Contract:
         num_experts, hidden, ffn = down.transpose(1, 2).shape if experts.is_transposed else down.shape
         return num_experts, ExpertShape(hidden, ffn)
 
-    def probe(self, block: nn.Module, experts: nn.Module, saw: Saw) -> list[Handle]:
+    def probe(self, block: nn.Module, experts: nn.Module, saw: OnRouterOutput) -> list[Handle]:
         """Watch a forward pass: `saw` gets the router, what it chose, and the answers of other modules in words."""
         answers: list[_Answer] = []
         num_experts = self.sizes(experts)[0]
@@ -82,14 +82,14 @@ class Contract:
             fitting = [one for one in answers if one.scores.numel() == len(index) * num_experts]
             router, scores, _ = _router_among(fitting, index, weights) if fitting else (None, weights, ())
             seen = "".join(f"; {type(one.module).__name__} answers {list(one.scores.shape)}" for one in answers)
-            saw(router, Choice(scores.reshape(len(index), -1), weights, index), seen)
+            saw(router, RouterOutput(scores.reshape(len(index), -1), weights, index), seen)
             answers.clear()
 
         others = [child for child in block.children() if child is not experts]
         handles = [child.register_forward_hook(answered) for child in others]
         return [*handles, experts.register_forward_pre_hook(called, with_kwargs=True)]
 
-    def tap(self, router: nn.Module, experts: Any, select: Select) -> list[Handle]:
+    def hook_selection(self, router: nn.Module, experts: Any, select: Select) -> list[Handle]:
         """Let `select` choose among what the router gives the experts; None leaves everything untouched."""
         scores: list[Tensor] = []
 
@@ -100,7 +100,7 @@ class Contract:
 
         def called(module: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
             index, weights = _index_and_weights(module, args, kwargs)
-            kept = select(Choice(scores.pop().reshape(len(index), -1), weights, index))
+            kept = select(RouterOutput(scores.pop().reshape(len(index), -1), weights, index))
             if kept is None:
                 return None
             new = {id(index): self._index(num_experts, kept), id(weights): kept.weights}
@@ -123,7 +123,7 @@ class Contract:
             raise ModelError(f"{type(experts).__name__} does not let what its experts get and answer be quantised")
         return []
 
-    def _index(self, num_experts: int, kept: Kept) -> Tensor:
+    def _index(self, num_experts: int, kept: SelectedExperts) -> Tensor:
         """-> [tokens, k] index for the experts; a dropped one is marked, or keeps its place with weight 0."""
         dropped = num_experts if self.skips_dropped else kept.expert_index
         return torch.where(kept.keep, kept.expert_index, dropped)

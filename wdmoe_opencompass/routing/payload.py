@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-FEWEST_BITS = 2
+MIN_BITS = 2
 
 
 def vector_scale(vectors: Tensor, bits: int) -> Tensor:

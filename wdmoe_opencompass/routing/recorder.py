@@ -15,7 +15,7 @@ from ..selection.base import ChannelState, Routing
 from ..selection.calibration import second_to_first
 from ..trace.format import PHASES, RATIO_BINS
 
-MOST_PENDING = 1 << 18  # probabilities that wait to be counted: a few MB; less often counted means fewer GPU kernels
+MAX_PENDING = 1 << 18  # probabilities that wait to be counted: a few MB; less often counted means fewer GPU kernels
 
 
 @contextmanager
@@ -93,7 +93,7 @@ class Recorder:
         )
         self._pending.append(_Routed(self.passes - 1, routing, channel.device_of_expert, expert_index, keep))
         self._pending_size += routing.probabilities.numel()
-        if self._pending_size > MOST_PENDING:
+        if self._pending_size > MAX_PENDING:
             self._count_pending()
 
     def _count_pending(self) -> None:
@@ -108,19 +108,19 @@ class Recorder:
 
     def _count(self, device: torch.device, group: list[_Routed]) -> None:
         probabilities = torch.stack([one.routing.probabilities for one in group])  # [rows, tokens, experts]
-        is_load = torch.stack([one.routing.is_load for one in group])  # [rows, tokens]
+        is_real_token = torch.stack([one.routing.is_real_token for one in group])  # [rows, tokens]
         before = torch.stack([one.routing.top_k_index for one in group])  # [rows, tokens, k]
         after, keep = torch.stack([one.expert_index for one in group]), torch.stack([one.keep for one in group])
         placement = group[0].placement
         counts = [
-            _counts(probabilities, index, kept & is_load[..., None], placement, self._devices)
+            _counts(probabilities, index, kept & is_real_token[..., None], placement, self._devices)
             for index, kept in ((before, torch.ones_like(keep)), (after, keep))
         ]
-        columns = torch.cat([*counts, is_load.sum(dim=1, dtype=torch.float64)[:, None]], dim=1)
+        columns = torch.cat([*counts, is_real_token.sum(dim=1, dtype=torch.float64)[:, None]], dim=1)
         layers = [one.routing.layer for one in group]
         self._counted.append(([one.pass_index for one in group], layers, columns))
 
-        chosen = torch.zeros_like(probabilities).scatter(2, before, 1.0) * is_load[..., None]
+        chosen = torch.zeros_like(probabilities).scatter(2, before, 1.0) * is_real_token[..., None]
         pairs = chosen.transpose(1, 2) @ chosen  # exact in float32 up to 2^24 tokens
         if device not in self._pairs:
             shape = (self.layers, self.experts, self.experts)
@@ -134,7 +134,7 @@ class Recorder:
             ratio = second_to_first(torch.stack([one.routing.top_k_weights for one in group]))
             column = (ratio * RATIO_BINS).long().clamp(0, RATIO_BINS - 1)
             counted = torch.zeros(len(group), RATIO_BINS, dtype=torch.float64, device=device)
-            self._ratios[device].index_add_(0, layer_index, counted.scatter_add_(1, column, is_load.double()))
+            self._ratios[device].index_add_(0, layer_index, counted.scatter_add_(1, column, is_real_token.double()))
 
     def finish_batch(self, first_item: int, items: int) -> dict[str, NDArray]:
         """-> the batch as one block of a trace (names and shapes: trace.EVERY_ARRAY)."""

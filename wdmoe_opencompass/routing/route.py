@@ -190,9 +190,11 @@ def _route_pass(
         probabilities = full_probabilities(weights, expert_index, recorder.experts, top_k_mass)
     else:
         probabilities = _layer_major(router_pass.probabilities, np.float32)
-    is_load = torch.ones(expert_index.shape[1], dtype=torch.bool)
+    is_real_token = torch.ones(expert_index.shape[1], dtype=torch.bool)
     for layer in range(recorder.layers):
-        routing = Routing(probabilities[layer], expert_index[layer], weights[layer], is_load, layer, router_pass.phase)
+        routing = Routing(
+            probabilities[layer], expert_index[layer], weights[layer], is_real_token, layer, router_pass.phase
+        )
         state = channel(pass_index, layer, CPU)
         selection = policy.select(routing, state)
         recorder.record(routing, state, selection.expert_index, selection.keep)

@@ -49,12 +49,12 @@ class RouterRecorder:
         self._length: NDArray[np.int64] = np.zeros(0, np.int64)  # [rows] tokens so far of the open sequences
         self._is_open = False
 
-    def begin_pass(self, phase: str, is_load: Tensor) -> None:
-        """Open a forward pass; is_load: [rows, length] bool, False for padding and finished rows.
+    def begin_pass(self, phase: str, is_real_token: Tensor) -> None:
+        """Open a forward pass; is_real_token: [rows, length] bool, False for padding and finished rows.
 
         Raises ModelError where a decode pass is not of one new token in each row of the prefill pass before.
         """
-        real = is_load.cpu().numpy()
+        real = is_real_token.cpu().numpy()
         if phase == "prefill":
             self._prompt_length += real.sum(axis=1).tolist()
             self._first_pass += [len(self._passes)] * len(real)

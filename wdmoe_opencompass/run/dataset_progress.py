@@ -30,7 +30,7 @@ WAITING, RUNNING, INTERRUPTED, FAILED, FINISHED = STATES = ("waiting", "running"
 METHODS = ("uniform", "optimal")  # bandwidth allocations that the waiting latency is computed for
 EVEN, OPTIMAL = "waiting, even split (ms per batch)", "waiting, optimal split (ms per batch)"  # columns of these
 SILENT_S = 120.0  # where no lock tells, a dataset whose files did not change for so long is not running
-LONGEST_REASON = 300
+MAX_REASON_LENGTH = 300
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, strict=True)]
@@ -388,7 +388,7 @@ def _text(path: Path) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())[:LONGEST_REASON]
+    return " ".join(text.split())[:MAX_REASON_LENGTH]
 
 
 def _lines(path: Path) -> int | None:

@@ -16,13 +16,13 @@ LOG = logging.getLogger(__name__)
 POLL_S = 0.5
 
 
-class DatasetIsRunning(WdmoeError):
+class DatasetIsRunningError(WdmoeError):
     """Another process writes a dataset."""
 
 
 @contextmanager
 def exclusive(predictions: Path, wait_s: float = 0.0) -> Iterator[None]:
-    """Hold a dataset's lock, a file beside its predictions; DatasetIsRunning, naming the other, where somebody does.
+    """Hold a dataset's lock, a file next to its predictions; DatasetIsRunningError, naming the holder, if it is held.
 
     wait_s: how long to wait for it: a task that was killed may still be dying.
 
@@ -49,7 +49,7 @@ def _locked(path: Path, until: float) -> int | None:
             if time.monotonic() < until:
                 time.sleep(POLL_S)
                 continue
-            raise DatasetIsRunning(
+            raise DatasetIsRunningError(
                 f"{path}: {owner or 'another process'} is running this dataset; wait for it or end it, then start "
                 "again with -r"
             ) from None

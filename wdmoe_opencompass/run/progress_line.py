@@ -16,7 +16,7 @@ from .dataset_progress import RUNNING, Begun, DatasetWatch, clock
 LOG = logging.getLogger(__name__)
 INTERVAL = "WDMOE_PROGRESS_S"  # environment variable: seconds between two lines in a log; 0: none at all
 LOG_EVERY_S, TERMINAL_EVERY_S = 30.0, 1.0
-LONGEST_LOOK_S = 10.0  # a look that takes longer, on a file system that hangs, is not waited for
+MAX_LOOK_S = 10.0  # a look that takes longer, on a file system that hangs, is not waited for
 METHODS = ("uniform",)  # in the run itself: the optimal split costs some tenths of a millisecond per pass
 
 
@@ -96,7 +96,7 @@ class _Shown:
         self.ended.set()
         if self.thread is None:
             return
-        self.thread.join(LONGEST_LOOK_S)
+        self.thread.join(MAX_LOOK_S)
         if self.bar is not None:
             self.bar.close()
             self.bar = None

@@ -11,7 +11,7 @@ import numpy as np
 
 from .._util.atomic_write import remove_torn_writes, write_whole
 from .._util.file_names import beside, partial_file
-from ..errors import NotReadableNow, OtherVersion, TraceError
+from ..errors import NotReadableNowError, OtherVersionError, TraceError
 from ..trace.format import EVENTS_SUFFIX, JOURNAL_SUFFIX, SEALED_SUFFIX, Journal, RoutingTrace, read_trace
 from ..trace.recording import (
     RECORDING_JOURNAL_SUFFIX,
@@ -48,8 +48,7 @@ def redo_unfinished(predictions: Path, results: Path, model_cfg: Any, dataset_cf
     measured times of a testbed and, where the config asks for one, the recording of the router; journals that do are
     sealed, and one that does not is taken away where the config no longer asks for it. What is not finished is kept
     under another name, `DATASET.json.unfinished`. dataset_cfg: None where the config has no such part of a dataset any
-    more. To be called by who holds the dataset's lock. Raises OSError or NotReadableNow where a file cannot be read
-    now.
+    more. The caller holds the dataset's lock. Raises OSError or NotReadableNowError if a file cannot be read now.
     """
     for path in (partial_file(predictions), *(beside(predictions, suffix) for suffix in WRITTEN_WHOLE)):
         remove_torn_writes(path)
@@ -100,7 +99,7 @@ def _why_untraced(predictions: Path, answers: dict[str, Any], dataset_cfg: Any) 
                 Journal(journal).seal(sealed)
                 return None
             why = why or "the routing trace is torn"
-        except NotReadableNow:
+        except NotReadableNowError:
             raise
         except TraceError as error:
             why = str(error)
@@ -109,9 +108,9 @@ def _why_untraced(predictions: Path, answers: dict[str, Any], dataset_cfg: Any) 
             why = why_not_of(read_trace(sealed), answers, dataset_cfg)
             if why is None:
                 journal.unlink(missing_ok=True)  # a kill between sealing and taking it away
-        except OtherVersion:
+        except OtherVersionError:
             return None  # whole, but of an earlier version: the tables say so
-        except NotReadableNow:
+        except NotReadableNowError:
             raise
         except TraceError as error:
             why = str(error)
@@ -127,9 +126,9 @@ def _why_without_times(predictions: Path) -> str | None:
             check_belongs(TimesJournal(journal).joined(), trace)
             TimesJournal(journal).seal(sealed)
         check_belongs(read_times(sealed), trace)
-    except OtherVersion:
+    except OtherVersionError:
         return None
-    except NotReadableNow:
+    except NotReadableNowError:
         raise
     except TraceError as error:
         return str(error)
@@ -147,9 +146,9 @@ def _why_without_recording(predictions: Path) -> str | None:
                 return why
             RecordingJournal(journal).seal(sealed)
         return why_not_of_trace(read_recording(sealed), trace)
-    except OtherVersion:
+    except OtherVersionError:
         return None
-    except NotReadableNow:
+    except NotReadableNowError:
         raise
     except TraceError as error:
         return str(error)

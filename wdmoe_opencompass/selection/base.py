@@ -25,7 +25,7 @@ class Routing:
     probabilities: [tokens, experts] float32, softmax over all experts, w_jk
     top_k_index:   [tokens, k] the router's experts, in the router's order (need not be sorted)
     top_k_weights: [tokens, k] their weights as the model uses them
-    is_load:       [tokens] bool; False for padding and for what a finished sequence goes on producing
+    is_real_token:       [tokens] bool; False for padding and for what a finished sequence goes on producing
     layer:         index of the MoE layer, from 0
     phase:         prefill or decode
     """
@@ -33,7 +33,7 @@ class Routing:
     probabilities: Tensor
     top_k_index: Tensor
     top_k_weights: Tensor
-    is_load: Tensor
+    is_real_token: Tensor
     layer: int
     phase: Literal["prefill", "decode"]
 

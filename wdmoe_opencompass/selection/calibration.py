@@ -18,7 +18,7 @@ from ..errors import PolicyError, shown
 
 CALIBRATION_SUFFIX = ".calibration.safetensors"
 METADATA_KEY = "wdmoe_calibration"
-MOST_BYTES = 1 << 30
+MAX_BYTES = 1 << 30
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 AXES = {
     "ratio_median": ("layers",),
@@ -97,7 +97,7 @@ def read_calibration(path: str) -> Calibration:
     """Read a file that `wdmoe calibrate` wrote; PolicyError naming the file where it is none, or was changed."""
     if not os.path.lexists(path):
         raise PolicyError(f"calibration {path}: no such file")
-    blob = read_regular(path, MOST_BYTES, PolicyError)
+    blob = read_regular(path, MAX_BYTES, PolicyError)
     try:
         metadata = json.loads(header_of(blob)["__metadata__"][METADATA_KEY])
         parts = load_tensors(blob)

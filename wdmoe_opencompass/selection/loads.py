@@ -14,7 +14,7 @@ def device_tokens(routing: Routing, channel: ChannelState) -> tuple[Tensor, Tens
     devices = len(channel.communication_s)
     column = channel.device_of_expert[routing.top_k_index] % (devices + 1)  # the last column is the base station's
     pairs = torch.zeros(len(column), devices + 1, dtype=torch.float32, device=column.device)
-    pairs = pairs.scatter_add(1, column, routing.is_load[:, None].float().expand(column.shape))[:, :devices]
+    pairs = pairs.scatter_add(1, column, routing.is_real_token[:, None].float().expand(column.shape))[:, :devices]
     return (pairs > 0).sum(dim=0).double(), pairs.sum(dim=0, dtype=torch.float64)
 
 

@@ -29,7 +29,7 @@ LOG = logging.getLogger(__name__)
 TESTBED_EXPERTS = "wdmoe_testbed"
 SEND = "_wdmoe_testbed"
 DROPPED = -2  # place of a pair that nobody computes; -1 is the base station
-MOST_TIMES = 1_000_000
+MAX_TIMES = 1_000_000
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -113,12 +113,12 @@ class LabClient:
         for layer in layers:
             check_can_be_sent(layer)
         self.device_of_expert = lab.device_of_expert(layers[0].num_experts)
-        self.times: deque[LayerTimes] = deque(maxlen=MOST_TIMES)
+        self.times: deque[LayerTimes] = deque(maxlen=MAX_TIMES)
         self.events: list[Event] = []
-        self.waiting: deque[tuple[int, int, float]] = deque(maxlen=MOST_TIMES)
+        self.waiting: deque[tuple[int, int, float]] = deque(maxlen=MAX_TIMES)
         self.on_layer: Callable[[list[LayerTimes]], None] | None = None
         self.pass_index = 0
-        self.is_load = torch.empty(0, dtype=torch.bool)
+        self.is_real_token = torch.empty(0, dtype=torch.bool)
         self._own = OwnExperts(layers)
         self._numbers = itertools.count(1)
         self._last_s = [0.0] * len(lab.devices)  # round trip of each device's last message
@@ -174,12 +174,12 @@ class LabClient:
 
     def take_times(self) -> list[LayerTimes]:
         """-> the times since the last call."""
-        taken, self.times = list(self.times), deque(maxlen=MOST_TIMES)
+        taken, self.times = list(self.times), deque(maxlen=MAX_TIMES)
         return taken
 
     def take_waiting(self) -> list[tuple[int, int, float]]:
         """-> the waiting times since the last call."""
-        taken, self.waiting = list(self.waiting), deque(maxlen=MOST_TIMES)
+        taken, self.waiting = list(self.waiting), deque(maxlen=MAX_TIMES)
         return taken
 
     def send_layer(self, number: int) -> _SentExperts:
@@ -280,7 +280,7 @@ class LabClient:
         sent_hidden, sent_index, sent_weights = hidden.cpu(), index.cpu(), weights.cpu()
         place = place[sent_index.clamp(max=len(place) - 1)]
         if not self.lab.send_padding:
-            stays = ~self.is_load.cpu()[:, None] & (place != DROPPED)
+            stays = ~self.is_real_token.cpu()[:, None] & (place != DROPPED)
             place = place.masked_fill(stays, -1)
         groups = list(self._groups(place, sent_index, sent_weights))
         began = self._send_all(number, groups, sent_hidden)

@@ -39,7 +39,7 @@ from .wire import (
 )
 
 LOG = logging.getLogger(__name__)
-LONGEST_DEADLINE_S = 600.0  # a call without one could hold a place for ever
+MAX_DEADLINE_S = 600.0  # a call without one could hold a place for ever
 MEMORY_CONSTANT_BYTES = 16 << 20  # what memory may grow by beside 1.1 times the weights: allocator and files
 GRPC_OPTIONS = [
     ("grpc.keepalive_time_ms", 10_000),
@@ -185,10 +185,8 @@ class DeviceServer:
 
     def _check_peer(self, context: Any) -> None:
         left = context.time_remaining()
-        if left is None or left > LONGEST_DEADLINE_S:
-            raise _Refused(
-                grpc.StatusCode.INVALID_ARGUMENT, f"a call needs a deadline of at most {LONGEST_DEADLINE_S:g} s"
-            )
+        if left is None or left > MAX_DEADLINE_S:
+            raise _Refused(grpc.StatusCode.INVALID_ARGUMENT, f"a call needs a deadline of at most {MAX_DEADLINE_S:g} s")
         if self._has_keys:
             names = context.auth_context().get("x509_common_name", [])
             if names != [BASE_STATION.encode()]:

@@ -14,8 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, Val
 from .._util.safe_yaml import read_mapping, yaml_text
 from ..channel.profile import (
     BASE_STATION,
-    LONGEST_NAME,
-    MOST_EXPERTS,
+    MAX_EXPERTS,
+    MAX_NAME_LENGTH,
     ChannelProfile,
     Name,
     Placement,
@@ -36,9 +36,9 @@ class LabDevice(_Part):
     """One device: its name (that of its certificate), its address and the experts it holds in every MoE layer."""
 
     name: Annotated[Name, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    address: Annotated[str, Field(max_length=LONGEST_NAME + 100), AfterValidator(printable)]
+    address: Annotated[str, Field(max_length=MAX_NAME_LENGTH + 100), AfterValidator(printable)]
     experts: Annotated[
-        tuple[Annotated[int, Field(ge=0, lt=MOST_EXPERTS, strict=True)], ...], Field(min_length=1), FailFast()
+        tuple[Annotated[int, Field(ge=0, lt=MAX_EXPERTS, strict=True)], ...], Field(min_length=1), FailFast()
     ]
 
 

@@ -32,7 +32,7 @@ from .wire import (
 
 LOG = logging.getLogger(__name__)
 FIRST_BACKOFF_S = 0.25
-MOST_AT_ONCE = 8  # calls of one device under way; more wait for their turn
+MAX_AT_ONCE = 8  # calls of one device under way; more wait for their turn
 CLOCK_WINDOW_S = 60.0  # how long an estimate of a device's clock is good: crystals drift by some 50 us a second
 RESTARTED = "it was started anew since it said what it holds"
 STAYS_UP = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
@@ -105,7 +105,7 @@ class Link:
         self._backoff_s = FIRST_BACKOFF_S
         self._used_at = 0.0
         self._in_flight = 0
-        self._pool = ThreadPoolExecutor(MOST_AT_ONCE, thread_name_prefix=f"calls-{device.name}")
+        self._pool = ThreadPoolExecutor(MAX_AT_ONCE, thread_name_prefix=f"calls-{device.name}")
         self._clock: deque[tuple[float, float, float]] = deque(maxlen=1000)  # when, uncertainty, offset
         self._thread = threading.Thread(target=self._watch, name=f"health-{device.name}", daemon=True)
 

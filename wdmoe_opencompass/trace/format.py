@@ -22,9 +22,9 @@ from safetensors.numpy import save as save_arrays
 
 from .._util.atomic_write import write_whole
 from .._util.bounded_read import read_regular
-from .._util.checksummed_safetensors import BROKEN, MOST_BYTES, check_version, read_sealed, write_sealed
-from ..channel.profile import MOST_SEED, ChannelProfile, first_error
-from ..errors import NotReadableNow, TraceError, shown
+from .._util.checksummed_safetensors import BROKEN, MAX_BYTES, check_version, read_sealed, write_sealed
+from ..channel.profile import MAX_SEED, ChannelProfile, first_error
+from ..errors import NotReadableNowError, TraceError, shown
 
 FORMAT_VERSION = 7
 READABLE_VERSIONS = (6, FORMAT_VERSION)  # 6 lacks identity and arguments, which are then empty
@@ -104,7 +104,7 @@ class TraceMetadata(BaseModel):
     perplexity: Perplexity = "stock"
     profile: ChannelProfile
     profile_hash: str
-    seed: Annotated[int, Field(ge=0, le=MOST_SEED, strict=True)]
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)]
     layers: Count
     experts: Count
     top_k: Count
@@ -118,7 +118,7 @@ class TraceMetadata(BaseModel):
     softmax_recorded: bool | None = None
     top_k_mass: Annotated[float, Field(gt=0, le=1)] | None = None
     batch_size: Annotated[int, Field(gt=0)] | None = None
-    routing_seed: Annotated[int, Field(ge=0, le=MOST_SEED, strict=True)] | None = None
+    routing_seed: Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)] | None = None
     identity: dict[str, Any] = Field(default_factory=dict)
     arguments: dict[str, Any] = Field(default_factory=dict)
 
@@ -278,8 +278,8 @@ def _metadata(path: Path, text: str) -> TraceMetadata:
 def check_sizes(path: Path, sizes: dict[str, int], tables: Arrays) -> None:
     """Raise TraceError where one row of an array would be larger than a file may be."""
     for name, (_, axes) in tables.items():
-        if math.prod(sizes[axis] for axis in axes) > MOST_BYTES:
-            raise TraceError(f"{path}: metadata: array {name} would be beyond the {MOST_BYTES} bytes of a file")
+        if math.prod(sizes[axis] for axis in axes) > MAX_BYTES:
+            raise TraceError(f"{path}: metadata: array {name} would be beyond the {MAX_BYTES} bytes of a file")
 
 
 def parsed_metadata(path: Path, text: str, kind: type[Metadata], expected_version: int | tuple[int, ...]) -> Metadata:
@@ -406,7 +406,7 @@ class Journal:
 
     def is_torn(self) -> bool:
         """Whether something follows the last whole block."""
-        content = read_regular(self.path, MOST_BYTES, TraceError, NotReadableNow)
+        content = read_regular(self.path, MAX_BYTES, TraceError, NotReadableNowError)
         return sum(FRAME_BYTES + len(frame) for frame in _frames(content)) != len(content)
 
     def joined(self) -> Any:
@@ -438,7 +438,7 @@ class Journal:
         """What cannot be read, or was written by another version, is no start to go on from."""
         try:
             return self._read()
-        except NotReadableNow:
+        except NotReadableNowError:
             raise
         except TraceError:
             return None, []
@@ -446,7 +446,7 @@ class Journal:
     def _read(self) -> tuple[TraceMetadata | None, list[dict[str, NDArray]]]:
         if not os.path.lexists(self.path):
             return None, []
-        frames = list(_frames(read_regular(self.path, MOST_BYTES, TraceError, NotReadableNow)))
+        frames = list(_frames(read_regular(self.path, MAX_BYTES, TraceError, NotReadableNowError)))
         if not frames:
             return None, []
         try:

@@ -16,8 +16,8 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from .._util.bounded_read import read_regular
-from .._util.checksummed_safetensors import MOST_BYTES
-from ..errors import NotReadableNow, TraceError, shown, unknown_name
+from .._util.checksummed_safetensors import MAX_BYTES
+from ..errors import NotReadableNowError, TraceError, shown, unknown_name
 from .recording import MAX_EXPERTS, RECORDING_VERSION, Recording, RecordingMetadata, new_recording
 
 # name -> (axes, the kinds of NumPy dtype it may have)
@@ -96,14 +96,14 @@ def import_recording(
 
 # -- NPZ -------------------------------------------------------------------------------------------------------------
 def _read_npz(path: Path) -> tuple[dict[str, NDArray], dict[str, int]]:
-    blob = read_regular(path, MOST_BYTES, TraceError, NotReadableNow)
+    blob = read_regular(path, MAX_BYTES, TraceError, NotReadableNowError)
     try:
         archive = zipfile.ZipFile(io.BytesIO(blob))
         members = {member.filename: member for member in archive.infolist()}
         if len(members) < len(archive.infolist()):
             raise TraceError(f"{path}: holds an array twice")
-        if sum(member.file_size for member in members.values()) > MOST_BYTES:
-            raise TraceError(f"{path}: its arrays must hold at most {MOST_BYTES} bytes")
+        if sum(member.file_size for member in members.values()) > MAX_BYTES:
+            raise TraceError(f"{path}: its arrays must hold at most {MAX_BYTES} bytes")
         read: dict[str, NDArray] = {}
         for filename, member in members.items():
             name = filename.removesuffix(".npy")
@@ -168,7 +168,7 @@ def _whole_number(path: Path, name: str, array: NDArray) -> int:
 # -- JSON Lines ------------------------------------------------------------------------------------------------------
 def _read_lines(path: Path) -> tuple[dict[str, NDArray], dict[str, int]]:
     """The first line holds what belongs to all (HEADER_KEYS), every other one token in one layer (LINE_KEYS)."""
-    lines = read_regular(path, MAX_LINES_BYTES, TraceError, NotReadableNow).split(b"\n")
+    lines = read_regular(path, MAX_LINES_BYTES, TraceError, NotReadableNowError).split(b"\n")
     header = _object(path, 1, lines[0], HEADER_KEYS)
     if "prompt_length" not in header:
         raise TraceError(f"{path}: line 1 must be an object with prompt_length, a list with one number per sequence")

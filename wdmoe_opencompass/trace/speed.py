@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .._util.atomic_write import write_whole
 from .._util.bounded_read import read_regular
-from ..errors import NotReadableNow, TraceError
+from ..errors import NotReadableNowError, TraceError
 from .format import Count, RoutingTrace
 
 SPEED_SUFFIX = ".speed.jsonl"
@@ -78,8 +78,8 @@ def measured_batches(path: Path, trace: RoutingTrace) -> dict[int, BatchSpeed]:
 
 def _lines(path: Path) -> Iterator[BatchSpeed]:
     try:
-        content = read_regular(path, MAX_SPEED_BYTES, TraceError, NotReadableNow)
-    except NotReadableNow:
+        content = read_regular(path, MAX_SPEED_BYTES, TraceError, NotReadableNowError)
+    except NotReadableNowError:
         raise
     except TraceError:  # something else of this name: nothing was measured
         return

@@ -151,7 +151,7 @@ def test_a_folder_whose_name_is_no_utf_8_opens(browser, run, tmp_path):
 @pytest.fixture
 def cut(open_page, run, monkeypatch):
     """A page in which only the counts of `choice` fit."""
-    monkeypatch.setattr("wdmoe_opencompass.report.html.page.MOST_COUNT_BYTES", 2500)
+    monkeypatch.setattr("wdmoe_opencompass.report.html.page.MAX_COUNT_BYTES", 2500)
     path, page = write_page(run)
     assert [sentence for sentence in page.left_out if "writing" in sentence]
     return open_page(path)

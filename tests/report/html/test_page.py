@@ -380,8 +380,8 @@ def test_equal_runs_give_equal_pages(run, tmp_path):
 
 
 def test_items_that_do_not_fit_are_told(monkeypatch, run, open_page, tmp_path):
-    monkeypatch.setattr("wdmoe_opencompass.report.html.page.MOST_DATA_BYTES", 0)
-    monkeypatch.setattr("wdmoe_opencompass.report.html.page.LEAST_ITEM_BYTES", 3000)
+    monkeypatch.setattr("wdmoe_opencompass.report.html.page.MAX_DATA_BYTES", 0)
+    monkeypatch.setattr("wdmoe_opencompass.report.html.page.MIN_ITEM_BYTES", 3000)
     page = make_page(run)
     assert [re.sub(r"\d+ of", "n of", sentence) for sentence in page.left_out] == [
         "choice: n of 32 items are shown",

@@ -42,7 +42,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from ..._util.checkpoint_files import missing_files
-from ..._util.checksummed_safetensors import MOST_BYTES
+from ..._util.checksummed_safetensors import MAX_BYTES
 from ...channel.profile import ChannelProfile
 from ...errors import WdmoeError, brief, shown
 from ...identity import differing
@@ -620,16 +620,16 @@ def _look_at_batches(plan: Plan) -> None:
 
 def _look_at_trace_sizes(plan: Plan) -> None:
     for run in plan.runs:
-        if (run.trace_bytes or 0) > MOST_BYTES:
+        if (run.trace_bytes or 0) > MAX_BYTES:
             sentence = (
                 f"{run.model}, {run.dataset}: its trace takes {'at most ' if run.at_most else ''}"
-                f"{run.trace_bytes} bytes, and a file must hold at most {MOST_BYTES}: split the dataset"
+                f"{run.trace_bytes} bytes, and a file must hold at most {MAX_BYTES}: split the dataset"
             )
             (plan.notes if run.at_most else plan.problems).append(sentence)
-        if (run.recording_bytes or 0) > MOST_BYTES:
+        if (run.recording_bytes or 0) > MAX_BYTES:
             plan.notes.append(
                 f"{run.model}, {run.dataset}: the recording of its router takes at most {run.recording_bytes} bytes, "
-                f"and a file must hold at most {MOST_BYTES}: split the dataset, or record fewer items (test_range)"
+                f"and a file must hold at most {MAX_BYTES}: split the dataset, or record fewer items (test_range)"
             )
 
 

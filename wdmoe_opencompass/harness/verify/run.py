@@ -38,7 +38,7 @@ PICTURES = (".png", ".pdf")
 WHERE_WRITTEN = ("versions.json", "requirements.txt")  # tell of the machine too; compared in what the traces recorded
 ROUNDING = 1e-7  # relative; what an optimal split of a pass is proven to
 NUMBER = re.compile(r"-?\d+\.\d+(?:[eE][-+]?\d+)?|-?\d+[eE][-+]?\d+")
-LONGEST_TEXT = 80
+MAX_TEXT_LENGTH = 80
 MISSING = "nothing"  # in words, where only one of two files has a line or a value
 NOT_RECOMPUTED = "nothing was recomputed: what the tables would be made from does not belong together"
 
@@ -396,9 +396,9 @@ def _json_differences(there: Any, anew: Any, where: str = "") -> Iterator[tuple[
 
 def _shortened(there: str, anew: str) -> tuple[str, str]:
     """Both from a little before the first letter that differs."""
-    if max(len(there), len(anew)) <= LONGEST_TEXT:
+    if max(len(there), len(anew)) <= MAX_TEXT_LENGTH:
         return there, anew
     same = next((n for n, (a, b) in enumerate(zip(there, anew)) if a != b), min(len(there), len(anew)))
-    start = max(0, same - LONGEST_TEXT // 4)
-    cut = [("…" if start else "") + text[start : start + LONGEST_TEXT] for text in (there, anew)]
+    start = max(0, same - MAX_TEXT_LENGTH // 4)
+    cut = [("…" if start else "") + text[start : start + MAX_TEXT_LENGTH] for text in (there, anew)]
     return cut[0], cut[1]

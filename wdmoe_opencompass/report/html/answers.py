@@ -10,8 +10,8 @@ from ..._util.file_names import dataset_file
 from ..._util.utf8_text import replaced
 from ...errors import WdmoeError
 
-MOST_BYTES = 1 << 30  # of one prediction file
-LONGEST_QUESTION, LONGEST_ANSWER = 1200, 800  # letters shown
+MAX_BYTES = 1 << 30  # of one prediction file
+MAX_QUESTION_LENGTH, MAX_ANSWER_LENGTH = 1200, 800  # letters shown
 LABEL = "label: "  # what OpenCompass's perplexity inferencer writes before each possible answer
 
 Items = list[Mapping[str, Any]]  # of a prediction file
@@ -62,7 +62,7 @@ def _dataset(
             before = vanilla[name] if vanilla[name] != name else None
             same = name in texts and before in texts and texts[name] == texts[before]
             changed |= name in texts and before in texts and not same
-            answers.append(None if same else _cut(texts.get(name, ""), LONGEST_ANSWER))
+            answers.append(None if same else _cut(texts.get(name, ""), MAX_ANSWER_LENGTH))
         items.append([number, question, options, reference, answers, int(changed)])
     known = {name: marks for name, marks in rights.items() if len(marks) == len(read[name])}
     return dict(dataset=dataset, models=names, count=count, right=known, items=items)
@@ -80,7 +80,7 @@ def _predictions(root: Path, model: str, dataset: str) -> Iterator[Mapping[str, 
         raise WdmoeError("its predictions are not there")
     for path in paths:
         try:
-            content = json.loads(read_regular(path, MOST_BYTES, WdmoeError))
+            content = json.loads(read_regular(path, MAX_BYTES, WdmoeError))
         except (ValueError, RecursionError):
             raise WdmoeError(f"{path.name} is not JSON") from None
         if not isinstance(content, dict) or set(content) != {str(number) for number in range(len(content))}:
@@ -94,15 +94,15 @@ def _predictions(root: Path, model: str, dataset: str) -> Iterator[Mapping[str, 
 def _question(item: Mapping[str, Any]) -> tuple[str, dict[str, str] | None, str]:
     """-> (question, possible answers by label where perplexity ranked them, reference)."""
     ranked = {key.removeprefix(LABEL): value for key, value in item.items() if key.startswith(LABEL)}
-    reference = _cut(_text(item.get("gold", "")), LONGEST_ANSWER)
+    reference = _cut(_text(item.get("gold", "")), MAX_ANSWER_LENGTH)
     if not ranked:
-        return _cut(_text(item.get("origin_prompt", "")), LONGEST_QUESTION, from_end=True), None, reference
+        return _cut(_text(item.get("origin_prompt", "")), MAX_QUESTION_LENGTH, from_end=True), None, reference
     texts = {
         label: _text(one.get("testing input", "") if isinstance(one, dict) else one) for label, one in ranked.items()
     }
     start = _common_start(list(texts.values()))
-    options = {label: _cut(text[len(start) :], LONGEST_ANSWER) for label, text in texts.items()}
-    return _cut(start, LONGEST_QUESTION, from_end=True), options, reference
+    options = {label: _cut(text[len(start) :], MAX_ANSWER_LENGTH) for label, text in texts.items()}
+    return _cut(start, MAX_QUESTION_LENGTH, from_end=True), options, reference
 
 
 def _common_start(texts: Sequence[str]) -> str:

@@ -18,13 +18,13 @@ from ...trace.format import RoutingTrace
 from ..tables import ModelRun
 
 FORMAT = 1
-MOST_BYTES = 4_000_000  # of all packed arrays of a page, as text; its answers and tables take some too
+MAX_BYTES = 4_000_000  # of all packed arrays of a page, as text; its answers and tables take some too
 LARGEST_EXACT = 2**53  # JavaScript holds larger whole numbers with gaps
 
 Packed = dict[str, Any]
 
 
-def counts(runs: Sequence[ModelRun], most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+def counts(runs: Sequence[ModelRun], most_bytes: int = MAX_BYTES) -> dict[str, Any]:
     """Everything that engine.js needs to compute the latencies of a run, as plain JSON.
 
     A dataset is packed for all models or for none. Where all together would take more than `most_bytes`, the smaller

@@ -67,7 +67,7 @@ both prove (per pass; single layers of a pass can differ by more where several s
   const LARGEST_LOG_STEP = 3;
   const PASS_STEPS = 100;
   const PASS_GAP = 1e-7;
-  const LEAST_PRODUCT = 4e-12; // of a slack and its multiplier; with smaller ones the bound loses digits
+  const MIN_PRODUCT = 4e-12; // of a slack and its multiplier; with smaller ones the bound loses digits
   const CENTRING = 0.1;
   const TO_BOUNDARY = 0.999;
   const SHARE_TO_BOUNDARY = 0.7;
@@ -906,7 +906,7 @@ both prove (per pass; single layers of a pass can differ by more where several s
         this.fixed[cell] /= this.unit_s;
         this.split[cell] = 0.5;
       }
-      this.least_gap = Math.max(LEAST_PRODUCT * this.active, 0.2 * PASS_GAP);
+      this.least_gap = Math.max(MIN_PRODUCT * this.active, 0.2 * PASS_GAP);
     }
 
     // -> relative gap between the latency of the split found and its lower bound

@@ -23,12 +23,12 @@ from ..._util.utf8_text import count_surrogates, replaced
 from ...errors import TraceError, WdmoeError
 from ...trace.format import PHASES, SEALED_SUFFIX, RoutingTrace, read_trace
 from ..compare import IDENTITY_FILE, ITEMS_FILE
-from ..figures import BANDWIDTHS_HZ, CAVEAT, MOST_MODELS, PAPERS_POLICIES, ROW_STYLE, largest_pair_share
+from ..figures import BANDWIDTHS_HZ, CAVEAT, MAX_MODELS, PAPERS_POLICIES, ROW_STYLE, largest_pair_share
 from ..frontier import FRONTIER
 from ..provenance import PROVENANCE_FILE
 from ..requests import REQUESTS
 from ..speed import SPEED
-from ..statistics import BATCH_RESAMPLES, LEAST_GROUPS, TAILS
+from ..statistics import BATCH_RESAMPLES, MIN_GROUPS, TAILS
 from ..summary import COMPARISON, DIFFERENCES, FRONTIER_RECORDS_FILE, MAIN, SHOWN
 from ..summary_files import read_checked
 from ..tables import DATASETS_FILE, DENSE, GROUPS_FILE, MISSING_FILE, ROWS, ModelRun, benchmarks_of, vanilla_of
@@ -38,9 +38,9 @@ from .answers import answered_items
 from .counts import counts
 
 REPORT_FILE = "report.html"
-MOST_DATA_BYTES = 4_900_000  # of all that is embedded but code
-MOST_COUNT_BYTES = 3_000_000
-LEAST_ITEM_BYTES = 200_000  # however large the counts are
+MAX_DATA_BYTES = 4_900_000  # of all that is embedded but code
+MAX_COUNT_BYTES = 3_000_000
+MIN_ITEM_BYTES = 200_000  # however large the counts are
 SCRIPTS = ("engine.js", "intervals.js")  # in the order that they need each other; the page's own comes last
 PARTS = (  # of the page's own script, one closure
     *("state", "helpers", "styles", "latencies", "tables", "figures", "benchmark", "heat", "channel", "items"),
@@ -79,9 +79,9 @@ def make_page(run_folder: Path) -> Page:
     runs, problems = _runs(run_folder)
     facts = _facts(run_folder, runs)
     facts["problems"] = problems
-    counted = counts(runs, MOST_COUNT_BYTES)
+    counted = counts(runs, MAX_COUNT_BYTES)
     texts = [_json(facts), _json(counted)]
-    left = max(LEAST_ITEM_BYTES, MOST_DATA_BYTES - sum(len(text.encode()) for text in texts))
+    left = max(MIN_ITEM_BYTES, MAX_DATA_BYTES - sum(len(text.encode()) for text in texts))
     items = _items(run_folder, facts, left)
     texts.append(_json(items))
     left_out = [*problems, *_without_counts(counted), *items["problems"], *_cut_items(items)]
@@ -132,7 +132,7 @@ def _facts(run_folder: Path, runs: Sequence[ModelRun]) -> dict[str, Any]:
         tokens={abbr: {name: _tokens(parts) for name, parts in of.items()} for abbr, of in traces.items()},
         pairs={run.abbr: {name: _pairs(parts) for name, parts in run.traces.items()} for run in _routers(runs)},
         bootstrap=dict(
-            resamples=BATCH_RESAMPLES, least_groups=LEAST_GROUPS, tails=TAILS, stretch=_stretches(runs, benchmarks)
+            resamples=BATCH_RESAMPLES, least_groups=MIN_GROUPS, tails=TAILS, stretch=_stretches(runs, benchmarks)
         ),
     )
 
@@ -179,7 +179,7 @@ def _trace(run_folder: Path, abbr: str, name: str, digest: str) -> RoutingTrace:
 def _few(runs: Sequence[ModelRun]) -> list[str]:
     """Of many policies those that figures begin with: vanilla's and the paper's; the others can be chosen."""
     papers = [run.abbr for run in runs if run.policy in PAPERS_POLICIES]
-    return [run.abbr for run in runs] if len(runs) <= MOST_MODELS or not papers else papers[:MOST_MODELS]
+    return [run.abbr for run in runs] if len(runs) <= MAX_MODELS or not papers else papers[:MAX_MODELS]
 
 
 def _vanilla_of(run: ModelRun, runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> ModelRun | None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ...latency import ExpertShape
-from ..experts_interface import Choice, Contract, Handle, Saw, Select
+from ..experts_interface import Contract, Handle, OnRouterOutput, RouterOutput, Select
 
 
 class Llama4Contract(Contract):
@@ -26,7 +26,7 @@ class Llama4Contract(Contract):
         num_experts, ffn, hidden = experts.down_proj.shape
         return num_experts, ExpertShape(hidden, ffn)
 
-    def probe(self, block: nn.Module, experts: nn.Module, saw: Saw) -> list[Handle]:
+    def probe(self, block: nn.Module, experts: nn.Module, saw: OnRouterOutput) -> list[Handle]:
         """Watch the router, which answers (dense scores, logits)."""
         router: Any = block.router
 
@@ -35,7 +35,7 @@ class Llama4Contract(Contract):
 
         return [router.register_forward_hook(answered)]
 
-    def tap(self, router: Any, experts: Any, select: Select) -> list[Handle]:
+    def hook_selection(self, router: Any, experts: Any, select: Select) -> list[Handle]:
         """Put the kept scores in the place of the router's."""
 
         def answered(module: nn.Module, args: tuple, answer: tuple[Tensor, Tensor]) -> tuple | None:
@@ -48,6 +48,6 @@ class Llama4Contract(Contract):
         return [router.register_forward_hook(answered)]
 
 
-def _choice(top_k: int, dense: Tensor, logits: Tensor) -> Choice:
+def _choice(top_k: int, dense: Tensor, logits: Tensor) -> RouterOutput:
     index = logits.topk(top_k, dim=1).indices  # as the router itself chooses
-    return Choice(logits, dense.gather(1, index), index)
+    return RouterOutput(logits, dense.gather(1, index), index)

@@ -66,7 +66,7 @@ class Bottleneck(SelectionPolicy):
         most = (spare + 1e-9).floor()  # not a last bit too few
 
         weight = routing.probabilities.gather(1, routing.top_k_index).double()  # [tokens, k]
-        there = (channel.device_of_expert[routing.top_k_index] == bottleneck) & routing.is_load[:, None]
+        there = (channel.device_of_expert[routing.top_k_index] == bottleneck) & routing.is_real_token[:, None]
         mean_weight = (weight * there).sum() / there.sum().clamp(min=1)
         lowest = max(routing.top_k_index.shape[1] - 1, 1)  # rank 0 is the top expert, even where it is the only one
         candidate = there & (routing.rank == lowest) & (weight < mean_weight)

@@ -51,7 +51,7 @@ class Caee(SelectionPolicy):
     def select(self, routing: Routing, channel: ChannelState) -> Selection:
         """Drop round by round; all pairs of a round at once."""
         device = channel.device_of_expert[routing.top_k_index]  # [tokens, k]
-        counted = routing.is_load[:, None] & (device >= 0)
+        counted = routing.is_real_token[:, None] & (device >= 0)
         keep = torch.ones_like(counted)
         for _ in range(1 if keep.shape[1] <= 2 else ROUNDS):
             time = _device_time_s(device, keep & counted, channel)

@@ -58,7 +58,7 @@ class CapacityDrop(SelectionPolicy):
         if not self.may_lose_all:
             score = score.masked_fill(routing.rank == 0, torch.inf)
         holder = self.holder_of_expert(routing, channel)[routing.top_k_index]
-        keep = first_of_each(holder, score, self.cap(routing, channel), routing.is_load[:, None])
+        keep = first_of_each(holder, score, self.cap(routing, channel), routing.is_real_token[:, None])
         return keep if self.may_lose_all else keep | (routing.rank == 0)
 
     def holder_of_expert(self, routing: Routing, channel: ChannelState) -> Tensor:
@@ -71,7 +71,7 @@ class CapacityDrop(SelectionPolicy):
     def cap(self, routing: Routing, channel: ChannelState) -> Tensor:
         """-> [holders] float64 most pairs of each; the last is the base station's, without end."""
         experts = routing.probabilities.shape[1]
-        slots = self.gamma * routing.top_k_index.shape[1] * routing.is_load.sum(dtype=torch.float64)  # gamma k J
+        slots = self.gamma * routing.top_k_index.shape[1] * routing.is_real_token.sum(dtype=torch.float64)  # gamma k J
         if self.by == "time":
             speed = 1 / (channel.communication_s + channel.computation_s).double()
             cap = _whole(slots * speed / speed.sum())

@@ -12,8 +12,8 @@ from ..base import ChannelState, Knob, Routing, Selection, SelectionPolicy
 from ..expert_choice import COSTS, Cost, device_cost, placed
 from ..validation import check_choice, check_number
 
-MOST_CHOICES = 1 << 15  # that are all tried; beyond, prices find a choice
-MOST_TRIED_AT_ONCE = 1 << 22  # (token, choice) pairs held in memory
+MAX_CHOICES = 1 << 15  # that are all tried; beyond, prices find a choice
+MAX_TRIED_AT_ONCE = 1 << 22  # (token, choice) pairs held in memory
 PRICE_STEPS = 40
 ROUNDING = 1e-6  # of a float32 score, and of costs that count as equal
 
@@ -26,7 +26,7 @@ class Des(SelectionPolicy):
     the first MoE layer, is from an earlier reading that was not found again. The authors search a tree with the linear
     relaxation for a bound; we find the same optimum without one ([ours]): experts of a device cost the same, so only
     how many of each device are taken matters, the best of it first. All such counts are tried where they are at most
-    MOST_CHOICES: 54 for two of 8 experts on 8 devices (36 subsets, and two experts where there is one), 24,309 for 8
+    MAX_CHOICES: 54 for two of 8 experts on 8 devices (36 subsets, and two experts where there is one), 24,309 for 8
     of 64 or of 128. Beyond, a price on the score replaces the constraint, `by_price`: feasible, not always the
     cheapest (1 to 10 % dearer on average on random routings), with the linear relaxation's bound as its certificate.
 
@@ -76,7 +76,7 @@ class Des(SelectionPolicy):
     def chosen(self, routing: Routing, channel: ChannelState, of_device: Tensor) -> Tensor:
         """-> [tokens, experts] bool, for a cost per device [devices]."""
         least, most, devices = self.least_score(routing.layer), self.most(routing), len(of_device)
-        if math.comb(devices + 1 + most, most) > MOST_CHOICES:
+        if math.comb(devices + 1 + most, most) > MAX_CHOICES:
             cost = channel.of_experts(of_device).expand(routing.probabilities.shape)
             answer = by_price(routing.probabilities, cost, least, most)
             chosen, found = answer.chosen, answer.found
@@ -131,7 +131,7 @@ class DesTopK(Des):
         cost, k = of_expert[routing.top_k_index], scores.shape[1]
         least, most, top = self.least_score(routing.layer), self.most(routing), routing.rank == 0
         stays = top & (not self.may_lose_all)
-        if 2**k > MOST_CHOICES:
+        if 2**k > MAX_CHOICES:
             answer = by_price(scores, torch.where(stays, 0.0, cost), least, most, stays)
             keep, found = answer.chosen, answer.found
         else:
@@ -149,7 +149,7 @@ def cheapest(table: Tensor, cost: Tensor, counts: Tensor, least: float) -> tuple
     cost:   [tokens, choices]
     counts: [choices, places]
     """
-    per_chunk = max(1, MOST_TRIED_AT_ONCE // len(counts))
+    per_chunk = max(1, MAX_TRIED_AT_ONCE // len(counts))
     if len(table) > per_chunk:
         parts = [cheapest(*part, counts, least) for part in zip(table.split(per_chunk), cost.split(per_chunk))]
         return torch.cat([best for best, _ in parts]), torch.cat([found for _, found in parts])

@@ -80,7 +80,7 @@ class DualPrice(SelectionPolicy):
         if routing.top_k_index.shape[1] == 1 and not self.may_lose_all:
             return Selection(routing.top_k_index, torch.ones_like(routing.top_k_index, dtype=torch.bool))
         visits = _visits(routing, channel, stay=0 if self.may_lose_all else 1)
-        weight_s = self.worth * _balanced_s(routing, channel) / routing.is_load.sum().clamp(min=1)
+        weight_s = self.worth * _balanced_s(routing, channel) / routing.is_real_token.sum().clamp(min=1)
         drops = _drops_under_even_split if self.split == "even" else _drops_under_best_split
         return Selection(routing.top_k_index, ~visits.spread(drops(visits, channel, weight_s)))
 
@@ -240,7 +240,7 @@ def _visits(routing: Routing, channel: ChannelState, stay: int) -> _Visits:
     """stay: how many of a token's highest weights are no units."""
     places = routing.rank.argsort(dim=1)
     device = channel.device_of_expert[routing.top_k_index.gather(1, places)]  # [tokens, k], highest weight first
-    counted = routing.is_load[:, None] & (device >= 0)
+    counted = routing.is_real_token[:, None] & (device >= 0)
     same = device[:, :, None] == device[:, None, :]  # [tokens, k, k]
     first = same.int().argmax(dim=2)
     is_visit = counted & (first == torch.arange(device.shape[1], device=device.device))
@@ -286,7 +286,7 @@ def _bracket(visits: _Visits, channel: ChannelState) -> tuple[Tensor, Tensor]:
 def _balanced_s(routing: Routing, channel: ChannelState) -> Tensor:
     """-> seconds that all the layer's assignments take, evenly split bandwidth, if all devices finish together."""
     rates = 1 / (channel.communication_s.double() + channel.computation_s.double())
-    return routing.is_load.sum() * routing.top_k_index.shape[1] / rates.sum()
+    return routing.is_real_token.sum() * routing.top_k_index.shape[1] / rates.sum()
 
 
 def _share_for(channel: ChannelState, communication_s: Tensor, device: Tensor) -> Tensor:

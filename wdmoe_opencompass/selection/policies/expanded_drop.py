@@ -59,12 +59,12 @@ class ExpandedDrop(CapacityDrop):
     def _takes(self, routing: Routing, channel: ChannelState, own_keep: Tensor) -> Tensor:
         """-> [tokens, experts] whether an expert that is no choice of the token's router takes it."""
         applies = self._local(routing, channel).scatter(1, routing.top_k_index, False)
-        applies &= routing.is_load[:, None] & ~own_keep.all(dim=1, keepdim=True)
+        applies &= routing.is_real_token[:, None] & ~own_keep.all(dim=1, keepdim=True)
         holder = self.holder_of_expert(routing, channel)
         cap = self.cap(routing, channel)
         held = torch.zeros_like(cap)  # the base station's never counts: its cap has no end
         own_column = (holder[routing.top_k_index] % len(cap)).flatten()
-        held = held.scatter_add(0, own_column, (own_keep & routing.is_load[:, None]).flatten().double())
+        held = held.scatter_add(0, own_column, (own_keep & routing.is_real_token[:, None]).flatten().double())
         return applies & first_of_each(holder.expand(applies.shape), routing.probabilities, cap - held, applies)
 
     def _local(self, routing: Routing, channel: ChannelState) -> Tensor:

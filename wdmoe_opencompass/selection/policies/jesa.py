@@ -36,7 +36,7 @@ class Jesa(Des):
         """Run all rounds; once loads repeat the choice stays as it is, without asking the host."""
         of_device = even = device_cost(channel, self.cost).double()
         chosen = self.chosen(routing, channel, of_device)
-        loads = torch.stack(device_loads(chosen, routing.is_load, channel))[None]  # [rounds, 2, devices]
+        loads = torch.stack(device_loads(chosen, routing.is_real_token, channel))[None]  # [rounds, 2, devices]
         repeated = torch.zeros((), dtype=torch.bool, device=chosen.device)
         for _ in range(ROUNDS - 1):
             visits, evaluations = loads[-1]
@@ -48,16 +48,16 @@ class Jesa(Des):
             of_device = torch.where(visits > 0, now, of_device)
             new = self.chosen(routing, channel, of_device)
             chosen = torch.where(repeated, chosen, new)
-            new_loads = torch.stack(device_loads(chosen, routing.is_load, channel))
+            new_loads = torch.stack(device_loads(chosen, routing.is_real_token, channel))
             repeated = repeated | (loads == new_loads).flatten(1).all(dim=1).any()
             loads = torch.cat([loads, new_loads[None]])
         return placed(routing, chosen)
 
 
-def device_loads(chosen: Tensor, is_load: Tensor, channel: ChannelState) -> tuple[Tensor, Tensor]:
+def device_loads(chosen: Tensor, is_real_token: Tensor, channel: ChannelState) -> tuple[Tensor, Tensor]:
     """-> [devices] float64 tokens sent, (token, expert) pairs computed, for chosen experts [tokens, experts] bool."""
     devices = len(channel.communication_s)
     column = (channel.device_of_expert % (devices + 1)).expand(chosen.shape)  # the last is the base station
-    counted = (chosen & is_load[:, None]).float()
+    counted = (chosen & is_real_token[:, None]).float()
     pairs = counted.new_zeros(len(chosen), devices + 1).scatter_add(1, column, counted)[:, :devices]
     return (pairs > 0).sum(dim=0).double(), pairs.sum(dim=0, dtype=torch.float64)

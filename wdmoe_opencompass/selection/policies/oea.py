@@ -49,7 +49,7 @@ class Oea(SelectionPolicy):
             return Selection(routing.top_k_index, torch.ones_like(routing.top_k_index, dtype=torch.bool))
         nothing = torch.zeros_like(routing.probabilities, dtype=torch.bool)
         base = nothing.scatter(1, routing.top_k_index, routing.rank < k0)
-        union = (base & routing.is_load[:, None]).any(dim=0)  # [experts]
+        union = (base & routing.is_real_token[:, None]).any(dim=0)  # [experts]
         fill = torch.where(union & ~base, routing.probabilities, -1.0)
         best, expert = fill.topk(k - k0, dim=1)
         return placed(routing, base | nothing.scatter(1, expert, best >= 0))

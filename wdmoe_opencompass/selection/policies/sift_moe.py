@@ -13,8 +13,8 @@ from ..calibration import read_calibration
 from ..expert_choice import COSTS, Cost
 from ..validation import check_choice, check_number
 
-MOST_CHOICES = 1 << 12  # (experts + 1)^k that are all tried; beyond, a heuristic
-MOST_TRIED_AT_ONCE = 1 << 24  # (token, choice) pairs held in memory
+MAX_CHOICES = 1 << 12  # (experts + 1)^k that are all tried; beyond, a heuristic
+MAX_TRIED_AT_ONCE = 1 << 24  # (token, choice) pairs held in memory
 FORBIDDEN = 1e30  # harm
 ROUNDING = 1e-6  # relative, of costs that count as equal and of harms
 POLICY = "sift_moe"
@@ -43,7 +43,7 @@ class SiftMoe(SelectionPolicy):
     may_lose_all: True, all experts may be skipped where eta allows it, as the rule reads; False, the top expert's place
                   is kept or replaced, never skipped
 
-    Exact where all (experts + 1)^k choices, at most MOST_CHOICES, can be tried: two of 63 experts, three of 15. Of
+    Exact where all (experts + 1)^k choices, at most MAX_CHOICES, can be tried: two of 63 experts, three of 15. Of
     equally cheap ones the least harm wins. Beyond, a heuristic: a change moves one place, or all places at one device
     (none of which may save anything alone), to one expert or skips them. k times the change that saves the most cost
     per harm added is made, then k times the one that saves the most, as long as one saves any and eta holds.
@@ -86,7 +86,7 @@ class SiftMoe(SelectionPolicy):
             top = routing.rank == 0
             harm = torch.cat([harm[:, :, :-1], harm[:, :, -1:].masked_fill(top[:, :, None], FORBIDDEN)], dim=2)
         of_visit, of_evaluation = self._costs(channel)
-        if harm.shape[2] ** harm.shape[1] <= MOST_CHOICES:
+        if harm.shape[2] ** harm.shape[1] <= MAX_CHOICES:
             phi = _of_all(harm, most_harm, channel, of_visit, of_evaluation)
         else:
             phi = _one_by_one(harm, most_harm, routing.top_k_index, channel, of_visit, of_evaluation)
@@ -127,7 +127,7 @@ def _of_all(harm: Tensor, most_harm: Tensor, channel: ChannelState, of_visit: Te
     """-> [tokens, k] the cheapest choice of all; the number of experts stands for skipping."""
     tokens, k, options = harm.shape
     choices = _choices(k, options, harm.device)  # [choices, k]
-    per_chunk = max(1, MOST_TRIED_AT_ONCE // len(choices))
+    per_chunk = max(1, MAX_TRIED_AT_ONCE // len(choices))
     if tokens > per_chunk:
         parts = zip(harm.split(per_chunk), most_harm.split(per_chunk))
         return torch.cat([_of_all(*part, channel, of_visit, of_evaluation) for part in parts])

@@ -93,7 +93,7 @@ def _wlr_after_rounds(routing: Routing, channel: ChannelState, going_round: Tens
     """-> [rounds + 1] ``sum_k WLR_k``, Eq. (12), after 0, 1, ... rounds; a device without a token counts 0."""
     devices = len(channel.communication_s)
     device = channel.device_of_expert[routing.top_k_index]  # [tokens, k]
-    counted = routing.is_load[:, None] & (device >= 0)
+    counted = routing.is_real_token[:, None] & (device >= 0)
     is_visit = _is_last_visit(device, going_round) & counted if channel.device_is_shared else counted
     weight = routing.probabilities.gather(1, routing.top_k_index) * counted
 

@@ -13,7 +13,7 @@ function layoutOf(extra) {
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { color: ink, family: "system-ui, sans-serif", size: narrow ? 11 : 13 },
     margin: { l: narrow ? 40 : 56, r: 12, t: 36, b: 40 },
-    legend: { orientation: "h", y: 1.02, x: 0, yanchor: "bottom", maxheight: MOST_PIXELS },
+    legend: { orientation: "h", y: 1.02, x: 0, yanchor: "bottom", maxheight: MAX_PIXELS },
     hovermode: "closest",
     xaxis: { ...axis, ...xaxis, title: xaxis?.title && { text: xaxis.title } },
     yaxis: { ...axis, ...yaxis, title: yaxis?.title && { text: yaxis.title } },
@@ -42,7 +42,7 @@ function plot(id, traces, layout) {
   }
 }
 
-const MOST_PIXELS = 20000; // of a legend: none is cut or scrolled
+const MAX_PIXELS = 20000; // of a legend: none is cut or scrolled
 const TALL_TICKS = 90; // of upright tick labels
 const leastPlot = () => (window.innerWidth < 600 ? 220 : 260);
 
