@@ -29,6 +29,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/house.py
 
 # A process per core, each on one thread (tests/conftest.py); a file's tests share what they made. With
 # WDMOE_EXAMPLES_FACTOR=20 property tests try 20 times as many random cases.
