@@ -39,7 +39,7 @@ def read_config(path: Path, read: Callable[[], Config]) -> Config:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a config is a Python program: it may raise anything, SystemExit too
-        where = config_sentence(error)
+        where = config_sentence(error).replace(str(path.absolute()), str(path))
         place = where if where.startswith(str(path)) else f"{path}: {where.removeprefix(': ')}"
         raise WdmoeError(f"{place} (cannot be read as an OpenCompass config)") from None
 

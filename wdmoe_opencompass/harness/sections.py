@@ -3,6 +3,8 @@
 OpenCompass takes any class under any key, and says so, if at all, after the inference.
 """
 
+import importlib
+import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,13 +27,17 @@ from opencompass.tasks.subjective_eval import SubjectiveEvalTask
 
 from ..errors import WdmoeError, shown
 from ..run.run_progress import newest_config
+from .config_errors import cause
 from .eval_task import WdmoeEvalTask
 from .infer_task import WdmoeInferTask
 
 INFER, EVAL = "infer", "eval"
 RUNNERS_FILE = "eval_configs/runners/wdmoe_local.py"
 SUBJECTIVE = (SubjectiveNaivePartitioner, SubjectiveNumWorkerPartitioner, SubjectiveSizePartitioner)
-COUNTS = ("n", "tasks", "num_worker", "num_split", "batch_size", "max_task_size")  # of partitioners
+COUNTS = {  # that must be at least 1
+    "partitioner": ("n", "tasks", "num_worker", "num_split", "batch_size", "max_task_size"),
+    "runner": ("max_num_workers", "max_workers_per_gpu"),
+}
 MAX_ITEMS, MAX_LABELS = 10**6, 100  # of a dataset: more than any benchmark has (our choice)
 KINDS = {  # -> what it is, where it belongs
     OpenICLInferTask: ("an infer task", "infer.runner.task.type"),
@@ -69,7 +75,7 @@ def check_start_of(work_dir: Path) -> None:
 
 def score_one_by_one(cfg: Any) -> bool:
     """Put our eval task in the place of OpenCompass's own, whose scores it gives; -> whether that was there."""
-    task = _part(cfg, EVAL, "runner", "task")
+    task = part_of(cfg, EVAL, "runner", "task")
     if resolved(TASKS, task.get("type")) is not OpenICLEvalTask:
         return False
     task["type"] = f"{WdmoeEvalTask.__module__}.{WdmoeEvalTask.__name__}"
@@ -80,10 +86,10 @@ def ends_at_first(cfg: Any) -> bool:
     """Whether datasets share an eval task that ends at the first failure, and no partitioner of ours changes that."""
     from .partitioner import CheckedPartitioner
 
-    task = resolved(TASKS, _type(_part(cfg, EVAL, "runner", "task")))
-    partitioners = [resolved(PARTITIONERS, _type(_part(cfg, section, "partitioner"))) for section in (INFER, EVAL)]
+    task = resolved(TASKS, _type(part_of(cfg, EVAL, "runner", "task")))
+    partitioners = [resolved(PARTITIONERS, _type(part_of(cfg, section, "partitioner"))) for section in (INFER, EVAL)]
     is_checked = any(kind is not None and issubclass(kind, CheckedPartitioner) for kind in partitioners)
-    is_alone = _part(cfg, EVAL, "partitioner").get("n", 1) == 1
+    is_alone = part_of(cfg, EVAL, "partitioner").get("n", 1) == 1
     return task is OpenICLEvalTask and not is_checked and not is_alone
 
 
@@ -107,22 +113,20 @@ def _wrong_in_section(cfg: Any, section: str) -> Iterator[str]:
         ("runner", RUNNERS, BaseRunner),
         ("runner.task", TASKS, BaseTask),
     ):
-        key, named = f"{section}.{path}.type", _type(_part(cfg, section, *path.split(".")))
+        key, named = f"{section}.{path}.type", _type(part_of(cfg, section, *path.split(".")))
         way_out = f"take {section} from {RUNNERS_FILE}"
         if named is None:
             yield f"{key} is not there; {way_out}"
             continue
         part = resolved(registry, named)
         if part is None:
-            yield f"{key} is {shown(named)}, which cannot be imported as a class; {way_out}"
+            yield f"{key} is {shown(named)}, which cannot be imported as a class{import_cause(named)}; {way_out}"
         elif not issubclass(part, kind):
             yield f"{key} is {part.__name__}, which is {_described(part)}; {way_out}"
         else:
             found[path] = part
-    for key in COUNTS:
-        count = _part(cfg, section, "partitioner").get(key)
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-            yield f"{section}.partitioner.{key} must be a whole number of at least 1, got {shown(count)}"
+    for path in COUNTS:
+        yield from _wrong_arguments(f"{section}.{path}", part_of(cfg, section, path), found.get(path), COUNTS[path])
     task, partitioner = found.get("runner.task"), found.get("partitioner")
     if task is not None:
         yield from _wrong_infer_task(cfg, task) if section == INFER else _wrong_eval_task(task)
@@ -130,6 +134,33 @@ def _wrong_in_section(cfg: Any, section: str) -> Iterator[str]:
         yield f"infer.partitioner.type is {partitioner.__name__}, which belongs in eval; {way_out}"
     if section == EVAL and partitioner is not None:
         yield from _wrong_eval_partitioner(cfg, partitioner, task)
+
+
+def _wrong_arguments(key: str, arguments: Any, part: type | None, counts: Sequence[str]) -> Iterator[str]:
+    """A sentence for each argument that the class, which OpenCompass builds only when it is needed, would refuse."""
+    known = None if part is None else _arguments_of(part)
+    if part is not None and known is not None:
+        takes = ", ".join(sorted(known - {"out_dir"}))
+        unknown = [name for name in arguments if name not in {"type", "_scope_"} | known]
+        yield from (f"{key}.{name} is no argument of {part.__name__}; it takes {takes}" for name in unknown)
+    for name in counts:
+        count = arguments.get(name)
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            yield f"{key}.{name} must be a whole number of at least 1, got {shown(count)}"
+
+
+def _arguments_of(part: type) -> set[str] | None:
+    """The names that building a class takes, its bases' too where it hands others on; None where any name is taken."""
+    names: set[str] = set()
+    for base in part.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = [*inspect.signature(vars(base)["__init__"]).parameters.values()][1:]
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        names |= {one.name for one in parameters if one.kind in kinds}
+        if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters):
+            return names
+    return None
 
 
 def _wrong_infer_task(cfg: Any, task: type) -> Iterator[str]:
@@ -175,7 +206,7 @@ def _wrong_eval_partitioner(cfg: Any, partitioner: type, task: type | None) -> I
             )
     elif issubclass(partitioner, NumWorkerPartitioner | SizePartitioner):
         is_ours = issubclass(partitioner, WdmoeNumWorkerPartitioner | WdmoeSizePartitioner)
-        if not is_ours and _can_split(partitioner, _part(cfg, EVAL, "partitioner")):
+        if not is_ours and _can_split(partitioner, part_of(cfg, EVAL, "partitioner")):
             yield (
                 f"eval.partitioner.type is {name}, which splits datasets, and the scores of parts are in no table: "
                 f"take Wdmoe{name}, which keeps them whole in eval, or WdmoeNaivePartitioner, as in {RUNNERS_FILE}"
@@ -216,7 +247,18 @@ def resolved(registry: Any, named: Any) -> Any:
     return found if isinstance(found, type) else None
 
 
-def _part(cfg: Any, *keys: str) -> Any:
+def import_cause(named: Any) -> str:
+    """-> ": " and why the module of a `type=` cannot be imported; nothing where it can, or where none is named."""
+    module = str(named).rpartition(".")[0]
+    try:
+        if module:
+            importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # a module may raise anything when it is imported
+        return f": {cause(error)}"
+    return ""
+
+
+def part_of(cfg: Any, *keys: str) -> Any:
     """The dict under these keys; an empty one where there is none."""
     for key in keys:
         cfg = cfg.get(key)

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -29,6 +29,7 @@ from opencompass.registry import (
     PARTITIONERS,
     RUNNERS,
     TASKS,
+    TEXT_POSTPROCESSORS,
 )
 from opencompass.runners import LocalRunner
 from opencompass.utils import (
@@ -58,18 +59,32 @@ from ..infer_task import WdmoeInferTask
 from ..models import WdmoeMixin
 from ..name_checks import name_problems
 from ..returned import generate_tokens, returns_tokens
-from ..sections import ENDS_AT_FIRST, NO_TRACE, RUNNERS_FILE, ends_at_first, resolved, wrong_parts
+from ..sections import (
+    ENDS_AT_FIRST,
+    NO_TRACE,
+    RUNNERS_FILE,
+    ends_at_first,
+    import_cause,
+    part_of,
+    resolved,
+    wrong_parts,
+)
 from ..settings import parse_settings
 from ..summarizer import WdmoeSummarizer
 from .batch_memory import batch_memory, batch_sentence
 from .facts import DatasetFacts, ModelFacts, Plan, RunEstimate, grouped
+from .generation import why_not_generated
 from .offline import NotOnThisMachine, no_network
+from .values import check_values
 from .weights import local_folder, measure_weights
 
 SAMPLED_ITEMS = 25  # of each dataset, evenly spaced, whose prompts are rendered
 CHARACTERS_PER_TOKEN = 4  # our choice, where the tokenizer is not on this machine
 HEADER_BYTES = 3390  # of a trace: array names, versions, policy, identity; its channel profile comes on top
 RECORDING_HEADER_BYTES = 1880
+SCORING = dict(
+    evaluator=ICL_EVALUATORS, pred_postprocessor=TEXT_POSTPROCESSORS, dataset_postprocessor=TEXT_POSTPROCESSORS
+)  # of an `eval_cfg`: where OpenCompass looks for a type
 CHEAP_RETRIEVERS = (ZeroRetriever, FixKRetriever, RandomRetriever, SlidingWindowRetriever)
 
 
@@ -112,15 +127,15 @@ def make_plan(config: Path | str) -> Plan:
         cfg = _read_config(Path(config))
         plan = Plan(str(config))
         _check_sections(cfg, plan)
-        runner = resolved(RUNNERS, cfg.get("infer", {}).get("runner", {}).get("type", LocalRunner))
+        runner = resolved(RUNNERS, part_of(cfg, "infer", "runner").get("type", LocalRunner))
         models = {model_abbr_from_cfg(one): _look_at_model(one, runner, plan) for one in cfg["models"]}
         found = {dataset_abbr_from_cfg(one): _look_at_dataset(one, plan) for one in cfg["datasets"]}
         _look_at_tensors(models, plan)
         plan.models, plan.datasets = [m.facts for m in models.values()], [d.facts for d in found.values()]
         _report_failures(plan)
-        sections = [cfg.get("infer", {}), cfg.get("eval", {})]
-        kinds = [resolved(PARTITIONERS, section.get("partitioner", {}).get("type")) for section in sections]
-        kinds.append(resolved(TASKS, sections[1].get("runner", {}).get("task", {}).get("type")))
+        partitioners = [part_of(cfg, section, "partitioner").get("type") for section in ("infer", "eval")]
+        kinds = [resolved(PARTITIONERS, partitioner) for partitioner in partitioners]
+        kinds.append(resolved(TASKS, part_of(cfg, "eval", "runner", "task").get("type")))
         check_caches(kinds, plan)
         _look_at_comparisons(cfg, plan)
         _estimate_runs(cfg, models, found, plan)
@@ -153,6 +168,7 @@ def _read_config(path: Path) -> Config:
         if not (isinstance(cfg.get(key), list) and cfg[key]):
             raise WdmoeError(f"{path}: must have a list `{key}` that is not empty")
         _check_abbrs(path, key, cfg[key])
+    check_values(path, cfg)
     return cfg
 
 
@@ -177,7 +193,7 @@ def _check_sections(cfg: Config, plan: Plan) -> None:
         plan.notes.append(f"eval: {ENDS_AT_FIRST}")
     pairs = [(model_abbr_from_cfg(m), dataset_abbr_from_cfg(d)) for m, d in _pairs(cfg)]
     plan.problems += name_problems(pairs, Path(cfg.get("work_dir") or "outputs/default") / "YYYYMMDD_hhmmss")
-    task = resolved(TASKS, cfg.get("infer", {}).get("runner", {}).get("task", {}).get("type"))
+    task = resolved(TASKS, part_of(cfg, "infer", "runner", "task").get("type"))
     if not any("wdmoe" in model for model in cfg["models"]):
         plan.notes.append("no model has wdmoe=dict(...): no routing trace will be written")
         if not _is_subclass(task, WdmoeInferTask) and _needs_batch_encode_plus(cfg):
@@ -188,7 +204,7 @@ def _check_sections(cfg: Config, plan: Plan) -> None:
         return
     if cfg.get("infer") is None:
         plan.problems.append(NO_TRACE + RUNNERS_FILE)
-    summarizer = resolved(TASKS, cfg.get("summarizer", {}).get("type"))
+    summarizer = resolved(TASKS, part_of(cfg, "summarizer").get("type"))
     if not _is_subclass(summarizer, WdmoeSummarizer):
         plan.problems.append("summarizer: must be dict(type=WdmoeSummarizer), or no latency is reported")
 
@@ -215,7 +231,7 @@ def _look_at_model(cfg: ConfigDict, runner: Any, plan: Plan) -> _Model:
         plan.problems.append(f"model {facts.abbr}: {sentence}")
 
     if kind is None:
-        problem(f"its type {cfg.get('type')} cannot be imported")
+        problem(f"its type {cfg.get('type')} cannot be imported{import_cause(cfg.get('type'))}")
         return model
     if _is_subclass(kind, WdmoeMixin):
         _look_at_settings(model, kind, problem)
@@ -313,7 +329,7 @@ def _look_at_tensors(models: dict[str, _Model], plan: Plan) -> None:
 
 
 def _look_at_generation(model: _Model, problem: Callable, plan: Plan) -> None:
-    """Whether transformers knows this way of generating, and OpenCompass the end of each of its rows."""
+    """Whether transformers can generate in this way, and OpenCompass knows the end of each of its rows."""
     try:
         with quiet():
             config = _generation_config(model)
@@ -326,6 +342,12 @@ def _look_at_generation(model: _Model, problem: Callable, plan: Plan) -> None:
             f"its generation_kwargs ask for {mode.value.replace('_', ' ')}, which transformers "
             f"{transformers.__version__} no longer has; take num_beams or do_sample"
         )
+        return
+    arguments = returns_tokens(_plain(model.cfg.get("generation_kwargs") or {}))
+    weights = model.facts.weights
+    why_not = weights and why_not_generated(_stored_generation_config(model), arguments, weights.vocabulary)
+    if why_not is not None:
+        problem(f"its generation_kwargs, or its generation_config.json, cannot be used: {why_not}")
         return
     rows = model.rows_per_prompt = _rows_per_prompt(config.to_dict())
     if rows > 1 and model.cfg.get("stop_words"):
@@ -341,6 +363,19 @@ def _generation_config(model: _Model) -> GenerationConfig:
 
     ValueError or TypeError where these do not fit each other.
     """
+    config = GenerationConfig()
+    config.update(**_stored_generation_config(model).to_dict(), defaults_only=True, allow_custom_entries=True)
+    defaults: dict[str, Any] = getattr(config, "_get_default_generation_params", dict)()
+    config.update(**defaults, defaults_only=True)
+    config.update(**returns_tokens(_plain(model.cfg.get("generation_kwargs") or {})))
+    for name in ("num_beams", "num_return_sequences"):
+        if not isinstance(getattr(config, name), int):
+            raise ValueError(f"{name} must be a whole number, got {getattr(config, name)!r}")
+    return config
+
+
+def _stored_generation_config(model: _Model) -> GenerationConfig:
+    """What the model's folder asks for, without sampling, as OpenCompass loads it."""
     stored, folder = GenerationConfig(), model.facts.folder or ""
     subfolder = model.cfg.get("model_kwargs", {}).get("subfolder") or ""
     for name in ("generation_config.json", "config.json") if folder else ():
@@ -351,15 +386,7 @@ def _generation_config(model: _Model) -> GenerationConfig:
             continue
     stored.do_sample = False
     generate_tokens(stored)
-    config = GenerationConfig()
-    config.update(**stored.to_dict(), defaults_only=True, allow_custom_entries=True)
-    defaults: dict[str, Any] = getattr(config, "_get_default_generation_params", dict)()
-    config.update(**defaults, defaults_only=True)
-    config.update(**returns_tokens(_plain(model.cfg.get("generation_kwargs") or {})))
-    for name in ("num_beams", "num_return_sequences"):
-        if not isinstance(getattr(config, name), int):
-            raise ValueError(f"{name} must be a whole number, got {getattr(config, name)!r}")
-    return config
+    return stored
 
 
 def _look_at_memory(model: _Model, runner: Any, problem: Callable) -> None:
@@ -466,6 +493,10 @@ def _method(inferencer: Any) -> str | None:
 
 
 def _look_at_evaluator(cfg: ConfigDict, benchmark: str, plan: Plan) -> None:
+    missing = list(_missing_scoring(cfg.get("eval_cfg") or {}))
+    plan.problems += [f"{benchmark}: its answers cannot be scored: {sentence}" for sentence in missing]
+    if missing:
+        return
     try:
         evaluator = ICL_EVALUATORS.build(_plain(cfg.get("eval_cfg", {}).get("evaluator", {})))
     except ImportError as error:
@@ -474,6 +505,23 @@ def _look_at_evaluator(cfg: ConfigDict, benchmark: str, plan: Plan) -> None:
         return
     else:
         check_metric(evaluator, benchmark, plan)
+
+
+def _missing_scoring(eval_cfg: ConfigDict) -> Iterator[str]:
+    """A sentence for each part of an `eval_cfg` that is not there, or whose type is no class and no function."""
+    if part_of(eval_cfg, "evaluator").get("type") is None:
+        yield "eval_cfg must have an evaluator=dict(type=...)"
+    for name, registry in SCORING.items():
+        kind = part_of(eval_cfg, name).get("type")
+        if kind is not None and not callable(_found(registry, kind)):
+            yield f"eval_cfg.{name}.type is {shown(kind)}, which cannot be imported{import_cause(kind)}"
+
+
+def _found(registry: Any, kind: Any) -> Any:
+    try:
+        return registry.get(kind) if isinstance(kind, str) else kind
+    except (Exception, SystemExit):  # a module may raise anything when it is imported
+        return None
 
 
 def _missing_file(error: Exception) -> str:

@@ -24,8 +24,8 @@ class WeightsFacts:
     """What a model's config alone tells.
 
     active_parameters: those one token meets, embeddings and router included. bytes: loaded, in `dtype` and under the
-    quantization asked for. layers, experts, top_k: of its MoE layers; layers is 0 for a dense model. token: what a
-    token of a forward pass takes beside them; None where that cannot be told.
+    quantization asked for. layers, experts, top_k: of its MoE layers; layers is 0 for a dense model. vocabulary:
+    tokens that it knows. token: what a token of a forward pass takes on top; None where that cannot be told.
     """
 
     parameters: int
@@ -35,6 +35,7 @@ class WeightsFacts:
     layers: int
     experts: int
     top_k: int
+    vocabulary: int
     token: TokenBytes | None = None
 
 
@@ -102,6 +103,7 @@ def measure_weights(folder: Path, model_kwargs: dict[str, Any]) -> WeightsFacts:
     check_is_decoder(folder, model)
     text = config.get_text_config()
     experts, top_k = _first_of(text, EXPERTS_KEYS), _first_of(text, TOP_K_KEYS)
+    _check_top_k(folder, text, experts)
     in_experts = _parameters_in_experts(model, experts)
     parameters = sum(one.numel() for one in model.parameters())
     idle = sum(in_experts) * (experts - top_k) // experts if experts else 0
@@ -113,6 +115,7 @@ def measure_weights(folder: Path, model_kwargs: dict[str, Any]) -> WeightsFacts:
         layers=len(in_experts),
         experts=experts,
         top_k=top_k,
+        vocabulary=int(getattr(text, "vocab_size", 0) or 0),
         token=token_bytes(text, dtype.itemsize, max(in_experts, default=0) // max(experts, 1), top_k),
     )
 
@@ -122,6 +125,14 @@ def _dtype(asked: Any, config: Any) -> torch.dtype:
         return asked
     named = getattr(torch, str(asked).removeprefix("torch."), None)
     return named or config.get_text_config().dtype or config.dtype or torch.float32  # 'auto': as stored
+
+
+def _check_top_k(folder: Path, text: Any, experts: int) -> None:
+    """ModelError where a config asks for more experts per token than there are, or for none."""
+    for key in TOP_K_KEYS if experts else ():
+        top_k = getattr(text, key, None)
+        if top_k is not None and not (isinstance(top_k, int) and 1 <= top_k <= experts):
+            raise ModelError(f"{folder}: {key} in its config.json must be from 1 to {experts}, got {top_k!r}")
 
 
 def _first_of(config: Any, keys: tuple[str, ...]) -> int:
@@ -148,6 +159,6 @@ def _loaded_bytes(model: Any, quantization_config: Any) -> int:
             model, device_map=None, checkpoint_files=[]
         )  # swaps in the quantizer's modules, so that each parameter knows its size
         sizes = [quantizer.param_element_size(model, name, one) * one.numel() for name, one in model.named_parameters()]
-    except (ImportError, ValueError, RuntimeError, TypeError) as error:
+    except (ImportError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
         raise ModelError(f"its quantization_config cannot be applied: {first_line(error)}") from None
     return int(sum(sizes))
