@@ -193,6 +193,15 @@ def test_predictions_and_traces_that_do_not_belong_together_are_named(run, falsi
     assert len(found) <= {other_profile_in_config: 10, swapped_traces: 4}.get(falsify, 2)  # 4: their recordings too
 
 
+def test_the_journal_of_a_dataset_that_failed_is_no_fault(run):
+    """Its cells are empty with the reason, which is compared; to continue would not mend it."""
+    predictions = run / "predictions" / WDMOE
+    journal_left(run)
+    assert list(unfinished_files(Run.open(run)))
+    (predictions / "qs_choice_small.failed.txt").write_text("AssertionError: Index 99999 is out of range of 4\n")
+    assert not list(unfinished_files(Run.open(run)))
+
+
 def test_a_journal_of_a_part_that_no_table_is_of_is_no_fault(run):
     (run / "predictions" / WDMOE / "qs_choice_small_0.trace.part").write_bytes(b"")
     assert not list(unfinished_files(Run.open(run)))

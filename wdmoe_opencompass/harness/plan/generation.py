@@ -1,5 +1,6 @@
 """Whether a model's generation settings can be used: transformers is asked to, with a tiny model in its place."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ def why_not_generated(stored: GenerationConfig, arguments: dict[str, Any], vocab
     taken = {name: value for name, value in arguments.items() if name not in NEEDS_TOKENIZER}
     prompts = torch.ones((2, 3), dtype=torch.long)
     try:
-        with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        with quiet(), warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]), torch.no_grad():
             model: Any = LlamaForCausalLM(LlamaConfig(vocab_size=max(vocabulary, 8), **size))
             model.generation_config = stored
             model.generate(

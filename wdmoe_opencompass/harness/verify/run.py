@@ -21,6 +21,7 @@ from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 from ..._util.file_names import dataset_file, files_below
 from ...errors import TraceError, WdmoeError
 from ...report.publication import MANIFEST_FILE, manifest
+from ...run.failures import noted_failure
 from ...run.recovery import FAILURE_SUFFIX, read_whole, why_not_of
 from ...trace.format import JOURNAL_SUFFIX, SEALED_SUFFIX, RoutingTrace
 from ...trace.recording import RECORDING_JOURNAL_SUFFIX, RECORDING_SUFFIX, read_recording, why_not_of_trace
@@ -126,9 +127,17 @@ def verify(folder: Path) -> Verdict:
 
 # -- do predictions and traces belong together -----------------------------------------------------------------------
 def unfinished_files(run: Run) -> Iterator[Mismatch]:
-    """Journals that were never sealed, of what the tables are of, and JSON that is torn."""
+    """Journals that were never sealed, of what the tables are of, and JSON that is torn.
+
+    What failed has a journal too; its cells are empty with the reason, and that is compared.
+    """
     for files in map(run.files_of, run.config["models"]):
-        names = [name for dataset in files.datasets for name in _names_of(files, dataset)]
+        names = [
+            name
+            for dataset in files.datasets
+            for name in _names_of(files, dataset)
+            if noted_failure(files.path(name, ".json")) is None
+        ]
         for path in (files.path(name, suffix) for name in names for suffix in JOURNALS):
             if path.exists():
                 yield Mismatch(_name(run, path), "a journal that was never sealed", "none: continue the run with -r")
