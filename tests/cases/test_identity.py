@@ -23,7 +23,15 @@ from wdmoe_opencompass.harness.identify import asked_facts, inferencer_facts, pr
 from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel, WdmoeHuggingFacewithChatTemplate
 from wdmoe_opencompass.harness.trace_checks import Expected, why_refused
 from wdmoe_opencompass.identity import adapter_digest, described, differing, key_of, weights_digest
-from wdmoe_opencompass.identity.facts import generation_facts, sentence
+from wdmoe_opencompass.identity.facts import (
+    HARMLESS_GENERATION,
+    OF_BEAMS,
+    OF_LENGTH,
+    OF_SAMPLING,
+    generation_facts,
+    rows_per_prompt,
+    sentence,
+)
 from wdmoe_opencompass.report.compare import batch_records, compared, identity_records, item_records, notes_of
 from wdmoe_opencompass.report.differences import difference_notes, difference_records
 from wdmoe_opencompass.report.frontier import frontier_records
@@ -81,8 +89,10 @@ def files(tmp_path_factory):
         (
             "harmless_config",
             "config.json",
-            dict(_name_or_path="elsewhere", use_cache=False, output_router_logits=False),
+            dict(_name_or_path="elsewhere", use_cache=True, output_router_logits=False),
         ),
+        ("no_cache", "config.json", dict(use_cache=False)),
+        ("longer_answers", "generation_config.json", dict(min_new_tokens=8)),
         ("other_end", "generation_config.json", dict(eos_token_id=[2, 7])),
         ("other_template", "tokenizer_config.json", dict(chat_template="{{ messages[0]['content'] }}!")),
     ):
@@ -173,6 +183,8 @@ TEMPLATE = dict(
 SAMPLING = dict(do_sample=True, temperature=0.7)
 EXACT = dict(wdmoe=dict(VANILLA, perplexity="exact"))
 HALF = dict(model_kwargs=dict(torch_dtype="torch.bfloat16"))
+BEAMS = dict(generation_kwargs=dict(num_beams=2))
+WITHOUT_LENGTH = dict(dataset=asking(GEN, max_out_len=None))
 
 # what is found, then what is changed in one of two models that are else the same: (fact, both, one, dataset)
 CHANGES = [
@@ -206,6 +218,13 @@ CHANGES = [
     ("generation_kwargs.length_penalty", dict(generation_kwargs=dict(num_beams=2)),
      dict(generation_kwargs=dict(num_beams=2, length_penalty=2.0)), GEN),
     ("generation_kwargs.eos_token_id", {}, dict(path="other_end"), GEN),
+    ("generation_kwargs.min_new_tokens", {}, dict(generation_kwargs=dict(min_new_tokens=8)), GEN),
+    ("generation_kwargs.min_new_tokens", {}, dict(path="longer_answers"), GEN),
+    ("generation_kwargs.min_length", {}, dict(generation_kwargs=dict(min_length=60)), GEN),
+    ("generation_kwargs.max_new_tokens", WITHOUT_LENGTH, dict(generation_kwargs=dict(max_new_tokens=3)), GEN),
+    ("generation_kwargs.use_cache", {}, dict(generation_kwargs=dict(use_cache=False)), GEN),
+    ("config.use_cache", {}, dict(path="no_cache"), GEN),
+    ("config.use_cache", {}, dict(model_kwargs=dict(use_cache=False)), PPL),
     ("max_out_len", {}, dict(dataset=asking(GEN, max_out_len=9)), GEN),
     ("min_out_len", {}, dict(min_out_len=2), GEN),
     ("min_out_len", {}, dict(dataset=asking(GEN, min_out_len=2)), GEN),
@@ -220,11 +239,15 @@ CHANGES = [
     ("batch_size", {}, dict(batch_size=8), PPL),
     ("batch_size", {}, dict(dataset=asking(PPL, batch_size=8)), PPL),
     ("batch_size", HALF, dict(batch_size=8), GEN),
+    ("batch_size", dict(BEAMS, stop_words=["\n"]), dict(batch_size=8), GEN),
+    ("batch_size", dict(BEAMS, dataset=asking(GEN, stopping_criteria=["\n"])), dict(batch_size=8), GEN),
+    ("batch_size", dict(BEAMS, **CHAT), dict(batch_size=8), GEN),  # whose end token is a stop word
+    ("batch_size", dict(generation_kwargs=SAMPLING), dict(batch_size=8), GEN),
 ]  # fmt: skip
 # facts that cannot be changed without others that follow from them
 FOLLOW = {
     "perplexity": {"batch_size", "pad_token_id", "padding_side"},
-    "generation_kwargs.do_sample": {"seed", "generation_kwargs.top_k", "generation_kwargs.temperature"},
+    "generation_kwargs.do_sample": {"seed", "batch_size", "generation_kwargs.top_k", "generation_kwargs.temperature"},
     "generation_kwargs.eos_token_id": {"stop_words"},
     "chat_template": {"tokenizer"},
 }
@@ -263,11 +286,20 @@ HARMLESS = [
     ({}, dict(generation_kwargs=dict(num_beams=1, num_return_sequences=1)), GEN),
     ({}, dict(generation_kwargs=dict(temperature=0.3, top_p=0.9)), GEN),  # greedy
     ({}, dict(generation_kwargs=dict(length_penalty=3.0)), GEN),  # one beam
+    ({}, dict(generation_kwargs=dict(use_cache=True, min_new_tokens=0)), GEN),
+    ({}, dict(model_kwargs=dict(use_cache=True)), GEN),
+    (dict(min_out_len=2), dict(generation_kwargs=dict(min_new_tokens=8, min_length=60)), GEN),
+    (dict(dataset=asking(GEN, min_out_len=2)), dict(path="longer_answers"), GEN),
+    ({}, dict(generation_kwargs=dict(max_new_tokens=3, max_length=5)), GEN),  # the dataset's max_out_len stands
+    ({}, dict(path="longer_answers"), PPL),
     ({}, dict(generation_kwargs=dict(num_beams=4), stop_words=["\n"]), PPL),
     (dict(stop_words=["a", "b"]), dict(stop_words=["b", "a", "b"]), GEN),
     ({}, dict(dataset=asking(GEN, max_out_len=8, batch_size=16)), GEN),
     ({}, dict(max_out_len=99), GEN),  # the dataset's own stands
     ({}, dict(batch_size=16), GEN),  # in float32
+    (BEAMS, dict(batch_size=16), GEN),  # no stop words
+    (dict(stop_words=["\n"]), dict(batch_size=16), GEN),  # one row per prompt
+    (dict(BEAMS, stop_words=["\n"], **EXACT), dict(batch_size=16), PPL),
     (EXACT, dict(batch_size=16), PPL),
     (dict(EXACT, **HALF), dict(batch_size=16), PPL),
     (EXACT, dict(pad_token_id=2), PPL),
@@ -339,6 +371,96 @@ def test_the_seed_counts_where_answers_are_sampled(facts):
     assert differing(first, facts(generation_kwargs=SAMPLING)) == {"seed": "3 against 4"}
 
 
+# -- what is harmless in generation, by generating -------------------------------------------------------------------
+QUICKSTART = ROOT / "quickstart" / "model"
+TEXTS = ["Question: 2 + 5 =\nAnswer:", "Tom has"]
+# argument -> a value that is not its default
+TRIED = dict(
+    transformers_version="1.0",
+    _from_model_config=False,
+    pad_token_id=7,
+    bos_token_id=3,
+    output_scores=True,
+    output_logits=True,
+    output_attentions=True,
+    output_hidden_states=True,
+    return_dict_in_generate=True,
+    max_length=5,
+    max_new_tokens=3,
+    temperature=0.3,
+    top_k=3,
+    top_p=0.5,
+    min_p=0.3,
+    top_h=0.4,
+    typical_p=0.4,
+    epsilon_cutoff=0.1,
+    eta_cutoff=0.1,
+    length_penalty=3.0,
+    early_stopping=True,
+    num_beam_groups=2,
+    diversity_penalty=0.5,
+)
+
+
+def generated(tmp_path, stored=None, batch_size=2, stop_words=(), **generation_kwargs):
+    """-> answers of the quickstart's model, and tokens that each forward pass computed, padding included.
+
+    stored: what its generation_config.json says on top
+    """
+    shutil.copytree(QUICKSTART, tmp_path, dirs_exist_ok=True)
+    change_json(tmp_path / "generation_config.json", **stored or {})
+    cfg = dict(path=str(tmp_path), model_kwargs=dict(torch_dtype="torch.float32", device_map="cpu"))
+    model = WdmoeHuggingFaceBaseModel(**cfg, wdmoe=VANILLA, generation_kwargs=generation_kwargs)
+    passes = []
+    model.model.model.register_forward_pre_hook(
+        lambda _, args, kwargs: passes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    answers = []
+    for begin in range(0, len(TEXTS), batch_size):
+        batch = TEXTS[begin : begin + batch_size]
+        answers += model.generate(batch, 12, stopping_criteria=list(stop_words))
+    return answers, passes
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory):
+    return generated(tmp_path_factory.mktemp("usual"))
+
+
+def test_every_harmless_argument_of_generation_is_tried():
+    replaced = OF_LENGTH["max_out_len"]
+    assert set(TRIED) == {*HARMLESS_GENERATION, *OF_SAMPLING, *OF_BEAMS, *replaced}
+
+
+@pytest.mark.parametrize("name", TRIED)
+@pytest.mark.parametrize("is_stored", [False, True], ids=["argument", "stored"])
+def test_a_harmless_argument_changes_neither_answers_nor_passes(tmp_path, usual, name, is_stored):
+    told = {name: TRIED[name]}
+    assert (generated(tmp_path, stored=told) if is_stored else generated(tmp_path, **told)) == usual
+
+
+@pytest.mark.parametrize("is_stored", [False, True], ids=["argument", "stored"])
+def test_the_least_length_changes_answers_and_the_cache_what_passes_compute(tmp_path, usual, is_stored):
+    def found(**told):
+        return generated(tmp_path, stored=told) if is_stored else generated(tmp_path, **told)
+
+    assert len(usual[1]) > 1
+    assert found(min_new_tokens=12)[0] != usual[0]
+    assert found(min_new_tokens=0) == usual
+    answers, passes = found(min_new_tokens=None, use_cache=False)
+    assert answers == usual[0]
+    assert len(passes) == len(usual[1])
+    assert passes[1] > usual[1][1] == len(TEXTS)
+
+
+def test_the_batch_changes_answers_of_beams_with_stop_words(tmp_path):
+    beams = dict(num_beams=4)
+    alone, together = (generated(tmp_path, batch_size=n, **beams)[0] for n in (1, len(TEXTS)))
+    assert alone == together
+    alone, together = (generated(tmp_path, batch_size=n, stop_words=["1", "2"], **beams)[0] for n in (1, len(TEXTS)))
+    assert alone != together
+
+
 # -- weights by content ----------------------------------------------------------------------------------------------
 @given(
     st.lists(st.integers(1, 40), min_size=1, max_size=6),
@@ -408,6 +530,37 @@ def test_an_adapter_counts_by_its_tensors_and_by_how_they_are_applied(files):
     digests = {name: adapter_digest(files[name]) for name in ("lora", "other_lora", "strong_lora", "lora_moved")}
     assert digests["lora"] == digests["lora_moved"]
     assert len(set(digests.values())) == 3
+
+
+def test_an_adapter_that_also_changes_the_base_weights_on_loading_is_another(files, tmp_path):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, init_lora_weights="pissa", task_type="CAUSAL_LM", target_modules=["q_proj"])
+    base = AutoModelForCausalLM.from_pretrained(files["base"], dtype=torch.float32)
+    peft.get_peft_model(base, config).save_pretrained(tmp_path / "pissa")
+    shutil.copytree(tmp_path / "pissa", tmp_path / "lora")
+    change_json(tmp_path / "lora" / "adapter_config.json", init_lora_weights=True)
+    with torch.no_grad():
+        logits = [
+            loaded(files, VANILLA, peft_path=str(tmp_path / name)).model(input_ids=torch.arange(3, 43)[None]).logits
+            for name in ("pissa", "lora")
+        ]
+    assert not torch.allclose(*logits, atol=1e-4)
+    assert adapter_digest(tmp_path / "pissa") != adapter_digest(tmp_path / "lora")
+
+
+def test_how_an_adapter_began_counts_where_peft_repeats_it_on_the_base_weights(tmp_path):
+    def digest(**changes):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(dict(peft_type="LORA", r=4) | changes))
+        return adapter_digest(tmp_path)
+
+    save_file({"w": torch.zeros(3)}, tmp_path / "adapter_model.safetensors")
+    for start in (True, False, "gaussian", None):
+        for unread in (dict(loftq_config=dict(loftq_bits=4)), dict(corda_config=dict(x=1)), dict(eva_config=dict(x=1))):
+            assert digest(init_lora_weights=start, **unread) == digest()
+    starts = ("pissa", "pissa_niter_4", "olora", "corda", "loftq")
+    assert len({digest(), *(digest(init_lora_weights=start) for start in starts)}) == len(starts) + 1
+    bits = [digest(init_lora_weights="loftq", loftq_config=dict(loftq_bits=n)) for n in (4, 8)]
+    assert bits[0] != bits[1]
 
 
 SETS = ("target_modules", "exclude_modules", "modules_to_save", "feedforward_modules", "layers_to_transform")
@@ -540,6 +693,28 @@ def test_what_has_no_effect_on_generation_is_left_out():
     assert generation_facts(defaults, dict(do_sample=True, temperature=0.2), dict(temperature=0.4)) == dict(
         do_sample=True, temperature=0.4
     )
+
+
+def test_what_replaces_a_length_leaves_it_without_effect():
+    lengths = dict(max_length=90, max_new_tokens=4, min_length=60, min_new_tokens=8)
+    assert generation_facts({}, lengths, asked=dict(max_out_len=8, min_out_len=0)) == {}
+    assert generation_facts({}, lengths, asked=dict(max_out_len=8)) == dict(min_new_tokens=8)
+    assert generation_facts({}, lengths) == dict(max_new_tokens=4, min_new_tokens=8)
+    assert generation_facts({}, dict(min_new_tokens=0, min_length=60)) == {}
+    assert generation_facts({}, dict(min_length=60)) == dict(min_length=60)
+
+
+@pytest.mark.parametrize(
+    ("generation", "rows"),
+    [
+        ({}, 1),
+        (dict(num_beams=4), 4),
+        (dict(num_return_sequences=2), 2),
+        (dict(num_beams=4, num_return_sequences=2), 4),
+    ],
+)
+def test_rows_per_prompt_are_the_beams_or_the_answers(generation, rows):
+    assert rows_per_prompt(generation) == rows
 
 
 # -- tables ----------------------------------------------------------------------------------------------------------
@@ -961,6 +1136,8 @@ def test_an_adapter_in_the_place_of_weights_is_refused(files):
     [
         (dict(peft_path="lora"), "peft_path none against "),
         (dict(generation_kwargs=dict(num_beams=4)), "generation_kwargs.num_beams none against 4"),
+        (dict(generation_kwargs=dict(min_new_tokens=8)), "generation_kwargs.min_new_tokens none against 8"),
+        (dict(generation_kwargs=dict(use_cache=False)), "generation_kwargs.use_cache none against false"),
         (dict(max_seq_len=64), "max_seq_len none against 64"),
         (dict(batch_size=3), None),  # generation
         (dict(abbr="another", run_cfg=dict(num_gpus=0)), None),
@@ -981,6 +1158,25 @@ def test_plan_says_beforehand_what_will_not_be_compared(files, change, said):
     else:
         (note,) = plan.notes
         assert note.startswith("model wdmoe, d and 1 more: more than the policy differs from vanilla: " + said)
+
+
+@pytest.mark.parametrize(
+    ("both", "dataset", "is_said"),
+    [
+        (dict(BEAMS, stop_words=["\n"]), GEN, True),
+        (dict(generation_kwargs=dict(num_beams=3, num_return_sequences=2)), asking(GEN, stopping_criteria=["Q"]), True),
+        (dict(BEAMS, type=WdmoeHuggingFacewithChatTemplate), GEN, True),
+        (dict(generation_kwargs=SAMPLING), GEN, True),
+        (BEAMS, GEN, False),
+        (dict(stop_words=["\n"]), GEN, False),
+    ],
+)
+def test_plan_names_the_batch_size_where_answers_depend_on_it(both, dataset, is_said):
+    from wdmoe_opencompass.harness.plan.make import _differing
+
+    models = [ConfigDict(CFG | both | change) for change in ({}, dict(batch_size=3, wdmoe=WDMOE))]
+    found = _differing(*models, ConfigDict(dataset, abbr="d"))
+    assert list(found) == (["batch_size"] if is_said else [])
 
 
 def test_opencompass_own_table_changes_no_argument(monkeypatch, tmp_path):

@@ -17,7 +17,15 @@ from opencompass.registry import ICL_INFERENCERS
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..identity import Facts, adapter_digest, arguments_of, weights_digest
-from ..identity.facts import DEFAULT_MODEL_KWARGS, HARMLESS_CONFIG, HARMLESS_MODEL_KWARGS, generation_facts, plain
+from ..identity.facts import (
+    DEFAULT_CONFIG,
+    DEFAULT_MODEL_KWARGS,
+    HARMLESS_CONFIG,
+    HARMLESS_MODEL_KWARGS,
+    batch_enters_answers,
+    generation_facts,
+    plain,
+)
 from .plan.weights import local_folder
 from .precision import precision_name
 
@@ -92,7 +100,9 @@ def model_facts(model: Any, model_kwargs: Mapping[str, Any], peft_path: str | No
         model_class=_model_class(type(loaded)),
         model_code=_model_code(type(loaded)),
         config={
-            key: value for key, value in config.to_dict().items() if key not in HARMLESS_CONFIG and value is not None
+            key: value
+            for key, value in config.to_dict().items()
+            if key not in HARMLESS_CONFIG and value not in (None, DEFAULT_CONFIG.get(key))
         },
         dtype=precision_name(loaded),
         attn_implementation=getattr(config, "_attn_implementation", None),
@@ -114,9 +124,10 @@ def answer_facts(model: Any, of_model: Facts, asked: Facts, perplexity: str) -> 
 
     model: the OpenCompass model object, all of whose arguments have taken effect; of_model: what `model_facts` gave;
     asked: what `inferencer_facts` gives. Facts without effect on the dataset's method are left out, and so is the batch
-    size where it changes no answer: in float32 that is all but OpenCompass's own perplexity.
+    size where it changes no answer: in float32 that is all but OpenCompass's own perplexity, and generation whose
+    answers depend on their batch (`batch_enters_answers`).
     """
-    facts = dict(of_model) | _arguments_in_effect(model) | dict(perplexity=perplexity)
+    facts = dict(of_model) | _arguments_in_effect(model, asked) | dict(perplexity=perplexity)
     words = {*getattr(model, "stop_words", []), *asked.get("stop_words", [])}
     facts |= dict(asked, stop_words=sorted(words))
     method, is_exact = asked.get("method"), perplexity == "exact"
@@ -126,14 +137,18 @@ def answer_facts(model: Any, of_model: Facts, asked: Facts, perplexity: str) -> 
     elif method == "gen":
         for key in OF_PERPLEXITY:
             facts.pop(key, None)
-    rounds_only = str(of_model.get("dtype")) == EXACT_DTYPE
+    is_of_batch = batch_enters_answers(facts.get("generation_kwargs", {}), bool(words))
+    rounds_only = str(of_model.get("dtype")) == EXACT_DTYPE and not is_of_batch
     if (method == "ppl" and is_exact) or (method == "gen" and rounds_only):
         facts.pop("batch_size", None)
     return plain({key: value for key, value in facts.items() if value not in (None, [], {}, "")})
 
 
-def _arguments_in_effect(model: Any) -> Facts:
-    """What an OpenCompass model object took from its arguments, defaults included."""
+def _arguments_in_effect(model: Any, asked: Facts) -> Facts:
+    """What an OpenCompass model object took from its arguments, defaults included.
+
+    asked: arguments of a dataset, which replace some of them
+    """
     facts: Facts = dict(type=_class_name(model), max_seq_len=model.max_seq_len)
     for key in ("mode", "drop_middle", "fastchat_template"):
         facts[key] = getattr(model, key, None) or None
@@ -144,7 +159,7 @@ def _arguments_in_effect(model: Any) -> Facts:
             facts["chat_template"] = _digest(getattr(model.tokenizer, "chat_template", None))
     config = model.model.generation_config
     defaults: dict[str, Any] = getattr(config, "_get_default_generation_params", dict)()
-    facts["generation_kwargs"] = generation_facts(defaults, config.to_dict(), model.generation_kwargs)
+    facts["generation_kwargs"] = generation_facts(defaults, config.to_dict(), model.generation_kwargs, asked=asked)
     if facts["generation_kwargs"].get("do_sample"):
         facts["seed"] = torch.initial_seed()
     return facts

@@ -26,10 +26,14 @@ ADAPTER_CONFIG = "adapter_config.json"
 # Keys of adapter_config.json that say how it was trained or where its base is, not what it computes.
 HARMLESS_ADAPTER_CONFIG = frozenset(
     (
-        *("base_model_name_or_path", "inference_mode", "revision", "auto_mapping", "peft_version", "init_lora_weights"),
-        *("lora_dropout", "task_type", "loftq_config", "eva_config", "corda_config", "megatron_core"),
+        *("base_model_name_or_path", "inference_mode", "revision", "auto_mapping", "peft_version"),
+        *("lora_dropout", "task_type", "eva_config", "corda_config", "megatron_core"),
     )
 )
+# How tensors began, which PEFT repeats on loading. These only draw tensors, which those of the file replace; others
+# (PiSSA, OLoRA, LoftQ) also change the base weights.
+INIT, DRAWN_INITS = "init_lora_weights", ("true", "false", "none", "gaussian")
+OF_LOFTQ = "loftq_config"  # read on loading, and only by LoftQ
 # Keys whose lists PEFT takes as sets, and writes in whatever order the set has.
 ADAPTER_SETS = ("target_modules", "exclude_modules", "modules_to_save", "feedforward_modules", "layers_to_transform")
 
@@ -65,7 +69,7 @@ def adapter_digest(folder: Path) -> str | None:
         told = {
             key: sorted(set(value), key=str) if key in ADAPTER_SETS and isinstance(value, list) else value
             for key, value in config.items()
-            if key not in HARMLESS_ADAPTER_CONFIG and value is not None
+            if value is not None and not _is_harmless(key, str(config.get(INIT)).lower())
         }
     except (OSError, ValueError, TypeError, AttributeError):
         raise ModelError(
@@ -73,6 +77,13 @@ def adapter_digest(folder: Path) -> str | None:
         ) from None
     whole = json.dumps([told, _digest_of_files(files, MAX_WHOLE_BYTES)], sort_keys=True)
     return f"sha256:{hashlib.sha256(whole.encode()).hexdigest()}"
+
+
+def _is_harmless(key: str, init: str) -> bool:
+    """Whether a key of adapter_config.json changes nothing of what is computed; init: its INIT in lower case."""
+    if key == INIT:
+        return init in DRAWN_INITS
+    return key in HARMLESS_ADAPTER_CONFIG or (key == OF_LOFTQ and init != "loftq")
 
 
 def _digest_of_files(files: list[Path], max_whole_bytes: int) -> str:

@@ -36,20 +36,23 @@ DEFAULT_MODEL_KWARGS = dict(trust_remote_code=False, use_safetensors=True, varia
 # Keys of a model's config.json that say where it comes from, not what it computes. Its class is a fact of its own.
 HARMLESS_CONFIG = frozenset(
     (
-        *("_name_or_path", "transformers_version", "architectures", "auto_map", "dtype", "torch_dtype", "use_cache"),
+        *("_name_or_path", "transformers_version", "architectures", "auto_map", "dtype", "torch_dtype"),
         *("output_router_logits", "router_aux_loss_coef", "initializer_range", "attention_dropout", "return_dict"),
         *("output_attentions", "output_hidden_states", "id2label", "label2id", "chunk_size_feed_forward"),
         *("is_encoder_decoder", "pad_token_id", "bos_token_id", "eos_token_id"),
     )
 )
+DEFAULT_CONFIG = dict(use_cache=True)  # without a cache every pass loads the devices with the whole sequence again
 HARMLESS_GENERATION = frozenset(
     (
-        *("transformers_version", "_from_model_config", "pad_token_id", "bos_token_id", "use_cache"),
-        *("max_length", "min_length", "max_new_tokens", "min_new_tokens"),  # max_out_len and min_out_len replace them
+        *("transformers_version", "_from_model_config", "pad_token_id", "bos_token_id"),
         *("output_scores", "output_logits", "output_attentions", "output_hidden_states", "return_dict_in_generate"),
     )
 )
 OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+# argument of OpenCompass that replaces, where it is set -> what transformers takes, the first only without the second
+OF_LENGTH = dict(max_out_len=("max_length", "max_new_tokens"), min_out_len=("min_length", "min_new_tokens"))
+WITHOUT_EFFECT = dict(min_new_tokens=0, use_cache=True)  # where transformers names no default
 OF_BEAMS = ("length_penalty", "early_stopping", "num_beam_groups", "diversity_penalty")
 
 MAX_SHOWN = 60  # characters of a value in a sentence
@@ -77,10 +80,13 @@ def arguments_of(model_cfg: Mapping[str, Any]) -> Facts:
     return facts
 
 
-def generation_facts(defaults: Mapping[str, Any], *given: Mapping[str, Any]) -> Facts:
+def generation_facts(
+    defaults: Mapping[str, Any], *given: Mapping[str, Any], asked: Mapping[str, Any] | None = None
+) -> Facts:
     """-> what generation was really told, without what has no effect.
 
-    defaults: of transformers; given: the model's generation config, then what replaces parts of it, in that order
+    defaults: of transformers; given: the model's generation config, then what replaces parts of it, in that order;
+    asked: arguments of OpenCompass, some of which replace lengths of tokens (OF_LENGTH)
     """
     told = dict(defaults)
     for arguments in given:
@@ -90,13 +96,34 @@ def generation_facts(defaults: Mapping[str, Any], *given: Mapping[str, Any]) -> 
         ignored |= set(OF_SAMPLING)
     if told.get("num_beams", 1) == 1:
         ignored |= set(OF_BEAMS)
+    for own, (length, new_tokens) in OF_LENGTH.items():
+        if (asked or {}).get(own) is not None:
+            ignored |= {length, new_tokens}
+        elif told.get(new_tokens) is not None:
+            ignored.add(length)
+    without_effect = WITHOUT_EFFECT | dict(defaults)
     return plain(
         {
             key: value
             for key, value in told.items()
-            if key not in ignored and value is not None and value != defaults.get(key)
+            if key not in ignored and value is not None and value != without_effect.get(key)
         }
     )
+
+
+def rows_per_prompt(generation: Mapping[str, Any]) -> int:
+    """Sequences that generation forwards for one prompt, by its arguments."""
+    asked = (generation.get(name) for name in ("num_beams", "num_return_sequences"))
+    return max((rows for rows in asked if isinstance(rows, int)), default=1)
+
+
+def batch_enters_answers(generation: Mapping[str, Any], has_stop_words: bool) -> bool:
+    """Whether a prompt's answers depend on its batch in every precision.
+
+    With several rows per prompt OpenCompass ends a batch of n prompts by the stop words of its first n rows. Where
+    answers are sampled, the batch says which draw a row gets.
+    """
+    return bool(generation.get("do_sample")) or (has_stop_words and rows_per_prompt(generation) > 1)
 
 
 def plain(value: Any) -> Any:

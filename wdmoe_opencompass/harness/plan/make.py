@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -16,7 +16,7 @@ import psutil
 import torch
 import transformers
 from mmengine.config import Config, ConfigDict
-from opencompass.models import HuggingFacewithChatTemplate
+from opencompass.models import HuggingFaceBaseModel, HuggingFacewithChatTemplate
 from opencompass.models.base import BaseModel
 from opencompass.openicl.icl_inferencer import GenInferencer, PPLInferencer
 from opencompass.openicl.icl_retriever import FixKRetriever, RandomRetriever, SlidingWindowRetriever, ZeroRetriever
@@ -46,8 +46,8 @@ from ..._util.checkpoint_files import missing_files
 from ..._util.checksummed_safetensors import MAX_BYTES
 from ...channel.profile import ChannelProfile
 from ...errors import WdmoeError, brief, shown
-from ...identity import differing
-from ...identity.facts import sentence
+from ...identity import Facts, differing
+from ...identity.facts import batch_enters_answers, rows_per_prompt, sentence
 from ...routing.checkpoint import check_checkpoint, quiet
 from ...trace.format import array_bytes, axis_sizes
 from ...trace.recording import RecordingMetadata
@@ -224,7 +224,7 @@ def _is_subclass(one: Any, base: type | tuple[type, ...]) -> bool:
 # -- models --------------------------------------------------------------------------------------------------------
 def _look_at_model(cfg: ConfigDict, runner: Any, plan: Plan) -> _Model:
     facts = ModelFacts(model_abbr_from_cfg(cfg), str(cfg.get("path") or ""))
-    model = _Model(cfg, facts, rows_per_prompt=_rows_per_prompt(cfg.get("generation_kwargs") or {}))
+    model = _Model(cfg, facts, rows_per_prompt=rows_per_prompt(cfg.get("generation_kwargs") or {}))
     kind = resolved(MODELS, cfg.get("type"))
 
     def problem(sentence: Any) -> None:
@@ -349,7 +349,7 @@ def _look_at_generation(model: _Model, problem: Callable, plan: Plan) -> None:
     if why_not is not None:
         problem(f"its generation_kwargs, or its generation_config.json, cannot be used: {why_not}")
         return
-    rows = model.rows_per_prompt = _rows_per_prompt(config.to_dict())
+    rows = model.rows_per_prompt = rows_per_prompt(config.to_dict())
     if rows > 1 and model.cfg.get("stop_words"):
         plan.notes.append(
             f"model {model.facts.abbr}: OpenCompass ends a batch of n prompts when the first n of its {rows}n rows "
@@ -450,18 +450,27 @@ def _profile_of(model_cfg: ConfigDict) -> Any:
 
 
 def _differing(vanilla: ConfigDict, model: ConfigDict, dataset: ConfigDict) -> dict[str, str]:
-    """By the configs alone; the batch size counts where texts are scored as OpenCompass does."""
+    """By the configs alone; the batch size is left out where it changes no answer."""
     first, second = (
         asked_facts(of, dataset) | dict(perplexity=of["wdmoe"].get("perplexity", "stock")) for of in (vanilla, model)
     )
     differences = differing(first, second)
-    is_stock = first["perplexity"] == second["perplexity"] == "stock"
-    if not (first.get("method") == "ppl" and is_stock):
+    if not _batch_size_counts(vanilla, first, second):
         differences.pop("batch_size", None)
     if first.get("method") == "ppl":
         no_effect = ("stop_words", "generation_kwargs", "mode")
         return {name: value for name, value in differences.items() if name.partition(".")[0] not in no_effect}
     return {name: value for name, value in differences.items() if name != "perplexity"}
+
+
+def _batch_size_counts(model: ConfigDict, first: Facts, second: Facts) -> bool:
+    """Whether another batch size gives other answers; first: the model's facts, second: those it is compared with."""
+    if first.get("method") == "ppl":
+        return first["perplexity"] == second["perplexity"] == "stock"
+    kind = resolved(MODELS, model.get("type"))
+    is_chat = _is_subclass(kind, HuggingFacewithChatTemplate) and not _is_subclass(kind, HuggingFaceBaseModel)
+    has_stop_words = is_chat or bool(first.get("stop_words"))  # OpenCompass takes a chat model's end tokens for some
+    return batch_enters_answers(first.get("generation_kwargs", {}), has_stop_words)
 
 
 # -- datasets ------------------------------------------------------------------------------------------------------
@@ -634,12 +643,6 @@ def _estimate_run(model: _Model, dataset: _Dataset, counted: dict, plan: Plan) -
         )
     )
     return None
-
-
-def _rows_per_prompt(generation: Mapping[str, Any]) -> int:
-    """Sequences that generation forwards for one prompt, by its arguments."""
-    asked = (generation.get(name) for name in ("num_beams", "num_return_sequences"))
-    return max((rows for rows in asked if isinstance(rows, int)), default=1)
 
 
 def _look_at_batch(model: _Model, dataset: _Dataset, batch_size: int, prompt: int, new_tokens: int) -> None:
