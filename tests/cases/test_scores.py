@@ -116,6 +116,18 @@ def test_an_accuracy_that_is_the_share_of_right_items_is_called_a_fraction(perce
     assert ("fraction" in sentence) == (says is not None)
 
 
+def test_table_i_names_the_model_and_dataset_of_a_fraction(tmp_path):
+    for model, accuracy in (("a", 0.875), ("b", 87.5)):
+        (tmp_path / "results" / model).mkdir(parents=True)
+        details = [dict(correct=number > 0) for number in range(8)]
+        (tmp_path / "results" / model / "d.json").write_text(json.dumps(dict(accuracy=accuracy, details=details)))
+    of_two_models(tmp_path).summarize(None, "20260101_000000")
+    notes = json.loads((tmp_path / "summary" / "table_1_accuracy.json").read_text())["notes"]
+    (note,) = [note for note in notes if "fraction" in note]
+    assert note.startswith("no interval: a on d: 7 of its 8 items are marked right")
+    assert note.endswith("it looks like a fraction, for its items say 87.5 %")
+
+
 def test_one_right_item_of_two_hundred_is_no_fraction():
     details = [dict(correct=number == 0) for number in range(200)]
     assert item_results(dict(details=details), "accuracy", 0.5).right.sum() == 1
