@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 
+import numpy as np
 from opencompass.openicl.icl_evaluator import BaseEvaluator
 
 
@@ -152,6 +153,22 @@ class OddDetailsEvaluator(BaseEvaluator):
     def score(self, predictions, references):
         odd = {"correct": True, "what": object(), "where": {1, 2}, "nan": float("nan"), "half": "\udcff"}
         return {"accuracy": 100.0, "details": [dict(odd) for _ in predictions]}
+
+
+class OddKeysEvaluator(BaseEvaluator):
+    """A sound score beside keys that JSON has none for."""
+
+    def score(self, predictions, references):
+        keys = {float("nan"): 1, np.int64(3): 2, (1, 2): 3, np.float64("inf"): 4, None: 5, 7: 6, np.bool_(True): 7}
+        return {"accuracy": 50.0, "per": dict(keys), "array": np.array([dict(keys), float("nan")], dtype=object)}
+
+
+class HalfLettersEvaluator(BaseEvaluator):
+    """A sound score beside halves of letters, in a metric's name, a value, a key and an array."""
+
+    def score(self, predictions, references):
+        halves = {"text \ud83d": ["a\udc00b", "\ud83d\ude00"], "names": np.array(["\udfff"])}
+        return {"accuracy": 50.0, "metric \udc00": 25.0, "text": "\ud800", "nested": halves}
 
 
 def raising_postprocessor(text):

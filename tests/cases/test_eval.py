@@ -186,6 +186,27 @@ def test_a_score_is_kept_whatever_its_evaluator_did_besides(tmp_path, evaluator,
     assert "accuracy" in strict(results(tmp_path, "last"))
 
 
+def test_keys_that_json_has_none_for_are_text_and_the_score_is_kept(tmp_path):
+    WdmoeEvalTask(config(tmp_path, "OddKeys")).run_or_raise(in_children=True)
+    found = strict(results(tmp_path, "odd"))
+    right = {"NaN": 1, "3": 2, "(1, 2)": 3, "Infinity": 4, "null": 5, "7": 6, "true": 7}
+    assert (found["accuracy"], found["per"], found["array"]) == (50.0, right, [right, "NaN"])
+
+
+def test_halves_of_letters_in_a_result_are_replaced_and_logged(tmp_path, monkeypatch):
+    said = []
+    task = WdmoeEvalTask(config(tmp_path, "HalfLetters"))
+    monkeypatch.setattr(task.logger, "warning", said.append)
+    task.run_or_raise()
+    found = strict(results(tmp_path, "odd"))
+    assert (found["accuracy"], found["metric \ufffd"], found["text"]) == (50.0, 25.0, "\ufffd")
+    assert found["nested"] == {"text \ufffd": ["a\ufffdb", "\U0001f600"], "names": ["\ufffd"]}
+    assert [text for text in said if "U+FFFD is in its place" in text] == [
+        f"{results(tmp_path, 'odd')}: its metrics or details held text that UTF-8 cannot hold (lone surrogates); "
+        "U+FFFD is in its place"
+    ]
+
+
 def test_a_post_processor_that_raises_is_named(tmp_path):
     process = dict(type="tests.cases.odd_evaluators.raising_postprocessor")
     with pytest.raises(NotScored, match=r"m/odd: IndexError: no answer in 'A'$"):

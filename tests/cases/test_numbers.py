@@ -66,6 +66,8 @@ REFUSED = {  # written -> what to write
         "100 MHz": "write the number alone, in m",
         "'40'": "40 without quotes",
     },
+    **{"0_40": "has underscores and begins with a zero, octal to some readers; write 40 (32 if it is octal)"},
+    **{"-0_8": "has underscores and begins with a zero, octal to some readers; write -8", "0_0.5": "write 0.5"},
     **{'"1_0"': "write 10", "40,5": "write a point", "1,000": "nothing between", "1 000": "nothing between"},
     **{"yes": "got yes, which YAML reads as true", "off": "got off, which YAML reads as false", "true": "got True"},
     **{
@@ -109,6 +111,14 @@ def test_other_notations_are_refused_with_file_line_key_value_and_what_to_write(
 )
 def test_a_unit_is_taken_off_and_its_prefix_multiplied_out_in_the_hint(tmp_path, key, old, written, right):
     assert refused(tmp_path, written, f"{key}: {old}", key).endswith(f"alone, in {hint_unit(key)}: {right}")
+
+
+@pytest.mark.parametrize("digits", [400, 4000])
+def test_a_whole_number_that_no_float_can_hold_is_called_too_large(tmp_path, digits):
+    assert refused(tmp_path, "9" * digits).endswith(", which is too large for a number")
+    assert read(tmp_path, "9" * 3).devices[0].distance_m == 999
+    with pytest.raises(ValueError, match="too large for a number"):
+        number_of("-" + "9" * digits)
 
 
 def hint_unit(key):

@@ -1,7 +1,9 @@
 """A score is a finite number of percent, or its cell is empty and says why; all else that is written holds."""
 
+import io
 import json
 import math
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -37,6 +39,8 @@ ODD = [  # results, why there is no accuracy
     ({"score": -0.5}, "its score is -0.5"),
     ({"accuracy": 10**400}, "its accuracy is Infinity"),
     ({"score": {"a": 1}, "details": [1]}, "gave no number"),
+    ({"accuracy": [50.0], "f1": 20.0}, "its accuracy is [50.0]"),  # an array, as a results file holds it
+    ({"f1": 20.0, "score": {"part": 5}, "accuracy": 50.0}, "its score is {'part': 5}"),
     ({"bp": 0.9, "type": "GEN"}, "gave no number"),
     ({"error": "no\nconnection"}, "the evaluation failed: no connection"),
     ({"error": {"code": 5}, "accuracy": 50.0}, "the evaluation failed: {'code': 5}"),
@@ -58,7 +62,7 @@ def test_what_is_no_accuracy_says_why(result, reason):
         ({"accuracy": 100.0}, "accuracy", 100.0),
         ({"passed": True, "ratio": 12.5}, "ratio", 12.5),
         ({"note": "fine", "pass": 3}, "pass", 3.0),
-        ({"f1": 20.0, "score": {"part": 5}, "accuracy": 50.0}, "accuracy", 50.0),
+        ({"f1": 20.0, "parts": {"part": 5}, "accuracy": 50.0}, "accuracy", 50.0),
         ({"details": {"0": {}}, "bp": 1.0, "bleu": 31.2}, "bleu", 31.2),
     ],
 )
@@ -102,6 +106,33 @@ def test_details_of_another_shape_are_no_traceback(details):
         item_results(dict(details=details), "accuracy", 100.0)
 
 
+@pytest.mark.parametrize(("percent", "says"), [(0.875, "87.5 %"), (0.88, "87.5 %"), (0.5, None), (87.0, None)])
+def test_an_accuracy_that_is_the_share_of_right_items_is_called_a_fraction(percent, says):
+    details = [dict(correct=number > 0, reference="A") for number in range(8)]
+    with pytest.raises(WdmoeError, match="7 of its 8 items are marked right") as told:
+        item_results(dict(accuracy=percent, details=details), "accuracy", percent)
+    sentence = str(told.value)
+    assert sentence.endswith(f"it looks like a fraction, for its items say {says}") == (says is not None)
+    assert ("fraction" in sentence) == (says is not None)
+
+
+def test_table_i_names_the_model_and_dataset_of_a_fraction(tmp_path):
+    for model, accuracy in (("a", 0.875), ("b", 87.5)):
+        (tmp_path / "results" / model).mkdir(parents=True)
+        details = [dict(correct=number > 0) for number in range(8)]
+        (tmp_path / "results" / model / "d.json").write_text(json.dumps(dict(accuracy=accuracy, details=details)))
+    of_two_models(tmp_path).summarize(None, "20260101_000000")
+    notes = json.loads((tmp_path / "summary" / "table_1_accuracy.json").read_text())["notes"]
+    (note,) = [note for note in notes if "fraction" in note]
+    assert note.startswith("no interval: a on d: 7 of its 8 items are marked right")
+    assert note.endswith("it looks like a fraction, for its items say 87.5 %")
+
+
+def test_one_right_item_of_two_hundred_is_no_fraction():
+    details = [dict(correct=number == 0) for number in range(200)]
+    assert item_results(dict(details=details), "accuracy", 0.5).right.sum() == 1
+
+
 def test_an_item_without_a_reference_is_right_or_wrong_all_the_same():
     assert item_results(dict(details=[{"correct": True, "programs": [[]]}]), "accuracy", 100.0).right.all()
 
@@ -133,10 +164,10 @@ def test_the_table_of_opencompass_is_written_whatever_the_models_scored(tmp_path
     assert [one["abbr"] for one in summarizer.model_cfgs] == ["a", "b"]
 
 
-def of_two_models(folder):
+def of_two_models(folder, names=("a", "b")):
     infer = dict(inferencer=dict(type="GenInferencer"), prompt_template=dict(template="{q}"), retriever=dict(type="x"))
     dataset = dict(abbr="d", infer_cfg=infer)
-    models = [dict(abbr=name, path="p", type="x") for name in "ab"]
+    models = [dict(abbr=name, path="p", type="x") for name in names]
     return WdmoeSummarizer(ConfigDict(models=models, datasets=[dataset], work_dir=str(folder)))
 
 
@@ -149,6 +180,28 @@ def test_where_it_cannot_be_written_a_text_says_why(tmp_path, monkeypatch):
     of_two_models(tmp_path)._write_opencompass_table(None, "20260101_000000")
     text = (tmp_path / "summary" / "summary_20260101_000000.txt").read_text()
     assert text == "OpenCompass's own table could not be written: ZeroDivisionError: float division by zero\n"
+
+
+def test_the_reason_is_written_before_there_is_a_summary_folder(tmp_path, monkeypatch):
+    def fail(self, *arguments):
+        raise ZeroDivisionError("float division by zero")
+
+    monkeypatch.setattr(DefaultSummarizer, "summarize", fail)
+    of_two_models(tmp_path).summarize(None, "20260101_000000")
+    written = {path.name for path in (tmp_path / "summary").iterdir()}
+    assert {"summary_20260101_000000.txt", "table_1_accuracy.md", "missing.json", "main_tables.md"} <= written
+    assert (tmp_path / "summary" / "manifest.json").exists()
+
+
+def test_a_terminal_that_lacks_a_letter_of_a_name_costs_nothing(tmp_path, monkeypatch):
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", screen)
+    of_two_models(tmp_path, ("vanill算", "b")).summarize(None, "20260101_000000")
+    screen.flush()
+    assert rb"vanill\u7b97" in screen.buffer.getvalue()
+    assert (tmp_path / "summary" / "manifest.json").exists()
+    assert (tmp_path / "summary" / "reproduce.md").exists()
+    assert "vanill算" in (tmp_path / "summary" / "summary_20260101_000000.txt").read_text(encoding="utf-8")
 
 
 # -- the tables of a run of which one benchmark has no score ---------------------------------------------------------

@@ -53,14 +53,14 @@ def number_of(text: str) -> int | float | None:
     Decimal notation: a sign or none; digits without a leading zero, with a decimal point or none (`5.` and `.5` too);
     an exponent or none (`3.5e9`, `3.5E+9`). Without point and exponent it is a whole number.
     """
-    if INTEGER.fullmatch(text):
-        return int(text)
     match = DECIMAL.fullmatch(text)
     if match is None:
         return None
     value = float(text)
     if value in (float("inf"), float("-inf")):
-        raise ValueError(f"must be a finite number, got {shown(text)}, which is too large")
+        raise ValueError(f"must be a finite number, got {shown(text)}, which is too large for a number")
+    if INTEGER.fullmatch(text):
+        return int(text)
     if value == 0 and re.search("[1-9]", match[1]):
         raise ValueError(f"must be a number that is not too small, got {shown(text)}; write 0 if it is meant")
     return value
@@ -98,8 +98,11 @@ def other_notation(text: str) -> str | None:
     if DATE.fullmatch(text):
         return "is a date to some readers; write a number"
     without = text.replace("_", "")
-    if "_" in text and text[:1] != "_" and (DECIMAL.fullmatch(without) or LEADING_ZEROS.fullmatch(without)):
-        return f"has underscores; write {without.lstrip('0') or '0'}"
+    if "_" in text and text[:1] != "_":
+        if LEADING_ZEROS.fullmatch(without):
+            return f"has underscores and {other_notation(without)}"
+        if DECIMAL.fullmatch(without):
+            return f"has underscores; write {without}"
     return None
 
 

@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from .._util.number_text import decimal
+from .._util.tolerant_stdout import make_stdout_tolerant
 from ..errors import WdmoeError, unknown_name
 from .console import print_aside, print_error
 
@@ -153,8 +154,7 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> 
     """Run one command and end the process with its exit code; what the user can mend is one sentence."""
     command = typer.main.get_command(app)
     words = sys.argv[1:] if arguments is None else list(arguments)
-    if hasattr(sys.stdout, "reconfigure"):  # a file's name need not be UTF-8, nor need the terminal take all of it
-        sys.stdout.reconfigure(errors="backslashreplace")
+    make_stdout_tolerant()
     try:
         for word in words:
             if "\0" in word:

@@ -11,6 +11,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio.handlers.json_handler import set_default
 from opencompass.tasks import OpenICLEvalTask
@@ -20,12 +21,15 @@ from .._util.atomic_write import write_whole
 from .._util.caches import use_writable
 from .._util.file_names import beside
 from .._util.json_values import changed
+from .._util.tolerant_stdout import make_stdout_tolerant
+from .._util.utf8_text import SURROGATE
 from ..errors import WdmoeError
 from ..run.failures import note_failure, noted_failure, own_words, sentence
 from ..run.files import PREDICTIONS, RESULTS, output_file
 from ..run.recovery import FAILURE_SUFFIX
 from ..run.scores import NOT_FINITE
 from .command import end_with_the_runner, module_command
+from .encodable_answers import REPLACED
 
 NO_PREDICTIONS = "no predictions: its inference did not finish"
 CAN_FORK = sys.platform != "darwin" and "fork" in multiprocessing.get_all_start_methods()
@@ -137,12 +141,15 @@ class WdmoeEvalTask(OpenICLEvalTask):
         """Write the results whole or not at all, and as JSON that any program reads.
 
         JSON has no number for NaN and infinity, which OpenCompass writes nevertheless: here they are text. So is what
-        JSON has no value for.
+        JSON has no value or no key for.
         """
         results = output_file(self.work_dir, RESULTS, self.model_cfg, self.dataset_cfg)
         results.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(changed(result, _finite), ensure_ascii=False, indent=4, allow_nan=False, default=_as_json)
-        write_whole(results, text.encode("utf-8", "backslashreplace"))
+        plain = changed(result, _finite, _key)
+        text = json.dumps(plain, ensure_ascii=False, indent=4, allow_nan=False, default=_as_json)
+        if SURROGATE.search(text):
+            self.logger.warning(f"{results}: its metrics or details held {REPLACED}")
+        write_whole(results, text)
 
 
 def _finite(value: Any) -> Any:
@@ -150,9 +157,16 @@ def _finite(value: Any) -> Any:
     return NOT_FINITE[str(float(value))] if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _key(key: Any) -> Any:
+    """Text in place of a key that JSON has none for, such as a pair or NumPy's numbers."""
+    plain = key.item() if isinstance(key, np.generic) else key
+    is_one = plain is None or isinstance(plain, str | bool | int | float)
+    return _finite(plain) if is_one else str(plain)
+
+
 def _as_json(value: Any) -> Any:
     try:
-        return changed(set_default(value), _finite)  # arrays, scalars and sets, as OpenCompass writes them
+        return changed(set_default(value), _finite, _key)  # arrays, scalars and sets, as OpenCompass writes them
     except TypeError:
         return str(value)
 
@@ -175,6 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Run one eval task of a dumped OpenCompass config")
     parser.add_argument("config")
     end_with_the_runner()
+    make_stdout_tolerant()
     try:
         WdmoeEvalTask(Config.fromfile(parser.parse_args().config)).run_or_raise(in_children=True)
     except (WdmoeError, OSError) as error:

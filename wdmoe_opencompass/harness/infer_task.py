@@ -17,6 +17,7 @@ from opencompass.utils import build_model_from_cfg, dataset_abbr_from_cfg, model
 
 from .._util.caches import use_writable
 from .._util.file_names import beside
+from .._util.tolerant_stdout import make_stdout_tolerant
 from ..errors import WdmoeError
 from ..run.dataset_progress import Begun, DatasetWatch, spent_s
 from ..run.failures import note_failure, sentence
@@ -258,6 +259,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Run one infer task of a dumped OpenCompass config")
     parser.add_argument("config")
     end_with_the_runner()
+    make_stdout_tolerant()
     try:
         WdmoeInferTask(Config.fromfile(parser.parse_args().config)).run_or_raise()
     except (WdmoeError, OSError) as error:

@@ -13,6 +13,7 @@ from opencompass.summarizers import DefaultSummarizer
 from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 
 from .._util.atomic_write import files_of, write_whole
+from .._util.tolerant_stdout import make_stdout_tolerant
 from ..errors import TraceError, WdmoeError
 from ..identity import Facts
 from ..report.figures import write_figures
@@ -69,6 +70,7 @@ class WdmoeSummarizer(DefaultSummarizer):
         Raises SystemExit in one sentence where the disk is full or the folder read-only: each file is written whole or
         not at all.
         """
+        make_stdout_tolerant()
         folder = Path(self.work_dir) / "summary"
         try:
             for torn in files_of(folder, [".*.tmp"]):  # of a summary that was killed
@@ -117,7 +119,9 @@ class WdmoeSummarizer(DefaultSummarizer):
         except Exception as error:  # scores may be anything; the other tables are written all the same
             reason = f"OpenCompass's own table could not be written: {own_words(error)}"
             print(reason)
-            write_whole(Path(self.work_dir) / "summary" / f"summary_{time_str}.txt", reason + "\n")
+            folder = Path(self.work_dir) / "summary"
+            folder.mkdir(parents=True, exist_ok=True)  # OpenCompass makes it, unless it stops before
+            write_whole(folder / f"summary_{time_str}.txt", reason + "\n")
         finally:
             self.dataset_cfgs = own
 

@@ -75,11 +75,11 @@ def batch_records(cells: Sequence[tuple[dict[str, Any], BatchSums]]) -> list[dic
 def compared(a: Records, b: Records) -> pd.DataFrame:
     """-> rows of COLUMNS; no row for what only one run has.
 
-    No difference of accuracies where the datasets of that name are not the same in both runs.
+    No difference of accuracies where the datasets of that name, or their metrics, are not the same in both runs.
     """
     rows = []
     others = _other_datasets(a, b)
-    paired = _paired(a, b, others)
+    paired = _paired(a, b, others.keys() | _other_metrics(a, b).keys())
     for key, (ours, theirs) in _pairs(_accuracies(a), _accuracies(b)).items():
         record = paired.get((key[0], key[2]))
         cells = {"B - A": difference_text(record)} | p_cells(record) if record else {}
@@ -110,7 +110,7 @@ def notes_of(a: Records, b: Records) -> list[str]:
             )
     if {o["profile_hash"] for o in a["origin"]} != {o["profile_hash"] for o in b["origin"]}:
         notes.append("the runs were made under different channel profiles: their latencies are of different systems")
-    notes += _identity_notes(a, b)
+    notes += _identity_notes(a, b) + _metric_notes(a, b)
     scored = [sorted({o.get("perplexity", "stock") for o in records["origin"]}) for records in (a, b)]
     if scored[0] != scored[1]:
         notes.append(
@@ -147,6 +147,30 @@ def _other_datasets(a: Records, b: Records) -> dict[tuple[str, str], dict[str, s
     return found
 
 
+def _other_metrics(a: Records, b: Records) -> dict[tuple[str, str], tuple[str, str]]:
+    """-> (model, dataset or group) whose accuracy is of one metric in A and of another in B -> both."""
+    first, second = ({(r["model"], r["dataset"]): r["metric"] for r in _scored(run)} for run in (a, b))
+    both = {key: (first[key], second[key]) for key in first.keys() & second.keys()}
+    groups = [group for run in (a, b) for group in run["groups"].items()]
+    names = {name for name, _ in groups}  # a group's metric is that of its datasets
+    found = {key: pair for key, pair in both.items() if key[1] not in names and pair[0] != pair[1]}
+    for model, dataset in list(found):
+        for key in ((model, name) for name, members in groups if dataset in members):
+            found |= {key: both[key]} if key in both else {}
+    return found
+
+
+def _metric_notes(a: Records, b: Records) -> list[str]:
+    """One line for each pair of metrics that stand side by side."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for (model, dataset), metrics in sorted(_other_metrics(a, b).items()):
+        where.setdefault(metrics, []).append(f"{model} on {dataset}")
+    return [
+        f"not one metric, so no difference of accuracies is shown: {', '.join(names)}: {first} in A, {second} in B"
+        for (first, second), names in where.items()
+    ]
+
+
 def _identity_notes(a: Records, b: Records) -> list[str]:
     """Lines on everything but the channel that differs between the models of one name, and on what is not known."""
     lines = []
@@ -181,13 +205,15 @@ def _is_shown(record: dict[str, Any]) -> bool:
     return (record["scope"], record["per"], record["phase"]) == (PRIMARY_SCOPE, "batch", "all")
 
 
-def _accuracies(run: Records) -> dict[Key, float]:
+def _scored(run: Records) -> list[dict[str, Any]]:
+    """The records of accuracies."""
     ours = ("active_experts_per_token", "share_dropped")
-    return {
-        (r["model"], "-", r["dataset"]): r["value"]
-        for r in run["accuracy"]
-        if r["metric"] not in ours and math.isfinite(r["value"])  # earlier versions wrote NaN
-    }
+    scored = (r for r in run["accuracy"] if r["metric"] not in ours)
+    return [r for r in scored if math.isfinite(r["value"])]  # earlier versions wrote NaN
+
+
+def _accuracies(run: Records) -> dict[Key, float]:
+    return {(r["model"], "-", r["dataset"]): r["value"] for r in _scored(run)}
 
 
 def _latencies(run: Records) -> dict[Key, float]:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from .items import ItemResults
+from .metrics import share_metrics
 from .statistics import (
     SIGNIFICANCE,
     Interval,
@@ -111,11 +112,14 @@ def difference_records(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> l
 
 
 def _vanillas(run: ModelRun, runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> list[tuple[ModelRun, list[str]]]:
-    """-> (vanilla, the benchmarks on which a model is compared with it); none for one that is its own."""
+    """-> (vanilla, the benchmarks on which a model is compared with it); none for one that is its own.
+
+    Nor is a benchmark among them on which their accuracies are of different metrics.
+    """
     found: dict[str, tuple[ModelRun, list[str]]] = {}
     for benchmark in benchmarks:
         vanilla = vanilla_of(run, runs, benchmark)
-        if vanilla is not None and vanilla is not run:
+        if vanilla is not None and vanilla is not run and share_metrics(run, vanilla, benchmark):
             found.setdefault(vanilla.abbr, (vanilla, []))[1].append(benchmark)
     return list(found.values())
 

@@ -13,6 +13,7 @@ from ..allocation import PRIMARY_SCOPE
 from ..trace.format import RoutingTrace
 from .batches import BatchSums
 from .differences import METHOD, difference_text, p_cells, paired_records, significant_words
+from .metrics import share_metrics
 from .statistics import MIN_GROUPS, SIGNIFICANCE, Interval, accuracy_interval, holm, mcnemar_p
 from .tables import BATCH_METHOD, DENSE, ModelRun, bracketed, latency_ratio, what_differs
 
@@ -40,7 +41,8 @@ FRONT = (
     "latency (under the optimal split), one of them strictly; by the estimates, whose intervals stand beside them",
     "payloads of fewer bits than 16 are rounded in the forward pass; the scale that each vector travels with is not "
     "counted: 16 more bits would be 1.6 % of a vector of 128 values of 8 bits, 0.05 % of one of 4096",
-    "left out: models whose batches are not of the same items as those of the vanilla that they are compared with",
+    "left out: models whose batches are not of the same items as those of the vanilla that they are compared with, and "
+    "models whose accuracies are of other metrics than those of the first model of the run that is shown here",
     "significant tells which losses are beyond chance with so many models compared: no is not the same as no loss",
 )
 ROUTED_FRONT = (
@@ -71,7 +73,8 @@ def frontier_records(runs: Sequence[ModelRun], benchmarks: Sequence[str], cells:
 
     Beside it: the first that is the same in all but policy and payload_bits, so that a payload of fewer bits
     shows what it saves; without quantise_payload such a model's answers do not know of it, and it is left out. So is a
-    model whose batches are not of the same items as that vanilla's.
+    model whose batches are not of the same items as that vanilla's, and one whose accuracies are of other metrics than
+    the first record's.
 
     cells: what `tables.latency_cells` gives. accuracy, accuracy_low and accuracy_high in percent; difference (and
     difference_low, difference_high) to vanilla in points with McNemar's p over all items, Holm's over the models of
@@ -91,12 +94,14 @@ def frontier_records(runs: Sequence[ModelRun], benchmarks: Sequence[str], cells:
         families[run.abbr]: run for run in reversed(runs) if run.abbr in families and _is_reference(run, quality)
     }
     sums = _sums(cells)
+    first: ModelRun | None = None
     for run in runs:
         vanilla = vanillas.get(families.get(run.abbr, ("", "")))
         if vanilla is None:
             continue
         record = _record(run, vanilla, benchmarks, sums, quality, families[run.abbr])
-        if record is not None:
+        if record is not None and (first is None or _share_metrics(run, first, benchmarks)):
+            first = first or run
             records.append(record)
     _correct(records)
     _mark_front(records)
@@ -215,10 +220,15 @@ def _accuracy_interval(run: ModelRun, benchmarks: Sequence[str]) -> dict[str, fl
     return _ends("accuracy", interval, 100)
 
 
+def _share_metrics(run: ModelRun, other: ModelRun, benchmarks: Sequence[str]) -> bool:
+    return all(share_metrics(run, other, benchmark) for benchmark in benchmarks)
+
+
 def _difference(run: ModelRun, vanilla: ModelRun, benchmarks: Sequence[str]) -> dict[str, Any]:
     first, second = ({name: one.items_of(name) for name in benchmarks} for one in (vanilla, run))
     paired = paired_records(first, second)
-    if run is vanilla or len([one for one in paired if one["mcnemar_p"] is not None]) < len(benchmarks):
+    is_compared = run is not vanilla and _share_metrics(run, vanilla, benchmarks)
+    if not is_compared or len([one for one in paired if one["mcnemar_p"] is not None]) < len(benchmarks):
         return dict(difference=None, mcnemar_p=None) | _ends("difference", None)
     mean = paired[-1]
     rights = [np.concatenate([one.right for name in benchmarks for one in side[name]]) for side in (first, second)]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from .statistics import Rights
 
 NUMBER = re.compile(r"[0-9]+")
 TOLERANCE_PERCENT = 0.005  # some evaluators round to two decimals
+FRACTION_TOLERANCE = 0.05  # relative: fractions are rounded to two decimals too
 NO_DETAILS = "its evaluator names no item right or wrong (--dump-eval-details False, or a score that is no share)"
 
 
@@ -44,10 +46,16 @@ def item_results(result: Mapping[str, Any], metric: str, percent: float) -> Item
     if abs(100 * right.mean() - percent) > TOLERANCE_PERCENT:
         raise WdmoeError(
             f"{right.sum()} of its {len(right)} items are marked right, which is not the reported {metric} of "
-            f"{percent:.2f} %"
+            f"{percent:.2f} %{_fraction(percent, right.mean())}"
         )
     references = [_reference(detail) for detail in details]
     return ItemResults(right, hashlib.sha256(json.dumps(references, default=str).encode()).hexdigest())
+
+
+def _fraction(percent: float, share: float) -> str:
+    """The end of a sentence where an accuracy is the share of right items itself, a number from 0 to 1; else empty."""
+    is_one = 0 < percent <= 1 and math.isclose(percent, share, rel_tol=FRACTION_TOLERANCE)
+    return f": it looks like a fraction, for its items say {100 * share:.1f} %" if is_one else ""
 
 
 def _details(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -22,6 +22,7 @@ from .frontier import (
     left_out_notes,
     scored_benchmarks,
 )
+from .metrics import metric_notes
 from .paper import COMPARED, NO_COMPARISON, adapter_notes, paper_comparison
 from .paper import TEXT as COMPARISON_TEXT
 from .provenance import PROVENANCE_FILE, footnote, origin_records, profile_line, provenance
@@ -108,14 +109,14 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
     write_json(folder / BATCHES_FILE, batch_records(cells))
     differences = difference_records(runs, benchmarks)
     notes = footnote(runs, ACCURACY_TEXT) + accuracy_notes(runs) + cell_notes(differences)
-    notes += not_compared_notes(runs, benchmarks)
+    notes += metric_notes(runs) + not_compared_notes(runs, benchmarks)
     printed = [write_table(folder / "table_1_accuracy", table_1(runs, benchmarks, differences), notes, origin)]
     printed.append(_write_latency_tables(runs, benchmarks, records, folder))
     printed += _write_requests(runs, benchmarks, folder)
     printed += _write_speed(runs, benchmarks, folder)
     write_json(folder / "accuracy_differences.json", differences)
     if differences:
-        notes = footnote(runs, DIFFERENCE_TEXT) + difference_notes(runs, benchmarks)
+        notes = footnote(runs, DIFFERENCE_TEXT) + difference_notes(runs, benchmarks) + metric_notes(runs)
         write_table(folder / DIFFERENCES, difference_table(differences), notes, origin)
         printed.append(f"which differences from vanilla are more than chance: {folder / DIFFERENCES}.md\n")
     scored = scored_benchmarks(runs, benchmarks)
@@ -124,13 +125,14 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
     if len(frontier) > 1:
         quality = frontier[0]["quality"]
         notes = footnote(runs, frontier_text(scored, quality)) + frontier_notes(quality)
-        notes += left_out_notes(benchmarks, scored) + not_compared_notes(runs, benchmarks)
+        notes += left_out_notes(benchmarks, scored) + metric_notes(runs) + not_compared_notes(runs, benchmarks)
         write_table(folder / FRONTIER, frontier_table(frontier), notes, provenance(runs, **SHOWN))
         save_figure(draw_frontier(frontier, scored), folder / FRONTIER, profile_line(runs))
         printed.append(f"{quality} against latency, every model: {folder / FRONTIER}.md and .png\n")
     comparison = paper_comparison(runs, records)
     if not comparison.empty:
-        notes = footnote(runs, COMPARISON_TEXT[0]) + COMPARISON_TEXT[1:] + accuracy_notes(runs) + adapter_notes(runs)
+        notes = footnote(runs, COMPARISON_TEXT[0]) + COMPARISON_TEXT[1:] + accuracy_notes(runs) + metric_notes(runs)
+        notes += adapter_notes(runs)
         write_table(folder / COMPARISON, comparison, notes, provenance(runs, **COMPARED))
     printed.append(f"{NO_COMPARISON if comparison.empty else f'ours beside the paper: {folder / COMPARISON}.md'}\n")
     printed += write_testbed(runs, benchmarks, folder.parent / "predictions", folder)

@@ -104,12 +104,20 @@ class ModelRun:
         return [trace for traces in found for trace in traces] if all(found) else []
 
     def accuracy_of(self, benchmark: str) -> tuple[str, float] | None:
-        """(metric, percent) of a benchmark, a group's as the plain mean over its datasets; None where one lacks."""
+        """(metric, percent) of a benchmark, a group's as the plain mean over its datasets; None where one lacks.
+
+        The metric of a group whose datasets differ in it names them all.
+        """
         datasets = self.datasets_of(benchmark)
         if not all(dataset in self.accuracies for dataset in datasets):
             return None
-        found = [self.accuracies[dataset] for dataset in datasets]
-        return found[0][0], sum(percent for _, percent in found) / len(found)
+        percents = [self.accuracies[dataset][1] for dataset in datasets]
+        return " and ".join(dict.fromkeys(self.metrics_of(benchmark))), sum(percents) / len(percents)
+
+    def metrics_of(self, benchmark: str) -> list[str]:
+        """The metric of each dataset of a benchmark; none where one of them has no accuracy."""
+        datasets = self.datasets_of(benchmark)
+        return [self.accuracies[d][0] for d in datasets] if all(d in self.accuracies for d in datasets) else []
 
     def items_of(self, benchmark: str) -> list[ItemResults]:
         """Right or wrong of the items of a benchmark, dataset by dataset; none where one of them does not tell."""

@@ -41,15 +41,16 @@ class Score:
 def main_score(result: dict[str, Any]) -> Score:
     """The accuracy in a results file of OpenCompass.
 
-    A metric that comes first is not passed over for another where its value is no number: models would be compared by
-    different metrics.
+    A metric that comes first is not passed over for another where its value is no number, nor where it is a list or a
+    dict, which OpenCompass passes over: models would be compared by different metrics.
     """
     if "error" in result:
         return Score(why_not=f"the evaluation failed: {_text(result['error'])}")
     values = {
         name: value
         for name, value in result.items()
-        if name not in NO_METRICS and name != "details" and not isinstance(value, dict | list)
+        if name in FIRST_METRICS
+        or (name not in NO_METRICS and name != "details" and not isinstance(value, dict | list))
     }
     name = next((name for name in FIRST_METRICS if name in values), None)
     name = name or next((name for name, value in values.items() if _number(value) is not None), None)

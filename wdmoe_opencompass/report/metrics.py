@@ -1,0 +1,44 @@
+"""Whether the accuracies of one column are of one metric: what is not is named, and no difference of it is shown."""
+
+from collections.abc import Sequence
+
+from .tables import ModelRun, datasets_of
+
+MAX_NAMED = 3  # datasets of a group; more of one metric are counted
+
+
+def share_metrics(run: ModelRun, other: ModelRun, benchmark: str) -> bool:
+    """Whether two models' accuracies on a benchmark are of the same metrics; also where one of them has none."""
+    first, second = (one.metrics_of(benchmark) for one in (run, other))
+    return not first or not second or first == second
+
+
+def metric_notes(runs: Sequence[ModelRun]) -> list[str]:
+    """One line for every dataset or group whose accuracies are of several metrics: which is whose."""
+    groups = dict.fromkeys(name for run in runs for name in run.groups)
+    lines = []
+    for benchmark in dict.fromkeys((*datasets_of(runs), *groups)):
+        models: dict[str, list[str]] = {}
+        for run in runs:
+            if run.metrics_of(benchmark):
+                models.setdefault(_described(run, benchmark), []).append(run.abbr)
+        is_mixed = any(len(set(run.metrics_of(benchmark))) > 1 for run in runs)
+        if len(models) > 1 or is_mixed:
+            told = "; ".join(f"{metric} of {', '.join(names)}" for metric, names in models.items())
+            ending = ": no difference between these is shown" if len(models) > 1 else ""
+            lines.append(f"not one metric on {benchmark}: {told}{ending}")
+    return lines
+
+
+def _described(run: ModelRun, benchmark: str) -> str:
+    """A model's metric on a benchmark; where a group's datasets differ in it, which is whose."""
+    of_metric: dict[str, list[str]] = {}
+    for dataset, metric in zip(run.datasets_of(benchmark), run.metrics_of(benchmark), strict=True):
+        of_metric.setdefault(metric, []).append(dataset)
+    if len(of_metric) == 1:
+        return next(iter(of_metric))
+    return f"the mean of {' and '.join(f'{metric} ({_named(names)})' for metric, names in of_metric.items())}"
+
+
+def _named(datasets: Sequence[str]) -> str:
+    return ", ".join(datasets) if len(datasets) <= MAX_NAMED else f"{len(datasets)} datasets"
