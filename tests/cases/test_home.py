@@ -67,7 +67,7 @@ def test_the_folders_are_those_of_the_libraries(settings):
     import subprocess
 
     script = (
-        "import datasets.config, evaluate.config; from wdmoe_opencompass import caches\n"
+        "import datasets.config, evaluate.config; from wdmoe_opencompass._util import caches\n"
         "for cache in caches.CACHES:\n"
         "    for module, name, below in cache.attributes[:1]:\n"
         "        print(str(getattr(__import__('sys').modules[module], name)) == str(cache.folder))"

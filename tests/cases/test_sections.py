@@ -107,7 +107,7 @@ RIGHT = [
     dict(summarizer__type="opencompass.summarizers.DefaultSummarizer"),
     dict(
         summarizer__type="opencompass.summarizers.DefaultSubjectiveSummarizer",
-        eval__partitioner__type=partitioner("sub_naive.SubjectiveNaivePartitioner"),
+        eval__partitioner=dict(type=partitioner("sub_naive.SubjectiveNaivePartitioner")),
         eval__runner__task__type=SUBJECTIVE_TASK,
     ),
 ]

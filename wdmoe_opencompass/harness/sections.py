@@ -98,7 +98,7 @@ def wrong_parts(cfg: Any, sections: Sequence[str] = (INFER, EVAL)) -> list[str]:
     problems: list[str] = []
     for section in sections:
         if cfg.get(section) is not None:
-            problems += _wrong_in_section(cfg, section)
+            problems += list(_wrong_in_section(cfg, section)) or _wrong_arguments_in(cfg, section)
     if INFER in sections:
         for number, model in enumerate(cfg.get("models") or []):
             problems += _wrong_kind(f"models[{number}].type", resolved(MODELS, _type(model)), BaseModel)
@@ -125,8 +125,6 @@ def _wrong_in_section(cfg: Any, section: str) -> Iterator[str]:
             yield f"{key} is {part.__name__}, which is {_described(part)}; {way_out}"
         else:
             found[path] = part
-    for path in COUNTS:
-        yield from _wrong_arguments(f"{section}.{path}", part_of(cfg, section, path), found.get(path), COUNTS[path])
     task, partitioner = found.get("runner.task"), found.get("partitioner")
     if task is not None:
         yield from _wrong_infer_task(cfg, task) if section == INFER else _wrong_eval_task(task)
@@ -134,6 +132,16 @@ def _wrong_in_section(cfg: Any, section: str) -> Iterator[str]:
         yield f"infer.partitioner.type is {partitioner.__name__}, which belongs in eval; {way_out}"
     if section == EVAL and partitioner is not None:
         yield from _wrong_eval_partitioner(cfg, partitioner, task)
+
+
+def _wrong_arguments_in(cfg: Any, section: str) -> list[str]:
+    """Sentences about the arguments of a section's partitioner and runner, whose types are right."""
+    problems: list[str] = []
+    for path, registry in (("partitioner", PARTITIONERS), ("runner", RUNNERS)):
+        arguments = part_of(cfg, section, path)
+        kind = resolved(registry, arguments.get("type"))
+        problems += _wrong_arguments(f"{section}.{path}", arguments, kind, COUNTS[path])
+    return problems
 
 
 def _wrong_arguments(key: str, arguments: Any, part: type | None, counts: Sequence[str]) -> Iterator[str]:
