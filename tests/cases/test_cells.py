@@ -179,6 +179,7 @@ def test_a_dataset_called_like_a_column_has_its_own():
 
 
 # -- figures ---------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_names_are_drawn_as_text(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -55,13 +55,8 @@ def unwritable_caches(request, monkeypatch):
     return settings, variables
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        dict(HF_HOME="~/x", HF_DATASETS_CACHE="/tmp/z"),
-        pytest.param(dict(XDG_CACHE_HOME="/tmp/y"), marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [dict(HF_HOME="~/x", HF_DATASETS_CACHE="/tmp/z"), dict(XDG_CACHE_HOME="/tmp/y")])
 def test_the_folders_are_those_of_the_libraries(settings):
     """Read of the environment as datasets and evaluate read it: a fresh process is asked."""
     import subprocess

@@ -432,6 +432,7 @@ def test_every_harmless_argument_of_generation_is_tried():
     assert set(TRIED) == {*HARMLESS_GENERATION, *OF_SAMPLING, *OF_BEAMS, *replaced}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRIED)
 @pytest.mark.parametrize("is_stored", [False, True], ids=["argument", "stored"])
 def test_a_harmless_argument_changes_neither_answers_nor_passes(tmp_path, usual, name, is_stored):

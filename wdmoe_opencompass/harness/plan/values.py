@@ -32,7 +32,7 @@ def _wrong_values(cfg: Any) -> Iterator[str]:
         for name in DICTS_OF_MODEL:
             yield from _wrong_dict(f"{key}.{name}", model.get(name))
         yield from _wrong_counts(key, model)
-        if not isinstance(model.get("path", ""), str):
+        if not isinstance(model.get("path"), str | None):
             yield f"{key}.path must be a text, got {shown(model['path'])}"
         yield from _wrong_count(f"{key}.run_cfg.num_gpus", part_of(model, "run_cfg").get("num_gpus"), 0)
         words = model.get("stop_words")
