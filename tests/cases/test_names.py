@@ -174,6 +174,8 @@ REFUSED = {
     "the same path": ([("m", "a"), ("m", "./a")], "same file"),
     "a path of both": ([("m", "x/y"), ("m/x", "y")], "same file"),
     "a folder": ([("m", "a"), ("m", "a.json/b")], "a file and a folder of the same name, 'm/a.json'"),
+    "a folder of ours": ([("m", "a"), ("m", "a.routing.safetensors/b")], "a file and a folder of the same name"),
+    "a lock's folder": ([("m", "x"), ("m", ".x.json.lock/y")], "a file and a folder of the same name"),
     "a folder of another case": ([("m", "a"), ("m", "A.JSON/b/c")], "a file and a folder of the same name"),
     "partial answers": ([("m", "a"), ("m", "tmp_a")], "same file, 'm/tmp_a.json'"),
 }

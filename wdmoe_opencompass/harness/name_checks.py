@@ -7,8 +7,8 @@ from pathlib import Path
 
 from .._util.file_names import MAX_NAME_BYTES, beside, dataset_file, partial_file
 from ..errors import WdmoeError, shown
-from ..trace.format import EVENTS_SUFFIX
-from ..trace.speed import SPEED_SUFFIX
+from ..run.lock import lock_file
+from ..run.recovery import UNFINISHED_SUFFIX, WRITTEN_WHOLE
 
 MAX_PATH_BYTES = 4095
 MAX_DATASET_BYTES = MAX_NAME_BYTES - len("tmp_.jsonl")  # the longest name that OpenCompass makes of a dataset's
@@ -86,9 +86,9 @@ def _path_problems(pairs: Sequence[Pair], run_folder: Path) -> list[str]:
 
 
 def _files(predictions: Path) -> list[Path]:
-    """What OpenCompass writes of a dataset, and those of our files whose endings its own may have."""
-    own = [beside(predictions, suffix) for suffix in (SPEED_SUFFIX, EVENTS_SUFFIX)]
-    return [predictions, partial_file(predictions, ".json"), partial_file(predictions), *own]
+    """What OpenCompass and we write of a dataset."""
+    own = [beside(predictions, suffix) for suffix in (*WRITTEN_WHOLE, UNFINISHED_SUFFIX)]
+    return [predictions, partial_file(predictions, ".json"), partial_file(predictions), lock_file(predictions), *own]
 
 
 def _folded(path: Path) -> tuple[str, ...]:
