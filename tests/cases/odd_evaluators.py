@@ -156,7 +156,7 @@ class OddDetailsEvaluator(BaseEvaluator):
 
 
 class OddKeysEvaluator(BaseEvaluator):
-    """A sound score beside keys that JSON has none for."""
+    """A sound score next to keys that JSON has none for."""
 
     def score(self, predictions, references):
         keys = {float("nan"): 1, np.int64(3): 2, (1, 2): 3, np.float64("inf"): 4, None: 5, 7: 6, np.bool_(True): 7}
@@ -164,7 +164,7 @@ class OddKeysEvaluator(BaseEvaluator):
 
 
 class HalfLettersEvaluator(BaseEvaluator):
-    """A sound score beside halves of letters, in a metric's name, a value, a key and an array."""
+    """A sound score next to halves of letters, in a metric's name, a value, a key and an array."""
 
     def score(self, predictions, references):
         halves = {"text \ud83d": ["a\udc00b", "\ud83d\ude00"], "names": np.array(["\udfff"])}

@@ -144,7 +144,9 @@ def test_experts_per_token_are_as_many_as_there_are(planned, tmp_path, top_k):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | dict(num_experts_per_tok=top_k)))
     problems = planned(put("models", 0, "path", str(folder))).problems
-    assert any(f"num_experts_per_tok in its config.json must be from 1 to 8, got {top_k}" in one for one in problems)
+    assert any(
+        f"num_experts_per_tok in its config.json must be from 1 to 8, got {top_k}" in problem for problem in problems
+    )
 
 
 def test_an_empty_quantization_config_is_one_sentence(planned, tmp_path):
@@ -152,4 +154,4 @@ def test_an_empty_quantization_config_is_one_sentence(planned, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | dict(quantization_config={})))
     problems = planned(put("models", 0, "path", str(folder))).problems
-    assert any("its quantization_config cannot be applied" in one for one in problems)
+    assert any("its quantization_config cannot be applied" in problem for problem in problems)

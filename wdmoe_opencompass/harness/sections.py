@@ -152,9 +152,13 @@ def _wrong_arguments(key: str, arguments: Any, part: type | None, counts: Sequen
         unknown = [name for name in arguments if name not in {"type", "_scope_"} | known]
         yield from (f"{key}.{name} is no argument of {part.__name__}; it takes {takes}" for name in unknown)
     for name in counts:
-        count = arguments.get(name)
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-            yield f"{key}.{name} must be a whole number of at least 1, got {shown(count)}"
+        yield from wrong_count(f"{key}.{name}", arguments.get(name), 1)
+
+
+def wrong_count(key: str, value: Any, least: int) -> Iterator[str]:
+    """A sentence where a value is there and no whole number of at least `least`."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        yield f"{key} must be a whole number of at least {least}, got {shown(value)}"
 
 
 def _arguments_of(part: type) -> set[str] | None:
@@ -248,11 +252,16 @@ def _described(part: type) -> str:
 
 def resolved(registry: Any, named: Any) -> Any:
     """The class of a `type=`; None where there is none."""
+    kind = registered(registry, named)
+    return kind if isinstance(kind, type) else None
+
+
+def registered(registry: Any, named: Any) -> Any:
+    """The class or function of a `type=`; None where there is none."""
     try:
-        found = registry.get(named) if isinstance(named, str) else named
+        return registry.get(named) if isinstance(named, str) else named
     except (Exception, SystemExit):  # a module may raise anything when it is imported
         return None
-    return found if isinstance(found, type) else None
 
 
 def import_cause(named: Any) -> str:

@@ -31,5 +31,5 @@ def why_not_generated(stored: GenerationConfig, arguments: dict[str, Any], vocab
                 prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=NEW_TOKENS, pad_token_id=0, **taken
             )
     except Exception as error:  # each setting has a check of its own, which may raise anything
-        return f"{type(error).__name__}: {brief(error)}"
+        return brief(error)
     return None

@@ -66,6 +66,7 @@ from ..sections import (
     ends_at_first,
     import_cause,
     part_of,
+    registered,
     resolved,
     wrong_parts,
 )
@@ -332,7 +333,8 @@ def _look_at_generation(model: _Model, problem: Callable, plan: Plan) -> None:
     """Whether transformers can generate in this way, and OpenCompass knows the end of each of its rows."""
     try:
         with quiet():
-            config = _generation_config(model)
+            stored = _stored_generation_config(model)
+            config = _generation_config(model, stored)
         mode = config.get_generation_mode()
     except (ValueError, TypeError) as error:
         problem(f"its generation_kwargs do not fit each other: {brief(error)}")
@@ -345,7 +347,7 @@ def _look_at_generation(model: _Model, problem: Callable, plan: Plan) -> None:
         return
     arguments = returns_tokens(_plain(model.cfg.get("generation_kwargs") or {}))
     weights = model.facts.weights
-    why_not = weights and why_not_generated(_stored_generation_config(model), arguments, weights.vocabulary)
+    why_not = weights and why_not_generated(stored, arguments, weights.vocabulary)
     if why_not is not None:
         problem(f"its generation_kwargs, or its generation_config.json, cannot be used: {why_not}")
         return
@@ -358,13 +360,13 @@ def _look_at_generation(model: _Model, problem: Callable, plan: Plan) -> None:
         )
 
 
-def _generation_config(model: _Model) -> GenerationConfig:
+def _generation_config(model: _Model, stored: GenerationConfig) -> GenerationConfig:
     """Merged as OpenCompass and `generate` do it: the model's own without sampling, defaults, generation_kwargs.
 
     ValueError or TypeError where these do not fit each other.
     """
     config = GenerationConfig()
-    config.update(**_stored_generation_config(model).to_dict(), defaults_only=True, allow_custom_entries=True)
+    config.update(**stored.to_dict(), defaults_only=True, allow_custom_entries=True)
     defaults: dict[str, Any] = getattr(config, "_get_default_generation_params", dict)()
     config.update(**defaults, defaults_only=True)
     config.update(**returns_tokens(_plain(model.cfg.get("generation_kwargs") or {})))
@@ -522,15 +524,8 @@ def _missing_scoring(eval_cfg: ConfigDict) -> Iterator[str]:
         yield "eval_cfg must have an evaluator=dict(type=...)"
     for name, registry in SCORING.items():
         kind = part_of(eval_cfg, name).get("type")
-        if kind is not None and not callable(_found(registry, kind)):
+        if kind is not None and not callable(registered(registry, kind)):
             yield f"eval_cfg.{name}.type is {shown(kind)}, which cannot be imported{import_cause(kind)}"
-
-
-def _found(registry: Any, kind: Any) -> Any:
-    try:
-        return registry.get(kind) if isinstance(kind, str) else kind
-    except (Exception, SystemExit):  # a module may raise anything when it is imported
-        return None
 
 
 def _missing_file(error: Exception) -> str:

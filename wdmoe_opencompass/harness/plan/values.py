@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import WdmoeError, shown
-from ..sections import part_of
+from ..sections import part_of, wrong_count
 
 COUNTS = ("batch_size", "max_out_len", "max_seq_len")
 DICTS_OF_MODEL = ("model_kwargs", "tokenizer_kwargs", "run_cfg", "generation_kwargs")
@@ -34,7 +34,7 @@ def _wrong_values(cfg: Any) -> Iterator[str]:
         yield from _wrong_counts(key, model)
         if not isinstance(model.get("path"), str | None):
             yield f"{key}.path must be a text, got {shown(model['path'])}"
-        yield from _wrong_count(f"{key}.run_cfg.num_gpus", part_of(model, "run_cfg").get("num_gpus"), 0)
+        yield from wrong_count(f"{key}.run_cfg.num_gpus", part_of(model, "run_cfg").get("num_gpus"), 0)
         words = model.get("stop_words")
         if words is not None and not (isinstance(words, list | tuple) and all(isinstance(one, str) for one in words)):
             yield f"{key}.stop_words must be a list of texts, got {shown(words)}"
@@ -53,9 +53,4 @@ def _wrong_dict(key: str, value: Any) -> Iterator[str]:
 
 def _wrong_counts(key: str, values: dict[str, Any]) -> Iterator[str]:
     for name in COUNTS:
-        yield from _wrong_count(f"{key}.{name}", values.get(name), 1)
-
-
-def _wrong_count(key: str, value: Any, least: int) -> Iterator[str]:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-        yield f"{key} must be a whole number of at least {least}, got {shown(value)}"
+        yield from wrong_count(f"{key}.{name}", values.get(name), 1)
