@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from ..latency import Array
 from ..replay import is_constant, replay_draws
 from ..trace.format import RoutingTrace
 from .batches import OTHER_BATCHES
-from .statistics import Array
 from .tables import ROWS, ModelRun
 
 DRAWS = 200

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from .._util.file_names import dataset_file
 from ..channel.profile import ChannelProfile, changed_profile
 from ..errors import TraceError, WdmoeError
+from ..latency import Array
 from ..replay import replay
 from ..trace.format import RoutingTrace
 from ..trace.times import TIMES_SUFFIX, MeasuredTimes, check_belongs, read_times
@@ -20,7 +21,7 @@ from .cells import figure_text
 from .differences import cell_notes, difference_records
 from .figures import panel_grid, save_figure
 from .provenance import footnote, origin_notes, profile_line, provenance
-from .statistics import Array, Interval, latency_interval
+from .statistics import Interval, latency_interval
 from .tables import (
     BATCH_METHOD,
     ModelRun,
