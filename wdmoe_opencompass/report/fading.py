@@ -9,7 +9,8 @@ from ..latency import Array
 from ..replay import is_constant, replay_draws
 from ..trace.format import RoutingTrace
 from .batches import OTHER_BATCHES
-from .tables import ROWS, ModelRun
+from .records import ROWS
+from .runs import ModelRun
 
 DRAWS = 200
 QUANTILES = (0.05, 0.5, 0.95)

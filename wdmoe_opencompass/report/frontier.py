@@ -13,11 +13,13 @@ from ..allocation import PRIMARY_SCOPE
 from ..trace.format import RoutingTrace
 from .batches import BatchSums
 from .differences import METHOD, difference_text, p_cells, paired_records, significant_words
+from .formats import bracketed
 from .metrics import share_metrics
+from .records import latency_ratio
+from .runs import DENSE, ModelRun, what_differs
 from .statistics import MIN_GROUPS, SIGNIFICANCE, Interval, accuracy_interval, holm, mcnemar_p
-from .tables import BATCH_METHOD, DENSE, ModelRun, bracketed, latency_ratio, what_differs
+from .tables import BATCH_METHOD
 
-FRONTIER = "frontier"
 ACCURACY, WEIGHT_KEPT, ASSIGNMENTS_KEPT = "accuracy", "router weight kept", "assignments kept"
 QUALITY_TEXT = {
     ACCURACY: "accuracy in %, plain mean over {benchmarks}",

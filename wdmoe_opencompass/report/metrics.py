@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from .tables import ModelRun, datasets_of
+from .runs import ModelRun, datasets_of
 
 MAX_NAMED = 3  # datasets of a group; more of one metric are counted
 

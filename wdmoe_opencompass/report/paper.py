@@ -7,8 +7,9 @@ from typing import Any
 import pandas as pd
 
 from ..allocation import PRIMARY_SCOPE
+from .formats import difference_cell
+from .runs import ModelRun
 from .statistics import Interval
-from .tables import ModelRun, difference_cell
 
 BENCHMARKS = {  # as the paper writes them -> as OpenCompass's own configs abbreviate them
     "MMLU": "mmlu",

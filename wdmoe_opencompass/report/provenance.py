@@ -13,9 +13,8 @@ from ..channel.origin import keys_by_origin
 from ..identity import DATASET_FACTS, Facts, described, key_of
 from ..identity.facts import plain
 from ..trace.format import RoutingTrace, TraceMetadata
-from .tables import DENSE, ModelRun, datasets_of, missing_cells
-
-PROVENANCE_FILE = "provenance.json"
+from .runs import DENSE, ModelRun, datasets_of, missing_cells
+from .summary_files import PROVENANCE_FILE
 
 FACTS_OF_ROUTED = (
     "routed_from",

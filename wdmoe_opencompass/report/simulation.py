@@ -11,10 +11,11 @@ from ..allocation import SCOPE_LABELS, SCOPE_MEANING
 from ..errors import TraceError
 from ..simulation.run import SimulatedBenchmark
 from ..trace.format import SEALED_SUFFIX, write_trace
+from .formats import write_table
 from .paper import BENCHMARKS, TABLE_2
 from .provenance import origin_notes, provenance
 from .routed import routed_rows, write_summary
-from .tables import ModelRun, write_table
+from .runs import ModelRun
 
 SIMULATION = "simulation"
 HEADING = "Table II of the paper and a simulation on synthetic routing: latency per forward pass (ms), savings (%)"

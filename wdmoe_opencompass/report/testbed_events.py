@@ -10,10 +10,11 @@ import pandas as pd
 
 from .._util.file_names import files_below
 from ..trace.format import EVENTS_SUFFIX
+from .formats import write_json, write_table
 from .provenance import footnote, provenance
-from .tables import ModelRun, write_json, write_table
+from .runs import ModelRun
+from .summary_files import EVENTS
 
-EVENTS = "testbed_events"
 COLUMNS = ["model", "dataset", "device", "event", "times", "tokens taken over", "by", "first reason"]
 FACTS = dict(device=str, kind=str, reason=str, by=str, tokens=int)  # what every event tells
 MAX_REASON_LENGTH = 120

@@ -19,9 +19,9 @@ from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.report.batches import batch_sums
 from wdmoe_opencompass.report.html.page import make_page, write_page
+from wdmoe_opencompass.report.records import ROWS
 from wdmoe_opencompass.report.statistics import latency_interval, latency_ratio_interval
-from wdmoe_opencompass.report.summary import SHOWN
-from wdmoe_opencompass.report.tables import ROWS
+from wdmoe_opencompass.report.summary_files import SHOWN
 
 HOSTILE = "</script><script>window.hacked = 1</script><!-- <img src=x onerror='window.hacked = 2'>"
 
