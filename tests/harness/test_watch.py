@@ -117,7 +117,7 @@ def test_each_block_is_given_out_once_and_a_torn_one_when_it_is_whole(tmp_path):
     for cut in (len(before) + 3, len(before) + 41, len(after) - 1):
         growing.path.write_bytes(after[:cut])
         assert list(tail.new_traces()) == []
-        assert not tail.began_anew()
+        assert not tail.began_again()
     damaged = bytearray(after)
     damaged[-1] ^= 1
     growing.path.write_bytes(damaged)
@@ -145,7 +145,7 @@ def test_only_new_bytes_are_read(tmp_path, monkeypatch):
         })()  # fmt: skip
 
     monkeypatch.setattr(JournalTail, "_opened", opened)
-    assert not tail.began_anew()
+    assert not tail.began_again()
     assert len(list(tail.new_traces())) == 1
     assert sum(read) <= growing.path.stat().st_size - size + 2 * 40
 

@@ -14,11 +14,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from .._util.checksummed_safetensors import read_sealed, write_sealed
 from ..errors import TraceError
-from .format import Arrays, Count, Journal, RoutingTrace, check_sizes, checked_arrays, parsed_metadata
+from .format import RoutingTrace
+from .journal import Arrays, BlockJournal, Count, FileMetadata, check_sizes, checked_arrays, parsed_metadata
 
 RECORDING_VERSION = 1
 RECORDING_SUFFIX = ".routing.safetensors"
@@ -29,7 +30,7 @@ SUM_TOLERANCE = 0.02  # of a token's probabilities against 1: half precision rou
 DEFAULT_BATCH_SIZE = 64  # sequences per forward pass: about the size with which Table II's row one fits
 
 
-class RecordingMetadata(BaseModel):
+class RecordingMetadata(FileMetadata):
     """Where a recording comes from.
 
     source:   `run`, written by one of our own runs; `import`, made from somebody else's arrays
@@ -38,8 +39,6 @@ class RecordingMetadata(BaseModel):
     router_is_softmax: whether the weights come from one softmax over all experts; None where nobody has said
     router_normalises: whether the weights of a token's top-k have the same sum for every token
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format_version: Annotated[int, Field(strict=True)] = RECORDING_VERSION
     source: Literal["run", "import"]
@@ -321,35 +320,24 @@ def join_recording(metadata: RecordingMetadata, blocks: Iterable[dict[str, NDArr
     )
 
 
-class RecordingJournal(Journal):
-    """The growing recording of a run; `resume`, `append` and `seal` as the trace's journal."""
-
-    metadata: RecordingMetadata | None  # type: ignore[assignment]
-    contents = "a recording of a router"
-    suffix = RECORDING_JOURNAL_SUFFIX
-    sealed_suffix = RECORDING_SUFFIX
-
-    def __init__(self, path: Path, metadata: RecordingMetadata | None = None):
-        super().__init__(path, metadata)  # type: ignore[arg-type]
-
-    def _check_block(self, source: str, metadata: Any, block: dict[str, NDArray]) -> None:
-        check_recording(source, metadata, block)
-
-    def _join(self, metadata: Any, blocks: list[dict[str, NDArray]]) -> Recording:
-        return join_recording(metadata, blocks)
-
-    def _write(self, path: Path, joined: Any) -> None:
-        write_recording(path, joined)
-
-    def _parse_metadata(self, text: str) -> RecordingMetadata:  # type: ignore[override]
-        return _metadata(self.path, text)
-
-
 def _metadata(path: Path, text: str) -> RecordingMetadata:
     metadata = parsed_metadata(path, text, RecordingMetadata, RECORDING_VERSION)
     for table in metadata.tables():
         check_sizes(path, metadata.sizes(), table)
     return metadata
+
+
+class RecordingJournal(BlockJournal[RecordingMetadata, Recording]):
+    """The growing recording of a run."""
+
+    contents = "a recording of a router"
+    suffix = RECORDING_JOURNAL_SUFFIX
+    sealed_suffix = RECORDING_SUFFIX
+
+    _parse_metadata = staticmethod(_metadata)
+    _check_block = staticmethod(check_recording)
+    _join = staticmethod(join_recording)
+    _write = staticmethod(write_recording)
 
 
 def why_not_of_trace(recording: Recording, trace: RoutingTrace) -> str | None:
