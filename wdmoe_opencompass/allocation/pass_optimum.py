@@ -76,11 +76,8 @@ def _finish(problems: ScaledProblems, share: Array) -> tuple[Array, Array, Array
     """-> [problems, layers, devices] finish times and their first and second derivatives in the device's share."""
     used = share[:, None, :] > 0
     value, slope, curvature = problems.communication(np.where(used, share[:, None, :], 1.0))
-    return (
-        problems.weight * value + problems.fixed,
-        problems.weight * slope,
-        problems.weight * curvature,
-    )
+    weight = problems.weight
+    return weight * value + problems.fixed, weight * slope, weight * curvature
 
 
 @dataclass
@@ -111,15 +108,8 @@ class _Iterate:
         return state
 
     def only(self, keep: NDArray) -> "_Iterate":
-        state = _Iterate(
-            self.problems[np.flatnonzero(keep)],
-            self.share[keep],
-            self.time[keep],
-            self.slack[keep],
-            self.dual[keep],
-            self.counts[keep],
-            self.used[keep],
-        )
+        arrays = (self.share, self.time, self.slack, self.dual, self.counts, self.used)
+        state = _Iterate(self.problems[np.flatnonzero(keep)], *(array[keep] for array in arrays))
         state._refresh()
         return state
 

@@ -43,14 +43,8 @@ class ScaledProblems:
         def chosen(snr: Array) -> Array:
             return snr if len(snr) == 1 else snr[rows]
 
-        return ScaledProblems(
-            chosen(self.snr_down),
-            chosen(self.snr_up),
-            self.weight[rows],
-            self.fixed[rows],
-            self.unit_s[rows],
-            self.duplex,
-        )
+        weight, fixed, unit_s = (array[rows] for array in (self.weight, self.fixed, self.unit_s))
+        return ScaledProblems(chosen(self.snr_down), chosen(self.snr_up), weight, fixed, unit_s, self.duplex)
 
     def communication(self, share: Array) -> Curve:
         """f and its derivatives at shares > 0 that broadcast to [problems, layers, devices]."""

@@ -12,7 +12,7 @@ from ..identity import DATASET_FACTS, differing
 from ..identity.facts import plain, sentence
 from .batches import BatchSums
 from .differences import SIGNIFICANT, Benchmarks, difference_text, p_cells, paired_records
-from .formats import bracketed, difference_cell
+from .formats import bracketed, by_reason, difference_cell
 from .items import ItemResults
 from .records import latency_ratio
 from .runs import ModelRun
@@ -164,12 +164,11 @@ def _other_metrics(a: Records, b: Records) -> dict[tuple[str, str], tuple[str, s
 
 
 def _metric_notes(a: Records, b: Records) -> list[str]:
-    """One line for each pair of metrics that stand side by side."""
-    where: dict[tuple[str, str], list[str]] = {}
-    for (model, dataset), metrics in sorted(_other_metrics(a, b).items()):
-        where.setdefault(metrics, []).append(f"{model} on {dataset}")
+    """One line for each pair of metrics that are next to each other."""
+    pairs = sorted(_other_metrics(a, b).items())
+    where = by_reason((metrics, f"{model} on {dataset}") for (model, dataset), metrics in pairs)
     return [
-        f"not one metric, so no difference of accuracies is shown: {', '.join(names)}: {first} in A, {second} in B"
+        f"not one metric, so no difference of accuracies is shown: {names}: {first} in A, {second} in B"
         for (first, second), names in where.items()
     ]
 
@@ -183,12 +182,9 @@ def _identity_notes(a: Records, b: Records) -> list[str]:
                 f"{name}: what its answers depend on (weights, adapter, arguments) is not in its summary, so nothing "
                 f"here says that the runs differ in nothing else; {WRITE_AGAIN}"
             )
-    found: dict[tuple[str, str], list[str]] = {}
-    facts = _facts_of(a, b)
-    for model, dataset in sorted(facts):
-        if facts[model, dataset]:
-            found.setdefault((model, sentence(facts[model, dataset])), []).append(dataset)
-    lines += [f"{model} on {', '.join(where)} differs, A against B: {what}" for (model, what), where in found.items()]
+    facts = sorted(_facts_of(a, b).items())
+    found = by_reason(((model, sentence(differ)), dataset) for (model, dataset), differ in facts if differ)
+    lines += [f"{model} on {where} differs, A against B: {what}" for (model, what), where in found.items()]
     others = sorted({name for _, name in _other_datasets(a, b)})
     if others:
         lines.append(f"no difference is shown on {', '.join(others)}: the runs did not ask or score the same there")

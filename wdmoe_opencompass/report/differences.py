@@ -107,7 +107,7 @@ def difference_records(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> l
     records = []
     for run in runs:
         for vanilla, names in _vanillas(run, runs, benchmarks):
-            first, second = ({name: one.items_of(name) for name in names} for one in (vanilla, run))
+            first, second = ({name: model.items_of(name) for name in names} for model in (vanilla, run))
             records += [dict(model=run.abbr, vanilla=vanilla.abbr) | record for record in paired_records(first, second)]
     return records
 

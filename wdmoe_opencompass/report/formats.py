@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ FORMATS = ("md", "csv", "tex", "json")
 
 
 def write_table(path: Path, table: pd.DataFrame, notes: list[str], origin: dict[str, Any]) -> str:
-    """Write a table with its notes beside `path` in all FORMATS; -> the Markdown.
+    """Write a table with its notes as `path`, in all FORMATS; -> the Markdown.
 
     origin: what `provenance.provenance` gives, for the JSON; the notes tell it in the other formats.
     """
@@ -72,6 +72,15 @@ def json_text(content: Any) -> str:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def by_reason(found: Iterable[tuple[Any, str]]) -> dict[Any, str]:
+    """[reason, name] -> reason -> the names that have it, joined by commas; None is no reason."""
+    names: dict[Any, list[str]] = {}
+    for reason, name in found:
+        if reason is not None:
+            names.setdefault(reason, []).append(name)
+    return {reason: ", ".join(dict.fromkeys(of)) for reason, of in names.items()}
 
 
 def bracketed(interval: Interval | None, number: str = "{:.1f}") -> list[str]:

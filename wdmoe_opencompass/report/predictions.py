@@ -49,7 +49,7 @@ class Prediction:
 def predicted_and_measured(
     trace: RoutingTrace, times: MeasuredTimes, profile: ChannelProfile | None = None
 ) -> Prediction:
-    """Predict every layer of every pass from its recorded loads, and set it beside what was measured.
+    """Predict every layer of every pass from its recorded loads, and put it next to what was measured.
 
     profile: of the devices and placement of the run; default: the run's own. Its payload is that on the wire.
     Raises TraceError where trace, times and profile do not belong together.
@@ -72,10 +72,10 @@ def predicted_and_measured(
 def _predictions(
     measured: Sequence[MeasuredRun], profile: ChannelProfile | None
 ) -> Iterator[tuple[str, str, Prediction]]:
-    for one in measured:
-        for dataset, pairs in one.measured.items():
+    for measured_run in measured:
+        for dataset, pairs in measured_run.measured.items():
             for trace, times in pairs:
-                yield one.run.abbr, dataset, predicted_and_measured(trace, times, profile)
+                yield measured_run.run.abbr, dataset, predicted_and_measured(trace, times, profile)
 
 
 def prediction_records(
@@ -135,7 +135,7 @@ def write_predictions(measured: Sequence[MeasuredRun], folder: Path, profile: Ch
         return []
     rows.to_csv(folder / LAYER_PASSES, index=False)
     write_json(folder / f"{PREDICTION}_records.json", records)
-    own_runs = [one.run for one in measured]
+    own_runs = [measured_run.run for measured_run in measured]
     notes = prediction_notes(measured, profile) + origin_notes(own_runs)
     table = write_table(folder / PREDICTION, prediction_table(records), notes, provenance(own_runs))
     return [*assumed(measured, profile), table, f"every layer pass: {folder / LAYER_PASSES}\n"]
@@ -143,20 +143,22 @@ def write_predictions(measured: Sequence[MeasuredRun], folder: Path, profile: Ch
 
 def prediction_notes(measured: Sequence[MeasuredRun], profile: ChannelProfile | None) -> list[str]:
     """Lines under the table: what was predicted and from which profiles."""
-    traces = [trace for one in measured for pairs in one.measured.values() for trace, _ in pairs]
-    every = {one.content_hash: one for one in ([profile] if profile else [t.metadata.profile for t in traces])}
-    named = ", ".join(f"{one.name} (hash {key[:12]}, {one.rates} rates)" for key, one in every.items())
+    used = {own.content_hash: own for own in _profiles(measured, profile)}
+    named = ", ".join(f"{own.name} (hash {key[:12]}, {own.rates} rates)" for key, own in used.items())
     lines = [*assumed(measured, profile), PREDICTION_TEXT, f"predicted from profile {named}; payload as on the wire"]
-    return lines + [f"profile {one.name}: {one.origin_sentence}" for one in every.values() if profile]
+    return [*lines, f"profile {profile.name}: {profile.origin_sentence}"] if profile else lines
 
 
 def assumed(measured: Sequence[MeasuredRun], profile: ChannelProfile | None) -> list[str]:
     """A warning where a prediction is made from physical rates."""
-    traces = [trace for one in measured for pairs in one.measured.values() for trace, _ in pairs]
-    used = [profile] if profile else [trace.metadata.profile for trace in traces]
-    if all(one.rates == "measured" for one in used):
+    if all(own.rates == "measured" for own in _profiles(measured, profile)):
         return []
     return [
         "PREDICTED FROM AN ASSUMED PROFILE: a profile of physical rates is an assumption about the testbed, no "
         "measurement of it; make one by `wdmoe testbed measure`, then `wdmoe predict RUN --profile measured.yaml`"
     ]
+
+
+def _profiles(measured: Sequence[MeasuredRun], profile: ChannelProfile | None) -> list[ChannelProfile]:
+    traces = (trace for run in measured for pairs in run.measured.values() for trace, _ in pairs)
+    return [profile] if profile else [trace.metadata.profile for trace in traces]

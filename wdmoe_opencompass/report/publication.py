@@ -171,7 +171,7 @@ def _is_relative_path(text: str) -> bool:
 
 def _requirements(recorded: dict[str, str]) -> str:
     """Every installed package, pinned, in the version that the traces recorded; a local part (+cpu) is left out."""
-    installed = {one.metadata["Name"]: one.version for one in distributions()}
+    installed = {package.metadata["Name"]: package.version for package in distributions()}
     pins = {f"{name}=={number.partition('+')[0]}" for name, number in (installed | recorded).items()}
     return REQUIREMENTS_HEAD + "\n".join(sorted(pins, key=str.lower)) + "\n"
 

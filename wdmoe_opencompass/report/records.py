@@ -32,7 +32,7 @@ def row_runs(runs: Sequence[ModelRun], row: str) -> list[ModelRun]:
 def accuracy_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
     """Records (model, dataset, metric, value, ...): accuracy, active experts per token, share of assignments dropped.
 
-    A group of datasets has records of its own beside those of its datasets. An accuracy comes with its number of items
+    A group of datasets has records of its own next to those of its datasets. An accuracy comes with its number of items
     and the ends of its 95 % interval, low and high; None where its evaluator does not tell the items apart.
     """
     none = dict(low=None, high=None, items=None)
@@ -42,7 +42,7 @@ def accuracy_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
             accuracy = run.accuracy_of(name)
             if accuracy is not None:
                 low, high = run.accuracy_interval_of(name) or (None, None)
-                items = sum(len(one.right) for one in run.items_of(name)) or None
+                items = sum(len(items.right) for items in run.items_of(name)) or None
                 of = dict(model=run.abbr, dataset=name, metric=accuracy[0], value=accuracy[1])
                 records.append(of | dict(low=low, high=high, items=items))
             traces = run.traces_of(name)

@@ -10,6 +10,7 @@ from ..identity import Facts, differing
 from ..identity.facts import sentence
 from ..trace.format import SEALED_SUFFIX, RoutingTrace, read_trace
 from ..trace.times import TIMES_SUFFIX, MeasuredTimes, check_belongs, read_times
+from .formats import by_reason
 from .items import ItemResults
 from .statistics import Interval, accuracy_interval, wilson_interval
 from .summary_files import DATASETS_FILE, GROUPS_FILE, read_summary
@@ -163,13 +164,9 @@ def not_compared_notes(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> l
     """One line for every model that differs from vanilla in more than its policy: what differs, and where."""
     lines = []
     for run in runs:
-        found: dict[str, list[str]] = {}
-        for benchmark in benchmarks:
-            is_measured = bool(run.accuracy_of(benchmark) or run.traces_of(benchmark))
-            why = why_no_vanilla(run, runs, benchmark) if is_measured else None
-            if why is not None:
-                found.setdefault(why, []).append(benchmark)
-        lines += [f"not compared on {', '.join(where)}: {why}" for why, where in found.items()]
+        measured = [name for name in benchmarks if run.accuracy_of(name) or run.traces_of(name)]
+        found = by_reason((why_no_vanilla(run, runs, name), name) for name in measured)
+        lines += [f"not compared on {where}: {why}" for why, where in found.items()]
     return lines
 
 
@@ -206,12 +203,13 @@ def runs_from_traces(run_folder: Path) -> list[ModelRun]:
     runs: dict[str, ModelRun] = {}
     for path in files_below(run_folder / "predictions", SEALED_SUFFIX):
         trace = read_trace(path)
-        one = trace.metadata
-        run = runs.setdefault(one.model, ModelRun(one.model, one.routing, (one.weights, one.profile_hash)))
-        run.perplexity, run.batch_size = one.perplexity, one.batch_size
-        if run.base != (one.weights, one.profile_hash):
-            raise TraceError(f"{path}: recorded with other weights or another channel profile than {one.model}'s first")
-        run.traces.setdefault(whole_of(one.dataset, datasets), []).append(trace)
+        metadata = trace.metadata
+        base = metadata.weights, metadata.profile_hash
+        run = runs.setdefault(metadata.model, ModelRun(metadata.model, metadata.routing, base))
+        run.perplexity, run.batch_size = metadata.perplexity, metadata.batch_size
+        if run.base != base:
+            raise TraceError(f"{path}: recorded with other weights or another channel profile than {run.abbr}'s first")
+        run.traces.setdefault(whole_of(metadata.dataset, datasets), []).append(trace)
         run.groups = groups
     if not runs:
         raise TraceError(f"{run_folder}: no sealed routing trace in its predictions; give a run's time-stamped folder")
@@ -229,7 +227,7 @@ def _whole_or_parts(dataset: str, traces: list[RoutingTrace]) -> list[RoutingTra
 class MeasuredRun:
     """A model's run on a testbed.
 
-    measured: dataset -> its traces, each with the times beside it
+    measured: dataset -> its traces, each with its times
     missing:  dataset -> why there are none
     """
 
@@ -246,33 +244,29 @@ class MeasuredRun:
     def labs(self) -> set[tuple[str, tuple[str, ...]]]:
         """The testbeds it was measured on."""
         every = [times.metadata for pairs in self.measured.values() for _, times in pairs]
-        return {(one.lab_hash, one.devices) for one in every}
+        return {(metadata.lab_hash, metadata.devices) for metadata in every}
 
 
 def measured_runs(runs: Sequence[ModelRun], predictions: Path) -> list[MeasuredRun]:
-    """The runs beside whose traces measured times lie, in `predictions/<model>/`."""
+    """The runs whose traces have measured times next to them, in `predictions/<model>/`."""
     found = [_measured_run(run, predictions) for run in runs]
-    return [one for one in found if one.measured or any(why for why in one.missing.values())]
+    return [measured_run for measured_run in found if measured_run.measured or measured_run.missing]
 
 
 def _measured_run(run: ModelRun, predictions: Path) -> MeasuredRun:
-    one = MeasuredRun(run)
+    found = MeasuredRun(run)
     for dataset, traces in run.traces.items():
         paths = [dataset_file(predictions, run.abbr, trace.metadata.dataset, TIMES_SUFFIX) for trace in traces]
-        there = [path.exists() for path in paths]
-        if not any(there):
+        if not any(path.exists() for path in paths):
             continue
         try:
             pairs = [(trace, read_times(path)) for trace, path in zip(traces, paths, strict=True)]
             for trace, times in pairs:
                 check_belongs(times, trace)
-            one.measured[dataset] = pairs
+            found.measured[dataset] = pairs
         except TraceError as error:
-            one.missing[dataset] = str(error)
-    if one.measured:
-        one.missing |= {d: "no measured times beside its trace" for d in run.traces if d not in _known(one)}
-    return one
-
-
-def _known(one: MeasuredRun) -> set[str]:
-    return {*one.measured, *one.missing}
+            found.missing[dataset] = str(error)
+    if found.measured:
+        without = [dataset for dataset in run.traces if dataset not in found.measured | found.missing]
+        found.missing |= dict.fromkeys(without, "no measured times beside its trace")
+    return found

@@ -60,9 +60,9 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
 
     benchmarks: the tables' columns, each a dataset or a group of the runs.
     missing.json lists the cells that stay empty, each with its reason; main_tables.md holds the answer; provenance.json
-    where the numbers of all of them come from, which also stands in the JSON of each table;
-    items.json and batches.json what `wdmoe compare` pairs with another run. Where a testbed's measured times lie beside
-    the traces in `predictions/`, its tables and Figure 10 are written too.
+    where the numbers of all of them come from, which is also in the JSON of each table; items.json and batches.json
+    what `wdmoe compare` pairs with another run. Where the traces in `predictions/` have a testbed's measured times, its
+    tables and Figure 10 are written too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     origin = provenance(runs)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from .formats import bracketed
+from .formats import bracketed, by_reason
 from .records import ROWS, ROWS_ORDER, accuracy_records
 from .runs import ModelRun
 from .statistics import CONFIDENCE, Interval
@@ -111,18 +111,12 @@ BATCH_METHOD = (
 
 def accuracy_notes(runs: Sequence[ModelRun]) -> list[str]:
     """Lines under a table of accuracies: what its intervals are, and which are lacking and why."""
-    lacking: dict[str, list[str]] = {}
-    for run in runs:
-        for dataset, why in run.no_items.items():
-            lacking.setdefault(why, []).append(f"{run.abbr} on {dataset}")
-    return [ACCURACY_METHOD, *(f"no interval: {', '.join(where)}: {why}" for why, where in lacking.items())]
+    lacking = by_reason((why, f"{run.abbr} on {dataset}") for run in runs for dataset, why in run.no_items.items())
+    return [ACCURACY_METHOD, *(f"no interval: {where}: {why}" for why, where in lacking.items())]
 
 
 def saving_notes(records: Sequence[dict[str, Any]]) -> list[str]:
     """Lines under a table of latencies: what the intervals of its savings are, and which are lacking and why."""
-    lacking: dict[str, list[str]] = {}
-    for record in records:
-        if record["no_interval"]:
-            lacking.setdefault(record["no_interval"], []).append(record["dataset"])
-    lines = [f"no saving shown on {', '.join(dict.fromkeys(where))}: {why}" for why, where in lacking.items()]
+    lacking = by_reason((record["no_interval"], record["dataset"]) for record in records)
+    lines = [f"no saving shown on {where}: {why}" for why, where in lacking.items()]
     return [f"a saving's square brackets: {BATCH_METHOD}", *lines]

@@ -14,7 +14,7 @@ from .batches import BatchSums, grouped_sums
 from .cells import figure_text
 from .differences import cell_notes, difference_records
 from .figures import panel_grid, save_figure
-from .formats import bracketed, write_json, write_table
+from .formats import bracketed, by_reason, write_json, write_table
 from .predictions import write_predictions
 from .provenance import footnote, profile_line, provenance
 from .records import latency_ratio
@@ -41,7 +41,7 @@ FIGURE_TEXT = "line: mean over layers and passes with so many tokens; band: leas
 
 def table_3(measured: Sequence[MeasuredRun], benchmarks: Sequence[str]) -> pd.DataFrame:
     """As Table I, of the runs with measured times: accuracy, its difference from vanilla, and how much was dropped."""
-    own_runs = [one.run for one in measured]
+    own_runs = [measured_run.run for measured_run in measured]
     return table_1(own_runs, benchmarks, difference_records(own_runs, benchmarks))
 
 
@@ -64,22 +64,26 @@ def waiting_records(
     that is lacking is None, for the reason in no_interval.
     """
     sums = {
-        (one.run.abbr, benchmark): measured_sums([times for _, times in one.pairs_of(benchmark)], layer)
-        for one in measured
+        (measured_run.run.abbr, benchmark): measured_sums(
+            [times for _, times in measured_run.pairs_of(benchmark)], layer
+        )
+        for measured_run in measured
         for benchmark in benchmarks
-        if one.pairs_of(benchmark)
+        if measured_run.pairs_of(benchmark)
     }
     records = []
     for (abbr, benchmark), own in sums.items():
         if not own.batches.sum():
             continue
-        one = next(one for one in measured if one.run.abbr == abbr)
+        measured_run = next(found for found in measured if found.run.abbr == abbr)
         low, high = latency_interval(own.latency_s, own.count("batch")) or (None, None)
-        tokens = sum(int(times.pass_tokens.sum()) for _, times in one.pairs_of(benchmark))
-        record = dict(model=abbr, policy=one.run.policy, dataset=benchmark, layer=layer, latency_s=_mean_s(own))
+        tokens = sum(int(times.pass_tokens.sum()) for _, times in measured_run.pairs_of(benchmark))
+        record = dict(
+            model=abbr, policy=measured_run.run.policy, dataset=benchmark, layer=layer, latency_s=_mean_s(own)
+        )
         record |= dict(latency_low_s=low, latency_high_s=high, batches=int(own.batches.sum()))
         record |= dict(tokens_per_batch=tokens / own.batches.sum())
-        records.append(record | _gain(one, own, measured, sums, benchmark))
+        records.append(record | _gain(measured_run, own, measured, sums, benchmark))
     return records
 
 
@@ -88,20 +92,20 @@ def _mean_s(sums: BatchSums) -> float:
 
 
 def _gain(
-    one: MeasuredRun,
+    measured_run: MeasuredRun,
     own: BatchSums,
     measured: Sequence[MeasuredRun],
     sums: dict[tuple[str, str], BatchSums],
     benchmark: str,
 ) -> dict[str, Any]:
     nothing = dict(gain=None, gain_low=None, gain_high=None, no_interval=None)
-    vanilla = vanilla_of(one.run, [other.run for other in measured], benchmark)
-    if vanilla is None or vanilla is one.run or (vanilla.abbr, benchmark) not in sums:
+    vanilla = vanilla_of(measured_run.run, [other.run for other in measured], benchmark)
+    if vanilla is None or vanilla is measured_run.run or (vanilla.abbr, benchmark) not in sums:
         return nothing
     labs = next(other.labs for other in measured if other.run is vanilla)
     first = sums[vanilla.abbr, benchmark]
-    if labs != one.labs or not first.latency_s.sum():
-        return nothing | dict(no_interval=OTHER_LAB if labs != one.labs else "vanilla waited 0 s")
+    if labs != measured_run.labs or not first.latency_s.sum():
+        return nothing | dict(no_interval=OTHER_LAB if labs != measured_run.labs else "vanilla waited 0 s")
     ratio, why = latency_ratio(first, own, "batch")
     low, high = (1 - ratio.high, 1 - ratio.low) if ratio else (None, None)
     return dict(gain=1 - _mean_s(own) / _mean_s(first), gain_low=low, gain_high=high, no_interval=why)
@@ -150,14 +154,16 @@ def figure_10(measured: Sequence[MeasuredRun], benchmarks: Sequence[str], layer:
     """Measured latency of one layer against the tokens of its pass: mean line, min-max band; layer None: of any."""
     figure, panels = panel_grid(len(benchmarks))
     for panel, benchmark in zip(panels, benchmarks):
-        for number, one in enumerate(measured):
-            pairs = one.pairs_of(benchmark)
+        for number, measured_run in enumerate(measured):
+            pairs = measured_run.pairs_of(benchmark)
             points = [_points(times, layer) for _, times in pairs if len(times.pass_tokens)]
             if not points:
                 continue
             tokens, mean, least, most = token_bins(*np.concatenate(points, axis=1))
             colour = COLOURS[number % len(COLOURS)]
-            panel.plot(tokens, 1e3 * mean, color=colour, marker="o", markersize=3, label=figure_text(one.run.abbr))
+            panel.plot(
+                tokens, 1e3 * mean, color=colour, marker="o", markersize=3, label=figure_text(measured_run.run.abbr)
+            )
             panel.fill_between(tokens, 1e3 * least, 1e3 * most, color=colour, alpha=0.2, linewidth=0)
         panel.set(title=figure_text(benchmark), xlabel="tokens in the forward pass", ylabel="latency of one layer (ms)")
         panel.set_ylim(0, None)
@@ -187,8 +193,12 @@ def write_testbed(
     if not measured:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    lacking = [f"empty: {one.run.abbr}, {d}: {why}" for one in measured for d, why in one.missing.items()]
-    own_runs = [one.run for one in measured]
+    lacking = [
+        f"empty: {measured_run.run.abbr}, {d}: {why}"
+        for measured_run in measured
+        for d, why in measured_run.missing.items()
+    ]
+    own_runs = [measured_run.run for measured_run in measured]
     differences = difference_records(own_runs, benchmarks)
     notes = footnote(own_runs, ACCURACY_TEXT) + accuracy_notes(own_runs) + cell_notes(differences)
     origin = provenance(own_runs)
@@ -197,15 +207,12 @@ def write_testbed(
     write_json(folder / f"{TABLE_4}_records.json", records)
     notes = [*footnote(own_runs, LATENCY_TEXT), f"square brackets: {INTERVALS}", *_gain_notes(records), *lacking]
     printed = [write_table(folder / TABLE_4, table_4(records, benchmarks), notes, origin)]
-    present = [b for b in benchmarks if any(one.pairs_of(b) for one in measured)]
+    present = [b for b in benchmarks if any(measured_run.pairs_of(b) for measured_run in measured)]
     if present:
         save_figure(figure_10(measured, present), folder / FIGURE_10, profile_line(own_runs), FIGURE_TEXT)
     return printed + write_predictions(measured, folder, profile)
 
 
 def _gain_notes(records: Sequence[dict[str, Any]]) -> list[str]:
-    reasons: dict[str, list[str]] = {}
-    for record in records:
-        if record["no_interval"]:
-            reasons.setdefault(record["no_interval"], []).append(f"{record['model']} on {record['dataset']}")
-    return [f"no gain shown: {', '.join(where)}: {why}" for why, where in reasons.items()]
+    reasons = by_reason((record["no_interval"], f"{record['model']} on {record['dataset']}") for record in records)
+    return [f"no gain shown: {where}: {why}" for why, where in reasons.items()]

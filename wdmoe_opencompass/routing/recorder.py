@@ -138,7 +138,7 @@ class Recorder:
             self._ratios[device].index_add_(0, layer_index, counted.scatter_add_(1, column, is_real_token.double()))
 
     def finish_batch(self, first_item: int, items: int) -> dict[str, NDArray]:
-        """-> the batch as one block of a trace (names and shapes: trace.EVERY_ARRAY)."""
+        """-> the batch as one block of a trace (names and shapes: RoutingTrace)."""
         if not self._phases:
             raise RuntimeError("a batch without any forward pass cannot be recorded")
         self._count_pending()

@@ -7,7 +7,7 @@ While a dataset runs, each finished batch is appended to a journal (`*.trace.par
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,20 +16,9 @@ from pydantic import ConfigDict, Field
 from .._util.checksummed_safetensors import read_sealed, write_sealed
 from ..channel.profile import MAX_SEED, ChannelProfile
 from ..errors import TraceError, shown
-from .journal import (
-    Arrays,
-    BlockJournal,
-    Count,
-    FileMetadata,
-    NamedArrays,
-    check_sizes,
-    checked_arrays,
-    joined_arrays,
-    parsed_metadata,
-)
+from .journal import Arrays, BlockJournal, Count, FileMetadata, NamedArrays, checked_arrays, joined_arrays
 
 FORMAT_VERSION = 7
-READABLE_VERSIONS = (6, FORMAT_VERSION)  # 6 lacks identity and arguments, which are then empty
 RATIO_BINS = 50
 SEALED_SUFFIX = ".trace.safetensors"
 JOURNAL_SUFFIX = ".trace.part"
@@ -61,8 +50,6 @@ PER_BATCH: Arrays = {
     "ratio_counts": ("int32", ("layers", "ratio_bins")),
 }
 PER_ITEM: Arrays = {"item_passes": ("int32", ())}
-TABLES = (PER_PASS, PER_BATCH, PER_ITEM)
-EVERY_ARRAY = PER_PASS | PER_BATCH | PER_ITEM
 
 
 def routing_name(policy: str, quantised_bits: int | None) -> str:
@@ -86,6 +73,7 @@ class TraceMetadata(FileMetadata):
     policy and profile, arguments what the configs said of it (package `identity`); both are empty without a model.
     """
 
+    readable_versions = (6, FORMAT_VERSION)  # 6 lacks identity and arguments, which are then empty
     model_config = ConfigDict(ser_json_inf_nan="constants")  # a parameter may be infinite
 
     format_version: int
@@ -163,6 +151,22 @@ class TraceMetadata(FileMetadata):
         """Length of every named axis."""
         return axis_sizes(self.layers, len(self.profile.devices), self.experts)
 
+    def tables(self) -> tuple[Arrays, ...]:
+        """Arrays per pass, per batch and per item."""
+        return PER_PASS, PER_BATCH, PER_ITEM
+
+    @classmethod
+    def parsed(cls, path: Path, text: str) -> Self:
+        """As any file's metadata; the stated hash is that of the profile."""
+        metadata = super().parsed(path, text)
+        expected = metadata.profile.content_hash
+        if metadata.profile_hash != expected:
+            raise TraceError(
+                f"{path}: metadata profile_hash must be {expected}, that of its profile, got "
+                f"{shown(metadata.profile_hash)}"
+            )
+        return metadata
+
 
 @dataclass(frozen=True)
 class RoutingTrace(NamedArrays):
@@ -221,12 +225,12 @@ def array_bytes(sizes: dict[str, int], passes: int, batches: int, items: int) ->
 
 def empty_arrays(metadata: TraceMetadata) -> dict[str, NDArray]:
     """Arrays of a trace without passes."""
-    return joined_arrays(metadata.sizes(), EVERY_ARRAY, [])
+    return joined_arrays(metadata, [])
 
 
 def join(metadata: TraceMetadata, blocks: list[dict[str, NDArray]]) -> RoutingTrace:
     """One trace from consecutive batches; their `batch` numbers are counted on."""
-    return RoutingTrace(metadata, joined_arrays(metadata.sizes(), EVERY_ARRAY, blocks))
+    return RoutingTrace(metadata, joined_arrays(metadata, blocks))
 
 
 def write_trace(path: Path, trace: RoutingTrace) -> None:
@@ -237,26 +241,15 @@ def write_trace(path: Path, trace: RoutingTrace) -> None:
 def read_trace(path: Path | str) -> RoutingTrace:
     """Read a sealed trace; TraceError where it is missing, changed, torn, of another version or inconsistent."""
     path = Path(path)
-    text, arrays = read_sealed(path, METADATA_KEY, "routing trace", READABLE_VERSIONS)
-    metadata = _metadata(path, text)
+    text, arrays = read_sealed(path, METADATA_KEY, "routing trace", TraceMetadata.readable_versions)
+    metadata = TraceMetadata.parsed(path, text)
     _check_arrays(path, metadata, arrays)
     return RoutingTrace(metadata, arrays)
 
 
-def _metadata(path: Path, text: str) -> TraceMetadata:
-    metadata = parsed_metadata(path, text, TraceMetadata, READABLE_VERSIONS)
-    check_sizes(path, metadata.sizes(), EVERY_ARRAY)
-    expected = metadata.profile.content_hash
-    if metadata.profile_hash != expected:
-        raise TraceError(
-            f"{path}: metadata profile_hash must be {expected}, that of its profile, got {shown(metadata.profile_hash)}"
-        )
-    return metadata
-
-
 def _check_arrays(source: Path | str, metadata: TraceMetadata, arrays: dict[str, NDArray]) -> None:
     """As `checked_arrays`, and no item waits for more passes than its batch has."""
-    checked_arrays(source, metadata.sizes(), TABLES, arrays)
+    checked_arrays(source, metadata, arrays)
     phase, item_passes, items = (arrays[name] for name in ("phase", "item_passes", "items"))
     if phase.size and phase.max() >= len(PHASES):
         raise TraceError(f"{source}: array phase must be < {len(PHASES)} throughout, got {phase.max()}")
@@ -271,11 +264,11 @@ def _check_arrays(source: Path | str, metadata: TraceMetadata, arrays: dict[str,
 class Journal(BlockJournal[TraceMetadata, RoutingTrace]):
     """The growing trace of a run."""
 
+    kind = TraceMetadata
     contents = "a routing trace"
     suffix = JOURNAL_SUFFIX
     sealed_suffix = SEALED_SUFFIX
 
-    _parse_metadata = staticmethod(_metadata)
     _check_block = staticmethod(_check_arrays)
     _join = staticmethod(join)
     _write = staticmethod(write_trace)

@@ -36,9 +36,31 @@ class FileMetadata(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    readable_versions: ClassVar[tuple[int, ...]]  # the one that is written last
+
     def sizes(self) -> dict[str, int]:
         """Length of every named axis."""
         raise NotImplementedError
+
+    def tables(self) -> tuple[Arrays, ...]:
+        """The file's arrays; those of one table have equally many rows."""
+        raise NotImplementedError
+
+    @classmethod
+    def parsed(cls, path: Path, text: str) -> Self:
+        """Read a file's metadata; TraceError where it is not readable, of another version or breaks a rule."""
+        check_version(path, text, cls.readable_versions)
+        try:
+            metadata = cls.model_validate_json(text)
+        except ValidationError as error:
+            first = first_error(error)
+            key = ".".join(map(str, first["loc"]))
+            raise TraceError(f"{path}: metadata {key[:200]}: {first['msg'][:1000]}") from None
+        sizes = metadata.sizes()
+        for name, (_, axes) in ((name, array) for table in metadata.tables() for name, array in table.items()):
+            if math.prod(sizes[axis] for axis in axes) > MAX_BYTES:  # of a single row
+                raise TraceError(f"{path}: metadata: array {name} would be beyond the {MAX_BYTES} bytes of a file")
+        return metadata
 
 
 Metadata = TypeVar("Metadata", bound=FileMetadata)
@@ -57,44 +79,28 @@ class NamedArrays:
             raise AttributeError(name) from None
 
 
-def joined_arrays(sizes: dict[str, int], tables: Arrays, blocks: Iterable[dict[str, NDArray]]) -> dict[str, NDArray]:
-    """The arrays of consecutive blocks of batches, one after the other; `batch` numbers are counted on."""
-    arrays = {
-        name: [np.zeros((0, *(sizes[axis] for axis in axes)), dtype=dtype)] for name, (dtype, axes) in tables.items()
-    }
-    batches = 0
+COUNTED_BY = {"batch": "first_item", "sequence": "prompt_length"}  # numbers that go on from block to block
+
+
+def joined_arrays(metadata: FileMetadata, blocks: Iterable[dict[str, NDArray]]) -> dict[str, NDArray]:
+    """The arrays of consecutive blocks of batches, one after the other; numbers of COUNTED_BY are counted on."""
+    sizes = metadata.sizes()
+    types = {name: array for table in metadata.tables() for name, array in table.items()}
+    arrays = {name: [np.zeros((0, *(sizes[axis] for axis in axes)), dtype)] for name, (dtype, axes) in types.items()}
+    counted = dict.fromkeys(COUNTED_BY, 0)
     for block in blocks:
         for name, array in block.items():
-            arrays[name].append(array + batches if name == "batch" else array)
-        batches += len(block["first_item"])
-    return {name: np.concatenate(parts).astype(tables[name][0]) for name, parts in arrays.items()}
+            arrays[name].append(array + counted[name] if name in counted else array)
+        counted = {name: number + len(block.get(COUNTED_BY[name], ())) for name, number in counted.items()}
+    return {name: np.concatenate(parts).astype(types[name][0]) for name, parts in arrays.items()}
 
 
-def check_sizes(path: Path, sizes: dict[str, int], tables: Arrays) -> None:
-    """Raise TraceError where one row of an array would be larger than a file may be."""
-    for name, (_, axes) in tables.items():
-        if math.prod(sizes[axis] for axis in axes) > MAX_BYTES:
-            raise TraceError(f"{path}: metadata: array {name} would be beyond the {MAX_BYTES} bytes of a file")
+def checked_arrays(source: Path | str, metadata: FileMetadata, arrays: dict[str, NDArray]) -> None:
+    """Raise TraceError unless the arrays are those of the metadata's tables, of their types, shapes and ranges.
 
-
-def parsed_metadata(path: Path, text: str, kind: type[Metadata], expected_version: int | tuple[int, ...]) -> Metadata:
-    """Read a file's metadata; TraceError where it is not readable, of another version or breaks the schema."""
-    check_version(path, text, expected_version)
-    try:
-        return kind.model_validate_json(text)
-    except ValidationError as error:
-        first = first_error(error)
-        key = ".".join(map(str, first["loc"]))
-        raise TraceError(f"{path}: metadata {key[:200]}: {first['msg'][:1000]}") from None
-
-
-def checked_arrays(
-    source: Path | str, sizes: dict[str, int], tables: tuple[Arrays, ...], arrays: dict[str, NDArray]
-) -> None:
-    """Raise TraceError unless the arrays are those of the tables, of their types, shapes and ranges.
-
-    A table's arrays have equally many rows. Nothing is negative, infinite or not a number; `batch` ascends.
+    Nothing is negative, infinite or not a number; `batch` ascends.
     """
+    sizes, tables = metadata.sizes(), metadata.tables()
     for table in tables:
         rows = None
         for name, (dtype, axes) in table.items():
@@ -127,9 +133,11 @@ def _check_range(source: Path | str, name: str, array: NDArray) -> None:
 class BlockJournal(ABC, Generic[Metadata, Content]):
     """The growing part of a file: its metadata, then one block per finished batch; safe to continue after a kill.
 
-    contents: what it is a journal of, in words; suffix, sealed_suffix: how its name ends, and that of what it becomes
+    kind: of its metadata; contents: what it is a journal of, in words; suffix, sealed_suffix: how its name ends, and
+    that of what it becomes
     """
 
+    kind: type[Metadata]
     contents: ClassVar[str]
     suffix: ClassVar[str]
     sealed_suffix: ClassVar[str]
@@ -238,13 +246,9 @@ class BlockJournal(ABC, Generic[Metadata, Content]):
 
     def _metadata_of(self, frame: bytes) -> Metadata:
         try:
-            return self._parse_metadata(self.path, frame.decode())
+            return self.kind.parsed(self.path, frame.decode())
         except UnicodeDecodeError:
             raise TraceError(f"{self.path}: its metadata is not readable") from None
-
-    @staticmethod
-    @abstractmethod
-    def _parse_metadata(path: Path, text: str, /) -> Metadata: ...
 
     @staticmethod
     @abstractmethod

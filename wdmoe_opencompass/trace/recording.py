@@ -19,7 +19,7 @@ from pydantic import Field
 from .._util.checksummed_safetensors import read_sealed, write_sealed
 from ..errors import TraceError
 from .format import RoutingTrace
-from .journal import Arrays, BlockJournal, Count, FileMetadata, check_sizes, checked_arrays, parsed_metadata
+from .journal import Arrays, BlockJournal, Count, FileMetadata, checked_arrays, joined_arrays
 
 RECORDING_VERSION = 1
 RECORDING_SUFFIX = ".routing.safetensors"
@@ -39,6 +39,8 @@ class RecordingMetadata(FileMetadata):
     router_is_softmax: whether the weights come from one softmax over all experts; None where nobody has said
     router_normalises: whether the weights of a token's top-k have the same sum for every token
     """
+
+    readable_versions = (RECORDING_VERSION,)
 
     format_version: Annotated[int, Field(strict=True)] = RECORDING_VERSION
     source: Literal["run", "import"]
@@ -251,12 +253,12 @@ def read_recording(path: Path | str) -> Recording:
     """Read a sealed recording; TraceError where it is missing, changed, torn, of another version or inconsistent."""
     path = Path(path)
     text, arrays = read_sealed(path, METADATA_KEY, "recording of a router", RECORDING_VERSION)
-    return new_recording(path, _metadata(path, text), arrays)
+    return new_recording(path, RecordingMetadata.parsed(path, text), arrays)
 
 
 def check_recording(source: Path | str, metadata: RecordingMetadata, arrays: dict[str, NDArray]) -> None:
     """Raise TraceError unless the arrays are those that the metadata says, and no token contradicts another."""
-    checked_arrays(source, metadata.sizes(), metadata.tables(), arrays)
+    checked_arrays(source, metadata, arrays)
     _check_tokens(source, arrays["sequence"], arrays["position"], len(arrays["prompt_length"]))
     _check_experts(source, metadata, arrays)
     if metadata.source == "run":
@@ -303,38 +305,18 @@ def _check_passes(source: Path | str, arrays: dict[str, NDArray]) -> None:
 
 def join_recording(metadata: RecordingMetadata, blocks: Iterable[dict[str, NDArray]]) -> Recording:
     """One recording from consecutive batches; their `batch` and `sequence` numbers are counted on."""
-    sizes = metadata.sizes()
-    parts: dict[str, list[NDArray]] = {
-        name: [np.zeros((0, *(sizes[axis] for axis in axes)), dtype=dtype)]
-        for table in metadata.tables()
-        for name, (dtype, axes) in table.items()
-    }
-    offset = dict(batch=0, sequence=0)
-    for block in blocks:
-        for name, array in block.items():
-            parts[name].append(array + np.int32(offset[name]) if name in offset else array)
-        offset["batch"] += len(block["first_item"])
-        offset["sequence"] += len(block["prompt_length"])
-    return Recording(
-        metadata, **(dict(weights=None, probabilities=None) | {name: np.concatenate(p) for name, p in parts.items()})
-    )
-
-
-def _metadata(path: Path, text: str) -> RecordingMetadata:
-    metadata = parsed_metadata(path, text, RecordingMetadata, RECORDING_VERSION)
-    for table in metadata.tables():
-        check_sizes(path, metadata.sizes(), table)
-    return metadata
+    optional: dict[str, Any] = dict(weights=None, probabilities=None)
+    return Recording(metadata, **(optional | joined_arrays(metadata, blocks)))
 
 
 class RecordingJournal(BlockJournal[RecordingMetadata, Recording]):
     """The growing recording of a run."""
 
+    kind = RecordingMetadata
     contents = "a recording of a router"
     suffix = RECORDING_JOURNAL_SUFFIX
     sealed_suffix = RECORDING_SUFFIX
 
-    _parse_metadata = staticmethod(_metadata)
     _check_block = staticmethod(check_recording)
     _join = staticmethod(join_recording)
     _write = staticmethod(write_recording)

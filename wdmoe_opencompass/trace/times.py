@@ -16,17 +16,7 @@ from numpy.typing import NDArray
 from .._util.checksummed_safetensors import read_sealed, write_sealed
 from ..errors import TraceError
 from .format import RoutingTrace
-from .journal import (
-    Arrays,
-    BlockJournal,
-    Count,
-    FileMetadata,
-    NamedArrays,
-    check_sizes,
-    checked_arrays,
-    joined_arrays,
-    parsed_metadata,
-)
+from .journal import Arrays, BlockJournal, Count, FileMetadata, NamedArrays, checked_arrays, joined_arrays
 
 TIMES_VERSION = 2
 TIMES_SUFFIX = ".times.safetensors"
@@ -74,6 +64,8 @@ class TimesMetadata(FileMetadata):
     testbed's configuration, so that only runs of one testbed are compared.
     """
 
+    readable_versions = (TIMES_VERSION,)
+
     format_version: int = TIMES_VERSION
     model: str
     dataset: str
@@ -88,6 +80,10 @@ class TimesMetadata(FileMetadata):
     def sizes(self) -> dict[str, int]:
         """Length of every named axis."""
         return {"layers": self.layers, "devices": len(self.devices)}
+
+    def tables(self) -> tuple[Arrays, ...]:
+        """Arrays per pass and per batch."""
+        return PER_PASS, PER_BATCH
 
 
 @dataclass(frozen=True)
@@ -158,7 +154,7 @@ class TimesRecorder:
 
 def join_times(metadata: TimesMetadata, blocks: Sequence[dict[str, NDArray]]) -> MeasuredTimes:
     """One file's content from consecutive batches; their `batch` numbers are counted on."""
-    return MeasuredTimes(metadata, joined_arrays(metadata.sizes(), PER_PASS | PER_BATCH, blocks))
+    return MeasuredTimes(metadata, joined_arrays(metadata, blocks))
 
 
 def write_times(path: Path, times: MeasuredTimes) -> None:
@@ -170,8 +166,8 @@ def read_times(path: Path | str) -> MeasuredTimes:
     """Read sealed times; TraceError where they are missing, changed, torn, of another version or inconsistent."""
     path = Path(path)
     text, arrays = read_sealed(path, METADATA_KEY, "file of measured times", TIMES_VERSION)
-    metadata = _metadata(path, text)
-    _check_arrays(path, metadata, arrays)
+    metadata = TimesMetadata.parsed(path, text)
+    checked_arrays(path, metadata, arrays)
     return MeasuredTimes(metadata, arrays)
 
 
@@ -192,19 +188,10 @@ def check_belongs(times: MeasuredTimes, trace: RoutingTrace) -> None:
             raise TraceError(f"the measured times of {own.dataset} are not of the passes of its trace: {name} differs")
 
 
-def _check_arrays(source: Path | str, metadata: TimesMetadata, arrays: dict[str, NDArray]) -> None:
-    checked_arrays(source, metadata.sizes(), (PER_PASS, PER_BATCH), arrays)
-
-
-def _metadata(path: Path, text: str) -> TimesMetadata:
-    metadata = parsed_metadata(path, text, TimesMetadata, TIMES_VERSION)
-    check_sizes(path, metadata.sizes(), PER_PASS)
-    return metadata
-
-
 class TimesJournal(BlockJournal[TimesMetadata, MeasuredTimes]):
     """The growing file of measured times."""
 
+    kind = TimesMetadata
     contents = "measured times"
     suffix = TIMES_JOURNAL_SUFFIX
     sealed_suffix = TIMES_SUFFIX
@@ -213,7 +200,6 @@ class TimesJournal(BlockJournal[TimesMetadata, MeasuredTimes]):
         """What whole blocks hold so far, for a history that goes on after a resume; None without a journal."""
         return self.joined() if self._read()[0] is not None else None
 
-    _parse_metadata = staticmethod(_metadata)
-    _check_block = staticmethod(_check_arrays)
+    _check_block = staticmethod(checked_arrays)
     _join = staticmethod(join_times)
     _write = staticmethod(write_times)

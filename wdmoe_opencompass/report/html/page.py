@@ -1,6 +1,6 @@
 """The page itself: what a run's summary folder says, its traces' counts and its answers, in one file.
 
-Nothing is fetched when it is opened: styles, scripts and plotly.js stand in the file, and its content security policy
+Nothing is fetched when it is opened: styles, scripts and plotly.js are in the file, and its content security policy
 forbids every request. What models, datasets and files say goes into the page as JSON and reaches the screen as text.
 """
 
@@ -57,7 +57,7 @@ class Page:
 
 
 def write_page(run_folder: Path) -> tuple[Path, Page]:
-    """Write `summary/report.html` of a run whose tables stand in its summary folder; -> its path and the page.
+    """Write `summary/report.html` of a run whose tables are in its summary folder; -> its path and the page.
 
     WdmoeError where there are no tables; OSError where the file cannot be written.
     """
@@ -85,11 +85,11 @@ def make_page(run_folder: Path) -> Page:
 
 
 def _without_counts(counted: Mapping[str, Any]) -> list[str]:
-    return [f"{one['abbr']}, {name}: {why}" for one in counted["models"] for name, why in one["left_out"].items()]
+    return [f"{model['abbr']}, {name}: {why}" for model in counted["models"] for name, why in model["left_out"].items()]
 
 
 def _cut_items(items: Mapping[str, Any]) -> list[str]:
-    shown = [(one["dataset"], len(one["items"]), one["count"]) for one in items["datasets"]]
+    shown = [(dataset["dataset"], len(dataset["items"]), dataset["count"]) for dataset in items["datasets"]]
     return [f"{name}: {n} of {count} items are shown" for name, n, count in shown if n < count]
 
 

@@ -249,17 +249,8 @@ def _visits(routing: Routing, channel: ChannelState, stay: int) -> _Visits:
     load, pairs = routed_loads(routing, channel)
     parts = (weight, same.sum(dim=2).double(), device.clamp(min=0), is_visit)
     weight, experts, at, may_go = (part[:, stay:].flatten() for part in parts)
-    return _Visits(
-        weight,
-        experts,
-        at,
-        may_go,
-        rank_within(at[None], -torch.where(may_go, weight, torch.inf)[None])[0].double(),
-        load,
-        pairs,
-        first[:, stay:] - stay,
-        slots,
-    )
+    rank = rank_within(at[None], -torch.where(may_go, weight, torch.inf)[None])[0].double()
+    return _Visits(weight, experts, at, may_go, rank, load, pairs, first[:, stay:] - stay, slots)
 
 
 def _bracket(visits: _Visits, channel: ChannelState) -> tuple[Tensor, Tensor]:
