@@ -408,7 +408,7 @@ def test_the_command_writes_the_page_and_lists_it(run, tmp_path):
 
 
 def test_a_folder_without_tables_is_answered(tmp_path):
-    with pytest.raises(WdmoeError, match="no tables in its summary folder"):
+    with pytest.raises(WdmoeError, match="no summary folder in it; give the time-stamped folder"):
         make_page(tmp_path)
     assert isinstance(CliRunner().invoke(app, ["report", str(tmp_path), "--html"]).exception, WdmoeError)
 
