@@ -24,7 +24,13 @@ class Energy:
 
 
 def token_energy(profile: ChannelProfile, shape: ExpertShape, budget: LinkBudget, bandwidth_hz: ArrayLike) -> Energy:
-    """Joules of one token on each device, [..., devices]; infinite where a device has 0 Hz."""
+    """Energy of one token on each device.
+
+    profile, shape: transmit powers and joules per FLOP, and the expert's sizes.
+    budget: of that profile, SNRs [..., devices].
+    bandwidth_hz: [..., devices] Hz; at 0 Hz the energy is infinite.
+    Returns: [..., devices] J.
+    """
     down_s, up_s = direction_latency_s(budget, bandwidth_hz)
     power_w = np.array([device.transmit_power_w for device in profile.devices])
     per_flop = [device.energy_j_per_flop for device in profile.devices]
@@ -40,9 +46,11 @@ def pass_energy(
     device_load: ArrayLike,
     expert_evaluations: ArrayLike,
 ) -> Energy:
-    """Sum over layers and devices, [passes]; hertz, loads and evaluations broadcast to [passes, layers, devices].
+    """Energy of forward passes: the sum over layers and devices.
 
-    Raises ProfileError, which names the key to blame, where an energy is not finite.
+    profile, shape, budget: as `token_energy` takes them.
+    bandwidth_hz, device_load, expert_evaluations: [passes, layers, devices] Hz, tokens, and pairs; they broadcast.
+    Returns: [passes] J. Raises ProfileError, which names the key to blame, where an energy is not finite.
     """
     load = np.asarray(device_load, dtype=np.float64)
     token = token_energy(profile, shape, budget, bandwidth_hz)

@@ -126,9 +126,11 @@ def _measured_link(profile: ChannelProfile) -> MeasuredLink:
 
 
 def direction_latency_s(budget: LinkBudget, bandwidth_hz: ArrayLike) -> tuple[Array, Array]:
-    """Seconds to send one token down and to send it up, the terms of Eq. (6): [..., devices]; infinite at 0 Hz.
+    """Latency of one token down and up, the terms of Eq. (6).
 
-    Measured rates are the same at any bandwidth.
+    budget: SNRs [..., devices], or measured rates, which are the same at any bandwidth.
+    bandwidth_hz: [..., devices] Hz.
+    Returns: [..., devices] s, each; infinite at 0 Hz.
     """
     down_hz = up_hz = np.asarray(bandwidth_hz, dtype=np.float64)
     if budget.measured is not None:
@@ -146,27 +148,37 @@ def direction_latency_s(budget: LinkBudget, bandwidth_hz: ArrayLike) -> tuple[Ar
 
 
 def communication_latency_s(budget: LinkBudget, bandwidth_hz: ArrayLike) -> Array:
-    """Seconds to send one token there and back, Eq. (6): [..., devices]; infinite at 0 Hz."""
+    """Latency of sending one token there and back, Eq. (6).
+
+    budget, bandwidth_hz: [..., devices] as `direction_latency_s` takes them.
+    Returns: [..., devices] s; infinite at 0 Hz.
+    """
     down, up = direction_latency_s(budget, bandwidth_hz)
     return down + up
 
 
 def token_latency_s(budget: LinkBudget, bandwidth_hz: ArrayLike) -> Array:
-    """Seconds of one token in one expert on each device, t_k of Eq. (8): [..., devices]."""
+    """Latency of one token in one expert on each device, t_k of Eq. (8).
+
+    budget, bandwidth_hz: [..., devices] as `direction_latency_s` takes them.
+    Returns: [..., devices] s; infinite at 0 Hz.
+    """
     return communication_latency_s(budget, bandwidth_hz) + budget.computation_s
 
 
 def device_latency_s(
     budget: LinkBudget, bandwidth_hz: ArrayLike, device_load: ArrayLike, expert_evaluations: ArrayLike | None = None
 ) -> Array:
-    """Seconds each device takes in a layer, t_k^i of Eq. (10): [..., devices].
+    """Time each device takes in a layer, t_k^i of Eq. (10).
 
     Measured links (our choice) let their burst of each message pass in no time, and add their fixed seconds.
 
+    budget, bandwidth_hz: [..., devices] as `direction_latency_s` takes them.
     device_load:        [..., devices] tokens sent to the device, q_k^i of Eq. (9)
     expert_evaluations: [..., devices] (token, expert) pairs computed there; more than the load where a token has
                         several experts on one device: it is sent once and computed once per expert (our choice).
                         Default: the load.
+    Returns: [..., devices] s.
     """
     load = np.asarray(device_load, dtype=np.float64)
     evaluations = load if expert_evaluations is None else np.asarray(expert_evaluations, dtype=np.float64)
@@ -181,11 +193,14 @@ def device_latency_s(
 def waiting_latency_s(
     budget: LinkBudget, bandwidth_hz: ArrayLike, device_load: ArrayLike, expert_evaluations: ArrayLike | None = None
 ) -> Array:
-    """Attention waiting latency of each layer, ``t^i = max_k t_k^i``, Eq. (11): [...].
+    """Attention waiting latency of each layer, ``t^i = max_k t_k^i``, Eq. (11).
 
     Measured links (our choice): all messages of a layer share a base station that works on them at once, in no order,
     and perhaps a radio, so that each other one delays the slowest, k: ``t^i = t_k^i + sum_{j != k} (message_s + 2 q_j^i
     L_comm / R_shared)``.
+
+    budget, bandwidth_hz, device_load, expert_evaluations: [..., devices] as `device_latency_s` takes them.
+    Returns: [...] s.
     """
     seconds = device_latency_s(budget, bandwidth_hz, device_load, expert_evaluations)
     if budget.measured is None:
@@ -195,17 +210,23 @@ def waiting_latency_s(
 
 
 def last_answer_s(device_latency_s: Array, device_load: Array, message_s: float, token_s: float) -> Array:
-    """-> [...] seconds until the last answer: the slowest message's, delayed by every other one.
+    """Time until the last answer: the slowest message's, delayed by every other message.
 
-    device_latency_s: [..., devices] of each message and its answer. device_load: [..., devices] tokens, 0 without a
-    message. message_s, token_s: by which a message and each of its tokens delay the slowest.
+    device_latency_s: [..., devices] s, of each message and its answer.
+    device_load: [..., devices] tokens, 0 without a message.
+    message_s, token_s: s by which a message, and each of its tokens, delays the slowest.
+    Returns: [...] s.
     """
     messages, tokens = others(device_latency_s, device_load)
     return device_latency_s.max(axis=-1) + message_s * messages + token_s * tokens
 
 
 def others(device_latency_s: Array, device_load: Array) -> tuple[Array, Array]:
-    """-> [...] number of messages but the slowest, and of their tokens; arguments: [..., devices] as last_answer_s."""
+    """Count the messages but the slowest, and their tokens.
+
+    device_latency_s, device_load: [..., devices] as `last_answer_s` takes them.
+    Returns: [...] messages, and [...] tokens.
+    """
     slowest = np.arange(device_latency_s.shape[-1]) == device_latency_s.argmax(axis=-1)[..., None]
     load = np.where(slowest, 0.0, device_load)
     return (load > 0).sum(axis=-1), load.sum(axis=-1)

@@ -65,7 +65,11 @@ class ReplayedLatency:
         return self.mean(self.waiting_latency_s, per, phase)
 
     def mean(self, values: Array | None, per: str, phase: str) -> float | None:
-        """Mean of [passes] values over forward passes, or over batches of the sum of their passes."""
+        """Mean over forward passes, or over batches of the sum of their passes.
+
+        values: [passes], or None.
+        per, phase: `pass` or `batch`; which passes count, as `RoutingTrace.is_phase` names them.
+        """
         return pooled_mean([self], lambda _: values, per, phase)
 
     def records(self) -> list[dict]:
@@ -127,7 +131,10 @@ class DrawnLatency:
         return float(self.mean_latency_s.std(ddof=1) / np.sqrt(draws)) if draws > 1 else None
 
     def saving_over(self, other: "DrawnLatency") -> Array | None:
-        """-> [draws] 1 - latency / other's latency, draw by draw; None where the other waits 0 s in a draw."""
+        """Saving against `other`, draw by draw.
+
+        Returns: [draws] 1 - latency / other's latency; None where the other waits 0 s in a draw.
+        """
         if not other.mean_latency_s.all():
             return None
         return 1 - self.mean_latency_s / other.mean_latency_s

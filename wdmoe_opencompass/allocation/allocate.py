@@ -30,16 +30,18 @@ def allocate(
 ) -> Allocation:
     """Split the bandwidth of forward passes by the named method.
 
+    method:             a name of ALLOCATORS
     scope:              `layer` splits the bandwidth in every layer, P3 for each layer (our reading: it fits Table II
                         and can be run); `pass` has one split for all layers, P3 to the letter, in hindsight: it needs
                         the loads of layers that are not routed yet, and bounds what any single split could save
-    device_load:        [passes, layers, devices] tokens, Eq. (9); [layers, devices] is a single pass
-    expert_evaluations: same shape; default: the loads
     budget:             SNRs [devices], or broadcasting to [passes, layers, devices] where the channel changes
+    device_load:        [passes, layers, devices] tokens, Eq. (9); [layers, devices] is a single pass
+    total_bandwidth_hz: Hz, > 0
+    expert_evaluations: [passes, layers, devices] (token, expert) pairs computed; default: the loads
     certified:          also give the duality bound of the exact optimum, whatever the method
 
     Raises AllocationError for unknown names, wrong shapes, numbers that are negative, not finite or beyond
-    MAX_LOAD, and where no finite latency comes out. Where nothing is loaded the latency is 0 s and the split even.
+    MAX_LOAD, and where a latency is not finite. Where nothing is loaded the latency is 0 s and the split even.
 
     Measured rates are fixed: there is nothing to split, so every method answers with the even split, and the bound is
     the latency itself.

@@ -57,6 +57,10 @@ class Allocation:
 
 
 def relative_gap(upper_s: Array, lower_s: Array) -> Array:
-    """(upper - lower) / upper; 0 where both are 0, NaN where a bound is none."""
+    """(upper - lower) / upper; 0 where both are 0, NaN where a bound is NaN.
+
+    upper_s, lower_s: [...] seconds.
+    Returns: [...] of upper_s.
+    """
     with np.errstate(invalid="ignore"):
         return (upper_s - lower_s) / np.where(upper_s == 0, 1.0, upper_s)

@@ -17,11 +17,14 @@ MAX_LOG_STEP = 3.0
 
 
 def finish_together(problems: ScaledProblems) -> tuple[Array, Array, Array]:
-    """One layer per problem: at the optimum all loaded devices finish together; -> share, upper, lower.
+    """Solve problems of one layer each: at the optimum all loaded devices finish together.
 
     Newton on the logarithms of the shares, coupled by the common finish time T alone. For any split the weights
-    ``1 / |dt_k/db_k|``, normalised, give a lower bound: by convexity their mean of the finish times can be beaten by no
-    other split. Where it meets the slowest device's time the split is optimal.
+    ``1 / |dt_k/db_k|``, normalised, give a lower bound: by convexity no other split beats their mean of the finish
+    times. Where it meets the slowest device's time the split is optimal.
+
+    problems: of one layer each.
+    Returns: shares [problems, devices], and bounds above and below the optimum, [problems] in units of unit_s.
     """
     count, devices = len(problems.weight), problems.weight.shape[2]
     share = np.zeros((count, devices))

@@ -30,16 +30,22 @@ class Optimum:
 
 
 def optimal(budget: LinkBudget, load: Array, evaluations: Array, total_bandwidth_hz: float) -> Array:
-    """Minimise ``sum_i max_k t_k^i`` with one split per problem, Eq. (19)-(21); -> [problems, devices] hertz.
+    """Minimise ``sum_i max_k t_k^i`` with one split per problem, Eq. (19)-(21).
 
-    load, evaluations: [problems, layers, devices]; the budget's SNRs broadcast to that shape. Devices without load get
-    0 Hz. Raises AllocationError where an answer is not proven within ACCEPTED_GAP of the optimum.
+    budget: its SNRs broadcast to [problems, layers, devices].
+    load, evaluations: [problems, layers, devices] tokens, and (token, expert) pairs computed.
+    total_bandwidth_hz: Hz.
+    Returns: [problems, devices] Hz; 0 on devices without load. Raises AllocationError where an answer is not proven
+    within ACCEPTED_GAP of the optimum.
     """
     return solve(budget, load, evaluations, total_bandwidth_hz).share * total_bandwidth_hz
 
 
 def solve(budget: LinkBudget, load: Array, evaluations: Array, total_bandwidth_hz: float) -> Optimum:
-    """As `optimal`, with the certificate: the optimum lies between lower_s and upper_s."""
+    """Solve as `optimal`, with the certificate: the optimum lies between lower_s and upper_s.
+
+    budget, load, evaluations, total_bandwidth_hz: [problems, layers, devices] and Hz, as `optimal` takes them.
+    """
     problems = ScaledProblems.scaled(budget, load, evaluations, total_bandwidth_hz)
     share, upper, lower = finish_together(problems) if load.shape[1] == 1 else interior_point(problems)
     answer = Optimum(share, upper * problems.unit_s, lower * problems.unit_s)

@@ -18,11 +18,14 @@ SHARE_TO_BOUNDARY = 0.7  # finish times grow without limit as a share goes to 0:
 
 
 def interior_point(problems: ScaledProblems) -> tuple[Array, Array, Array]:
-    """Several layers share a split: primal-dual interior point on the epigraph form; -> share, upper, lower.
+    """Solve problems of several layers that share a split: primal-dual interior point on the epigraph form.
 
     Minimise ``sum_i T_i`` with ``T_i >= t_ik(b_k)``. The multipliers and the T_i are eliminated, which leaves one
     devices x devices system per problem and step. For multipliers that sum to 1 in every layer, convexity gives the
     lower bound ``sum lambda t - sum_k S_k b_k + min_k S_k`` with ``S_k = sum_i lambda_ik dt_ik/db_k``.
+
+    problems: of any number of layers.
+    Returns: shares [problems, devices], and bounds above and below the optimum, [problems] in units of unit_s.
     """
     active = problems.weight > 0  # [problems, layers, devices]
     used = active.any(axis=1)  # [problems, devices]

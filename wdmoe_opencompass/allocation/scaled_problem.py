@@ -26,7 +26,12 @@ class ScaledProblems:
 
     @classmethod
     def scaled(cls, budget: LinkBudget, load: Array, evaluations: Array, total_hz: float) -> "ScaledProblems":
-        """-> the problems of loads and evaluations [problems, layers, devices] and SNRs that broadcast to them."""
+        """Scale problems by the total bandwidth and the even split's latency.
+
+        budget: its SNRs broadcast to [problems, layers, devices].
+        load, evaluations: [problems, layers, devices] tokens, and (token, expert) pairs computed.
+        total_hz: Hz.
+        """
 
         def three_axes(snr_hz: Array) -> Array:
             return (snr_hz / total_hz).reshape((1,) * (3 - snr_hz.ndim) + snr_hz.shape)
@@ -47,5 +52,5 @@ class ScaledProblems:
         return ScaledProblems(chosen(self.snr_down), chosen(self.snr_up), weight, fixed, unit_s, self.duplex)
 
     def communication(self, share: Array) -> Curve:
-        """f and its derivatives at shares > 0 that broadcast to [problems, layers, devices]."""
+        """f and its derivatives; share: [problems, layers or 1, devices] > 0 of the total bandwidth."""
         return both_directions(self.duplex, self.snr_down, self.snr_up, share)

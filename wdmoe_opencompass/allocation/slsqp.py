@@ -14,13 +14,14 @@ FEASIBILITY = 1e-6  # how far a constraint, in units of the even split's latency
 
 
 def slsqp(budget: LinkBudget, load: Array, evaluations: Array, total_bandwidth_hz: float) -> Array:
-    """Minimise ``sum_i max_k t_k^i`` with one split per problem; devices without load get 0 Hz.
+    """Minimise ``sum_i max_k t_k^i`` with one split per problem.
 
     The maximum has no derivative where two devices finish together, which is where the optimum lies: SLSQP straight on
     it stops 0.6 to 5.6 % short. So we give it the epigraph form (our choice): minimise ``sum_i t_i`` subject to
     ``t_i >= t_k^i(B_k)``, with bandwidth in shares of the total and time in units of the even split's latency.
 
-    load, evaluations: [problems, layers, devices]. Raises AllocationError where SLSQP reports no convergence.
+    budget, load, evaluations, total_bandwidth_hz: [problems, layers, devices] and Hz, as `optimal` takes them.
+    Returns: [problems, devices] Hz; 0 on devices without load. Raises AllocationError where SLSQP does not converge.
     """
     scale = budget.payload_bit * np.log(2) / total_bandwidth_hz
     down, up = (

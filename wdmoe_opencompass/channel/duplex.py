@@ -28,7 +28,11 @@ class Curve(NamedTuple):
 
 
 def one_direction(snr: Array, bandwidth: Array, curvature: bool = True) -> Curve:
-    """``1 / (b ln(1 + snr / b))``: convex and falling in b > 0. All arguments broadcast."""
+    """``1 / (b ln(1 + snr / b))``: convex and falling in b > 0.
+
+    snr, bandwidth: [...] in one unit; they broadcast.
+    curvature: whether to give the second derivative too.
+    """
     u = snr / bandwidth
     log = np.log1p(u)
     ratio = u / (1 + u)
@@ -44,7 +48,12 @@ def one_direction(snr: Array, bandwidth: Array, curvature: bool = True) -> Curve
 
 
 def both_directions(duplex: Duplex, snr_down: Array, snr_up: Array, bandwidth: Array, curvature: bool = True) -> Curve:
-    """Down plus up of one token, as a function of a device's bandwidth > 0; convex and falling in either mode."""
+    """Latency of one token down and up, as a function of a device's bandwidth > 0; convex and falling in either mode.
+
+    duplex: how the bandwidth serves both directions.
+    snr_down, snr_up, bandwidth: [...] in one unit; they broadcast.
+    curvature: whether to give the second derivative too.
+    """
     if duplex == "shared":
         down, up = (one_direction(snr, bandwidth, curvature) for snr in (snr_down, snr_up))
         return Curve(down.value + up.value, down.slope + up.slope, down.curvature + up.curvature)
@@ -56,11 +65,14 @@ def both_directions(duplex: Duplex, snr_down: Array, snr_up: Array, bandwidth: A
 
 
 def downlink_share(snr_down: Array, snr_up: Array, bandwidth: Array) -> Array:
-    """The share of a device's bandwidth that its downlink gets where a token's latency is least.
+    """Divide a device's bandwidth so that a token's latency is least.
 
     There both directions gain equally from more bandwidth; Newton on the share, kept inside a shrinking bracket. It
-    follows the channel: under fading that changes from layer to layer it changes with it, also where the devices'
-    bandwidths are one split for all layers (our choice).
+    follows the channel: under fading that changes from layer to layer it changes with it, also where all layers share
+    one split of the bandwidth among devices (our choice).
+
+    snr_down, snr_up, bandwidth: [...] in one unit; they broadcast.
+    Returns: [...] the downlink's share, in (0, 1).
     """
     snr_down, snr_up, bandwidth = np.broadcast_arrays(snr_down, snr_up, bandwidth)
     low, high = np.zeros(bandwidth.shape), np.ones(bandwidth.shape)

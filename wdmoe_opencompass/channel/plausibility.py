@@ -170,10 +170,13 @@ def _why_unusual(profile: Any, number: Value) -> str | None:
 
 
 def check_mean_gain(profile: Any, path_loss_db: NDArray[np.float64]) -> None:
-    """Raise ValueError, one sentence, unless every mean power gain is at most 1; path_loss_db: [devices].
+    """Raise ValueError, one sentence, unless every mean power gain is at most 1.
 
-    Nobody receives more than is sent; path-loss formulas of the far field say otherwise near the antenna. Rayleigh
+    No receiver gets more than is sent; path-loss formulas of the far field say otherwise near the antenna. Rayleigh
     fading fixes the mean amplitude, so that the mean power gain is 4 / pi times its square.
+
+    profile: to name the keys to blame.
+    path_loss_db: [devices] dB.
     """
     device = int(path_loss_db.argmin())
     gain = 10 ** (-float(path_loss_db[device]) / 10) * (4 / math.pi if profile.fading.model == "rayleigh" else 1)

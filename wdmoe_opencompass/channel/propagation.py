@@ -23,13 +23,13 @@ class Channel:
 
 
 def path_loss_db(profile: ChannelProfile) -> NDArray[np.float64]:
-    """-> [devices] path loss in dB of the profile's model."""
+    """Path loss by the model of `profile`. Returns: [devices] dB."""
     model = PATH_LOSS_MODELS[profile.path_loss]
     return model(np.array([device.distance_m for device in profile.devices]), profile.carrier_frequency_hz)
 
 
 def mean_amplitude(profile: ChannelProfile) -> NDArray[np.float64]:
-    """-> [devices] mean amplitude a = ``10^(-PL/20)`` of the fading law, section V of the paper."""
+    """Mean amplitude a = ``10^(-PL/20)`` of the fading law of `profile`, section V of the paper. Returns: [devices]."""
     return 10 ** (-path_loss_db(profile) / 20)
 
 

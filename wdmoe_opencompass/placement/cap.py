@@ -10,7 +10,10 @@ from .problem import PlacementProblem
 
 
 def affinity(counts: CoSelection) -> np.ndarray:
-    """``a_ij = #(i and j chosen) / #(i or j chosen)``, [experts, experts]; over all layers and batches (our choice)."""
+    """``a_ij = #(i and j chosen) / #(i or j chosen)``, over all layers and batches of `counts` (our choice).
+
+    Returns: [experts, experts] symmetric, zeros on the diagonal.
+    """
     first, second = np.triu_indices(counts.experts, 1)
     single, both = counts.counts.sum(axis=0), counts.pairs.sum(axis=0, dtype=float)
     either = single[first] + single[second] - both
@@ -20,7 +23,7 @@ def affinity(counts: CoSelection) -> np.ndarray:
 
 
 def cap_greedy(problem: PlacementProblem) -> DeviceIndex:
-    """-> [experts] the placement on CAP's front with the smallest cost (CAP: the smallest modelled latency).
+    """Find the placement on CAP's front with the smallest cost (CAP: the smallest modelled latency).
 
     Greedy: experts of highest weighted degree seed the devices, then round robin each device takes the free expert with
     the largest sum of a to it. Then experts are swapped between the most and the least loaded device; every step is a
@@ -29,6 +32,9 @@ def cap_greedy(problem: PlacementProblem) -> DeviceIndex:
     Our choices: fast devices (least time for one token) come first; load counts (token, expert) pairs; of all swaps
     between the two devices the one that leaves the smaller larger load is made, while it lowers that load. Every device
     is a node of its own, so communication is the sum of ``a_ij`` over pairs on different devices.
+
+    problem: counts, costs and capacity.
+    Returns: [experts] device of each.
     """
     weight = affinity(problem.counts)
     load = problem.counts.counts.sum(axis=0)

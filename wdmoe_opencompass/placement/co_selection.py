@@ -30,7 +30,11 @@ class CoSelection:
 
     @classmethod
     def of_pairs(cls, pairs: NDArray, experts: int, top_k: int, batches: int) -> "CoSelection":
-        """Each token that chose an expert is in K - 1 of its pairs: ``count_i = sum_j co_ij / (K - 1)``, K >= 2."""
+        """Each token that chose an expert is in K - 1 of its pairs: ``count_i = sum_j co_ij / (K - 1)``, K >= 2.
+
+        pairs: [rows, pairs] as the class has them.
+        experts, top_k, batches: of a layer, K, and how many batches the rows are of.
+        """
         first, second = np.triu_indices(experts, 1)
         sums = [pairs[:, (first == i) | (second == i)].sum(axis=1) for i in range(experts)]
         return cls(pairs, np.stack(sums, axis=1) / (top_k - 1), batches, top_k)
@@ -61,14 +65,19 @@ class CoSelection:
         return replace(self, pairs=added(self.pairs), counts=added(self.counts), batches=groups)
 
     def matrix(self) -> Array:
-        """-> [rows, experts, experts] symmetric, zeros on the diagonal."""
+        """Co-selection counts as matrices. Returns: [rows, experts, experts] symmetric, zeros on the diagonal."""
         first, second = np.triu_indices(self.experts, 1)
         matrix = np.zeros((len(self.pairs), self.experts, self.experts))
         matrix[:, first, second] = matrix[:, second, first] = self.pairs
         return matrix
 
     def on_devices(self, device_of_expert: DeviceIndex, devices: int) -> tuple[Array, Array]:
-        """-> tokens sent to each device, (token, expert) pairs computed there: [rows, devices] each."""
+        """Load of each device under a placement, and its evaluations.
+
+        device_of_expert: [experts] device of each.
+        devices: how many there are.
+        Returns: [rows, devices] tokens, and [rows, devices] (token, expert) pairs computed.
+        """
         first, second = np.triu_indices(self.experts, 1)
         together = np.where(device_of_expert[first] == device_of_expert[second], device_of_expert[first], -1)
         evaluations = np.stack([self.counts[:, device_of_expert == k].sum(axis=1) for k in range(devices)], axis=1)
@@ -87,9 +96,11 @@ def load_bounds(top_k: int) -> list[tuple[float, float]]:
 
 
 def device_load(evaluations: Array, pairs: Array, top_k: int) -> Array:
-    """Tokens sent to a device: a token goes there once for all of its experts. Exact for K = 2, else a lower bound.
+    """Load of a device: a token goes there once for all of its experts. Exact for K = 2, else a lower bound.
 
-    evaluations, pairs: S1 and S2 of `load_bounds`, of any one shape
+    evaluations, pairs: [...] S1 and S2 of `load_bounds`.
+    top_k: K.
+    Returns: [...] tokens.
     """
     return np.max([a * evaluations - b * pairs for a, b in load_bounds(top_k)], axis=0)
 

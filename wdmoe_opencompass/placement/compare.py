@@ -128,7 +128,11 @@ def compare_placements(
 
 
 def placed_profile(profile: ChannelProfile, device_of_expert: DeviceIndex) -> ChannelProfile:
-    """The profile with every expert placed by name; it says that the placement was computed."""
+    """The profile with every expert placed by name; it says that the placement was computed.
+
+    profile: the devices.
+    device_of_expert: [experts] device of each.
+    """
     experts = {expert: profile.devices[int(device)].name for expert, device in enumerate(device_of_expert)}
     placed = profile.model_copy(update=dict(placement=Placement(experts=experts)))
     stated = placed.placement.model_dump(mode="json")

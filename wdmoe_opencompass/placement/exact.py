@@ -61,7 +61,10 @@ def exact(
 ) -> ExactPlacement:
     """Better a known placement to the optimum, or say how far from it the best one can be when time is up.
 
-    `advance` is told shares of the time limit, 1 in all. Raises ProfileError where `can_be_exact` does not hold.
+    problem: with K = 2 and few experts; ProfileError where `can_be_exact` does not hold.
+    known: [experts] device of each.
+    time_limit_s: s.
+    advance: told shares of the time limit, 1 in all.
     """
     if not can_be_exact(problem):
         raise ProfileError(

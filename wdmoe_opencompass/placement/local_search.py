@@ -19,10 +19,13 @@ def local_search(
     seed: int = 0,
     advance: Callable[[float], None] = lambda share: None,
 ) -> DeviceIndex:
-    """-> [experts] the best placement that no swap and no move betters; never worse than the default placement.
+    """Find the best placement that no swap and no move betters; never worse than the default placement.
 
-    It descends from the default placement, from `starts` and from `restarts` random placements drawn with `seed`
-    (default: RESTARTS / experts). `advance` is told the share of the work that each descent was.
+    problem: counts, costs and capacity.
+    starts: [experts] each, placements to descend from, besides the default one.
+    restarts, seed: how many random placements to descend from too (default: RESTARTS / experts), and their draw.
+    advance: told the share of the work that each descent was.
+    Returns: [experts] device of each.
     """
     small = problem.for_search()
     search = _Search(small)

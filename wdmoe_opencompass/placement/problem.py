@@ -77,7 +77,10 @@ class PlacementProblem:
         return self.objective.devices
 
     def cost(self, device_of_expert: DeviceIndex) -> float:
-        """Mean over batches of the sum over layers: seconds, or token transfers (at least so much for K > 2)."""
+        """Mean over batches of the sum over layers: seconds, or token transfers (a lower bound for K > 2).
+
+        device_of_expert: [experts] device of each.
+        """
         load, evaluations = self.counts.on_devices(device_of_expert, self.devices)
         per_device = load * self.objective.per_token + evaluations * self.objective.per_evaluation  # [rows, devices]
         rows = per_device.max(axis=1) if self.objective.largest else per_device.sum(axis=1)
@@ -102,14 +105,25 @@ def fewest_per_device(experts: int, devices: int) -> int:
 
 
 def modulo(experts: int, devices: int) -> DeviceIndex:
-    """The default placement: expert k on device k modulo the number of devices."""
+    """The default placement: expert k on device k modulo the number of devices.
+
+    experts, devices: how many there are.
+    Returns: [experts] device of each.
+    """
     return np.arange(experts) % devices
 
 
 def device_costs(
     objective: Objective, device: DeviceIndex | int, evaluations: Array, pairs: Array, top_k: int
 ) -> Array:
-    """Cost of devices from their S1 and S2 (`load_bounds`), [rows, n] each; device: [n] which devices, or one."""
+    """Cost of devices from their S1 and S2 (`load_bounds`).
+
+    objective: cost per token and evaluation.
+    device: [n] which devices, or one for all n.
+    evaluations, pairs: [rows, n] S1 and S2.
+    top_k: K.
+    Returns: [rows, n].
+    """
     per_token, per_evaluation = np.take(objective.per_token, device), np.take(objective.per_evaluation, device)
     costs: Array = device_load(evaluations, pairs, top_k) * per_token + evaluations * per_evaluation
     return costs

@@ -26,7 +26,8 @@ class Split(NamedTuple):
 def optimal_split(channel: ChannelState, device_load: Tensor, evaluations: Tensor) -> Split:
     """Give the devices the shares of the bandwidth with which all that have a load finish together, the earliest.
 
-    device_load: [..., devices] tokens sent, q_k of Eq. (9); any number of independent problems in the leading axes
+    channel: with its bandwidth curve; PolicyError without.
+    device_load: [..., devices] tokens, q_k of Eq. (9); any number of independent problems in the leading axes
     evaluations: [..., devices] (token, expert) pairs computed; 0 where there is no load
 
     Device k needs the share s_k(T) for ``load_k f_k(s_k) + evaluations_k m_k = T``, f_k its curve. s_k falls as T

@@ -14,7 +14,10 @@ Renormalise = Literal["model"] | bool
 # A policy runs in every MoE layer, where on a GPU each small kernel counts: constants are made once per device.
 @lru_cache(maxsize=64)
 def is_earlier(k: int, device: torch.device) -> Tensor:
-    """-> [k, k] whether the second slot comes before the first."""
+    """Tell which of `k` slots come first; `device`: where the answer is kept.
+
+    Returns: [k, k] bool, whether the second slot comes before the first.
+    """
     return torch.ones(k, k, dtype=torch.bool, device=device).tril(-1)
 
 
@@ -38,10 +41,13 @@ class Routing:
     phase: Literal["prefill", "decode"]
 
     def weights_of(self, expert_index: Tensor) -> Tensor:
-        """-> [tokens, m] weights that the router would give any experts [tokens, m] of its own.
+        """Weights that the router would give any experts.
 
         A softmax router scales a token's probabilities by one factor (1 over the top-k's sum where it normalises),
         which the top-k shows. Only softmax routers may be asked about experts outside the top-k.
+
+        expert_index: [tokens, m] a token's experts.
+        Returns: [tokens, m] weights.
         """
         chosen = self.probabilities.gather(1, self.top_k_index).sum(1, keepdim=True)
         scale = self.top_k_weights.float().sum(1, keepdim=True) / chosen.clamp(min=1e-30)
@@ -89,7 +95,11 @@ class ChannelState:
         return self.of_experts(self.communication_s + self.computation_s)
 
     def of_experts(self, of_devices: Tensor) -> Tensor:
-        """-> [experts] a number [devices] of each expert's device; 0 at the base station."""
+        """Look up each expert's device.
+
+        of_devices: [devices] a number of each device.
+        Returns: [experts] that of the expert's device; 0 at the base station.
+        """
         held = self.device_of_expert >= 0
         return torch.where(held, of_devices[self.device_of_expert.clamp(min=0)], torch.zeros_like(of_devices[:1]))
 
@@ -106,10 +116,11 @@ class BandwidthCurve:
     communication_s: Tensor
 
     def share_for(self, communication_s: Tensor, device: Tensor) -> Tensor:
-        """-> share of the total bandwidth at which a device takes so long for a token: the curves read backwards.
+        """Share of the total bandwidth at which a token takes a given time: the curves read backwards.
 
-        communication_s: [..., n] seconds; device: [n]. Linear between the grid's points in logarithms and beyond its
-        ends, where the answer may exceed 1.
+        communication_s: [..., n] s.
+        device: [n] whose curve to read.
+        Returns: [..., n], linear between the grid's points in logarithms and beyond its ends, where it may exceed 1.
         """
         seconds = self.communication_s.double().log().flip(1)  # [devices, points] ascending
         devices, points = seconds.shape

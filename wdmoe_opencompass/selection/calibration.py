@@ -58,7 +58,7 @@ class Calibration:
     source: str = ""
 
     def need(self, name: str) -> Tensor:
-        """-> a part; PolicyError where it was not measured."""
+        """Get the part called `name`. Returns: [...] by AXES. Raises PolicyError where it was not measured."""
         part = getattr(self, name)
         if part is None:
             origin = self.source or "the calibration"
@@ -82,7 +82,7 @@ class Calibration:
         return digest.hexdigest()
 
     def parts(self) -> dict[str, Tensor]:
-        """-> name -> tensor of everything that was measured."""
+        """Everything that was measured. Returns: name -> [...] by AXES."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: part for name, part in found.items() if isinstance(part, Tensor)}
 
@@ -139,7 +139,11 @@ def _check_sizes(path: str, parts: dict[str, Tensor]) -> None:
 
 
 def second_to_first(top_k_weights: Tensor) -> Tensor:
-    """-> [...] second-highest weight over the highest, r of the ratio rules; top_k_weights: [..., k >= 2]."""
+    """r of the ratio rules, the second-highest weight over the highest.
+
+    top_k_weights: [..., k >= 2].
+    Returns: [...] float32.
+    """
     highest = top_k_weights.float().topk(2, dim=-1).values
     return highest[..., 1] / highest[..., 0].clamp(min=1e-30)
 

@@ -13,7 +13,11 @@ COSTS = get_args(Cost)
 
 
 def device_cost(channel: ChannelState, cost: Cost) -> Tensor:
-    """-> [devices] what one token costs on each device: seconds, Eq. (8), or joules."""
+    """Cost of one token on each device, by `cost`: seconds, Eq. (8), or joules.
+
+    channel: times [devices], and energies for `energy`; PolicyError without.
+    Returns: [devices].
+    """
     if cost == "latency":
         return channel.communication_s + channel.computation_s
     if channel.token_energy_j is None:
@@ -22,9 +26,12 @@ def device_cost(channel: ChannelState, cost: Cost) -> Tensor:
 
 
 def fill_slots(routing: Routing, chosen: Tensor) -> Selection:
-    """-> the selection that holds the chosen experts [tokens, experts] bool, the best k per token.
+    """Select the best k of the experts chosen for each token.
 
     Those of a token's top-k stay in the router's slots, the others take free slots with the router's weights.
+
+    routing: what the router chose.
+    chosen: [tokens, experts] bool.
     """
     own = chosen.gather(1, routing.top_k_index)  # [tokens, k]
     k = own.shape[1]

@@ -12,11 +12,12 @@ ROUNDING = 1e-6  # of a float32 score, and of costs that count as equal
 
 
 def cheapest(table: Tensor, cost: Tensor, counts: Tensor, least: float) -> tuple[Tensor, Tensor]:
-    """-> [tokens] the cheapest choice whose score is at least `least`, the best of equally cheap; whether there is one.
+    """Find the cheapest choice whose score is at least `least`, the best of equally cheap ones.
 
     table:  [tokens, groups, most + 1] score of taking 0, 1, ... experts from a group
     cost:   [tokens, choices]
     counts: [choices, groups]
+    Returns: [tokens] number of the choice, and [tokens] bool, whether any reaches the score.
     """
     per_chunk = max(1, MAX_TRIED_AT_ONCE // len(counts))
     if len(table) > per_chunk:
@@ -42,10 +43,13 @@ class Priced(NamedTuple):
 def by_price(scores: Tensor, cost: Tensor, least: float, most: int, stays: Tensor | None = None) -> Priced:
     """Pay a price for score: take the (at most `most`) items with the largest ``price score - cost > 0``.
 
-    scores, cost: [tokens, n]. The lowest price at which the score is enough is found by bisection; at an infinite one
-    the `most` best are taken, so a choice is found where there is one. Then items that are not needed go, the dearest
-    first. Every price bounds the optimum from below (Lagrange); the best such bound is that of the linear relaxation.
-    At least one item is taken, and those that `stays` [tokens, n] marks.
+    The lowest price at which the score is at least `least` is found by bisection; at an infinite one the `most` best
+    are taken, so a choice is found where there is one. Then items that are not needed go, the dearest first. Every
+    price bounds the optimum from below (Lagrange); the best such bound is that of the linear relaxation. At least one
+    item is taken.
+
+    scores, cost: [tokens, n].
+    stays: [tokens, n] bool, items that are always taken.
     """
     scores, cost = scores.double(), cost.double()
     dearest = cost.amax(dim=1, keepdim=True).clamp(min=1e-30)
@@ -90,7 +94,11 @@ def by_price(scores: Tensor, cost: Tensor, least: float, most: int, stays: Tenso
 
 @lru_cache(maxsize=64)
 def choice_counts(groups: int, most: int, each: int, device: torch.device, least: int = 1) -> Tensor:
-    """-> [choices, groups] every number of experts per group, `least` to `most` in all, at most `each` per group."""
+    """Every number of experts per group, `least` to `most` in all, at most `each` in one of the `groups`.
+
+    device: where the answer is kept.
+    Returns: [choices, groups] int64.
+    """
     rows: list[tuple[int, ...]] = [()]
     for _ in range(groups):
         rows = [(*row, n) for row in rows for n in range(min(each, most - sum(row)) + 1)]

@@ -11,9 +11,12 @@ from .base import Routing, Selection
 
 
 def drop_below(routing: Routing, measure: Tensor, threshold: Tensor | float, spare_top: bool = True) -> Selection:
-    """The core of the family: drop every expert whose measure [tokens, k] is below the threshold, the top one spared.
+    """The core of the family: drop every expert below the threshold.
 
-    threshold: a number, or [tokens, k]
+    routing: what the router chose.
+    measure: [tokens, k], compared with the threshold.
+    threshold: a number, or [tokens, k].
+    spare_top: whether a token's top expert stays, whatever its measure.
     """
     keep = ~(measure < threshold)
     return Selection(routing.top_k_index, keep | (routing.rank == 0) if spare_top else keep)

@@ -79,16 +79,21 @@ class Bottleneck(SelectionPolicy):
 
 
 def mean_token_s(channel: ChannelState) -> Tensor:
-    """-> [devices] float64 seconds per token, Eq. (30) as measured; t_k of Eq. (8) where nothing is."""
+    """Mean time per token, Eq. (30).
+
+    channel: with measured means; without, t_k of Eq. (8) is taken.
+    Returns: [devices] float64 s.
+    """
     if channel.mean_token_s is not None:
         return channel.mean_token_s.double()
     return channel.communication_s.double() + channel.computation_s.double()
 
 
 def third_quartile(values: Tensor, counts: Tensor) -> Tensor:
-    """-> the value at 3/4 of the way through those that count, sorted, linear in between; 0 where none counts.
+    """Value at 3/4 of the way through the sorted values that count, linear in between.
 
-    values, counts: [devices]
+    values, counts: [devices] numbers, and whether they count.
+    Returns: [] the quartile; 0 where none counts.
     """
     ascending = torch.where(counts, values, torch.inf).sort().values
     position = 0.75 * (counts.sum(dtype=torch.float64) - 1).clamp(min=0)

@@ -54,7 +54,11 @@ class CapacityDrop(SelectionPolicy):
         return Selection(routing.top_k_index, self.within_cap(routing, channel))
 
     def within_cap(self, routing: Routing, channel: ChannelState) -> Tensor:
-        """-> [tokens, k] which of the router's own pairs stay."""
+        """Apply the caps to the router's own pairs.
+
+        routing, channel: the router's choice, and what caps depend on.
+        Returns: [tokens, k] bool, which pairs stay.
+        """
         score = routing.probabilities.gather(1, routing.top_k_index)
         if not self.may_lose_all:
             score = score.masked_fill(routing.rank == 0, torch.inf)
@@ -63,14 +67,22 @@ class CapacityDrop(SelectionPolicy):
         return keep if self.may_lose_all else keep | (routing.rank == 0)
 
     def holder_of_expert(self, routing: Routing, channel: ChannelState) -> Tensor:
-        """-> [experts] who is capped for it: the expert itself, or its device; -1 at the base station."""
+        """Tell who is capped for an expert: the expert itself, or its device.
+
+        routing, channel: the number of experts, and their placement.
+        Returns: [experts] index of the holder; -1 at the base station.
+        """
         if self.by != "tokens":
             return channel.device_of_expert
         experts = torch.arange(routing.probabilities.shape[1], device=channel.device_of_expert.device)
         return torch.where(channel.device_of_expert >= 0, experts, -1)
 
     def cap(self, routing: Routing, channel: ChannelState) -> Tensor:
-        """-> [holders] float64 most pairs of each; the last is the base station's, without end."""
+        """Most pairs of each holder.
+
+        routing, channel: the pass's real tokens, and the devices' token latencies.
+        Returns: [holders + 1] float64; the last is the base station's, infinite.
+        """
         experts = routing.probabilities.shape[1]
         slots = self.gamma * routing.top_k_index.shape[1] * routing.is_real_token.sum(dtype=torch.float64)  # gamma k J
         if self.by == "time":
@@ -84,12 +96,13 @@ class CapacityDrop(SelectionPolicy):
 
 
 def first_of_each(holder: Tensor, score: Tensor, cap: Tensor, counts: Tensor) -> Tensor:
-    """-> [tokens, m] whether a pair is among the `cap` pairs of highest score of its holder; True where none counts.
+    """Tell which pairs are among the `cap` pairs of highest score of their holder.
 
     holder: [tokens, m] who holds the pair's expert, -1: nobody with a cap
     score:  [tokens, m]; equal ones in the order of the tokens
     cap:    [holders + 1]
     counts: [tokens, m or 1] bool; the others are not counted
+    Returns: [tokens, m] bool; True where a pair does not count.
     """
     column = torch.where(counts, holder, -1).flatten() % len(cap)  # those without a cap are held by the last
     rank = rank_within(column[None], score.flatten()[None])[0]  # the highest score first

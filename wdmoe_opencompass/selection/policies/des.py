@@ -72,7 +72,12 @@ class Des(SelectionPolicy):
         return k if self.most_experts is None else min(k, self.most_experts)
 
     def chosen(self, routing: Routing, channel: ChannelState, of_device: Tensor) -> Tensor:
-        """-> [tokens, experts] bool, for a cost per device [devices]."""
+        """Find the cheapest experts that reach Q_l.
+
+        routing, channel: scores, and the placement of the experts.
+        of_device: [devices] cost of one token.
+        Returns: [tokens, experts] bool.
+        """
         least, most, devices = self.least_score(routing.layer), self.most(routing), len(of_device)
         if math.comb(devices + 1 + most, most) > MAX_CHOICES:
             cost = channel.of_experts(of_device).expand(routing.probabilities.shape)

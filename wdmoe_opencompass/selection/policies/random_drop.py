@@ -45,7 +45,10 @@ class RandomDrop(SelectionPolicy):
 
 
 def uniform(routing: Routing, seed: int) -> Tensor:
-    """-> [tokens, k] float32 in [0, 1), one per (token, expert) pair."""
+    """Draw a number per (token, expert) pair of `routing`, a hash of its bits and `seed`.
+
+    Returns: [tokens, k] float32 in [0, 1).
+    """
     bits = routing.probabilities.contiguous().view(torch.int32).long() & MASK
     experts = torch.arange(bits.shape[1], device=bits.device)
     token = _mixed(bits ^ _mixed(experts + 1)).sum(dim=1, keepdim=True) & MASK

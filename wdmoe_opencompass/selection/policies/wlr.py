@@ -75,7 +75,11 @@ class WeightToLatencyRatio(SelectionPolicy):
         return torch.where(rank == 0, len(thetas) + k, first + (k - 1 - rank))
 
     def similarity(self, routing: Routing, channel: ChannelState) -> Tensor:
-        """-> [tokens] cosine similarity of weights and latencies, Eq. (18); one entry per expert in both vectors."""
+        """Cosine similarity of weights and latencies, Eq. (18); one entry per expert in both vectors.
+
+        routing, channel: the router's weights, and the experts' token latencies.
+        Returns: [tokens].
+        """
         weights = routing.probabilities
         if self.similarity_weights == "top_k":
             chosen = weights.gather(1, routing.top_k_index)
