@@ -14,7 +14,7 @@ from wdmoe_opencompass.errors import PolicyError
 from wdmoe_opencompass.routing.channel_state import ChannelStates
 from wdmoe_opencompass.selection import POLICIES, ChannelState, Routing, build_policy
 from wdmoe_opencompass.selection.calibration import read_calibration
-from wdmoe_opencompass.selection.kept_share import matched_parameters, sampled_passes
+from wdmoe_opencompass.selection.kept_share import match_kept_share, sampled_passes
 
 BRACKET = 1.06  # (T_high / T_low)^(1 / 162), at most 1.044, and the curve's table
 CURVE = 4e-3  # what the curve's table and its tolerance may add to a waiting latency
@@ -202,7 +202,7 @@ def test_one_split_for_all_layers_waits_less_with_even_times():
     states, budget = ChannelStates(profile, shape, 8), link_budget(profile, draw_channel(profile), shape)
 
     def pass_latency_s(name, parameters):
-        policy = build_policy(name, matched_parameters(POLICIES[name], parameters, 0.82, calibration, states))
+        policy = build_policy(name, match_kept_share(POLICIES[name], parameters, 0.82, calibration, states))
         loads = [
             [
                 loads_of(one, policy.select(one, states(0, layer, torch.device("cpu"))).keep, 8)

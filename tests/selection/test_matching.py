@@ -9,10 +9,10 @@ from wdmoe_opencompass.harness.settings import parse_settings
 from wdmoe_opencompass.routing.channel_state import ChannelStates
 from wdmoe_opencompass.selection import POLICIES
 from wdmoe_opencompass.selection.calibration import read_calibration
-from wdmoe_opencompass.selection.kept_share import kept_share, matched_parameters, sampled_passes
+from wdmoe_opencompass.selection.kept_share import kept_share, match_kept_share, sampled_passes
 
 CALIBRATION = "quickstart/quickstart.calibration.safetensors"
-MATCHED = sorted(name for name, kind in POLICIES.items() if kind.knob is not None and name != "lexi")
+MATCHED = sorted(name for name, kind in POLICIES.items() if kind.tuned is not None and name != "lexi")
 SEARCHED_LONG = ("dual_price", "jesa")  # seconds for each share that is tried
 
 
@@ -51,13 +51,13 @@ def test_a_share_out_of_reach_is_refused_with_the_reachable_ones():
     for extra_pass, most in ((False, "0.94"), (True, "0.84")):
         reachable = rf"kept_share must be between 0\.500 and {most}\d on this calibration, got 0\.99"
         with pytest.raises(PolicyError, match=reachable):
-            matched_parameters(POLICIES["wlr"], dict(extra_pass=extra_pass), 0.99, calibration, states())
+            match_kept_share(POLICIES["wlr"], dict(extra_pass=extra_pass), 0.99, calibration, states())
 
 
 def test_a_share_between_a_policy_s_steps_is_refused_with_the_nearest():
     calibration = read_calibration(CALIBRATION)
     with pytest.raises(PolicyError, match=r"got 0\.8; the nearest that its steps allow is 0\.750"):
-        matched_parameters(POLICIES["lexi"], dict(calibration=CALIBRATION), 0.8, calibration, states())
+        match_kept_share(POLICIES["lexi"], dict(calibration=CALIBRATION), 0.8, calibration, states())
 
 
 @pytest.mark.parametrize(

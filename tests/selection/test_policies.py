@@ -15,8 +15,8 @@ from wdmoe_opencompass.selection import POLICIES, ChannelState, Routing, build_p
 
 ALL_POLICIES = sorted(POLICIES)
 # Algorithm 1's last threshold jumps back where its loop ends a round earlier, so a higher theta may drop less.
-WITH_A_TURN = {"wlr"}
-WITH_A_KNOB = [name for name in ALL_POLICIES if POLICIES[name].knob is not None and name not in WITH_A_TURN]
+TURNING = {"wlr"}
+TUNED = [name for name in ALL_POLICIES if POLICIES[name].tuned is not None and name not in TURNING]
 
 
 def parameters_of(name):
@@ -137,11 +137,11 @@ def test_at_its_neutral_parameters_a_policy_is_top_k(name, case):
 
 
 @pytest.mark.parametrize("k", [2, 4])
-@pytest.mark.parametrize("name", WITH_A_KNOB)
-def test_the_kept_share_follows_the_knob(name, k):
+@pytest.mark.parametrize("name", TUNED)
+def test_the_kept_share_follows_the_tuned_parameter(name, k):
     """Over a wide range, and without a turn."""
     routing, channel = random_case(seed=1, tokens=400, experts=8, k=k, devices=4, spread=1.0)
-    parameter, low, high = POLICIES[name].knob
+    parameter, low, high = POLICIES[name].tuned
     values = sorted({low, high, *(high * 0.5**n for n in range(24) if high * 0.5**n > low)})
     parameters = example_parameters(name, 1, 8, k)
     policies = [build_policy(name, parameters | {parameter: value}) for value in values]

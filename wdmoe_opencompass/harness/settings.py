@@ -9,7 +9,7 @@ from ..channel.profile import ChannelProfile, load_profile
 from ..errors import ModelError, PolicyError, unknown_name
 from ..selection import POLICIES, SelectionPolicy, build_policy
 from ..selection.calibration import Calibration, read_calibration
-from ..selection.kept_share import ChannelOfLayer, matched_parameters
+from ..selection.kept_share import ChannelOfLayer, match_kept_share
 from ..testbed.lab import Lab, load_lab, profile_of_lab
 from ..trace.format import Perplexity
 
@@ -23,7 +23,7 @@ class WdmoeSettings(BaseModel):
     renormalise:       scale the kept weights back to the router's sum: `model` as the model does, true, or false; by
                        default as the policy's author does
     calibration:       file of `wdmoe calibrate` for this model, for policies with measured constants and for kept_share
-    kept_share:        turn the policy's knob until it keeps this share of the calibration's assignments
+    kept_share:        tune the policy until it keeps this share of the calibration's assignments
     quantise_payload:  round what is sent to and from the devices to the profile's payload_bits in the forward pass too
     perplexity:        `stock`, as OpenCompass's own class, whose scores depend on the batch's padding; `exact`, what
                        each text gets alone (harness/perplexity.py)
@@ -77,9 +77,7 @@ class WdmoeSettings(BaseModel):
         policy = build_policy(self.policy, parameters)
         if self.kept_share is None or channel_of_layer is None:
             return policy
-        matched = matched_parameters(
-            type(policy), parameters, self.kept_share, self.read_calibration(), channel_of_layer
-        )
+        matched = match_kept_share(type(policy), parameters, self.kept_share, self.read_calibration(), channel_of_layer)
         return build_policy(self.policy, matched)
 
     def read_calibration(self) -> Calibration:
@@ -112,6 +110,6 @@ def parse_settings(wdmoe: Any) -> WdmoeSettings:
     policy = settings.build_policy()
     if settings.kept_share is not None:
         settings.read_calibration().need("probabilities")
-        if policy.knob is None:
+        if policy.tuned is None:
             raise PolicyError(f"selection policy {settings.policy!r} has no parameter to match wdmoe.kept_share by")
     return settings

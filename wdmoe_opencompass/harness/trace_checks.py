@@ -64,7 +64,7 @@ class Expected:
             parameters = policy_parameters(settings.build_policy())
             calibration_hash = None if settings.calibration is None else settings.read_calibration().content_hash
         kind = POLICIES[settings.policy]
-        matched = kind.knob.parameter if settings.kept_share is not None and kind.knob is not None else None
+        matched = kind.tuned.name if settings.kept_share is not None and kind.tuned is not None else None
         return cls(
             model=model_abbr_from_cfg(model_cfg),
             weights=str(model_cfg["path"]),

@@ -208,7 +208,7 @@ def _notes(traces: Sequence[RoutingTrace], profile: ChannelProfile, has_placemen
     ]
     if metadata.top_k > 2:
         notes.append(
-            f"with {metadata.top_k} experts per token, pairs do not tell how many tokens visit a device: the placement "
+            f"with {metadata.top_k} experts per token, pairs do not tell how many tokens a device gets: the placement "
             "is a heuristic, transfers and latency are at least those given, and the savings are of these bounds"
         )
     if any((trace.pass_index > 0).any() for trace in traces):
@@ -219,8 +219,8 @@ def _notes(traces: Sequence[RoutingTrace], profile: ChannelProfile, has_placemen
     dropping = sorted({trace.metadata.policy for trace in traces} - {"top_k"})
     if dropping:
         notes.append(
-            f"recorded under policy {', '.join(dropping)}, whose dropped experts the pairs still count; better "
-            "place by a trace of the vanilla model (top_k)"
+            f"recorded under policy {', '.join(dropping)}; the pairs still count the experts that it dropped; a trace of the "
+            "vanilla model (top_k) is a better basis"
         )
     if has_placement:
         notes.append(

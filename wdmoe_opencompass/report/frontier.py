@@ -35,7 +35,7 @@ TEXT = (
     "one row per model that routes through a policy; {quality}; attention waiting "
     "latency relative to vanilla with an even split, geometric mean over the benchmarks of the ratios per batch, scope "
     f"{PRIMARY_SCOPE}, phase all, under the optimal and the even split; kept: assignments kept of the router's (%), "
-    "measured over all layers and real tokens; matched: what the policy's knob was turned to keep on the calibration "
+    "measured over all layers and real tokens; matched: what the policy was tuned to keep on the calibration "
     "sample. Selection was made under the run's own profile."
 )
 FRONT = (

@@ -28,7 +28,7 @@ class Routing:
     probabilities: [tokens, experts] float32, softmax over all experts, w_jk
     top_k_index:   [tokens, k] the router's experts, in the router's order (need not be sorted)
     top_k_weights: [tokens, k] their weights as the model uses them
-    is_real_token:       [tokens] bool; False for padding and for what a finished sequence goes on producing
+    is_real_token: [tokens] bool; False for padding and tokens generated after a sequence has finished
     layer:         index of the MoE layer, from 0
     phase:         prefill or decode
     """
@@ -151,10 +151,10 @@ class Selection(NamedTuple):
     weights: Tensor | None = None
 
 
-class Knob(NamedTuple):
-    """The number of a policy that says how much it drops: the kept share grows, or falls, with it from low to high."""
+class TunedParameter(NamedTuple):
+    """The number that says how much a policy drops: the kept share grows, or falls, with it from low to high."""
 
-    parameter: str
+    name: str
     low: float
     high: float
 
@@ -170,7 +170,7 @@ class SelectionPolicy(ABC):
                   own router normalises (`model`), always (True) or never (False)
     needs_weights: whether it reads the router's weights; False: expert numbers are enough
     may_lose_all: whether a token may lose all its experts; a field where the author lets it be chosen
-    knob:         what is turned to match a share of kept assignments; None where there is nothing to turn
+    tuned:        what is set to match a share of kept assignments; None where no parameter does
     neutral:      parameters at which it keeps the router's own top-k
     couples_tokens: whether what a token keeps depends on the other tokens of its forward pass, and so on how a dataset
                   is cut into batches; True, as may be, where its author does not say otherwise
@@ -180,7 +180,7 @@ class SelectionPolicy(ABC):
     needs_weights: ClassVar[bool] = True
     renormalise: ClassVar[Renormalise] = "model"
     may_lose_all: bool = False
-    knob: ClassVar[Knob | None] = None
+    tuned: ClassVar[TunedParameter | None] = None
     neutral: ClassVar[dict[str, Any]] = {}
     couples_tokens: bool = True
 

@@ -1,4 +1,4 @@
-"""Turn a policy's knob until it keeps a given share of the assignments on a calibration sample."""
+"""Tune a policy until it keeps a given share of the assignments on a calibration sample."""
 
 from collections.abc import Callable
 from typing import Any
@@ -39,20 +39,20 @@ def sampled_passes(calibration: Calibration, layer: int) -> list[Routing]:
     ]
 
 
-def matched_parameters(
+def match_kept_share(
     kind: type[SelectionPolicy],
     parameters: dict[str, Any],
     share: float,
     calibration: Calibration,
     channel_of_layer: ChannelOfLayer,
 ) -> dict[str, Any]:
-    """-> the parameters with the policy's knob turned, by bisection, until `share` of the sample is kept (our choice).
+    """Tune a policy's parameters, by bisection, until `share` of the sample is kept (our choice).
 
     What a run keeps differs from it a little: dropping changes what later layers see, and passes have other sizes.
-    Raises PolicyError where the policy has no knob or where no setting of it comes within UNREACHABLE of the share.
+    Raises PolicyError where no value comes within UNREACHABLE of the share.
     """
-    assert kind.knob is not None
-    name, low, high = kind.knob
+    assert kind.tuned is not None
+    name, low, high = kind.tuned
 
     def share_at(value: float) -> float:
         return kept_share(kind(**parameters, **{name: value}), calibration, channel_of_layer)

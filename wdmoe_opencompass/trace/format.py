@@ -62,7 +62,7 @@ class TraceMetadata(FileMetadata):
 
     weights is the model's path as its config names it; test_range which items of the dataset were run, as OpenCompass's
     config says it (empty: all). profile is the whole channel profile of the run, so that a
-    trace explains itself; seed is that of its fading. kept_share is what the policy's knob was matched to, if it was,
+    trace explains itself; seed is that of its fading. kept_share is what the policy was tuned to keep, if it was,
     on the calibration of that hash; quantise_payload whether what was sent was rounded to the profile's payload_bits.
     routed_from says whose router outputs the policy was run on: those of the model as it ran, of a `recording` (whose
     SHA-256 is recording_sha256) or of a `generator`. The last two have no answers, and a drop changed nothing in later

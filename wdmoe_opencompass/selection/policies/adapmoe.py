@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from ..base import ChannelState, Knob, Renormalise, Routing, Selection, SelectionPolicy
+from ..base import ChannelState, TunedParameter, Renormalise, Routing, Selection, SelectionPolicy
 from ..calibration import given_calibration
 from ..ratio_rules import drop_below
 from ..validation import check_choice, check_number, check_per_layer, of_layer
@@ -34,7 +34,7 @@ class AdapMoe(SelectionPolicy):
     """
 
     renormalise: ClassVar[Renormalise] = True
-    knob = Knob("threshold", 0.0, 1e3)
+    tuned = TunedParameter("threshold", 0.0, 1e3)
     neutral: ClassVar[dict[str, Any]] = dict(threshold=0.0, h=1.0)
     couples_tokens = False
 

@@ -19,7 +19,7 @@ class Bottleneck(SelectionPolicy):
     quartile_of: `all`, Q3 is of all devices' predictions, 0 s for a device without a token now (the paper's words);
                  `loaded`, of the devices that have tokens (ours, for few tokens and many devices)
     candidates:  where a device holds several experts: `pairs`, every (token, expert) pair there that step 4 names;
-                 `visits`, only those whose token has no other expert there, so that each drop spares the device a token
+                 `visits`, only those of tokens without another expert there, so that each drop spares the device a token
                  (ours: the quickstart's routing on 4 devices, one of 20 Mbit/s, loses less weight and waits less)
 
     With tbar_k of Eq. (30), the mean seconds that device k took per token:
@@ -39,7 +39,7 @@ class Bottleneck(SelectionPolicy):
     In the testbed tbar_k is `ChannelState.mean_token_s`, measured. Where nothing is measured, in simulation, it is the
     token latency t_k of Eq. (8) under evenly split bandwidth (ours; the paper simulates Algorithm 1 only).
 
-    It has no knob: only one device per layer is relieved, so a wide range of kept shares is out of its reach.
+    No parameter is tuned: only one device per layer is relieved, so a wide range of kept shares is out of its reach.
     """
 
     neutral: ClassVar[dict[str, Any]] = dict(factor=float("inf"))

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..base import ChannelState, Knob, Renormalise, Routing, Selection, SelectionPolicy, is_earlier
+from ..base import ChannelState, TunedParameter, Renormalise, Routing, Selection, SelectionPolicy, is_earlier
 from ..loads import device_loads, device_time_s
 from ..validation import check_number
 
@@ -40,7 +40,7 @@ class Caee(SelectionPolicy):
     """
 
     renormalise: ClassVar[Renormalise] = True
-    knob = Knob("tau", 0.0, 1.0)
+    tuned = TunedParameter("tau", 0.0, 1.0)
     neutral: ClassVar[dict[str, Any]] = dict(tau=1.0)
 
     tau: float = 0.8

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..base import ChannelState, Knob, Renormalise, Routing, Selection, SelectionPolicy
+from ..base import ChannelState, TunedParameter, Renormalise, Routing, Selection, SelectionPolicy
 from ..loads import rank_within
 from ..validation import check_choice, check_number
 
@@ -31,7 +31,7 @@ class CapacityDrop(SelectionPolicy):
     """
 
     renormalise: ClassVar[Renormalise] = False
-    knob = Knob("gamma", 1e-3, 1e3)
+    tuned = TunedParameter("gamma", 1e-3, 1e3)
     neutral: ClassVar[dict[str, Any]] = dict(gamma=1e12)
     name: ClassVar[str] = "capacity"
 

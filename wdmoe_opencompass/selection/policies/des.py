@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..base import ChannelState, Knob, Routing, Selection, SelectionPolicy
+from ..base import ChannelState, TunedParameter, Routing, Selection, SelectionPolicy
 from ..expert_choice import COSTS, Cost, device_cost, fill_slots
 from ..knapsack import by_price, cheapest, choice_counts
 from ..loads import rank_within
@@ -41,7 +41,7 @@ class Des(SelectionPolicy):
 
     may_add: ClassVar[bool] = True
     name: ClassVar[str] = "des"
-    knob = Knob("z", 0.0, 100.0)
+    tuned = TunedParameter("z", 0.0, 100.0)
     neutral: ClassVar[dict[str, Any]] = dict(z=100.0, gamma_0=1.0, most_experts=None)  # Q_l is out of reach
     couples_tokens = False
 

@@ -24,8 +24,7 @@ class Jesa(Des):
     first DES sees evenly split bandwidth, each next one the split that is optimal for the loads before it, in at most
     ROUNDS DES runs, or until loads repeat. Parameters and other choices are those of `des`.
 
-    A device that lost its last visit has no bandwidth; its cost stays what it last was, or it would never be visited
-    again. Under cost='energy' a token's joules grow with its time on the air: exact where the profile tells no joules
+    A device without load has no bandwidth; its cost stays what it last was, or no token would return to it. Under cost='energy' a token's joules grow with its time on the air: exact where the profile tells no joules
     for computing and the split changes both directions alike. No limit point is promised: loads may go round in
     circles, and the optimum of the split rewards devices that are crowded already.
     """

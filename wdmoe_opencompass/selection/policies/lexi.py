@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import PolicyError
-from ..base import ChannelState, Knob, Routing, Selection, SelectionPolicy
+from ..base import ChannelState, TunedParameter, Routing, Selection, SelectionPolicy
 from ..calibration import given_calibration
 from ..validation import check_number
 
@@ -30,7 +30,7 @@ class Lexi(SelectionPolicy):
     calibration: file of `wdmoe calibrate` on this model, which holds the losses
     """
 
-    knob = Knob("budget", 1.0, 16.0)
+    tuned = TunedParameter("budget", 1.0, 16.0)
     neutral: ClassVar[dict[str, Any]] = dict(budget=math.inf)
     couples_tokens = False
 

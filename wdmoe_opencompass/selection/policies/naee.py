@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from ..base import ChannelState, Knob, Renormalise, Routing, Selection, SelectionPolicy
+from ..base import ChannelState, TunedParameter, Renormalise, Routing, Selection, SelectionPolicy
 from ..calibration import given_calibration
 from ..ratio_rules import drop_below
 from ..validation import check_number, check_per_layer, of_layer
@@ -24,7 +24,7 @@ class Naee(SelectionPolicy):
     """
 
     renormalise: ClassVar[Renormalise] = True
-    knob = Knob("scale", 0.0, 1e3)
+    tuned = TunedParameter("scale", 0.0, 1e3)
     neutral: ClassVar[dict[str, Any]] = dict(beta=0.0)
     couples_tokens = False
 

@@ -24,8 +24,8 @@ class Oea(SelectionPolicy):
     more, as with one sequence at a time; filling is by softmax over all experts.
 
     It saves the loading of weights: fewer distinct experts per pass. With our latency model, which counts tokens sent,
-    it cuts little or nothing: up to k experts are still visited per token, and a visit has no fixed cost. That is a
-    result, not a fault of the rule, which is made for one machine bound by memory.
+    it cuts little or nothing: up to k experts still run per token, and a transfer has no fixed cost. The rule
+    is made for one machine bound by memory.
     """
 
     may_add: ClassVar[bool] = True

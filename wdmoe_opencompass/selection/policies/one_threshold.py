@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..base import ChannelState, Knob, Renormalise, Routing, Selection, SelectionPolicy
+from ..base import ChannelState, TunedParameter, Renormalise, Routing, Selection, SelectionPolicy
 from ..loads import device_time_s, routed_loads
 from ..ratio_rules import drop_below
 from ..validation import check_choice, check_number
@@ -29,7 +29,7 @@ class OneThreshold(SelectionPolicy):
     """
 
     renormalise: ClassVar[Renormalise] = False
-    knob = Knob("threshold", 0.0, 1.0)
+    tuned = TunedParameter("threshold", 0.0, 1.0)
     neutral: ClassVar[dict[str, Any]] = dict(threshold=0.0, max_threshold=None)
 
     threshold: float = 0.05

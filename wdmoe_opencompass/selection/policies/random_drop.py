@@ -6,7 +6,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from ..base import ChannelState, Knob, Routing, Selection, SelectionPolicy
+from ..base import ChannelState, TunedParameter, Routing, Selection, SelectionPolicy
 from ..validation import check_number
 
 Bits = TypeVar("Bits", Tensor, int)
@@ -26,7 +26,7 @@ class RandomDrop(SelectionPolicy):
     change the probabilities' last bits, the draws change with them.
     """
 
-    knob = Knob("rate", 0.0, 1.0)
+    tuned = TunedParameter("rate", 0.0, 1.0)
     neutral: ClassVar[dict[str, Any]] = dict(rate=0.0)
     couples_tokens = False
 

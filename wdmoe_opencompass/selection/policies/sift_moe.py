@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import PolicyError
-from ..base import ChannelState, Knob, Renormalise, Routing, Selection, SelectionPolicy
+from ..base import ChannelState, TunedParameter, Renormalise, Routing, Selection, SelectionPolicy
 from ..calibration import given_calibration
 from ..expert_choice import COSTS, Cost
 from ..validation import check_choice, check_number
@@ -51,7 +51,7 @@ class SiftMoe(SelectionPolicy):
 
     may_add: ClassVar[bool] = True
     renormalise: ClassVar[Renormalise] = False
-    knob = Knob("eta", 0.0, 1e3)
+    tuned = TunedParameter("eta", 0.0, 1e3)
     neutral: ClassVar[dict[str, Any]] = dict(eta=0.0)
     couples_tokens = False
 
@@ -80,11 +80,11 @@ class SiftMoe(SelectionPolicy):
         if not self.may_lose_all:
             top = routing.rank == 0
             harm = torch.cat([harm[:, :, :-1], harm[:, :, -1:].masked_fill(top[:, :, None], FORBIDDEN)], dim=2)
-        of_visit, of_evaluation = self._costs(channel)
+        of_transfer, of_evaluation = self._costs(channel)
         if harm.shape[2] ** harm.shape[1] <= MAX_CHOICES:
-            phi = _of_all(harm, most_harm, channel, of_visit, of_evaluation)
+            phi = _of_all(harm, most_harm, channel, of_transfer, of_evaluation)
         else:
-            phi = _one_by_one(harm, most_harm, routing.top_k_index, channel, of_visit, of_evaluation)
+            phi = _one_by_one(harm, most_harm, routing.top_k_index, channel, of_transfer, of_evaluation)
         return _merged(routing, phi)
 
     def _harm(self, routing: Routing) -> Tensor:
@@ -99,15 +99,15 @@ class SiftMoe(SelectionPolicy):
         return routing.top_k_weights.double()[:, :, None] * differences[routing.layer][routing.top_k_index]
 
     def _costs(self, channel: ChannelState) -> tuple[Tensor, Tensor]:
-        """-> [devices + 1] of a visit, and of an evaluation; the last is the base station."""
+        """-> [devices + 1] of a transfer, and of an evaluation; the last is the base station."""
         if self.cost == "latency":
             parts = (channel.communication_s, channel.computation_s)
         elif channel.token_energy_j is None:
             raise PolicyError("cost='energy' needs the channel state's token_energy_j, and this state has none")
         else:
             parts = (channel.token_energy_j, torch.zeros_like(channel.token_energy_j))
-        visit, evaluation = (torch.nn.functional.pad(part.double(), (0, 1)) for part in parts)
-        return visit, evaluation
+        transfer, evaluation = (torch.nn.functional.pad(part.double(), (0, 1)) for part in parts)
+        return transfer, evaluation
 
 
 @lru_cache(maxsize=16)
@@ -118,20 +118,22 @@ def _differences(path: str | None, device: torch.device) -> Tensor:
     return differences.to(device)
 
 
-def _of_all(harm: Tensor, most_harm: Tensor, channel: ChannelState, of_visit: Tensor, of_evaluation: Tensor) -> Tensor:
-    """-> [tokens, k] the cheapest choice of all; the number of experts stands for skipping."""
+def _of_all(
+    harm: Tensor, most_harm: Tensor, channel: ChannelState, of_transfer: Tensor, of_evaluation: Tensor
+) -> Tensor:
+    """-> [tokens, k] the cheapest choice of all; the number of experts means skipping."""
     tokens, k, options = harm.shape
     choices = _choices(k, options, harm.device)  # [choices, k]
     per_chunk = max(1, MAX_TRIED_AT_ONCE // len(choices))
     if tokens > per_chunk:
         parts = zip(harm.split(per_chunk), most_harm.split(per_chunk))
-        return torch.cat([_of_all(*part, channel, of_visit, of_evaluation) for part in parts])
+        return torch.cat([_of_all(*part, channel, of_transfer, of_evaluation) for part in parts])
     evaluated = torch.zeros(len(choices), options, dtype=torch.float64, device=harm.device)
     evaluated = evaluated.scatter(1, choices, 1.0)[:, :-1]  # [choices, experts]
-    device = (channel.device_of_expert % len(of_visit)).expand(evaluated.shape)
-    visited = torch.zeros(len(choices), len(of_visit), dtype=torch.float64, device=harm.device)
-    visited = visited.scatter_add(1, device, evaluated) > 0
-    cost = evaluated @ of_evaluation[device[0]] + visited.double() @ of_visit  # [choices]
+    device = (channel.device_of_expert % len(of_transfer)).expand(evaluated.shape)
+    reached = torch.zeros(len(choices), len(of_transfer), dtype=torch.float64, device=harm.device)
+    reached = reached.scatter_add(1, device, evaluated) > 0
+    cost = evaluated @ of_evaluation[device[0]] + reached.double() @ of_transfer  # [choices]
     total = harm.new_zeros(tokens, len(choices))
     for number in range(k):
         total = total + harm[:, number, choices[:, number]]
@@ -142,14 +144,14 @@ def _of_all(harm: Tensor, most_harm: Tensor, channel: ChannelState, of_visit: Te
 
 
 def _one_by_one(
-    harm: Tensor, most_harm: Tensor, own: Tensor, channel: ChannelState, of_visit: Tensor, of_evaluation: Tensor
+    harm: Tensor, most_harm: Tensor, own: Tensor, channel: ChannelState, of_transfer: Tensor, of_evaluation: Tensor
 ) -> Tensor:
     """-> [tokens, k] as `_of_all`, by 2 k changes from the router's own choice."""
     tokens, k, options = harm.shape
-    phi, nowhere = own, len(of_visit)  # where skipped ones are
+    phi, nowhere = own, len(of_transfer)  # where skipped ones are
     at_option = torch.nn.functional.pad(channel.device_of_expert % nowhere, (0, 1), value=nowhere)  # [options]
-    visit, evaluation = torch.nn.functional.pad(of_visit, (0, 1)), torch.nn.functional.pad(of_evaluation, (0, 1))
-    least_saved = ROUNDING * (of_visit.max() + of_evaluation.max())
+    transfer, evaluation = torch.nn.functional.pad(of_transfer, (0, 1)), torch.nn.functional.pad(of_evaluation, (0, 1))
+    least_saved = ROUNDING * (of_transfer.max() + of_evaluation.max())
     alone = torch.eye(k, dtype=torch.bool, device=harm.device).expand(tokens, k, k)
 
     def paid(stay: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,8 +159,8 @@ def _one_by_one(
         chosen, at = phi[:, None, :].expand(stay.shape), at_option[phi][:, None, :].expand(stay.shape)
         used = harm.new_zeros(*stay.shape[:2], options).scatter_add(2, chosen, stay.double()) > 0
         reached = harm.new_zeros(*stay.shape[:2], nowhere + 1).scatter_add(2, at, stay.double()) > 0
-        cost = (used * evaluation[at_option]).sum(dim=2) + (reached * visit).sum(dim=2)
-        adds = torch.where(used, 0.0, evaluation[at_option]) + torch.where(reached, 0.0, visit)[:, :, at_option]
+        cost = (used * evaluation[at_option]).sum(dim=2) + (reached * transfer).sum(dim=2)
+        adds = torch.where(used, 0.0, evaluation[at_option]) + torch.where(reached, 0.0, transfer)[:, :, at_option]
         return cost[:, :, None], adds
 
     for turn in range(2 * k):

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..base import ChannelState, Knob, Renormalise, Routing, Selection, SelectionPolicy
+from ..base import ChannelState, TunedParameter, Renormalise, Routing, Selection, SelectionPolicy
 from ..ratio_rules import drop_below
 from ..validation import check_number
 
@@ -21,7 +21,7 @@ class TopP(SelectionPolicy):
     """
 
     renormalise: ClassVar[Renormalise] = False
-    knob = Knob("p", 0.0, 1.0)
+    tuned = TunedParameter("p", 0.0, 1.0)
     neutral: ClassVar[dict[str, Any]] = dict(p=1.0)
     couples_tokens = False
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..base import ChannelState, Knob, Routing, Selection, SelectionPolicy
+from ..base import ChannelState, TunedParameter, Routing, Selection, SelectionPolicy
 from ..validation import check_choice, check_number
 
 
@@ -34,7 +34,7 @@ class WeightToLatencyRatio(SelectionPolicy):
     similarity then hardly reaches 0.5, and the default theta drops every expert it may. Choose a lower theta there.
     """
 
-    knob = Knob("theta", 0.0, 1.0)
+    tuned = TunedParameter("theta", 0.0, 1.0)
     neutral: ClassVar[dict[str, Any]] = dict(theta=0.0, gain=0.5)  # no round of the loop; an extra pass would drop none
 
     theta: float = 0.5
@@ -98,20 +98,20 @@ def _wlr_after_rounds(routing: Routing, channel: ChannelState, going_round: Tens
     devices = len(channel.communication_s)
     device = channel.device_of_expert[routing.top_k_index]  # [tokens, k]
     counted = routing.is_real_token[:, None] & (device >= 0)
-    is_visit = _is_last_visit(device, going_round) & counted if channel.device_is_shared else counted
+    is_transfer = _is_transfer(device, going_round) & counted if channel.device_is_shared else counted
     weight = routing.probabilities.gather(1, routing.top_k_index) * counted
 
     # Bin every pair by the round it survives last, latest first, and by its device; surviving round n = all such bins.
     column = (rounds - going_round.clamp(max=rounds)) * devices + device.clamp(min=0)
     bins = torch.zeros(3, (rounds + 1) * devices, dtype=torch.float64, device=device.device)
-    bins.index_add_(1, column.flatten(), torch.stack([weight, is_visit, counted]).flatten(1).double())
+    bins.index_add_(1, column.flatten(), torch.stack([weight, is_transfer, counted]).flatten(1).double())
     weight_sum, load, evaluations = bins.view(3, rounds + 1, devices).cumsum(1)  # [rounds + 1, devices] each
     latency = load * channel.communication_s + evaluations * channel.computation_s
     return (weight_sum / latency.clamp(min=1e-300)).sum(dim=1).flip(0)
 
 
-def _is_last_visit(device: Tensor, going_round: Tensor) -> Tensor:
-    """-> [tokens, k] one expert per token and device: a shared device is visited until the last of them is gone."""
+def _is_transfer(device: Tensor, going_round: Tensor) -> Tensor:
+    """-> [tokens, k] one expert per token and device, the last to go: until then the token is sent there."""
     same_device = device[:, :, None] == device[:, None, :]  # [tokens, k, k]
     lasting = torch.where(same_device, going_round[:, None, :], -1).amax(dim=2)
     holder = (same_device & (going_round[:, None, :] == lasting[:, :, None])).int().argmax(dim=2)
