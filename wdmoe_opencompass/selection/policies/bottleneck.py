@@ -19,7 +19,7 @@ class Bottleneck(SelectionPolicy):
     quartile_of: `all`, Q3 is of all devices' predictions, 0 s for a device without a token now (the paper's words);
                  `loaded`, of the devices that have tokens (ours, for few tokens and many devices)
     candidates:  where a device holds several experts: `pairs`, every (token, expert) pair there that step 4 names;
-                 `visits`, only those of tokens without another expert there, so that each drop spares the device a token
+                 `visits`, only those of tokens without another expert there, so that a drop spares the device a token
                  (ours: the quickstart's routing on 4 devices, one of 20 Mbit/s, loses less weight and waits less)
 
     With tbar_k of Eq. (30), the mean seconds that device k took per token:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..base import ChannelState, TunedParameter, Renormalise, Routing, Selection, SelectionPolicy, is_earlier
+from ..base import ChannelState, Renormalise, Routing, Selection, SelectionPolicy, TunedParameter, is_earlier
 from ..loads import device_loads, device_time_s
 from ..validation import check_number
 

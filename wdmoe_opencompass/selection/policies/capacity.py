@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..base import ChannelState, TunedParameter, Renormalise, Routing, Selection, SelectionPolicy
+from ..base import ChannelState, Renormalise, Routing, Selection, SelectionPolicy, TunedParameter
 from ..loads import rank_within
 from ..validation import check_choice, check_number
 

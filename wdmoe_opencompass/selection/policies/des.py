@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..base import ChannelState, TunedParameter, Routing, Selection, SelectionPolicy
+from ..base import ChannelState, Routing, Selection, SelectionPolicy, TunedParameter
 from ..expert_choice import COSTS, Cost, device_cost, fill_slots
 from ..knapsack import by_price, cheapest, choice_counts
 from ..loads import rank_within

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...errors import PolicyError
 from ..bandwidth_split import CURVE_TOLERANCE, optimal_split
-from ..base import ChannelState, TunedParameter, Routing, Selection, SelectionPolicy
+from ..base import ChannelState, Routing, Selection, SelectionPolicy, TunedParameter
 from ..loads import rank_within, routed_loads
 from ..validation import check_choice, check_number
 

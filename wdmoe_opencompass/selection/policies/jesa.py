@@ -24,9 +24,10 @@ class Jesa(Des):
     first DES sees evenly split bandwidth, each next one the split that is optimal for the loads before it, in at most
     ROUNDS DES runs, or until loads repeat. Parameters and other choices are those of `des`.
 
-    A device without load has no bandwidth; its cost stays what it last was, or no token would return to it. Under cost='energy' a token's joules grow with its time on the air: exact where the profile tells no joules
-    for computing and the split changes both directions alike. No limit point is promised: loads may go round in
-    circles, and the optimum of the split rewards devices that are crowded already.
+    A device without load has no bandwidth; its cost stays what it last was, or no token would return to it.
+    Under cost='energy' a token's joules grow with its time on the air: exact where the profile tells no joules for
+    computing and the split changes both directions alike. The rounds need not converge: loads may cycle, and the
+    optimum of the split rewards devices that are crowded already.
     """
 
     name: ClassVar[str] = "jesa"

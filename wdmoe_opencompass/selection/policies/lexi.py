@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import PolicyError
-from ..base import ChannelState, TunedParameter, Routing, Selection, SelectionPolicy
+from ..base import ChannelState, Routing, Selection, SelectionPolicy, TunedParameter
 from ..calibration import given_calibration
 from ..validation import check_number
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from ..base import ChannelState, TunedParameter, Renormalise, Routing, Selection, SelectionPolicy
+from ..base import ChannelState, Renormalise, Routing, Selection, SelectionPolicy, TunedParameter
 from ..calibration import given_calibration
 from ..ratio_rules import drop_below
 from ..validation import check_number, check_per_layer, of_layer

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from ..base import ChannelState, TunedParameter, Routing, Selection, SelectionPolicy
+from ..base import ChannelState, Routing, Selection, SelectionPolicy, TunedParameter
 from ..validation import check_number
 
 Bits = TypeVar("Bits", Tensor, int)

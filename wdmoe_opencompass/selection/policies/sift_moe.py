@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import PolicyError
-from ..base import ChannelState, TunedParameter, Renormalise, Routing, Selection, SelectionPolicy
+from ..base import ChannelState, Renormalise, Routing, Selection, SelectionPolicy, TunedParameter
 from ..calibration import given_calibration
 from ..expert_choice import COSTS, Cost
 from ..validation import check_choice, check_number

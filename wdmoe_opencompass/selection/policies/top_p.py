@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..base import ChannelState, TunedParameter, Renormalise, Routing, Selection, SelectionPolicy
+from ..base import ChannelState, Renormalise, Routing, Selection, SelectionPolicy, TunedParameter
 from ..ratio_rules import drop_below
 from ..validation import check_number
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..base import ChannelState, TunedParameter, Routing, Selection, SelectionPolicy
+from ..base import ChannelState, Routing, Selection, SelectionPolicy, TunedParameter
 from ..validation import check_choice, check_number
 
 
