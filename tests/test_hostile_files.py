@@ -31,7 +31,7 @@ from wdmoe_opencompass.errors import (
     ProfileError,
     TraceError,
     WdmoeError,
-    shown,
+    show,
     unknown_name,
 )
 from wdmoe_opencompass.selection.calibration import Calibration, read_calibration
@@ -306,8 +306,8 @@ def test_hostile_settings_of_a_lab_get_one_sentence(tmp_path, changes, sentence)
 
 
 def test_sentences_stay_short_whatever_they_show():
-    assert shown(16**5000) == "a number of thousands of digits"
-    assert shown("x" * 999).endswith("... (1001 characters)")
+    assert show(16**5000) == "a number of thousands of digits"
+    assert show("x" * 999).endswith("... (1001 characters)")
     assert len(unknown_name("device", "y" * 10**6, (f"d{k}" for k in range(10**5)))) < 500
 
 
@@ -497,7 +497,7 @@ def nothing_to_go_on_from(journal):
     with pytest.raises(TraceError, match="knows 0 of the 4 items"):
         journal.resume(4)
     journal.resume(0)
-    assert len(journal.joined().first_item) == 0
+    assert len(journal.read().first_item) == 0
 
 
 @pytest.mark.parametrize("about", [b"\xff", b"[" * 100_000, b"", b"{}", b"5", b'{"format_version":4}'])
@@ -505,7 +505,7 @@ def test_metadata_of_a_journal_is_checked_as_a_sealed_file_s(tmp_path, about):
     journal = Journal(tmp_path / "d.trace.part", metadata())
     journal.path.write_bytes(fuzz.framed([about]))
     with pytest.raises(TraceError, match=str(journal.path)):
-        journal.joined()
+        journal.read()
     nothing_to_go_on_from(journal)
 
 
@@ -520,7 +520,7 @@ def test_items_beyond_the_largest_number_do_not_wrap_around(tmp_path):
 def test_a_journal_that_is_no_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "d.trace.part")
     with pytest.raises(TraceError, match="must be a regular file"):
-        Journal(tmp_path / "d.trace.part", metadata()).joined()
+        Journal(tmp_path / "d.trace.part", metadata()).read()
 
 
 # Calibrations

@@ -55,7 +55,7 @@ class LabError(WdmoeError):
     """A lab file, key or device of the testbed breaks a rule."""
 
 
-def shown(value: object) -> str:
+def show(value: object) -> str:
     """A value as a sentence shows it: as Python writes it, cut where it is long."""
     try:
         text = repr(value)
@@ -89,4 +89,4 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     more = f" and {len(known) - MAX_NAMED} more" if len(known) > MAX_NAMED + 10 else ""
     listed = known[:MAX_NAMED] if more else known
-    return f"{kind} {shown(name)} is unknown{hint} known: {', '.join(listed)}{more}"
+    return f"{kind} {show(name)} is unknown{hint} known: {', '.join(listed)}{more}"

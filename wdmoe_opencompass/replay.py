@@ -174,7 +174,7 @@ def replay(
         latency[rows] = answer.layer_latency_s
         parts.append(pass_energy(profile, part.shape, budget, answer.bandwidth_hz, part.load, part.evaluations))
         advance(len(rows) / len(distinct.rows))
-    return ReplayedLatency(trace, latency[distinct.back], _joined(parts, distinct))
+    return ReplayedLatency(trace, latency[distinct.back], _join(parts, distinct))
 
 
 def replay_draws(
@@ -365,7 +365,7 @@ def _chunks(rows: int, numbers_per_row: int) -> Iterator[NDArray]:
         yield np.arange(start, min(start + per_chunk, rows))
 
 
-def _joined(parts: list[Energy], distinct: _Distinct) -> Energy:
+def _join(parts: list[Energy], distinct: _Distinct) -> Energy:
     def all_passes(arrays: list[Array]) -> Array:
         return np.concatenate(arrays)[distinct.back] if arrays else np.zeros(0)
 

@@ -22,7 +22,7 @@ from wdmoe_opencompass.errors import ModelError
 from wdmoe_opencompass.harness.identify import asked_facts, inferencer_facts, prompts_digest, scoring_facts
 from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel, WdmoeHuggingFacewithChatTemplate
 from wdmoe_opencompass.harness.trace_checks import Expected, why_refused
-from wdmoe_opencompass.identity import adapter_digest, described, differing, key_of, weights_digest
+from wdmoe_opencompass.identity import adapter_digest, compare_facts, describe, key_of, weights_digest
 from wdmoe_opencompass.identity.facts import (
     HARMLESS_GENERATION,
     OF_BEAMS,
@@ -253,7 +253,7 @@ FOLLOW = {
 )
 def test_every_argument_that_changes_answers_is_found_and_named_alone(facts, fact, both, one, dataset):
     first, second = facts(**dict(dataset=dataset) | both), facts(**dict(dataset=dataset) | both | one)
-    found = differing(first, second)
+    found = compare_facts(first, second)
     assert fact in found
     assert set(found) - {fact} <= FOLLOW.get(fact, set()), found
     assert " against " in found[fact]
@@ -309,7 +309,7 @@ HARMLESS = [
 @pytest.mark.parametrize(("both", "one", "dataset"), HARMLESS, ids=range(len(HARMLESS)))
 def test_what_changes_no_answer_does_not_separate(facts, both, one, dataset):
     first, second = facts(**dict(dataset=dataset) | both), facts(**dict(dataset=dataset) | both | one)
-    assert differing(first, second) == {}
+    assert compare_facts(first, second) == {}
     assert key_of(first) == key_of(second)
 
 
@@ -334,14 +334,14 @@ def test_code_in_a_models_folder_is_another_model_than_the_built_in_class(files,
         (tmp_path / name / "scale.py").write_text(f"SCALE = {scale}\n")
     trusting = dict(model_kwargs=dict(trust_remote_code=True))
     built_in, custom = facts(path="custom"), facts(path="custom", **trusting)
-    found = differing(built_in, custom)
+    found = compare_facts(built_in, custom)
     assert set(found) == {"model_class", "model_code"}
     assert found["model_class"] == "transformers.MixtralForCausalLM against modeling_custom.Custom"
     assert "/" not in json.dumps([custom["model_class"], custom["model_code"]])
-    assert differing(built_in, facts(path="base", **trusting)) == {}  # no code in it
-    assert differing(custom, facts(path="custom", wdmoe=WDMOE, **trusting)) == {}
-    assert differing(custom, facts(path="moved", **trusting)) == {}
-    assert set(differing(custom, facts(path="edited", **trusting))) == {"model_code"}
+    assert compare_facts(built_in, facts(path="base", **trusting)) == {}  # no code in it
+    assert compare_facts(custom, facts(path="custom", wdmoe=WDMOE, **trusting)) == {}
+    assert compare_facts(custom, facts(path="moved", **trusting)) == {}
+    assert set(compare_facts(custom, facts(path="edited", **trusting))) == {"model_code"}
 
 
 def test_the_weights_are_those_of_the_file_that_is_read(files, facts, tmp_path):
@@ -352,18 +352,18 @@ def test_the_weights_are_those_of_the_file_that_is_read(files, facts, tmp_path):
     (files["variants"] / "model.safetensors").rename(files["variants"] / "model.fp16.safetensors")
     shutil.copytree(files["retrained"], files["inner"])
     shutil.copytree(files["base"], files["inner"] / "sub")
-    assert set(differing(facts(), facts(path="two"))) == {"weights"}
-    assert differing(facts(), facts(path="two", model_kwargs=dict(use_safetensors=False))) == {}
-    assert differing(facts(), facts(path="variants", model_kwargs=dict(variant="fp16"))) == {}
+    assert set(compare_facts(facts(), facts(path="two"))) == {"weights"}
+    assert compare_facts(facts(), facts(path="two", model_kwargs=dict(use_safetensors=False))) == {}
+    assert compare_facts(facts(), facts(path="variants", model_kwargs=dict(variant="fp16"))) == {}
     inner = facts(path="inner", model_kwargs=dict(subfolder="sub"), max_seq_len=128)
-    assert differing(facts(), inner) == {}
+    assert compare_facts(facts(), inner) == {}
 
 
 def test_the_seed_counts_where_answers_are_sampled(facts):
     torch.manual_seed(3)
     first = facts(generation_kwargs=SAMPLING)
     torch.manual_seed(4)
-    assert differing(first, facts(generation_kwargs=SAMPLING)) == {"seed": "3 against 4"}
+    assert compare_facts(first, facts(generation_kwargs=SAMPLING)) == {"seed": "3 against 4"}
 
 
 # -- what is harmless in generation, by generating -------------------------------------------------------------------
@@ -627,11 +627,11 @@ def test_how_answers_are_scored_is_part_of_it_by_class_and_not_by_import_path():
     first, second = (scoring_facts({}, dict(eval_cfg=dict(evaluator=dict(type=path)))) for path in paths)
     assert first == second
     other = scoring_facts({}, dict(eval_cfg=dict(evaluator=dict(type=paths[0]), pred_role="BOT")))
-    assert list(differing(first, other)) == ["evaluator.pred_role"]
+    assert list(compare_facts(first, other)) == ["evaluator.pred_role"]
     post = scoring_facts(
         dict(pred_postprocessor=dict(type="strip")), dict(eval_cfg=dict(evaluator=dict(type=paths[0])))
     )
-    assert list(differing(first, post)) == ["pred_postprocessor.type"]
+    assert list(compare_facts(first, post)) == ["pred_postprocessor.type"]
 
 
 # -- the comparing itself --------------------------------------------------------------------------------------------
@@ -652,15 +652,15 @@ FACTS = st.dictionaries(st.text("xyz", min_size=1, max_size=2), JSON, max_size=4
 @given(FACTS, FACTS)
 @settings(max_examples=100, deadline=None)
 def test_what_differs_is_found_both_ways_and_nothing_differs_from_itself(first, second):
-    assert differing(first, first) == {}
-    assert set(differing(first, second)) == set(differing(second, first))
+    assert compare_facts(first, first) == {}
+    assert set(compare_facts(first, second)) == set(compare_facts(second, first))
     if json.dumps(first, sort_keys=True) == json.dumps(second, sort_keys=True):
-        assert differing(first, second) == {}
+        assert compare_facts(first, second) == {}
 
 
 @given(FACTS, st.text("xyz", min_size=3, max_size=3), st.integers())
 def test_one_more_fact_is_named(facts_, name, value):
-    assert differing(facts_, facts_ | {name: value}) == {name: f"none against {value}"}
+    assert compare_facts(facts_, facts_ | {name: value}) == {name: f"none against {value}"}
 
 
 @given(FACTS)
@@ -673,14 +673,14 @@ def test_what_anybody_wrote_is_one_printable_line(facts_):
         "nan": float("nan"),
         "no": {1: 2, "a": 3},
     }
-    for text in (described(hostile), sentence(differing(facts_, hostile)), sentence(differing(hostile, facts_))):
+    for text in (describe(hostile), sentence(compare_facts(facts_, hostile)), sentence(compare_facts(hostile, facts_))):
         assert text.isprintable()
         text.encode()
 
 
 def test_true_is_not_one():
-    assert list(differing(dict(a=True), dict(a=1))) == ["a"]
-    assert differing(dict(a=1.0), dict(a=1)) == {}
+    assert list(compare_facts(dict(a=True), dict(a=1))) == ["a"]
+    assert compare_facts(dict(a=1.0), dict(a=1)) == {}
 
 
 def test_what_has_no_effect_on_generation_is_left_out():

@@ -22,13 +22,13 @@ from wdmoe_opencompass._util import file_names
 from wdmoe_opencompass._util.atomic_write import remove_torn_writes, write_whole
 from wdmoe_opencompass._util.file_names import (
     MAX_NAME_BYTES,
-    beside,
     dataset_file,
     file_name,
     files_below,
-    hidden_beside,
+    hidden_sibling,
     partial_file,
     parts_of,
+    sibling,
     whole_of,
 )
 from wdmoe_opencompass.errors import WdmoeError
@@ -149,7 +149,7 @@ def test_events_are_of_the_model_and_dataset_that_they_name(tmp_path):
     predictions = dataset_file(tmp_path, "org/model", LONG, ".json")
     predictions.parent.mkdir(parents=True)
     named = event | dict(model="org/model", dataset=LONG)
-    beside(predictions, ".testbed_events.jsonl").write_text(f"{json.dumps(named)}\n{json.dumps(event)}\n")
+    sibling(predictions, ".testbed_events.jsonl").write_text(f"{json.dumps(named)}\n{json.dumps(event)}\n")
     found = event_records(tmp_path)
     assert (found[0]["model"], found[0]["dataset"]) == ("org/model", LONG)
     assert len(found) == 2
@@ -211,8 +211,8 @@ def test_names_that_are_taken_have_files_of_their_own(tmp_path_factory, pairs):
     for number, pair in enumerate(pairs):
         predictions = dataset_file(root / "predictions", *pair, ".json")
         predictions.parent.mkdir(parents=True, exist_ok=True)
-        every = [partial_file(predictions), hidden_beside(predictions, ".json.lock")]
-        for path in (predictions, *every, *(beside(predictions, suffix) for suffix in OWN_SUFFIXES)):
+        every = [partial_file(predictions), hidden_sibling(predictions, ".json.lock")]
+        for path in (predictions, *every, *(sibling(predictions, suffix) for suffix in OWN_SUFFIXES)):
             assert not path.exists()
             path.write_text(str(number))
     for number, pair in enumerate(pairs):
@@ -321,7 +321,7 @@ def test_verify_finds_all_files_of_each(faulty_run):
     for model in MODELS:
         for name in NAMES:
             path = dataset_file(Path("predictions"), model, name, ".json")
-            assert not told & {str(beside(path, suffix)) for suffix in (".json", *OWN_SUFFIXES)}
+            assert not told & {str(sibling(path, suffix)) for suffix in (".json", *OWN_SUFFIXES)}
     assert {(model, name) for model in MODELS for name in NAMES} <= set(run.traces)
 
 

@@ -13,7 +13,7 @@ from tests.builders.lab_text import GOOD as LAB
 from tests.builders.profile_text import GOOD
 from tests.channel.profiles import st_profiles
 from wdmoe_opencompass._util.number_text import number_of
-from wdmoe_opencompass._util.safe_yaml import parsed_mapping, yaml_text
+from wdmoe_opencompass._util.safe_yaml import parse_mapping, yaml_text
 from wdmoe_opencompass.channel.profile import load_profile
 from wdmoe_opencompass.cli import app
 from wdmoe_opencompass.errors import LabError, ModelError, PolicyError, ProfileError, WdmoeError
@@ -168,7 +168,7 @@ PLAIN = st.text("0123456789abcdefox_+-.:eE ijnfINFATyYsOoN,~", min_size=1, max_s
 def test_what_is_read_as_a_number_is_the_same_number_to_everyone(text):
     """Against PyYAML (YAML 1.1), and against YAML 1.2's and Python's own way to read what is taken for a number."""
     try:
-        found = parsed_mapping("x.yaml", f"key: {text}\n".encode(), ProfileError)["key"]
+        found = parse_mapping("x.yaml", f"key: {text}\n".encode(), ProfileError)["key"]
         given = yaml.safe_load(f"key: {text}\n")["key"]
     except (WdmoeError, yaml.YAMLError, ValueError):
         return
@@ -206,7 +206,7 @@ NAMES = ["1e5", "no", "3.5e9", "016", "1_0", "0x1", "1e-7", "~", "true", "12", "
 @given(st.sampled_from(NAMES) | st.text(min_size=1, max_size=8).filter(str.isprintable))
 def test_every_text_is_written_so_that_it_is_read_as_that_text(text):
     data = dict(value=text, texts=[text], more={"key": text})
-    assert parsed_mapping("x.yaml", yaml_text(data).encode(), ProfileError) == data
+    assert parse_mapping("x.yaml", yaml_text(data).encode(), ProfileError) == data
 
 
 def test_a_lab_with_names_that_look_like_numbers_is_read_back(tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wdmoe_opencompass._util.atomic_write import write_whole
-from wdmoe_opencompass._util.utf8_text import all_replaced, count_surrogates, replaced
+from wdmoe_opencompass._util.utf8_text import clean_text, clean_value, count_surrogates
 from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.harness.encodable_answers import encodable_answers, make_encodable
 from wdmoe_opencompass.report.formats import write_json
@@ -23,7 +23,7 @@ LONE = st.text(st.characters(categories=["Cs"]), max_size=5)
 @given(ANY_TEXT | LONE, LONE)
 def test_every_text_can_be_written_and_nothing_else_changes(text, lone):
     for value in (text, text + lone, lone + text):
-        changed = replaced(value)
+        changed = clean_text(value)
         changed.encode()
         kept = "".join(letter for letter in value if not "\ud800" <= letter <= "\udfff")
         assert [c for c in changed if c in kept] or not kept
@@ -47,8 +47,8 @@ def test_every_text_can_be_written_and_nothing_else_changes(text, lone):
     ],
 )
 def test_a_lone_half_is_replaced(text, right):
-    assert replaced(text) == right
-    assert all_replaced({text: [text, 1, None, (text,)]}) == {right: [right, 1, None, (right,)]}
+    assert clean_text(text) == right
+    assert clean_value({text: [text, 1, None, (text,)]}) == {right: [right, 1, None, (right,)]}
 
 
 def test_files_are_written_whole(tmp_path):
@@ -77,7 +77,7 @@ def test_answers_are_replaced_before_they_are_written(answers):
         encodable_answers(model, said.append)
     given_back = model.generate(["x"], max_out_len=3)
     json.dumps(given_back, ensure_ascii=False).encode()
-    assert given_back == all_replaced(answers) != answers
+    assert given_back == clean_value(answers) != answers
     (sentence,) = said
     assert sentence.startswith(f"{count_surrogates(answers)} of the answers of this batch held text that UTF-8")
 
@@ -108,7 +108,7 @@ def test_predictions_that_others_left_are_mended_before_they_are_scored(tmp_path
     assert (path.read_text(encoding="utf-8") != text) is is_rewritten
     assert ("U+FFFD is in its place" in caplog.text) is is_rewritten
     if is_rewritten:
-        assert json.loads(path.read_bytes()) == all_replaced(json.loads(text))
+        assert json.loads(path.read_bytes()) == clean_value(json.loads(text))
 
 
 def test_the_page_of_such_predictions_is_written_and_says_so(faulty_run, tmp_path):

@@ -88,7 +88,7 @@ def test_a_torn_last_block_is_forgotten_and_the_batch_measured_again_counts_once
     growing = begun(tmp_path, 3)
     content = growing.path.read_bytes()
     growing.path.write_bytes(content[:-cut])
-    assert len(growing.recorded().items) == 2
+    assert len(growing.read_or_none().items) == 2
     again = journal(tmp_path)
     again.resume(8)
     again.append(block(2))
@@ -117,7 +117,7 @@ def test_answers_without_times_are_refused(tmp_path):
 def test_a_file_that_is_no_journal_is_refused(tmp_path):
     path = tmp_path / "d.times.part"
     path.write_bytes(b"rubbish")
-    assert TimesJournal(path).recorded() is None
+    assert TimesJournal(path).read_or_none() is None
     with pytest.raises(TraceError, match="not a journal of measured times, or torn"):
         TimesJournal(path).seal(tmp_path / "x")
 

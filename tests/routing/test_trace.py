@@ -125,7 +125,7 @@ def test_items_wait_for_passes_that_their_batch_has(tmp_path, item_passes, sente
     growing = begun(tmp_path)
     growing.append(bad)
     with pytest.raises(TraceError, match=sentence):
-        growing.joined()
+        growing.read()
 
 
 def test_items_that_a_forged_batch_claims_take_no_memory(tmp_path):

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from .file_names import file_name
-from .utf8_text import replaced
+from .utf8_text import clean_text
 
 MAX_PREFIX_BYTES = 170  # of a temporary name: the rest is for host and process
 MAX_HOST_LETTERS = 64
@@ -24,7 +24,7 @@ def write_whole(path: Path, *parts: bytes | memoryview | str) -> None:
     try:
         with temporary.open("wb") as file:
             for part in parts:
-                file.write(replaced(part).encode() if isinstance(part, str) else part)
+                file.write(clean_text(part).encode() if isinstance(part, str) else part)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from ..errors import NotReadableNowError, OtherVersionError, TraceError, shown
+from ..errors import NotReadableNowError, OtherVersionError, TraceError, show
 from .atomic_write import write_whole
 from .bounded_read import read_regular
 
@@ -86,7 +86,7 @@ def check_version(path: Path, text: str, version: int | tuple[int, ...]) -> None
         raise TraceError(f"{path}: its metadata is not readable") from None
     if found not in readable:
         raise OtherVersionError(
-            f"{path}: format_version must be {readable[-1]}, got {shown(found)}; run the evaluation again"
+            f"{path}: format_version must be {readable[-1]}, got {show(found)}; run the evaluation again"
         )
 
 

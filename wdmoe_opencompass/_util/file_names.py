@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from hashlib import sha256
 from pathlib import Path
 
-from ..errors import WdmoeError, shown
+from ..errors import WdmoeError, show
 
 MAX_NAME_BYTES = 255  # of one name in a folder, on every file system in common use
 OPENCOMPASS_SUFFIXES = (".json", ".jsonl")  # files that OpenCompass names: never shortened
@@ -44,16 +44,16 @@ def dataset_file(root: Path, model: str, dataset: str, suffix: str) -> Path:
     """
     inside = os.path.normpath(os.path.join(model, dataset + ".json"))
     if os.path.isabs(inside) or inside.split(os.sep)[0] == os.pardir:
-        raise WdmoeError(f"model {shown(model)}, dataset {shown(dataset)}: their file would be outside {root}")
-    return beside(root / inside, suffix)
+        raise WdmoeError(f"model {show(model)}, dataset {show(dataset)}: their file would be outside {root}")
+    return sibling(root / inside, suffix)
 
 
-def beside(predictions: Path, suffix: str) -> Path:
+def sibling(predictions: Path, suffix: str) -> Path:
     """`DATASET.json` -> `DATASET<suffix>` in the same folder."""
     return predictions.parent / file_name(_stem(predictions), suffix)
 
 
-def hidden_beside(predictions: Path, suffix: str) -> Path:
+def hidden_sibling(predictions: Path, suffix: str) -> Path:
     """`DATASET.json` -> `.DATASET<suffix>` in the same folder."""
     return predictions.parent / file_name("." + _stem(predictions), suffix)
 

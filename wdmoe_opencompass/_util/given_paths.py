@@ -17,19 +17,19 @@ def check_run_folder(folder: Path) -> None:
     """Raise WdmoeError unless this is the folder of a run, finished or not, or of a simulation."""
     why = _why_no_folder(folder)
     if why is not None:
-        raise WdmoeError(f"{_shown(folder)}: {why}; {_run_around(folder) or GIVE_A_RUN}")
+        raise WdmoeError(f"{_show(folder)}: {why}; {_run_around(folder) or GIVE_A_RUN}")
     names = _entries(folder)
     if any(part in names and (folder / part).is_dir() for part in RUN_PARTS):
         return
     if not names:
-        raise WdmoeError(f"{_shown(folder)}: an empty folder, not a run's; {GIVE_A_RUN}")
+        raise WdmoeError(f"{_show(folder)}: an empty folder, not a run's; {GIVE_A_RUN}")
     runs = [name for name in sorted(names)[:MAX_ENTRIES] if _is_run(folder / name)]
     if runs:
         more = f" ({len(runs)} runs in it)" if len(runs) > 1 else ""
-        raise WdmoeError(f"{_shown(folder)}: not a run's folder but the one above it{more}; give {folder / runs[-1]}")
+        raise WdmoeError(f"{_show(folder)}: not a run's folder but the one above it{more}; give {folder / runs[-1]}")
     listed = ", ".join(f"{part}/" for part in RUN_PARTS)
     raise WdmoeError(
-        f"{_shown(folder)}: not a run's folder, it has none of {listed}; {_run_around(folder) or GIVE_A_RUN}"
+        f"{_show(folder)}: not a run's folder, it has none of {listed}; {_run_around(folder) or GIVE_A_RUN}"
     )
 
 
@@ -37,7 +37,7 @@ def check_folder(folder: Path, kind: type[WdmoeError] = WdmoeError) -> None:
     """Raise an error unless this is a folder that can be read."""
     why = _why_no_folder(folder)
     if why is not None:
-        raise kind(f"{_shown(folder)}: {why}")
+        raise kind(f"{_show(folder)}: {why}")
 
 
 def check_file(path: Path, what: str, kind: type[WdmoeError] = WdmoeError) -> None:
@@ -52,7 +52,7 @@ def check_file(path: Path, what: str, kind: type[WdmoeError] = WdmoeError) -> No
     elif why == _MISSING:
         why = f"no such {what}"
     if why is not None:
-        raise kind(f"{_shown(path)}: {why}")
+        raise kind(f"{_show(path)}: {why}")
 
 
 def check_out_file(path: Path, kind: type[WdmoeError] = WdmoeError) -> None:
@@ -63,9 +63,9 @@ def check_out_file(path: Path, kind: type[WdmoeError] = WdmoeError) -> None:
     elif why is None:
         folder = path.absolute().parent
         why = _why_no_folder(folder) if not folder.is_dir() else why_not_writable(folder)
-        why = why and f"{_shown(folder)}: {why}"
+        why = why and f"{_show(folder)}: {why}"
     if why is not None:
-        raise kind(f"{_shown(path)}: cannot be written: {why}")
+        raise kind(f"{_show(path)}: cannot be written: {why}")
 
 
 def check_out_folder(folder: Path, kind: type[WdmoeError] = WdmoeError) -> None:
@@ -76,9 +76,9 @@ def check_out_folder(folder: Path, kind: type[WdmoeError] = WdmoeError) -> None:
         while not os.path.lexists(nearest):
             nearest = nearest.parent
         why = _why_no_folder(nearest) or why_not_writable(nearest)
-        why = why and (why if nearest == folder.absolute() else f"{_shown(nearest)}: {why}")
+        why = why and (why if nearest == folder.absolute() else f"{_show(nearest)}: {why}")
     if why is not None:
-        raise kind(f"{_shown(folder)}: cannot be written: {why}")
+        raise kind(f"{_show(folder)}: cannot be written: {why}")
 
 
 _MISSING = "does not exist"
@@ -104,7 +104,7 @@ def _why_missing(path: Path) -> str | None:
     except FileNotFoundError:
         return f"a link to {os.readlink(path)}, which does not exist" if path.is_symlink() else _MISSING
     except NotADirectoryError:
-        return f"does not exist: {_shown(_nearest(path))} is a file"
+        return f"does not exist: {_show(_nearest(path))} is a file"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     return None
@@ -136,7 +136,7 @@ def _entries(folder: Path) -> list[str]:
     try:
         return os.listdir(folder)
     except OSError as error:
-        raise WdmoeError(f"{_shown(folder)}: cannot be read: {error.strerror}") from None
+        raise WdmoeError(f"{_show(folder)}: cannot be read: {error.strerror}") from None
 
 
 def _is_run(folder: Path) -> bool:
@@ -153,7 +153,7 @@ def _run_around(path: Path) -> str | None:
     return None if run is None else f"give the run's folder, {run}"
 
 
-def _shown(path: Path) -> str:
+def _show(path: Path) -> str:
     """A path as a sentence shows it, cut where it is long; as Python writes it where it cannot be shown as it is."""
     text = str(path)
     text = text if len(text) <= MAX_SHOWN_PATH else f"{text[:MAX_SHOWN_PATH]}... ({len(text)} characters)"

@@ -7,7 +7,7 @@ YAML 1.1, YAML 1.2 and Python read `0040`, `1_000` and `1:40:00` each in its own
 import re
 import unicodedata
 
-from ..errors import shown
+from ..errors import show
 
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)", re.ASCII)
 DECIMAL = re.compile(r"[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?", re.ASCII)
@@ -58,11 +58,11 @@ def number_of(text: str) -> int | float | None:
         return None
     value = float(text)
     if value in (float("inf"), float("-inf")):
-        raise ValueError(f"must be a finite number, got {shown(text)}, which is too large for a number")
+        raise ValueError(f"must be a finite number, got {show(text)}, which is too large for a number")
     if INTEGER.fullmatch(text):
         return int(text)
     if value == 0 and re.search("[1-9]", match[1]):
-        raise ValueError(f"must be a number that is not too small, got {shown(text)}; write 0 if it is meant")
+        raise ValueError(f"must be a number that is not too small, got {show(text)}; write 0 if it is meant")
     return value
 
 
@@ -70,7 +70,7 @@ def decimal(text: str) -> int | float:
     """-> the number that a text says; ValueError, as the end of a sentence with what to write, where it says none."""
     value = number_of(text.strip())
     if value is None:
-        raise ValueError(f"must be a number, got {shown(text)}; {how_to_write(text)}")
+        raise ValueError(f"must be a number, got {show(text)}; {how_to_write(text)}")
     return value
 
 
@@ -138,14 +138,14 @@ def how_to_write(text: str, key: str = "") -> str:
     if plain != text[:80] and DECIMAL.fullmatch(plain):
         return f"write {plain}, with the digits 0 to 9"
     if (match := WITH_UNIT.fullmatch(plain)) and DECIMAL.fullmatch(match[1].strip()):
-        converted = _converted(float(match[1]), match[2], unit)
+        converted = _convert(float(match[1]), match[2], unit)
         return f"write the number alone{in_unit}" + (f": {converted:.12g}" if converted is not None else "")
     if re.search("[, ']", text) and re.fullmatch(r"[-+0-9.,' ]+", text):
         return "write a point for the decimals, and nothing between thousands"
     return f"write a number in decimal notation{in_unit}, such as 3.5e9"
 
 
-def _converted(value: float, written_unit: str, unit: str) -> float | None:
+def _convert(value: float, written_unit: str, unit: str) -> float | None:
     if unit == "W" and written_unit.lower() in ("dbm", "dbw"):
         return 10 ** (value / 10) / (1000 if written_unit.lower() == "dbm" else 1) if abs(value) < 1000 else None
     for spelling in SPELLINGS.get(unit, ()):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import yaml
 
-from ..errors import WdmoeError, shown
+from ..errors import WdmoeError, show
 from .bounded_read import read_regular
 from .number_text import number_of, other_notation
 
@@ -52,10 +52,10 @@ class ReadMapping(dict[Any, Any]):
 
 def read_mapping(path: Path | str, error: type[WdmoeError]) -> ReadMapping:
     """Read a YAML file that holds one mapping; `error`, in one sentence naming file and line, where it does not."""
-    return parsed_mapping(str(path), read_regular(path, MAX_BYTES, error), error)
+    return parse_mapping(str(path), read_regular(path, MAX_BYTES, error), error)
 
 
-def parsed_mapping(source: str, content: bytes, error: type[WdmoeError]) -> ReadMapping:
+def parse_mapping(source: str, content: bytes, error: type[WdmoeError]) -> ReadMapping:
     """As `read_mapping`, of a file's content; source: what the sentence calls it."""
     try:
         text = _text(content)
@@ -63,9 +63,9 @@ def parsed_mapping(source: str, content: bytes, error: type[WdmoeError]) -> Read
     except _Refused as reason:
         raise error(f"{source}: {reason}") from None
     except yaml.YAMLError as reason:
-        raise error(f"{source}: not a readable YAML file: {_described(reason)}") from None
+        raise error(f"{source}: not a readable YAML file: {_describe(reason)}") from None
     except (ValueError, OverflowError, RecursionError, MemoryError) as reason:
-        raise error(f"{source}: not a readable YAML file: {shown(str(reason))}") from None
+        raise error(f"{source}: not a readable YAML file: {show(str(reason))}") from None
     if not isinstance(data, dict):
         found = "nothing" if data is None else type(data).__name__
         raise error(f"{source}: must be a mapping of keys to values, got {found}")
@@ -115,7 +115,7 @@ class _Part:
         elif isinstance(value, list | dict):
             _refuse(line, f"a key must be one value, got a {'list' if isinstance(value, list) else 'mapping'}")
         elif value in self.filled:
-            _refuse(line, f"the key {shown(value)} stands twice")
+            _refuse(line, f"the key {show(value)} stands twice")
         else:
             self.key = value
         self.wants_key = not self.wants_key
@@ -200,9 +200,9 @@ def _end_entry(path: list[str], keys: list[int | None]) -> None:
 
 def _of_event(event: Any, line: int, parts: Sequence[_Part]) -> Any:
     if event.anchor is not None:
-        _refuse(line, f"anchors and aliases (& and *) are not read, got {shown(event.anchor)}; write the value again")
+        _refuse(line, f"anchors and aliases (& and *) are not read, got {show(event.anchor)}; write the value again")
     if event.tag is not None:
-        _refuse(line, f"tags (!) are not read, got {shown(event.tag)}")
+        _refuse(line, f"tags (!) are not read, got {show(event.tag)}")
     if isinstance(event, yaml.MappingStartEvent):
         return {}
     if isinstance(event, yaml.SequenceStartEvent):
@@ -210,7 +210,7 @@ def _of_event(event: Any, line: int, parts: Sequence[_Part]) -> Any:
     if len(event.value) > MAX_CHARACTERS:
         _refuse(line, f"a value must have at most {MAX_CHARACTERS} characters, got {len(event.value)}")
     if event.implicit[0] and event.value in SIGNS:
-        _refuse(line, f"{shown(event.value)} is a sign of YAML, not a value; put it in quotes if it is meant")
+        _refuse(line, f"{show(event.value)} is a sign of YAML, not a value; put it in quotes if it is meant")
     try:
         return _plain_or_quoted(event)
     except ValueError as reason:
@@ -234,7 +234,7 @@ def _plain_value(text: str) -> Any:
         return number
     known = other_notation(text)
     if known is not None and not text[:1].isalpha():  # nan and inf without a point are texts
-        raise ValueError(f"must be in decimal notation, or in quotes, got {shown(text)}, which {known}")
+        raise ValueError(f"must be in decimal notation, or in quotes, got {show(text)}, which {known}")
     return text
 
 
@@ -248,7 +248,7 @@ def _key_of(parts: Sequence[_Part]) -> str:
             return f"a key of {key.lstrip('.')}" if key else "a key"
         else:
             name = str(part.key)
-            key += f".{name}" if name.isprintable() and len(name) <= 200 else f".{shown(name)}"
+            key += f".{name}" if name.isprintable() and len(name) <= 200 else f".{show(name)}"
     return key.lstrip(".")
 
 
@@ -256,7 +256,7 @@ def _refuse(line: int, reason: str) -> NoReturn:
     raise _Refused(f"line {line}: {reason}")
 
 
-def _described(error: yaml.YAMLError) -> str:
+def _describe(error: yaml.YAMLError) -> str:
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     if mark is None or problem is None:
         return " ".join(str(error).split())

@@ -7,27 +7,27 @@ Whatever we write has U+FFFD, the replacement character, in its place.
 import re
 from typing import Any
 
-from .json_values import changed
+from .json_values import map_values
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")  # in JSON; of a whole letter, or of a lone half
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
-def replaced(text: str) -> str:
+def clean_text(text: str) -> str:
     """A text with U+FFFD in the place of every lone surrogate; two halves that belong together become their letter."""
     if SURROGATE.search(text) is None:
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def all_replaced(value: Any) -> Any:
-    """A JSON value with every text in it `replaced`, keys too."""
-    return changed(value, _replaced, _replaced)
+def clean_value(value: Any) -> Any:
+    """A JSON value with every text in it `clean_text`, keys too."""
+    return map_values(value, _replaced, _replaced)
 
 
 def _replaced(value: Any) -> Any:
-    return replaced(value) if isinstance(value, str) else value
+    return clean_text(value) if isinstance(value, str) else value
 
 
 def count_surrogates(value: Any) -> int:

@@ -53,8 +53,8 @@ def allocate(
     if not (isinstance(total_bandwidth_hz, Real) and np.isfinite(total_bandwidth_hz) and total_bandwidth_hz > 0):
         raise AllocationError(f"total_bandwidth_hz must be > 0 and finite, got {total_bandwidth_hz}")
     devices = budget.computation_s.shape[-1]
-    load = _checked("device loads", device_load, devices)
-    evaluations = load if expert_evaluations is None else _checked("evaluations", expert_evaluations, devices)
+    load = _check_loads("device loads", device_load, devices)
+    evaluations = load if expert_evaluations is None else _check_loads("evaluations", expert_evaluations, devices)
     if evaluations.shape != load.shape:
         raise AllocationError(f"evaluations must have the loads' shape {load.shape}, got {evaluations.shape}")
     if (evaluations[load == 0] > 0).any():
@@ -71,7 +71,7 @@ def allocate(
     return Allocation(bandwidth_hz, latency_s, bound_s.sum(axis=1) if certified else None)
 
 
-def _checked(what: str, values: ArrayLike, devices: int) -> Array:
+def _check_loads(what: str, values: ArrayLike, devices: int) -> Array:
     try:
         array = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):

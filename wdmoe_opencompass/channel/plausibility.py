@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import shown
+from ..errors import show
 
 Convert = Callable[[float], float]
 STRONG_W, NEAR_M = 1.0, 10.0  # nobody puts a device nearer to a base station that strong
@@ -81,16 +81,16 @@ RANGES: dict[str, Range] = {
 RANGES |= {"devices.transmit_power_w": DEVICE_POWER, "base_station.transmit_power_w": BASE_STATION_POWER}
 
 
-def checked(key: str, value: float) -> float:
+def check_range(key: str, value: float) -> float:
     """The value itself; ValueError, as the end of a sentence, where it is out of the key's possible range."""
     unit, (lowest, highest), _, _ = its_range = RANGES[key]
     if lowest <= value <= highest:
         return value
     if lowest > 0 and value <= 0:
-        raise ValueError(f"must be > 0, got {shown(value)}{_meant(its_range, value)}")
+        raise ValueError(f"must be > 0, got {show(value)}{_meant(its_range, value)}")
     if lowest == 0 and value < 0:
-        raise ValueError(f"must be >= 0, got {shown(value)}")
-    raise ValueError(f"must be between {lowest:g} and {highest:g} {unit}, got {shown(value)}{_meant(its_range, value)}")
+        raise ValueError(f"must be >= 0, got {show(value)}")
+    raise ValueError(f"must be between {lowest:g} and {highest:g} {unit}, got {show(value)}{_meant(its_range, value)}")
 
 
 def _meant(its_range: Range, value: float) -> str:

@@ -29,12 +29,12 @@ from pydantic import (
 )
 
 from .._util.number_text import INTEGER, how_to_write
-from .._util.safe_yaml import FALSE, TRUE, Place, ReadMapping, parsed_mapping, read_mapping
-from ..errors import ProfileError, shown, unknown_name
+from .._util.safe_yaml import FALSE, TRUE, Place, ReadMapping, parse_mapping, read_mapping
+from ..errors import ProfileError, show, unknown_name
 from .duplex import Duplex
 from .origin import DEVICE_PATH, NO_VALUES, ORIGINS, origin_sentence, value_origins
 from .path_loss import PATH_LOSS_MODELS
-from .plausibility import check_mean_gain, checked, unusual_values
+from .plausibility import check_mean_gain, check_range, unusual_values
 
 BASE_STATION = "base_station"
 MAX_EXPERTS = 1_000_000  # of a layer: far beyond any model, and a list of so many places is small
@@ -45,19 +45,19 @@ MAX_SEED = 10**18
 def printable(name: str) -> str:
     """The name itself; ValueError where it holds control characters, line ends or other invisible ones."""
     if not name.isprintable():
-        raise ValueError(f"must hold only printable characters, got {shown(name)}")
+        raise ValueError(f"must hold only printable characters, got {show(name)}")
     return name
 
 
 def _file_name(name: str) -> str:
     if "/" in name:
-        raise ValueError(f"must hold no /, got {shown(name)}")
+        raise ValueError(f"must hold no /, got {show(name)}")
     return name
 
 
 def _in_range(key: str) -> AfterValidator:
     """In the possible range of a key of `plausibility.RANGES`; -0.0 becomes 0.0."""
-    return AfterValidator(lambda value: checked(key, value) + 0.0)
+    return AfterValidator(lambda value: check_range(key, value) + 0.0)
 
 
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
@@ -69,7 +69,7 @@ def _expert_number(expert: Any) -> int:
     if isinstance(expert, str) and INTEGER.fullmatch(expert):
         return int(expert)
     if isinstance(expert, bool) or not isinstance(expert, int):
-        raise ValueError(f"must be a whole number, got {shown(expert)}")
+        raise ValueError(f"must be a whole number, got {show(expert)}")
     return expert
 
 
@@ -305,10 +305,10 @@ def _stated_types() -> dict[str, Any]:
     }
     fields = {prefix + name: field for prefix, part in parts.items() for name, field in part.model_fields.items()}
     no_values = {*NO_VALUES, "devices[*].name", "base_station", "devices", "fading", "placement"}
-    return {path: TypeAdapter(_annotated(field)) for path, field in fields.items() if path not in no_values}
+    return {path: TypeAdapter(_annotate(field)) for path, field in fields.items() if path not in no_values}
 
 
-def _annotated(field: Any) -> Any:
+def _annotate(field: Any) -> Any:
     return Annotated[field.annotation, field]
 
 
@@ -366,11 +366,11 @@ def load_profile(name_or_path: str | Path) -> ChannelProfile:
     if text.endswith((".yaml", ".yml")):
         if not os.path.lexists(text):
             raise ProfileError(f"{text}: no such channel profile file")
-        return _without_own_claims(_named(text, Path(text).stem, read_mapping(text, ProfileError)))
+        return _without_own_claims(_validate_file(text, Path(text).stem, read_mapping(text, ProfileError)))
     if text not in list_profiles():
         raise ProfileError(unknown_name("channel profile", text, list_profiles()) + "; or give a path ending in .yaml")
     entry = files("wdmoe_opencompass") / "channel_profiles" / f"{text}.yaml"
-    return _named(f"{text}.yaml", text, parsed_mapping(f"{text}.yaml", entry.read_bytes(), ProfileError))
+    return _validate_file(f"{text}.yaml", text, parse_mapping(f"{text}.yaml", entry.read_bytes(), ProfileError))
 
 
 CLAIMS = ("paper", "fitted")  # origins that say something of the paper
@@ -391,7 +391,7 @@ def _without_own_claims(profile: ChannelProfile) -> ChannelProfile:
     return profile.model_copy(update=dict(origin={word: kept for word, kept in origin.items() if kept} or None))
 
 
-def _named(source: str, name: str, data: dict) -> ChannelProfile:
+def _validate_file(source: str, name: str, data: dict) -> ChannelProfile:
     if "name" in data:
         raise ProfileError(f"{source}: unknown key name; a profile is named by its file")
     return validated_profile(source, name, data)
@@ -430,7 +430,7 @@ def sentence(error: Any, known_keys: Callable[[tuple], list[str]], place: Place 
         hint = f"; did you mean {parent + '.' if parent else ''}{near[0]}?" if near else ""
         return f"unknown key {key}{hint}"
     if kind == "invalid_key":
-        return f"unknown key {shown(error['input'])}"
+        return f"unknown key {show(error['input'])}"
     if kind == "missing":
         return f"key {key} is missing"
     if kind == "value_error":
@@ -454,10 +454,10 @@ def sentence(error: Any, known_keys: Callable[[tuple], list[str]], place: Place 
 
 def _as_written(kind: str, value: Any, place: Place | None) -> str:
     if place is None or place.written is None or not isinstance(value, bool | int | float):
-        return shown(value)
+        return show(value)
     if isinstance(value, bool) and place.written not in (*TRUE, *FALSE):
         return f"{place.written}, which YAML reads as {str(value).lower()}"
-    return place.written if kind == "string_type" else shown(value)
+    return place.written if kind == "string_type" else show(value)
 
 
 def _hint(kind: str, location: tuple, value: Any) -> str:
@@ -475,7 +475,7 @@ def _hint(kind: str, location: tuple, value: Any) -> str:
 def _step(part: Any) -> str:
     if isinstance(part, int):
         return f"[{part}]"
-    return f".{part}" if part.isprintable() and len(part) <= MAX_NAME_LENGTH else f".{shown(part)}"
+    return f".{part}" if part.isprintable() and len(part) <= MAX_NAME_LENGTH else f".{show(part)}"
 
 
 def _known_keys(location: tuple) -> list[str]:

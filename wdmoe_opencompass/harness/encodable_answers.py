@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .._util.atomic_write import write_whole
-from .._util.utf8_text import SURROGATE_ESCAPE, all_replaced, count_surrogates
+from .._util.utf8_text import SURROGATE_ESCAPE, clean_value, count_surrogates
 
 LOG = logging.getLogger(__name__)
 REPLACED = "text that UTF-8 cannot hold (lone surrogates); U+FFFD is in its place"
@@ -24,7 +24,7 @@ def encodable_answers(model: Any, say: Callable[[str], None]) -> None:
         count = count_surrogates(answers)
         if count:
             say(f"{count} of the answers of this batch held {REPLACED}")
-        return all_replaced(answers) if count else answers
+        return clean_value(answers) if count else answers
 
     encodable.is_encodable = True  # type: ignore[attr-defined]
     model.generate = encodable
@@ -44,5 +44,5 @@ def make_encodable(predictions: Path) -> None:
         return
     count = count_surrogates(answers)
     if count:
-        write_whole(predictions, json.dumps(all_replaced(answers), indent=4, ensure_ascii=False))
+        write_whole(predictions, json.dumps(clean_value(answers), indent=4, ensure_ascii=False))
         LOG.warning("%s: %d texts held %s", predictions, count, REPLACED)

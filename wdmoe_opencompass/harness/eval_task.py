@@ -19,8 +19,8 @@ from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 
 from .._util.atomic_write import write_whole
 from .._util.caches import use_writable
-from .._util.file_names import beside
-from .._util.json_values import changed
+from .._util.file_names import sibling
+from .._util.json_values import map_values
 from .._util.tolerant_stdout import make_stdout_tolerant
 from .._util.utf8_text import SURROGATE
 from ..errors import WdmoeError
@@ -88,7 +88,7 @@ class WdmoeEvalTask(OpenICLEvalTask):
     def _score_dataset(self, model_cfg: ConfigDict, dataset_cfg: ConfigDict, in_child: bool) -> str | None:
         """-> why it could not be scored; None where its results are there."""
         results = output_file(self.work_dir, RESULTS, model_cfg, dataset_cfg)
-        beside(results, FAILURE_SUFFIX).unlink(missing_ok=True)
+        sibling(results, FAILURE_SUFFIX).unlink(missing_ok=True)
         if not in_child:
             return self._score_here(results)
         if not results.exists() and not self._has_predictions():
@@ -119,7 +119,7 @@ class WdmoeEvalTask(OpenICLEvalTask):
 
     def _has_predictions(self) -> bool:
         predictions = output_file(self.work_dir, PREDICTIONS, self.model_cfgs[0], self.dataset_cfgs[0][0])
-        return predictions.exists() or beside(predictions, "_0.json").exists()
+        return predictions.exists() or sibling(predictions, "_0.json").exists()
 
     def _note(self, results: Path, reason: str) -> None:
         try:
@@ -145,7 +145,7 @@ class WdmoeEvalTask(OpenICLEvalTask):
         """
         results = output_file(self.work_dir, RESULTS, self.model_cfg, self.dataset_cfg)
         results.parent.mkdir(parents=True, exist_ok=True)
-        plain = changed(result, _finite, _key)
+        plain = map_values(result, _finite, _key)
         text = json.dumps(plain, ensure_ascii=False, indent=4, allow_nan=False, default=_as_json)
         if SURROGATE.search(text):
             self.logger.warning(f"{results}: its metrics or details held {REPLACED}")
@@ -166,7 +166,7 @@ def _key(key: Any) -> Any:
 
 def _as_json(value: Any) -> Any:
     try:
-        return changed(set_default(value), _finite, _key)  # arrays, scalars and sets, as OpenCompass writes them
+        return map_values(set_default(value), _finite, _key)  # arrays, scalars and sets, as OpenCompass writes them
     except TypeError:
         return str(value)
 

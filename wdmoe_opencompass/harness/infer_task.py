@@ -16,7 +16,7 @@ from opencompass.tasks.openicl_infer import OpenICLInferTask
 from opencompass.utils import build_model_from_cfg, dataset_abbr_from_cfg, model_abbr_from_cfg
 
 from .._util.caches import use_writable
-from .._util.file_names import beside
+from .._util.file_names import sibling
 from .._util.tolerant_stdout import make_stdout_tolerant
 from ..errors import WdmoeError
 from ..run.dataset_progress import Begun, DatasetWatch, spent_s
@@ -136,7 +136,7 @@ class WdmoeInferTask(OpenICLInferTask):
     def _inference(self) -> None:
         predictions = self._predictions(self.model_cfg, self.dataset_cfg)
         predictions.parent.mkdir(parents=True, exist_ok=True)
-        failure = beside(predictions, FAILURE_SUFFIX)
+        failure = sibling(predictions, FAILURE_SUFFIX)
         dataset = dataset_abbr_from_cfg(self.dataset_cfg)
         traced = hasattr(self.model, "open_trace")
         encodable_answers(self.model, self.logger.warning)
@@ -168,7 +168,7 @@ class WdmoeInferTask(OpenICLInferTask):
             return
         try:
             for suffix in (SEALED_SUFFIX, TIMES_SUFFIX, RECORDING_SUFFIX):  # of earlier predictions, if there are any
-                beside(predictions, suffix).unlink(missing_ok=True)
+                sibling(predictions, suffix).unlink(missing_ok=True)
             first = self.model.open_trace(
                 predictions,
                 model_abbr,

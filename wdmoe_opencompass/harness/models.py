@@ -16,7 +16,7 @@ from opencompass.models import HuggingFaceBaseModel, HuggingFacewithChatTemplate
 from opencompass.models.huggingface_above_v4_33 import _convert_base_messages
 
 from .._util.atomic_write import write_whole
-from .._util.file_names import beside
+from .._util.file_names import sibling
 from ..errors import ModelError, unknown_name
 from ..identity import Facts
 from ..routing.attachment import Attachment, find_moe_layers
@@ -63,7 +63,7 @@ class _OpenTrace:
         self.next_item = first_item
         self.times: TimesJournal | None = None
         self.recording: RecordingJournal | None = None
-        self.events, self.speed = (beside(predictions, suffix) for suffix in (EVENTS_SUFFIX, SPEED_SUFFIX))
+        self.events, self.speed = (sibling(predictions, suffix) for suffix in (EVENTS_SUFFIX, SPEED_SUFFIX))
 
     def first_item(self) -> int:
         """Perplexity goes through all items once per label: the count starts over with each."""
@@ -177,15 +177,15 @@ class WdmoeMixin:
         the trace goes on at the batch before.
         """
         metadata = self._metadata(model_abbr, dataset, test_range, asked, arguments)
-        journal = Journal(beside(predictions, JOURNAL_SUFFIX), metadata)
+        journal = Journal(sibling(predictions, JOURNAL_SUFFIX), metadata)
         journals: list[BlockJournal] = [journal]
-        times, times_path = None, beside(predictions, TIMES_JOURNAL_SUFFIX)
+        times, times_path = None, sibling(predictions, TIMES_JOURNAL_SUFFIX)
         if self.testbed is not None:
             times = TimesJournal(times_path, self._times_metadata(model_abbr, dataset))
             journals.append(times)
         else:
             times_path.unlink(missing_ok=True)  # of a start with a testbed: it would lack the batches to come
-        recording, recording_path = None, beside(predictions, RECORDING_JOURNAL_SUFFIX)
+        recording, recording_path = None, sibling(predictions, RECORDING_JOURNAL_SUFFIX)
         if self.attachment.router_recorder is not None:
             recording = RecordingJournal(recording_path, self._recording_metadata(metadata))
             journals.append(recording)
@@ -202,7 +202,7 @@ class WdmoeMixin:
         keep_speed(self._trace.speed, first_item)
         if times is not None:
             self._trace.times = times
-            recorded = times.recorded()
+            recorded = times.read_or_none()
             if self._history is not None and recorded is not None and first_item:  # a run that goes on
                 self._history.add(recorded.layer_times())
         return first_item
@@ -213,10 +213,10 @@ class WdmoeMixin:
             self._write_events(self._trace)
         if self._trace is not None and seal:
             predictions = self._trace.predictions
-            self._trace.journal.seal(beside(predictions, SEALED_SUFFIX))
+            self._trace.journal.seal(sibling(predictions, SEALED_SUFFIX))
             for journal, suffix in ((self._trace.times, TIMES_SUFFIX), (self._trace.recording, RECORDING_SUFFIX)):
                 if journal is not None:
-                    journal.seal(beside(predictions, suffix))
+                    journal.seal(sibling(predictions, suffix))
         self._trace = None
 
     def _times_metadata(self, model_abbr: str, dataset: str) -> TimesMetadata:

@@ -5,8 +5,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .._util.file_names import MAX_NAME_BYTES, beside, dataset_file, partial_file
-from ..errors import WdmoeError, shown
+from .._util.file_names import MAX_NAME_BYTES, dataset_file, partial_file, sibling
+from ..errors import WdmoeError, show
 from ..run.lock import lock_file
 from ..run.recovery import UNFINISHED_SUFFIX, WRITTEN_WHOLE
 
@@ -39,18 +39,18 @@ def why_no_file(dataset: str) -> str | None:
 
 def _why_no_path(abbr: object, max_bytes: int) -> str | None:
     if not isinstance(abbr, str):
-        return f"an abbr must be a text, got {shown(abbr)}"
+        return f"an abbr must be a text, got {show(abbr)}"
     if "\0" in abbr:
-        return f"the abbr {shown(abbr)} holds a NUL character, which no file name can"
+        return f"the abbr {show(abbr)} holds a NUL character, which no file name can"
     try:
         *folders, name = abbr.encode().split(b"/")
     except UnicodeEncodeError:
-        return f"the abbr {shown(abbr)} holds a lone surrogate, which UTF-8 cannot encode"
+        return f"the abbr {show(abbr)} holds a lone surrogate, which UTF-8 cannot encode"
     if abbr.startswith("/"):
-        return f"the abbr {shown(abbr)} begins with a slash, so its files would be outside the run's folder"
+        return f"the abbr {show(abbr)} begins with a slash, so its files would be outside the run's folder"
     for part, most in (*((folder, MAX_NAME_BYTES) for folder in folders), (name, max_bytes)):
         if len(part) > most:
-            what = f"the abbr {shown(abbr)}" if not folders else f"{shown(part.decode())} of the abbr {shown(abbr)}"
+            what = f"the abbr {show(abbr)}" if not folders else f"{show(part.decode())} of the abbr {show(abbr)}"
             return f"{what} has {len(part)} bytes in UTF-8; a file name takes at most {most} of it: shorten it"
     return None
 
@@ -75,19 +75,19 @@ def _path_problems(pairs: Sequence[Pair], run_folder: Path) -> list[str]:
             other = owners.setdefault(_folded(inside), pair)
             if other != pair:
                 both = _both(other, pair)
-                problems.setdefault(both, f"{both} would write the same file, {shown(str(inside))}: {RENAME}")
+                problems.setdefault(both, f"{both} would write the same file, {show(str(inside))}: {RENAME}")
         for folder in predictions.relative_to(root).parents:
             users.setdefault(_folded(folder), pair)
     for key, pair in owners.items():
         if key in users:
-            both, name = _both(pair, users[key]), shown("/".join(key))
+            both, name = _both(pair, users[key]), show("/".join(key))
             problems.setdefault(both, f"{both} would write a file and a folder of the same name, {name}: {RENAME}")
     return list(problems.values())
 
 
 def _files(predictions: Path) -> list[Path]:
     """What OpenCompass and we write of a dataset."""
-    own = [beside(predictions, suffix) for suffix in (*WRITTEN_WHOLE, UNFINISHED_SUFFIX)]
+    own = [sibling(predictions, suffix) for suffix in (*WRITTEN_WHOLE, UNFINISHED_SUFFIX)]
     return [predictions, partial_file(predictions, ".json"), partial_file(predictions), lock_file(predictions), *own]
 
 
@@ -99,11 +99,11 @@ def _folded(path: Path) -> tuple[str, ...]:
 
 def _both(one: Pair, other: Pair) -> str:
     if one[0] == other[0]:
-        return f"datasets {shown(one[1])} and {shown(other[1])}"
+        return f"datasets {show(one[1])} and {show(other[1])}"
     if one[1] == other[1]:
-        return f"models {shown(one[0])} and {shown(other[0])}"
+        return f"models {show(one[0])} and {show(other[0])}"
     return f"{_named(one)} and {_named(other)}"
 
 
 def _named(pair: Pair) -> str:
-    return f"model {shown(pair[0])}, dataset {shown(pair[1])}"
+    return f"model {show(pair[0])}, dataset {show(pair[1])}"

@@ -12,7 +12,7 @@ from opencompass.utils import dataset_abbr_from_cfg, get_logger, model_abbr_from
 
 from .._util.caches import use_writable
 from .._util.file_names import dataset_file, parts_of
-from ..errors import NotReadableNowError, WdmoeError, shown
+from ..errors import NotReadableNowError, WdmoeError, show
 from ..run.failures import own_words
 from ..run.files import PREDICTIONS, RESULTS, output_file
 from ..run.lock import DatasetIsRunningError, exclusive
@@ -124,7 +124,7 @@ class _Splitting(CheckedPartitioner):
             elif whole.endswith("/") or not whole:
                 why = "OpenCompass cannot join the parts of a dataset whose file has no name: give it another abbr"
             if why is not None:
-                raise SystemExit(f"error: dataset {shown(whole)} is split, and of its part {shown(part)}: {why}")
+                raise SystemExit(f"error: dataset {show(whole)} is split, and of its part {show(part)}: {why}")
         return parts
 
 

@@ -25,7 +25,7 @@ from opencompass.tasks.openicl_eval_watch import OpenICLEvalWatchTask
 from opencompass.tasks.openicl_infer_concurrent import OpenICLInferConcurrentTask
 from opencompass.tasks.subjective_eval import SubjectiveEvalTask
 
-from ..errors import WdmoeError, shown
+from ..errors import WdmoeError, show
 from ..run.run_progress import newest_config
 from .config_errors import cause
 from .eval_task import WdmoeEvalTask
@@ -120,7 +120,7 @@ def _wrong_in_section(cfg: Any, section: str) -> Iterator[str]:
             continue
         part = resolved(registry, named)
         if part is None:
-            yield f"{key} is {shown(named)}, which cannot be imported as a class{import_cause(named)}; {way_out}"
+            yield f"{key} is {show(named)}, which cannot be imported as a class{import_cause(named)}; {way_out}"
         elif not issubclass(part, kind):
             yield f"{key} is {part.__name__}, which is {_described(part)}; {way_out}"
         else:
@@ -158,7 +158,7 @@ def _wrong_arguments(key: str, arguments: Any, part: type | None, counts: Sequen
 def wrong_count(key: str, value: Any, least: int) -> Iterator[str]:
     """A sentence where a value is there and no whole number of at least `least`."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-        yield f"{key} must be a whole number of at least {least}, got {shown(value)}"
+        yield f"{key} must be a whole number of at least {least}, got {show(value)}"
 
 
 def _arguments_of(part: type) -> set[str] | None:

@@ -11,7 +11,7 @@ from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 
 from .._util.file_names import dataset_file, parts_of, whole_of
 from ..errors import PolicyError, TraceError, WdmoeError, unknown_name
-from ..identity import Facts, differing, key_of
+from ..identity import Facts, compare_facts, key_of
 from ..identity.facts import sentence
 from ..selection import POLICIES, build_policy, policy_parameters
 from ..trace.format import SEALED_SUFFIX, RoutingTrace, TraceMetadata, read_trace, routing_name
@@ -157,7 +157,7 @@ def _unlike_config(one: TraceMetadata, name: str, expected: Expected) -> str | N
         if found != wanted:
             return f"its trace was recorded with {what} {found}, not {wanted}"
     asked = expected.asked.get(whole_of(name, expected.asked), {})
-    changed = differing(one.arguments, asked) if one.arguments and asked else {}
+    changed = compare_facts(one.arguments, asked) if one.arguments and asked else {}
     changed.pop("batch_size", None)  # what it changes, the trace itself tells
     return f"its trace was recorded with other arguments than the config's: {sentence(changed)}" if changed else None
 

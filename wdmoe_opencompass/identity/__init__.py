@@ -5,7 +5,7 @@ facts of `facts.py`. Files count by their content (`content.py`), never by their
 """
 
 from .content import MAX_WHOLE_BYTES, adapter_digest, weights_digest
-from .facts import DATASET_FACTS, Facts, arguments_of, described, differing, key_of
+from .facts import DATASET_FACTS, Facts, arguments_of, compare_facts, describe, key_of
 
 __all__ = [
     "DATASET_FACTS",
@@ -13,8 +13,8 @@ __all__ = [
     "Facts",
     "adapter_digest",
     "arguments_of",
-    "described",
-    "differing",
+    "compare_facts",
+    "describe",
     "key_of",
     "weights_digest",
 ]

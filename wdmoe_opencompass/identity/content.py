@@ -93,10 +93,10 @@ def _digest_of_files(files: list[Path], max_whole_bytes: int) -> str:
     is_whole = sum(tensor.end - tensor.begin for tensor in tensors) <= max_whole_bytes
     with ThreadPoolExecutor(MAX_THREADS) as pool:  # hashing and reading let other threads run
         digests = list(pool.map(lambda tensor: _digest_of(tensor, is_whole), tensors))
-    return _joined(digests, is_whole)
+    return _join(digests, is_whole)
 
 
-def _joined(digests: Iterable[bytes], is_whole: bool) -> str:
+def _join(digests: Iterable[bytes], is_whole: bool) -> str:
     return f"{'sha256' if is_whole else 'sha256-sampled'}:{hashlib.sha256(b''.join(digests)).hexdigest()}"
 
 
@@ -119,7 +119,7 @@ def _tensors(path: Path) -> Iterator[_Tensor]:
 
 
 def _digest_of(tensor: _Tensor, is_whole: bool) -> bytes:
-    digest = _begun(tensor.name, tensor.kind, tensor.shape)
+    digest = _begin(tensor.name, tensor.kind, tensor.shape)
     with tensor.path.open("rb") as file:
         for begin, end in _blocks(tensor.end - tensor.begin, is_whole):
             file.seek(tensor.begin + begin)
@@ -130,7 +130,7 @@ def _digest_of(tensor: _Tensor, is_whole: bool) -> bytes:
     return digest.digest()
 
 
-def _begun(name: str, kind: str, shape: Iterable[int]) -> Any:
+def _begin(name: str, kind: str, shape: Iterable[int]) -> Any:
     return hashlib.sha256(json.dumps([name, kind, list(shape)]).encode())
 
 
@@ -158,9 +158,9 @@ def _digest_of_pickles(files: list[Path], max_whole_bytes: int) -> str:
     is_whole = sum(tensor.numel() * tensor.element_size() for tensor in named.values()) <= max_whole_bytes
     digests = []
     for name, tensor in sorted(named.items()):
-        digest = _begun(name, kinds.get(tensor.dtype, str(tensor.dtype)), tensor.shape)
+        digest = _begin(name, kinds.get(tensor.dtype, str(tensor.dtype)), tensor.shape)
         held = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
         for begin, end in _blocks(len(held), is_whole):
             digest.update(held[begin:end])
         digests.append(digest.digest())
-    return _joined(digests, is_whole)
+    return _join(digests, is_whole)

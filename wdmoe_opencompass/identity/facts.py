@@ -142,29 +142,29 @@ def key_of(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain(dict(facts)), sort_keys=True).encode()).hexdigest()
 
 
-def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, str]:
+def compare_facts(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, str]:
     """-> name of every fact that two have not in common -> both values in words; empty if they are the same.
 
     A fact within a fact is named by its path: `generation_kwargs.num_beams`.
     """
     return {
-        name: f"{_shown(a)} against {_shown(b)}"
+        name: f"{_show(a)} against {_show(b)}"
         for name, a, b in _pairs(plain(dict(first)), plain(dict(second)))
         if not _are_equal(a, b)
     }
 
 
 def sentence(differences: Mapping[str, str]) -> str:
-    """-> all of `differing` in one line."""
+    """-> all of `compare_facts` in one line."""
     named = [f"{_printable(name)} {values}" for name, values in differences.items()]
     more = f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
     return ", ".join(named[:MAX_NAMED]) + more
 
 
-def described(facts: Mapping[str, Any]) -> str:
+def describe(facts: Mapping[str, Any]) -> str:
     """-> facts in one line: `max_seq_len=512, weights=sha256:0123456789ab`; what is none is left out."""
     flat = _flat(plain(dict(facts)))
-    named = [f"{_printable(name)}={_shown(value)}" for name, value in flat.items() if value not in (None, [], {}, "")]
+    named = [f"{_printable(name)}={_show(value)}" for name, value in flat.items() if value not in (None, [], {}, "")]
     more = f" and {len(named) - MAX_DESCRIBED} more" if len(named) > MAX_DESCRIBED else ""
     return ", ".join(named[:MAX_DESCRIBED]) + more
 
@@ -198,7 +198,7 @@ def _flat(facts: Facts, within: str = "") -> Facts:
     return flat
 
 
-def _shown(value: Any) -> str:
+def _show(value: Any) -> str:
     if value is MISSING or value is None:
         return "none"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -39,7 +39,7 @@ def cap_greedy(problem: PlacementProblem) -> DeviceIndex:
     weight = affinity(problem.counts)
     load = problem.counts.counts.sum(axis=0)
     steps = [_greedy(problem, weight)]
-    while (swapped := _balanced(steps[-1], load, problem.devices)) is not None:
+    while (swapped := _balance(steps[-1], load, problem.devices)) is not None:
         steps.append(swapped)
     return min(_front(steps, weight, load, problem.devices), key=problem.cost)
 
@@ -57,7 +57,7 @@ def _greedy(problem: PlacementProblem, weight: np.ndarray) -> DeviceIndex:
     return placement
 
 
-def _balanced(placement: DeviceIndex, load: np.ndarray, devices: int) -> DeviceIndex | None:
+def _balance(placement: DeviceIndex, load: np.ndarray, devices: int) -> DeviceIndex | None:
     """-> the placement after the best swap between the most and the least loaded device; None where none helps."""
     of_device = np.bincount(placement, weights=load, minlength=devices)
     most, least = int(of_device.argmax()), int(of_device.argmin())

@@ -219,8 +219,8 @@ def _notes(traces: Sequence[RoutingTrace], profile: ChannelProfile, has_placemen
     dropping = sorted({trace.metadata.policy for trace in traces} - {"top_k"})
     if dropping:
         notes.append(
-            f"recorded under policy {', '.join(dropping)}, and the pairs still count the experts that it dropped; a trace "
-            "of the vanilla model (top_k) is a better basis"
+            f"recorded under policy {', '.join(dropping)}, and the pairs still count the experts that it dropped; a "
+            "trace of the vanilla model (top_k) is a better basis"
         )
     if has_placement:
         notes.append(

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..allocation import PRIMARY_SCOPE, SCOPE_LABELS
-from ..identity import DATASET_FACTS, differing
+from ..identity import DATASET_FACTS, compare_facts
 from ..identity.facts import plain, sentence
 from .batches import BatchSums
 from .differences import SIGNIFICANT, Benchmarks, difference_text, p_cells, paired_records
@@ -135,7 +135,7 @@ def _facts_of(a: Records, b: Records) -> dict[tuple[str, str], dict[str, str]]:
     for key in first.keys() & second.keys():
         are_known = first[key]["facts"] and second[key]["facts"]
         pair = [record[key]["facts" if are_known else "asked"] for record in (first, second)]
-        found[key] = differing(*pair)
+        found[key] = compare_facts(*pair)
     return found
 
 

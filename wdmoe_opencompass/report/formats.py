@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from .._util.atomic_write import write_whole
-from .._util.json_values import changed
-from .._util.utf8_text import all_replaced
+from .._util.json_values import map_values
+from .._util.utf8_text import clean_value
 from ..errors import visible
 from .cells import LATEX_LETTER, LATEX_PREAMBLE, csv_field, latex_row, markdown_cell, markdown_note
 from .statistics import Interval
@@ -67,7 +67,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def json_text(content: Any) -> str:
     """Indented JSON that any program reads: it has no number for NaN and infinity, so null stands for both."""
-    return json.dumps(changed(all_replaced(content), _finite), indent=1, allow_nan=False) + "\n"
+    return json.dumps(map_values(clean_value(content), _finite), indent=1, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:

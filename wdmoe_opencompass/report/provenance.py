@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..channel.origin import keys_by_origin
-from ..identity import DATASET_FACTS, Facts, described, key_of
+from ..identity import DATASET_FACTS, Facts, describe, key_of
 from ..identity.facts import plain
 from ..trace.format import RoutingTrace, TraceMetadata
 from .formats import by_reason
@@ -240,8 +240,8 @@ def answer_notes(run: ModelRun) -> list[str]:
     of_all, of_some = _answer_facts(run)
     if not of_all and not of_some:
         return []
-    alike = by_reason((described(facts), name) for name, facts in of_some.items())
-    parts = [described(of_all), *(f"on {names}: {text}" for text, names in alike.items())]
+    alike = by_reason((describe(facts), name) for name, facts in of_some.items())
+    parts = [describe(of_all), *(f"on {names}: {text}" for text, names in alike.items())]
     is_known = all(run.identity_of(name) for name in run.traces) and bool(run.traces)
     source = "" if is_known else ", by the configs alone"
     lines = [f"{run.abbr}: answers depend on{source} {'; '.join(filter(None, parts))}"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from .._util.atomic_write import write_whole
-from .._util.file_names import PARTIAL_PREFIX, beside, file_name, files_below
+from .._util.file_names import PARTIAL_PREFIX, file_name, files_below, sibling
 from .._util.safe_yaml import yaml_text
 from ..channel.profile import list_profiles, load_profile
 from ..errors import WdmoeError
@@ -95,7 +95,7 @@ def _is_partial(path: Path, run_folder: Path) -> bool:
         return False
     if path.name.endswith(".jsonl"):
         return not path.name.endswith((SPEED_SUFFIX, EVENTS_SUFFIX))
-    is_of_dataset = beside(path, SEALED_SUFFIX).exists() or run_folder.joinpath("results", *names).exists()
+    is_of_dataset = sibling(path, SEALED_SUFFIX).exists() or run_folder.joinpath("results", *names).exists()
     return path.name.endswith(".json") and not is_of_dataset
 
 

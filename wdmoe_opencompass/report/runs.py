@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .._util.file_names import dataset_file, files_below, whole_of
 from ..errors import TraceError
-from ..identity import Facts, differing
+from ..identity import Facts, compare_facts
 from ..identity.facts import sentence
 from ..trace.format import SEALED_SUFFIX, RoutingTrace, read_trace
 from ..trace.times import TIMES_SUFFIX, MeasuredTimes, check_belongs, read_times
@@ -134,7 +134,7 @@ def what_differs(run: ModelRun, other: ModelRun, benchmark: str) -> dict[str, st
         facts = [model.identity_of(dataset) for model in (other, run)]
         if not all(facts):
             facts = [model.asked_of(dataset) for model in (other, run)]
-        found = differing(*facts) | found
+        found = compare_facts(*facts) | found
     return found
 
 

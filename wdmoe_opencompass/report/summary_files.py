@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ..allocation import PRIMARY_SCOPE
 from ..channel.profile import first_error, sentence
-from ..errors import WdmoeError, shown
+from ..errors import WdmoeError, show
 
 MISSING_FILE, MAIN_TABLES_FILE, GROUPS_FILE = "missing.json", "main_tables.md", "groups.json"
 DATASETS_FILE, PROVENANCE_FILE, MANIFEST_FILE = "datasets.json", "provenance.json", "manifest.json"
@@ -186,7 +186,7 @@ def read_summary(run_folder: Path, name: str, kind: type | None = None, otherwis
         raise WdmoeError(f"{path}: not JSON; {WRITE_AGAIN}") from None
     if kind is not None:
         if not isinstance(content, kind):
-            raise WdmoeError(f"{path}: must hold a {kind.__name__}, got {shown(content)}; {WRITE_AGAIN}")
+            raise WdmoeError(f"{path}: must hold a {kind.__name__}, got {show(content)}; {WRITE_AGAIN}")
         return content
     try:
         SHAPES.get(name, TABLE).validate_json(text, strict=True)

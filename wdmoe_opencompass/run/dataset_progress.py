@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .._util.atomic_write import write_whole
-from .._util.file_names import beside, dataset_file, partial_file
+from .._util.file_names import dataset_file, partial_file, sibling
 from ..allocation import PRIMARY_SCOPE
 from ..errors import WdmoeError, visible
 from ..replay import replay
@@ -189,8 +189,8 @@ class DatasetWatch:
         self.begun = progress_file(run_folder, model, name)
         self.predictions = dataset_file(run_folder / "predictions", model, name, ".json")
         self.results = dataset_file(run_folder / "results", model, name, ".json")
-        self._journal = beside(self.predictions, JOURNAL_SUFFIX)
-        self._sealed = beside(self.predictions, SEALED_SUFFIX)
+        self._journal = sibling(self.predictions, JOURNAL_SUFFIX)
+        self._sealed = sibling(self.predictions, SEALED_SUFFIX)
         self._partial = partial_file(self.predictions)
         self._tail = JournalTail(self._journal)
         self._counted = Counted(methods)
@@ -285,7 +285,7 @@ class DatasetWatch:
             owner, is_lock_known = None, False
         if owner is not None:
             return RUNNING, owner
-        failure = beside(self.predictions, FAILURE_SUFFIX)
+        failure = sibling(self.predictions, FAILURE_SUFFIX)
         failed_s = _changed_s(failure)
         if failed_s is not None and failed_s >= (_changed_s(self.begun) or 0.0):
             return FAILED, _text(failure)

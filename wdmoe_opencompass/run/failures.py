@@ -4,8 +4,8 @@ import errno
 from pathlib import Path
 
 from .._util.atomic_write import write_whole
-from .._util.file_names import beside
-from .._util.utf8_text import replaced
+from .._util.file_names import sibling
+from .._util.utf8_text import clean_text
 from ..errors import WdmoeError
 from .recovery import FAILURE_SUFFIX
 
@@ -35,19 +35,19 @@ def own_words(error: BaseException) -> str:
 
 def one_line(text: str) -> str:
     """A text in one line that any file can hold, cut where it is long."""
-    line = " ".join(replaced(text).split())
+    line = " ".join(clean_text(text).split())
     return line if len(line) <= MAX_REASON else f"{line[:MAX_REASON]}... ({len(line)} characters)"
 
 
 def note_failure(output: Path, reason: str) -> None:
     """Leave the reason why there is no such predictions or results file; OSError where it cannot be written."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(beside(output, FAILURE_SUFFIX), one_line(reason) + "\n")
+    write_whole(sibling(output, FAILURE_SUFFIX), one_line(reason) + "\n")
 
 
 def noted_failure(output: Path) -> str | None:
     """-> the reason that was left; None where there is none."""
     try:
-        return one_line(beside(output, FAILURE_SUFFIX).read_text(errors="replace")) or None
+        return one_line(sibling(output, FAILURE_SUFFIX).read_text(errors="replace")) or None
     except OSError:
         return None

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .._util.file_names import hidden_beside
+from .._util.file_names import hidden_sibling
 from ..errors import WdmoeError
 
 LOG = logging.getLogger(__name__)
@@ -93,4 +93,4 @@ def holder(predictions: Path) -> str | None:
 
 def lock_file(predictions: Path) -> Path:
     """`DATASET.json` -> `.DATASET.json.lock`."""
-    return hidden_beside(predictions, ".json.lock")
+    return hidden_sibling(predictions, ".json.lock")

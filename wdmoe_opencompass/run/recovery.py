@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .._util.atomic_write import remove_torn_writes, write_whole
-from .._util.file_names import beside, partial_file
+from .._util.file_names import partial_file, sibling
 from ..errors import NotReadableNowError, OtherVersionError, TraceError
 from ..trace.format import EVENTS_SUFFIX, JOURNAL_SUFFIX, SEALED_SUFFIX, Journal, RoutingTrace, read_trace
 from ..trace.recording import (
@@ -50,7 +50,7 @@ def redo_unfinished(predictions: Path, results: Path, model_cfg: Any, dataset_cf
     under another name, `DATASET.json.unfinished`. dataset_cfg: None where the config has no such part of a dataset any
     more. The caller holds the dataset's lock. Raises OSError or NotReadableNowError if a file cannot be read now.
     """
-    for path in (partial_file(predictions), *(beside(predictions, suffix) for suffix in WRITTEN_WHOLE)):
+    for path in (partial_file(predictions), *(sibling(predictions, suffix) for suffix in WRITTEN_WHOLE)):
         remove_torn_writes(path)
     if not predictions.exists():
         return None
@@ -58,10 +58,10 @@ def redo_unfinished(predictions: Path, results: Path, model_cfg: Any, dataset_cf
     if why is None:
         partial_file(predictions).unlink(missing_ok=True)  # a kill between the last write and this
         return None
-    of_these = (beside(predictions, s) for s in (SEALED_SUFFIX, TIMES_SUFFIX, RECORDING_SUFFIX))
-    for path in (results, beside(results, FAILURE_SUFFIX), *of_these):
+    of_these = (sibling(predictions, s) for s in (SEALED_SUFFIX, TIMES_SUFFIX, RECORDING_SUFFIX))
+    for path in (results, sibling(results, FAILURE_SUFFIX), *of_these):
         path.unlink(missing_ok=True)
-    predictions.replace(beside(predictions, UNFINISHED_SUFFIX))
+    predictions.replace(sibling(predictions, UNFINISHED_SUFFIX))
     LOG.warning("%s: %s: it is run again", predictions, why)
     return why
 
@@ -81,7 +81,7 @@ def _why_unfinished(predictions: Path, wdmoe: Any, dataset_cfg: Any) -> str | No
         ("testbed", TIMES_JOURNAL_SUFFIX, _why_without_times),
         ("record_routing", RECORDING_JOURNAL_SUFFIX, _why_without_recording),
     ):
-        journal = beside(predictions, suffix)
+        journal = sibling(predictions, suffix)
         if why is None and wdmoe.get(key):
             why = why_without(predictions)
         elif why is None and journal.exists() and why_without(predictions) is not None:
@@ -90,11 +90,11 @@ def _why_unfinished(predictions: Path, wdmoe: Any, dataset_cfg: Any) -> str | No
 
 
 def _why_untraced(predictions: Path, answers: dict[str, Any], dataset_cfg: Any) -> str | None:
-    sealed, journal = beside(predictions, SEALED_SUFFIX), beside(predictions, JOURNAL_SUFFIX)
+    sealed, journal = sibling(predictions, SEALED_SUFFIX), sibling(predictions, JOURNAL_SUFFIX)
     why: str | None = "there is no routing trace of these predictions"
     if journal.exists():  # first: a sealed one beside it may be older
         try:
-            why = why_not_of(Journal(journal).joined(), answers, dataset_cfg)
+            why = why_not_of(Journal(journal).read(), answers, dataset_cfg)
             if why is None and not Journal(journal).is_torn():
                 Journal(journal).seal(sealed)
                 return None
@@ -119,11 +119,11 @@ def _why_untraced(predictions: Path, answers: dict[str, Any], dataset_cfg: Any) 
 
 def _why_without_times(predictions: Path) -> str | None:
     """Measured times cannot be made up: a dataset whose times are torn is run again."""
-    sealed, journal = beside(predictions, TIMES_SUFFIX), beside(predictions, TIMES_JOURNAL_SUFFIX)
+    sealed, journal = sibling(predictions, TIMES_SUFFIX), sibling(predictions, TIMES_JOURNAL_SUFFIX)
     try:
-        trace = read_trace(beside(predictions, SEALED_SUFFIX))
+        trace = read_trace(sibling(predictions, SEALED_SUFFIX))
         if journal.exists():
-            check_belongs(TimesJournal(journal).joined(), trace)
+            check_belongs(TimesJournal(journal).read(), trace)
             TimesJournal(journal).seal(sealed)
         check_belongs(read_times(sealed), trace)
     except OtherVersionError:
@@ -137,11 +137,11 @@ def _why_without_times(predictions: Path) -> str | None:
 
 def _why_without_recording(predictions: Path) -> str | None:
     """A recording of the router cannot be made up either."""
-    sealed, journal = beside(predictions, RECORDING_SUFFIX), beside(predictions, RECORDING_JOURNAL_SUFFIX)
+    sealed, journal = sibling(predictions, RECORDING_SUFFIX), sibling(predictions, RECORDING_JOURNAL_SUFFIX)
     try:
-        trace = read_trace(beside(predictions, SEALED_SUFFIX))
+        trace = read_trace(sibling(predictions, SEALED_SUFFIX))
         if journal.exists():
-            why = why_not_of_trace(RecordingJournal(journal).joined(), trace)
+            why = why_not_of_trace(RecordingJournal(journal).read(), trace)
             if why is not None:
                 return why
             RecordingJournal(journal).seal(sealed)
@@ -218,7 +218,7 @@ def redo_stale_results(predictions: Path, results: Path) -> None:
 
     So is the reason why there are none: they are evaluated again.
     """
-    beside(results, FAILURE_SUFFIX).unlink(missing_ok=True)
+    sibling(results, FAILURE_SUFFIX).unlink(missing_ok=True)
     if not results.exists():
         return
     content = read_whole(results)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import shown
+from ..errors import show
 
 # How OpenCompass's summarizer chooses the metric that it shows (a test holds them against its own lists).
 FIRST_METRICS = (
@@ -55,11 +55,11 @@ def main_score(result: dict[str, Any]) -> Score:
     name = next((name for name in FIRST_METRICS if name in values), None)
     name = name or next((name for name, value in values.items() if _number(value) is not None), None)
     if name is None:
-        told = "".join(f", {name} is {shown(value)}" for name, value in values.items())
+        told = "".join(f", {name} is {show(value)}" for name, value in values.items())
         return Score(next(iter(values), None), why_not=f"the evaluation gave no number{told[:300]}")
     number = _number(values[name])
     if number is None:
-        return Score(name, why_not=f"the evaluation gave no number: its {name} is {shown(values[name])}")
+        return Score(name, why_not=f"the evaluation gave no number: its {name} is {show(values[name])}")
     if not math.isfinite(number):
         return Score(name, why_not=f"the evaluation gave no finite number: its {name} is {NOT_FINITE[str(number)]}")
     if not -ROUNDING_PERCENT <= number <= 100 + ROUNDING_PERCENT:
@@ -88,4 +88,4 @@ def _number(value: Any) -> float | None:
 
 
 def _text(value: Any) -> str:
-    return " ".join(value.split())[:300] if isinstance(value, str) else shown(value)
+    return " ".join(value.split())[:300] if isinstance(value, str) else show(value)

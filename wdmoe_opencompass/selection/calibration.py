@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._util.bounded_read import read_regular
 from .._util.checksummed_safetensors import BROKEN, header_of
-from ..errors import PolicyError, shown
+from ..errors import PolicyError, show
 
 CALIBRATION_SUFFIX = ".calibration.safetensors"
 METADATA_KEY = "wdmoe_calibration"
@@ -116,9 +116,7 @@ def read_calibration(path: str) -> Calibration:
 
 def _check_part(path: str, name: str, part: Tensor) -> None:
     if name not in AXES or part.ndim != len(AXES[name]):
-        raise PolicyError(
-            f"calibration {path}: {shown(name)} does not belong there or is not {AXES.get(name, 'known')}"
-        )
+        raise PolicyError(f"calibration {path}: {show(name)} does not belong there or is not {AXES.get(name, 'known')}")
     kinds, words = ((torch.int64,), "int64") if name == "top_k_index" else (FLOATS, "floats of 16 bits or more")
     if part.dtype not in kinds:
         raise PolicyError(f"calibration {path}: {name} must hold {words}, got {part.dtype}")
@@ -148,7 +146,7 @@ def second_to_first(top_k_weights: Tensor) -> Tensor:
     return highest[..., 1] / highest[..., 0].clamp(min=1e-30)
 
 
-def given_calibration(policy: str, path: str | None, instead: str = "") -> Calibration:
+def require_calibration(policy: str, path: str | None, instead: str = "") -> Calibration:
     """Read the file that a policy was given; PolicyError where none was. instead: the parameter that would do too."""
     if path is None:
         wanted = f"{instead}, or calibration" if instead else "calibration"

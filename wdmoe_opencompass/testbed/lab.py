@@ -22,7 +22,7 @@ from ..channel.profile import (
     printable,
     sentence_of_file,
 )
-from ..errors import LabError, shown
+from ..errors import LabError, show
 
 Seconds = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False, strict=True)]
 LOOPBACK_ONLY = "without keys only loopback addresses are allowed; make keys with `wdmoe testbed keys`"
@@ -118,7 +118,7 @@ def split_address(address: str, key: str = "address") -> tuple[str, int]:
     """`HOST:PORT` (an IPv6 host in brackets) -> host, port; ValueError in one sentence."""
     host, colon, port = address.rpartition(":")
     if not colon or not host or re.fullmatch("[0-9]{1,5}", port) is None or int(port) >= 1 << 16:
-        raise ValueError(f"{key} must be HOST:PORT, got {shown(address)}")
+        raise ValueError(f"{key} must be HOST:PORT, got {show(address)}")
     return host.strip("[]"), int(port)
 
 

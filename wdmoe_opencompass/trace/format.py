@@ -15,8 +15,8 @@ from pydantic import ConfigDict, Field
 
 from .._util.checksummed_safetensors import read_sealed, write_sealed
 from ..channel.profile import MAX_SEED, ChannelProfile
-from ..errors import TraceError, shown
-from .journal import Arrays, BlockJournal, Count, FileMetadata, NamedArrays, checked_arrays, joined_arrays
+from ..errors import TraceError, show
+from .journal import Arrays, BlockJournal, Count, FileMetadata, NamedArrays, check_arrays, join_arrays
 
 FORMAT_VERSION = 7
 RATIO_BINS = 50
@@ -156,14 +156,14 @@ class TraceMetadata(FileMetadata):
         return PER_PASS, PER_BATCH, PER_ITEM
 
     @classmethod
-    def parsed(cls, path: Path, text: str) -> Self:
+    def parse(cls, path: Path, text: str) -> Self:
         """As any file's metadata; the stated hash is that of the profile."""
-        metadata = super().parsed(path, text)
+        metadata = super().parse(path, text)
         expected = metadata.profile.content_hash
         if metadata.profile_hash != expected:
             raise TraceError(
                 f"{path}: metadata profile_hash must be {expected}, that of its profile, got "
-                f"{shown(metadata.profile_hash)}"
+                f"{show(metadata.profile_hash)}"
             )
         return metadata
 
@@ -225,12 +225,12 @@ def array_bytes(sizes: dict[str, int], passes: int, batches: int, items: int) ->
 
 def empty_arrays(metadata: TraceMetadata) -> dict[str, NDArray]:
     """Arrays of a trace without passes."""
-    return joined_arrays(metadata, [])
+    return join_arrays(metadata, [])
 
 
 def join(metadata: TraceMetadata, blocks: list[dict[str, NDArray]]) -> RoutingTrace:
     """One trace from consecutive batches; their `batch` numbers are counted on."""
-    return RoutingTrace(metadata, joined_arrays(metadata, blocks))
+    return RoutingTrace(metadata, join_arrays(metadata, blocks))
 
 
 def write_trace(path: Path, trace: RoutingTrace) -> None:
@@ -242,14 +242,14 @@ def read_trace(path: Path | str) -> RoutingTrace:
     """Read a sealed trace; TraceError where it is missing, changed, torn, of another version or inconsistent."""
     path = Path(path)
     text, arrays = read_sealed(path, METADATA_KEY, "routing trace", TraceMetadata.readable_versions)
-    metadata = TraceMetadata.parsed(path, text)
+    metadata = TraceMetadata.parse(path, text)
     _check_arrays(path, metadata, arrays)
     return RoutingTrace(metadata, arrays)
 
 
 def _check_arrays(source: Path | str, metadata: TraceMetadata, arrays: dict[str, NDArray]) -> None:
-    """As `checked_arrays`, and no item waits for more passes than its batch has."""
-    checked_arrays(source, metadata, arrays)
+    """As `check_arrays`, and no item waits for more passes than its batch has."""
+    check_arrays(source, metadata, arrays)
     phase, item_passes, items = (arrays[name] for name in ("phase", "item_passes", "items"))
     if phase.size and phase.max() >= len(PHASES):
         raise TraceError(f"{source}: array phase must be < {len(PHASES)} throughout, got {phase.max()}")

@@ -24,7 +24,7 @@ from .._util.atomic_write import write_whole
 from .._util.bounded_read import read_regular
 from .._util.checksummed_safetensors import BROKEN, MAX_BYTES, check_version
 from ..channel.profile import first_error
-from ..errors import NotReadableNowError, TraceError, shown
+from ..errors import NotReadableNowError, TraceError, show
 
 FRAME_BYTES = 8 + 32  # before a block: its length and SHA-256
 Arrays = dict[str, tuple[str, tuple[str, ...]]]  # name -> (dtype, axes after the first)
@@ -47,7 +47,7 @@ class FileMetadata(BaseModel):
         raise NotImplementedError
 
     @classmethod
-    def parsed(cls, path: Path, text: str) -> Self:
+    def parse(cls, path: Path, text: str) -> Self:
         """Read a file's metadata; TraceError where it is not readable, of another version or breaks a rule."""
         check_version(path, text, cls.readable_versions)
         try:
@@ -82,7 +82,7 @@ class NamedArrays:
 COUNTED_BY = {"batch": "first_item", "sequence": "prompt_length"}  # numbers that go on from block to block
 
 
-def joined_arrays(metadata: FileMetadata, blocks: Iterable[dict[str, NDArray]]) -> dict[str, NDArray]:
+def join_arrays(metadata: FileMetadata, blocks: Iterable[dict[str, NDArray]]) -> dict[str, NDArray]:
     """The arrays of consecutive blocks of batches, one after the other; numbers of COUNTED_BY are counted on."""
     sizes = metadata.sizes()
     types = {name: array for table in metadata.tables() for name, array in table.items()}
@@ -95,7 +95,7 @@ def joined_arrays(metadata: FileMetadata, blocks: Iterable[dict[str, NDArray]]) 
     return {name: np.concatenate(parts).astype(types[name][0]) for name, parts in arrays.items()}
 
 
-def checked_arrays(source: Path | str, metadata: FileMetadata, arrays: dict[str, NDArray]) -> None:
+def check_arrays(source: Path | str, metadata: FileMetadata, arrays: dict[str, NDArray]) -> None:
     """Raise TraceError unless the arrays are those of the metadata's tables, of their types, shapes and ranges.
 
     Nothing is negative, infinite or not a number; `batch` ascends.
@@ -116,7 +116,7 @@ def checked_arrays(source: Path | str, metadata: FileMetadata, arrays: dict[str,
             _check_range(source, name, array)
     for name in arrays:
         if not any(name in table for table in tables):
-            raise TraceError(f"{source}: array {shown(name)} does not belong there")
+            raise TraceError(f"{source}: array {show(name)} does not belong there")
     batch = arrays.get("batch", np.zeros(0, np.int32))
     if len(batch) and (batch[-1] >= len(arrays["first_item"]) or (batch[1:] < batch[:-1]).any()):
         raise TraceError(f"{source}: batch numbers are out of range, or do not ascend")
@@ -174,19 +174,19 @@ class BlockJournal(ABC, Generic[Metadata, Content]):
                 "delete this dataset's predictions (tmp_*.jsonl too) to run it again with a trace"
             )
         assert self.metadata is not None
-        frames = [_frame(self.metadata.model_dump_json().encode()), *(_frame(_packed(block)) for block in kept)]
+        frames = [_frame(self.metadata.model_dump_json().encode()), *(_frame(_pack(block)) for block in kept)]
         write_whole(self.path, b"".join(frames))
 
     def append(self, block: dict[str, NDArray]) -> None:
         """Add one finished batch; `resume` must have been called."""
         with self.path.open("ab") as file:
-            file.write(_frame(_packed(block)))
+            file.write(_frame(_pack(block)))
             file.flush()
             os.fsync(file.fileno())
 
     def seal(self, path: Path) -> Content:
         """Join all blocks into a sealed file at `path` and remove the journal; -> what it holds."""
-        joined = self.joined()
+        joined = self.read()
         self._write(path, joined)
         self.path.unlink(missing_ok=True)
         return joined
@@ -196,7 +196,7 @@ class BlockJournal(ABC, Generic[Metadata, Content]):
         content = read_regular(self.path, MAX_BYTES, TraceError, NotReadableNowError)
         return sum(FRAME_BYTES + len(frame) for frame in _frames(content)) != len(content)
 
-    def joined(self) -> Content:
+    def read(self) -> Content:
         """-> what all whole blocks hold; TraceError where there is no readable journal."""
         metadata, blocks = self._read()
         if metadata is None:
@@ -246,7 +246,7 @@ class BlockJournal(ABC, Generic[Metadata, Content]):
 
     def _metadata_of(self, frame: bytes) -> Metadata:
         try:
-            return self.kind.parsed(self.path, frame.decode())
+            return self.kind.parse(self.path, frame.decode())
         except UnicodeDecodeError:
             raise TraceError(f"{self.path}: its metadata is not readable") from None
 
@@ -268,7 +268,7 @@ def _end(block: dict[str, NDArray]) -> int:
     return int((block["first_item"].astype(np.int64) + block["items"]).max())
 
 
-def _packed(block: dict[str, NDArray]) -> bytes:
+def _pack(block: dict[str, NDArray]) -> bytes:
     return save_arrays({name: np.ascontiguousarray(array) for name, array in block.items()})
 
 

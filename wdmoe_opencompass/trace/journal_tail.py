@@ -39,7 +39,7 @@ class JournalTail:
     def began_again(self) -> bool:
         """Whether what was given out so far is no longer the beginning of the journal."""
         try:
-            with self._opened() as file:
+            with self._open() as file:
                 if self._file is None or self._goes_on(file):
                     return False
         except OSError:
@@ -53,7 +53,7 @@ class JournalTail:
         Raises TraceError where the journal is of another format version or its counts break a rule.
         """
         try:
-            file = self._opened()
+            file = self._open()
         except OSError:
             return
         with file:
@@ -70,19 +70,19 @@ class JournalTail:
                 self._blocks += 1
                 size += len(frame)
                 if size > GROUP_BYTES:
-                    yield self._joined(group)
+                    yield self._join(group)
                     group, size = [], 0
             if group:
-                yield self._joined(group)
+                yield self._join(group)
 
-    def _joined(self, group: list[dict[str, NDArray]]) -> RoutingTrace:
+    def _join(self, group: list[dict[str, NDArray]]) -> RoutingTrace:
         assert self._journal is not None
         assert self._journal.metadata is not None
         trace = replace(join(self._journal.metadata, group), items_before_first=self._items_before)
         self._items_before += int(trace.items.sum())
         return trace
 
-    def _opened(self) -> BinaryIO:
+    def _open(self) -> BinaryIO:
         file = os.fdopen(os.open(self.path, os.O_RDONLY | NOT_BLOCKING), "rb")
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()

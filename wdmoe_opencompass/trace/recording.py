@@ -19,7 +19,7 @@ from pydantic import Field
 from .._util.checksummed_safetensors import read_sealed, write_sealed
 from ..errors import TraceError
 from .format import RoutingTrace
-from .journal import Arrays, BlockJournal, Count, FileMetadata, checked_arrays, joined_arrays
+from .journal import Arrays, BlockJournal, Count, FileMetadata, check_arrays, join_arrays
 
 RECORDING_VERSION = 1
 RECORDING_SUFFIX = ".routing.safetensors"
@@ -253,12 +253,12 @@ def read_recording(path: Path | str) -> Recording:
     """Read a sealed recording; TraceError where it is missing, changed, torn, of another version or inconsistent."""
     path = Path(path)
     text, arrays = read_sealed(path, METADATA_KEY, "recording of a router", RECORDING_VERSION)
-    return new_recording(path, RecordingMetadata.parsed(path, text), arrays)
+    return new_recording(path, RecordingMetadata.parse(path, text), arrays)
 
 
 def check_recording(source: Path | str, metadata: RecordingMetadata, arrays: dict[str, NDArray]) -> None:
     """Raise TraceError unless the arrays are those that the metadata says, and no token contradicts another."""
-    checked_arrays(source, metadata, arrays)
+    check_arrays(source, metadata, arrays)
     _check_tokens(source, arrays["sequence"], arrays["position"], len(arrays["prompt_length"]))
     _check_experts(source, metadata, arrays)
     if metadata.source == "run":
@@ -306,7 +306,7 @@ def _check_passes(source: Path | str, arrays: dict[str, NDArray]) -> None:
 def join_recording(metadata: RecordingMetadata, blocks: Iterable[dict[str, NDArray]]) -> Recording:
     """One recording from consecutive batches; their `batch` and `sequence` numbers are counted on."""
     optional: dict[str, Any] = dict(weights=None, probabilities=None)
-    return Recording(metadata, **(optional | joined_arrays(metadata, blocks)))
+    return Recording(metadata, **(optional | join_arrays(metadata, blocks)))
 
 
 class RecordingJournal(BlockJournal[RecordingMetadata, Recording]):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .._util.bounded_read import read_regular
 from .._util.checksummed_safetensors import MAX_BYTES
-from ..errors import NotReadableNowError, TraceError, shown, unknown_name
+from ..errors import NotReadableNowError, TraceError, show, unknown_name
 from .recording import MAX_EXPERTS, RECORDING_VERSION, Recording, RecordingMetadata, new_recording
 
 # name -> (axes, the kinds of NumPy dtype it may have)
@@ -125,7 +125,7 @@ def _read_npy(path: Path, name: str, content: bytes) -> NDArray:
     read_header = {1: npy.read_array_header_1_0, 2: npy.read_array_header_2_0}[major]
     shape, is_fortran, dtype = read_header(stream)
     if dtype.kind not in "iuf" or dtype.hasobject:
-        raise TraceError(f"{path}: array {name} must hold numbers, got {shown(str(dtype))}")
+        raise TraceError(f"{path}: array {name} must hold numbers, got {show(str(dtype))}")
     if math.prod(shape) * dtype.itemsize != len(content) - stream.tell():
         raise TraceError(f"{path}: array {name} does not hold the {shape} numbers that it says")
     array = np.frombuffer(content, dtype, offset=stream.tell())
@@ -194,7 +194,7 @@ def _object(path: Path, number: int, line: bytes, known: tuple[str, ...]) -> dic
     except (ValueError, RecursionError):
         raise TraceError(f"{path}: line {number} is not JSON") from None
     if not isinstance(read, dict):
-        raise TraceError(f"{path}: line {number} must be an object, got {shown(read)}")
+        raise TraceError(f"{path}: line {number} must be an object, got {show(read)}")
     for key in read:
         if key not in known:
             raise TraceError(f"{path}: line {number}: {unknown_name('key', key, known)}")
@@ -229,7 +229,7 @@ def _by_layer(path: Path, columns: dict[str, NDArray]) -> dict[str, NDArray]:
     order = np.argsort(layer, kind="stable")
     number, start = np.unique(layer[order], return_index=True)
     if number[0] != 0 or (np.diff(number) != 1).any():
-        raise TraceError(f"{path}: layers must be numbered 0, 1, 2, ..., got {shown(number.tolist())}")
+        raise TraceError(f"{path}: layers must be numbered 0, 1, 2, ..., got {show(number.tolist())}")
     rows = np.split(order, start[1:])
     tokens = [list(zip(columns["sequence"][r].tolist(), columns["position"][r].tolist())) for r in rows]
     for other, own in enumerate(tokens):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .._util.checksummed_safetensors import read_sealed, write_sealed
 from ..errors import TraceError
 from .format import RoutingTrace
-from .journal import Arrays, BlockJournal, Count, FileMetadata, NamedArrays, checked_arrays, joined_arrays
+from .journal import Arrays, BlockJournal, Count, FileMetadata, NamedArrays, check_arrays, join_arrays
 
 TIMES_VERSION = 2
 TIMES_SUFFIX = ".times.safetensors"
@@ -154,7 +154,7 @@ class TimesRecorder:
 
 def join_times(metadata: TimesMetadata, blocks: Sequence[dict[str, NDArray]]) -> MeasuredTimes:
     """One file's content from consecutive batches; their `batch` numbers are counted on."""
-    return MeasuredTimes(metadata, joined_arrays(metadata, blocks))
+    return MeasuredTimes(metadata, join_arrays(metadata, blocks))
 
 
 def write_times(path: Path, times: MeasuredTimes) -> None:
@@ -166,8 +166,8 @@ def read_times(path: Path | str) -> MeasuredTimes:
     """Read sealed times; TraceError where they are missing, changed, torn, of another version or inconsistent."""
     path = Path(path)
     text, arrays = read_sealed(path, METADATA_KEY, "file of measured times", TIMES_VERSION)
-    metadata = TimesMetadata.parsed(path, text)
-    checked_arrays(path, metadata, arrays)
+    metadata = TimesMetadata.parse(path, text)
+    check_arrays(path, metadata, arrays)
     return MeasuredTimes(metadata, arrays)
 
 
@@ -196,10 +196,10 @@ class TimesJournal(BlockJournal[TimesMetadata, MeasuredTimes]):
     suffix = TIMES_JOURNAL_SUFFIX
     sealed_suffix = TIMES_SUFFIX
 
-    def recorded(self) -> MeasuredTimes | None:
+    def read_or_none(self) -> MeasuredTimes | None:
         """What whole blocks hold so far, for a history that goes on after a resume; None without a journal."""
-        return self.joined() if self._read()[0] is not None else None
+        return self.read() if self._read()[0] is not None else None
 
-    _check_block = staticmethod(checked_arrays)
+    _check_block = staticmethod(check_arrays)
     _join = staticmethod(join_times)
     _write = staticmethod(write_times)

@@ -45,8 +45,8 @@ from transformers.generation.utils import GENERATION_MODES_MAPPING
 from ..._util.checkpoint_files import missing_files
 from ..._util.checksummed_safetensors import MAX_BYTES
 from ...channel.profile import ChannelProfile
-from ...errors import WdmoeError, brief, shown
-from ...identity import Facts, differing
+from ...errors import WdmoeError, brief, show
+from ...identity import Facts, compare_facts
 from ...identity.facts import batch_enters_answers, rows_per_prompt, sentence
 from ...routing.checkpoint import check_checkpoint, quiet
 from ...trace.format import array_bytes, axis_sizes
@@ -181,7 +181,7 @@ def _check_abbrs(path: Path, key: str, entries: list[Any]) -> None:
         except Exception:  # OpenCompass makes an abbr from whatever else is there
             named = False
         if not named:
-            raise WdmoeError(f"{path}: {key}[{number}] must be a dict with abbr='...', got {shown(one)}")
+            raise WdmoeError(f"{path}: {key}[{number}] must be a dict with abbr='...', got {show(one)}")
 
 
 def _check_sections(cfg: Config, plan: Plan) -> None:
@@ -456,7 +456,7 @@ def _differing(vanilla: ConfigDict, model: ConfigDict, dataset: ConfigDict) -> d
     first, second = (
         asked_facts(of, dataset) | dict(perplexity=of["wdmoe"].get("perplexity", "stock")) for of in (vanilla, model)
     )
-    differences = differing(first, second)
+    differences = compare_facts(first, second)
     if not _batch_size_counts(vanilla, first, second):
         differences.pop("batch_size", None)
     if first.get("method") == "ppl":
@@ -525,7 +525,7 @@ def _missing_scoring(eval_cfg: ConfigDict) -> Iterator[str]:
     for name, registry in SCORING.items():
         kind = part_of(eval_cfg, name).get("type")
         if kind is not None and not callable(registered(registry, kind)):
-            yield f"eval_cfg.{name}.type is {shown(kind)}, which cannot be imported{import_cause(kind)}"
+            yield f"eval_cfg.{name}.type is {show(kind)}, which cannot be imported{import_cause(kind)}"
 
 
 def _missing_file(error: Exception) -> str:

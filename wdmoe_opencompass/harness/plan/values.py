@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...errors import WdmoeError, shown
+from ...errors import WdmoeError, show
 from ..sections import part_of, wrong_count
 
 COUNTS = ("batch_size", "max_out_len", "max_seq_len")
@@ -33,11 +33,11 @@ def _wrong_values(cfg: Any) -> Iterator[str]:
             yield from _wrong_dict(f"{key}.{name}", model.get(name))
         yield from _wrong_counts(key, model)
         if not isinstance(model.get("path"), str | None):
-            yield f"{key}.path must be a text, got {shown(model['path'])}"
+            yield f"{key}.path must be a text, got {show(model['path'])}"
         yield from wrong_count(f"{key}.run_cfg.num_gpus", part_of(model, "run_cfg").get("num_gpus"), 0)
         words = model.get("stop_words")
         if words is not None and not (isinstance(words, list | tuple) and all(isinstance(one, str) for one in words)):
-            yield f"{key}.stop_words must be a list of texts, got {shown(words)}"
+            yield f"{key}.stop_words must be a list of texts, got {show(words)}"
     for number, dataset in enumerate(cfg["datasets"]):
         for name in DICTS_OF_DATASET:
             yield from _wrong_dict(f"datasets[{number}].{name}", dataset.get(name))
@@ -48,7 +48,7 @@ def _wrong_values(cfg: Any) -> Iterator[str]:
 
 def _wrong_dict(key: str, value: Any) -> Iterator[str]:
     if value is not None and not isinstance(value, dict):
-        yield f"{key} must be a dict, got {shown(value)}"
+        yield f"{key} must be a dict, got {show(value)}"
 
 
 def _wrong_counts(key: str, values: dict[str, Any]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..._util.bounded_read import read_regular
 from ..._util.file_names import dataset_file
-from ..._util.utf8_text import replaced
+from ..._util.utf8_text import clean_text
 from ...errors import WdmoeError
 
 MAX_BYTES = 1 << 30  # of one prediction file
@@ -143,7 +143,7 @@ def _fitting(datasets: Sequence[list[list]], most_bytes: int) -> list[list[list]
         for place in range(max(map(len, queues), default=0)):
             for queue, items, own in zip(queues, datasets, chosen, strict=True):
                 if place < len(queue):
-                    size = len(replaced(json.dumps(items[queue[place]], ensure_ascii=False)).encode())
+                    size = len(clean_text(json.dumps(items[queue[place]], ensure_ascii=False)).encode())
                     if size <= left:
                         left -= size
                         own.append(queue[place])

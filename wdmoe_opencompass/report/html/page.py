@@ -19,7 +19,7 @@ import numpy as np
 from scipy.stats import norm, t
 
 from ..._util.atomic_write import write_whole
-from ..._util.utf8_text import count_surrogates, replaced
+from ..._util.utf8_text import clean_text, count_surrogates
 from ...errors import TraceError, WdmoeError
 from ...trace.format import PHASES, SEALED_SUFFIX, RoutingTrace, read_trace
 from .. import summary_files as names
@@ -261,7 +261,7 @@ def _table(run_folder: Path, name: str) -> dict[str, Any]:
 
 def _json(content: Any) -> str:
     """JSON that can stand in a script element whatever it holds: no text in it ends the element or begins a comment."""
-    text = replaced(json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False))
+    text = clean_text(json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False))
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return text

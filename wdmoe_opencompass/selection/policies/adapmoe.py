@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 from ..base import ChannelState, Renormalise, Routing, Selection, SelectionPolicy, TunedParameter
-from ..calibration import given_calibration
+from ..calibration import require_calibration
 from ..ratio_rules import drop_below
 from ..validation import check_choice, check_number, check_per_layer, of_layer
 
@@ -56,7 +56,7 @@ class AdapMoe(SelectionPolicy):
             return MIXTRAL_8X7B_SENSITIVITY
         if self.h is not None:
             return self.h  # type: ignore[return-value]
-        return given_calibration("adapmoe", self.calibration, "h").need("sensitivity").tolist()
+        return require_calibration("adapmoe", self.calibration, "h").need("sensitivity").tolist()
 
     def select(self, routing: Routing, channel: ChannelState) -> Selection:
         """Compare each share with the layer's threshold."""

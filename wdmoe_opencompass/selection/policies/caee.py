@@ -57,7 +57,7 @@ class Caee(SelectionPolicy):
         for _ in range(1 if keep.shape[1] <= 2 else ROUNDS):
             time = device_time_s(channel, *device_loads(device, keep & counted, len(channel.communication_s)))
             may_go = self._candidates(routing, keep & counted & (routing.rank > 0), keep, _later_first(time)[device])
-            keep = keep & ~_dropped(routing.top_k_weights.double(), device, keep & counted, may_go, time, channel)
+            keep = keep & ~_drops(routing.top_k_weights.double(), device, keep & counted, may_go, time, channel)
         return Selection(routing.top_k_index, keep)
 
     def _candidates(self, routing: Routing, may_go: Tensor, keep: Tensor, turn: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class Caee(SelectionPolicy):
         return torch.zeros_like(may_go).scatter(1, order, gone <= left)
 
 
-def _dropped(
+def _drops(
     weights: Tensor, device: Tensor, runs: Tensor, may_go: Tensor, time: Tensor, channel: ChannelState
 ) -> Tensor:
     """-> [tokens, k] the pairs that go, of those that may, before the device that finishes last has none left."""

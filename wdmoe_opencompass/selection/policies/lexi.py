@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...errors import PolicyError
 from ..base import ChannelState, Routing, Selection, SelectionPolicy, TunedParameter
-from ..calibration import given_calibration
+from ..calibration import require_calibration
 from ..validation import check_number
 
 POLICY = "lexi"
@@ -46,7 +46,7 @@ class Lexi(SelectionPolicy):
     @cached_property
     def losses(self) -> NDArray[np.float64]:
         """D, [layers, k - 1] of 1, 2, ... experts."""
-        return given_calibration(POLICY, self.calibration).need("fewer_experts_difference").double().numpy()
+        return require_calibration(POLICY, self.calibration).need("fewer_experts_difference").double().numpy()
 
     @cached_property
     def experts_of_layer(self) -> list[int]:

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from ..base import ChannelState, Renormalise, Routing, Selection, SelectionPolicy, TunedParameter
-from ..calibration import given_calibration
+from ..calibration import require_calibration
 from ..ratio_rules import drop_below
 from ..validation import check_number, check_per_layer, of_layer
 
@@ -42,7 +42,7 @@ class Naee(SelectionPolicy):
         """beta_l, as given or from the calibration."""
         if self.beta is not None:
             return self.beta
-        return given_calibration("naee", self.calibration, "beta").need("ratio_median").tolist()
+        return require_calibration("naee", self.calibration, "beta").need("ratio_median").tolist()
 
     def select(self, routing: Routing, channel: ChannelState) -> Selection:
         """Compare each weight with the token's highest."""

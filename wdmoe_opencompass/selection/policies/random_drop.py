@@ -51,13 +51,13 @@ def uniform(routing: Routing, seed: int) -> Tensor:
     """
     bits = routing.probabilities.contiguous().view(torch.int32).long() & MASK
     experts = torch.arange(bits.shape[1], device=bits.device)
-    token = _mixed(bits ^ _mixed(experts + 1)).sum(dim=1, keepdim=True) & MASK
-    stream = _mixed(seed ^ _mixed(routing.layer + 1))
-    pair = _mixed(_mixed(token ^ stream) ^ _mixed(routing.top_k_index + 1))
+    token = _hash(bits ^ _hash(experts + 1)).sum(dim=1, keepdim=True) & MASK
+    stream = _hash(seed ^ _hash(routing.layer + 1))
+    pair = _hash(_hash(token ^ stream) ^ _hash(routing.top_k_index + 1))
     return (pair >> 8).float() / (1 << 24)
 
 
-def _mixed(bits: Bits) -> Bits:
+def _hash(bits: Bits) -> Bits:
     """A 32-bit integer hash (two rounds of multiply and xor-shift); multipliers below 2^31 keep products in 63 bits."""
     for _ in range(2):
         bits = ((bits ^ (bits >> 16)) * 0x45D9F3B) & MASK

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...errors import PolicyError
 from ..base import ChannelState, Renormalise, Routing, Selection, SelectionPolicy, TunedParameter
-from ..calibration import given_calibration
+from ..calibration import require_calibration
 from ..expert_choice import COSTS, Cost
 from ..validation import check_choice, check_number
 
@@ -85,7 +85,7 @@ class SiftMoe(SelectionPolicy):
             phi = _of_all(harm, most_harm, channel, of_transfer, of_evaluation)
         else:
             phi = _one_by_one(harm, most_harm, routing.top_k_index, channel, of_transfer, of_evaluation)
-        return _merged(routing, phi)
+        return _merge(routing, phi)
 
     def _harm(self, routing: Routing) -> Tensor:
         """-> [tokens, k, experts + 1] float64 ``w_i M[i, phi]`` of every slot and every expert, the last: skipping."""
@@ -113,7 +113,7 @@ class SiftMoe(SelectionPolicy):
 @lru_cache(maxsize=16)
 def _differences(path: str | None, device: torch.device) -> Tensor:
     """-> [layers, experts, experts + 1] float64 M; a slot keeps its own expert without harm."""
-    differences = given_calibration(POLICY, path).need("output_difference").double().clone()
+    differences = require_calibration(POLICY, path).need("output_difference").double().clone()
     differences.diagonal(dim1=1, dim2=2).zero_()
     return differences.to(device)
 
@@ -179,7 +179,7 @@ def _one_by_one(
     return phi
 
 
-def _merged(routing: Routing, phi: Tensor) -> Selection:
+def _merge(routing: Routing, phi: Tensor) -> Selection:
     """-> the selection of phi [tokens, k]; slots at one expert become one, that of the highest weight."""
     runs = phi < routing.probabilities.shape[1]
     same = (phi[:, :, None] == phi[:, None, :]) & runs[:, :, None]
