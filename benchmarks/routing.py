@@ -250,12 +250,12 @@ def main():
         growth_exponent_tokens=by_tokens,
         growth_exponent_experts=by_experts,
     )
-    print(json.dumps({key: rounded(value) for key, value in answer.items()}))
+    print(json.dumps({key: round_values(value) for key, value in answer.items()}))
 
 
-def rounded(value):
+def round_values(value):
     if isinstance(value, dict):
-        return {key: rounded(one) for key, one in value.items()}
+        return {key: round_values(number) for key, number in value.items()}
     return float(f"{value:.4g}")
 
 

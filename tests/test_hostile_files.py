@@ -85,9 +85,9 @@ NO_YAML = {
     "directives (lines that begin with %) are not read": ["%YAML 1.1\n---\na: 1\n", "%TAG !a! b\n---\na: 1\n"],
     "line 2: a second document begins; only one is read": ["a: 1\n--- \nb: 2\n"],
     "line 1: must be nested at most 20 deep": ["a: " + "[" * 22 + "]" * 22, "[" * 1_000_000, "{a: " * 1_000_000],
-    "line 2: the key 'a' stands twice": ["a: 1\na: 2\n", "a: 1\n'a': 2\n"],
-    "line 3: the key 'b' stands twice": ["a:\n  b: 1\n  b: 2\n"],
-    "line 1: the key 1 stands twice": ["a: {1: a, +1: b}\n"],
+    "line 2: duplicate key 'a'": ["a: 1\na: 2\n", "a: 1\n'a': 2\n"],
+    "line 3: duplicate key 'b'": ["a:\n  b: 1\n  b: 2\n"],
+    "line 1: duplicate key 1": ["a: {1: a, +1: b}\n"],
     "line 1: a key of a must be in decimal notation, or in quotes, got '0x1', which is hexadecimal; write 1": [
         "a: {1: a, 0x1: b}\n"
     ],
@@ -252,7 +252,7 @@ def test_ten_thousand_devices_are_read_in_seconds(tmp_path):
     assert len(load_profile(tmp_path / "x.yaml").devices) == 10_000
     assert time.process_time() - start < 5
     twice = devices + device.format(9_999)
-    assert "the name 'device_number_9999' stands twice" in refused(tmp_path / "x.yaml", head + "devices:\n" + twice)
+    assert "the name 'device_number_9999' is used twice" in refused(tmp_path / "x.yaml", head + "devices:\n" + twice)
     unknown = placed.replace("9999: device_number_9999", "9999: devise_number_9999")
     said = refused(tmp_path / "x.yaml", head + unknown + "devices:\n" + devices)
     assert "and 9981 more" in said

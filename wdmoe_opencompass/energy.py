@@ -55,13 +55,13 @@ def pass_energy(
     load = np.asarray(device_load, dtype=np.float64)
     token = token_energy(profile, shape, budget, bandwidth_hz)
 
-    def sent(token_j: Array) -> Array:
+    def total(token_j: Array) -> Array:
         return (load * np.where(load > 0, token_j, 0.0)).sum(axis=(-2, -1))
 
     computed = None
     if token.computation_j is not None:
         computed = (np.asarray(expert_evaluations, dtype=np.float64) * token.computation_j).sum(axis=(-2, -1))
-    energy = Energy(sent(token.downlink_j), sent(token.uplink_j), computed)
+    energy = Energy(total(token.downlink_j), total(token.uplink_j), computed)
     if not all(
         np.isfinite(joules).all()
         for joules in (energy.downlink_j, energy.uplink_j, 0.0 if computed is None else computed)

@@ -36,7 +36,7 @@ def expert_flop(shape: ExpertShape) -> int:
 
 @dataclass(frozen=True)
 class MeasuredLink:
-    """What a testbed has measured of every device, in place of Eq. (2) and (3); [devices] each.
+    """What a testbed has measured of every device, instead of Eq. (2) and (3); [devices] each.
 
     fixed_s:   seconds that a layer's message to the device takes, there and back, whatever its length
     burst_bit: bits of a message, each way, that pass before the rates limit it: a token bucket's

@@ -1,4 +1,4 @@
-"""The latency engine: what a recorded run waits under any allocation, fading draw and bandwidth; no model is run."""
+"""The latency engine: waiting latency of a recorded run under any allocation, fading draw and bandwidth; no model."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,9 +45,9 @@ class ReplayedLatency:
 
     @property
     def request_latency_s(self) -> Array:
-        """-> [requests] what each item of the dataset waits in all its batches, in the order of the items.
+        """-> [requests] seconds that each item of the dataset waits in all its batches, in the order of the items.
 
-        An item that waits for no pass, of which a recording holds no token, is no request.
+        An item without a token in a recording waits for no pass and is no request.
 
         In a batch it waits for every pass from the first to the one that gives its last token, whichever rows a pass
         also serves: batches run in lockstep. Under perplexity an item is in one batch per possible answer.
@@ -192,10 +192,10 @@ def replay_draws(
     for every method, scope, bandwidth, distance and trace (common random numbers; where the fading changes within a
     run, for passes of the same moment): differences between two calls are paired.
 
-    max_layers: at most so many distinct layers of the trace are solved per draw (scope `layer`, one draw for the whole
-    run; the even split, which costs little, always takes all). Of a trace with more, that number of points spread
-    evenly over the tokens of all layers in order of their size stands for all: a layer's latency grows nearly in
-    proportion to its tokens, so the mean is off by some 0.0003 of itself with 1,024 (our choice)
+    max_layers: at most this many distinct layers of the trace are solved per draw (scope `layer`, one draw for the
+    whole run; the even split, which costs little, always takes all). If the trace has more, they are sampled at points
+    spread evenly over the tokens of all layers in order of their size: a layer's latency grows nearly in proportion to
+    its tokens, so the mean is off by some 0.0003 of itself with 1,024 (our choice)
 
     Raises TraceError for a trace without a forward pass, AllocationError where a latency is not finite.
     """
@@ -205,7 +205,7 @@ def replay_draws(
     layers_apart = scope == "layer" and is_constant(profile)
     distinct = (_Distinct.of_layers if layers_apart else _Distinct.of_passes)(trace, profile)
     if layers_apart and max_layers is not None and len(distinct.rows) > max_layers and method != "uniform":
-        distinct = distinct.sampled(max_layers)
+        distinct = distinct.sample(max_layers)
     total_s = np.zeros(draws)
     waiting: deque[tuple[slice, float, Future[Array]]] = deque()
 
@@ -240,8 +240,8 @@ def replay_draws(
 class _Distinct:
     """The passes that have to be solved: where the channel is one for all, passes of equal counts are solved once.
 
-    rows: [distinct] their numbers in the trace; back: [passes] which of them stands for each pass; weight: [distinct]
-    how many passes each stands for. load, evaluations: [distinct, layers, devices]. Of `of_layers` each layer of a pass
+    rows: [distinct] their numbers in the trace; back: [passes] which of them equals each pass; weight: [distinct]
+    how many passes equal each. load, evaluations: [distinct, layers, devices]. Of `of_layers` each layer of a pass
     is a pass of its own.
     """
 
@@ -280,7 +280,7 @@ class _Distinct:
     def numbers_per_pass(self) -> int:
         return max(1, self.load[0].size) if len(self.load) else 1
 
-    def sampled(self, points: int) -> "_Distinct":
+    def sample(self, points: int) -> "_Distinct":
         """-> layers at points spread evenly over all tokens, smallest layers first; each with an equal part of them.
 
         The weights make every sum that is proportional to a layer's tokens the one over all layers.
@@ -317,18 +317,18 @@ class _Distinct:
         return link_budget(self.profile, Channel(flat(channel.downlink_gain), flat(channel.uplink_gain)), self.shape)
 
     def summed_latency_s(self, channel: Channel, method: str, scope: str) -> Array:
-        """-> [draws] waiting latency summed over the passes that these stand for."""
+        """-> [draws] waiting latency summed over all passes that equal these."""
         draws, total_hz = len(channel.downlink_gain), self.profile.total_bandwidth_hz
         if method == "uniform":  # the even split is known: nothing has to be repeated per draw
             budget, even_hz = link_budget(self.profile, channel, self.shape), total_hz / len(self.profile.devices)
             latency_s = waiting_latency_s(budget, even_hz, self.load, self.evaluations)  # [draws, passes, layers]
             return np.broadcast_to(latency_s, (draws, *self.load.shape[:2])).sum(axis=2) @ self.weight
 
-        def repeated(array: Array) -> Array:
+        def repeat(array: Array) -> Array:
             return np.broadcast_to(array, (draws, *array.shape)).reshape(-1, *array.shape[1:])
 
         answer = allocate(
-            method, scope, self.budget(channel, draws), repeated(self.load), total_hz, repeated(self.evaluations)
+            method, scope, self.budget(channel, draws), repeat(self.load), total_hz, repeat(self.evaluations)
         )
         return answer.waiting_latency_s.reshape(draws, -1) @ self.weight
 

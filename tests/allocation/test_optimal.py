@@ -161,8 +161,8 @@ def test_channels_that_change_from_layer_to_layer_are_each_met(scope):
     if scope == "layer":
         for p in range(2):
             for layer in range(4):
-                one = LinkBudget(65536.0, down[p, layer], up[p, layer], np.full(8, 1e-3))
-                alone = optimal("layer", one, load[p, layer][None])
+                budget = LinkBudget(65536.0, down[p, layer], up[p, layer], np.full(8, 1e-3))
+                alone = optimal("layer", budget, load[p, layer][None])
                 assert answer.layer_latency_s[p, layer] == approx(alone.waiting_latency_s[0], rel=1e-9)
 
 

@@ -17,8 +17,12 @@ FLOAT32 = 1e-5  # the channel state's precision
 def random_profile(generator, devices, duplex="shared"):
     data = load_profile("paper_8_devices").model_dump(mode="json", exclude_none=True)
     data["devices"] = [
-        dict(one, distance_m=float(generator.uniform(5, 400)), compute_flops=float(10 ** generator.uniform(10.5, 13.5)))
-        for one in data["devices"][:devices]
+        dict(
+            device,
+            distance_m=float(generator.uniform(5, 400)),
+            compute_flops=float(10 ** generator.uniform(10.5, 13.5)),
+        )
+        for device in data["devices"][:devices]
     ]
     data["fading"]["seed"] = int(generator.integers(1000))
     data["duplex"] = duplex
@@ -54,7 +58,7 @@ def loads_of(routing, keep, devices):
 def cost(split, worth, routing, profile, budget, keep):
     """T + worth T_0 / J lost of sets of kept pairs [sets, tokens, k], and what a unit of weight adds to it."""
     tokens = len(routing.shares)
-    loads = np.array([loads_of(routing, torch.tensor(one), 4) for one in keep])
+    loads = np.array([loads_of(routing, torch.tensor(kept), 4) for kept in keep])
     seconds = token_latency_s(budget, profile.total_bandwidth_hz / 4)
     unit = worth * routing.top_k_index.numel() / (1 / seconds).sum() / tokens
     lost = (routing.shares.double().numpy()[None] * ~keep).sum(axis=(1, 2))

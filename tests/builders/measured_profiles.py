@@ -10,11 +10,11 @@ LAYERS = 3
 
 
 def measured(message_s=None, alike=False, burst_bit=None, shared_bit_per_s=None):
-    places = [0 if alike else k for k in range(4)]
-    rates = [dict(downlink_bit_per_s=1e6 * (k + 1), uplink_bit_per_s=3e6 / (k + 1)) for k in places]
+    speeds = [0 if alike else k for k in range(4)]
+    rates = [dict(downlink_bit_per_s=1e6 * (k + 1), uplink_bit_per_s=3e6 / (k + 1)) for k in speeds]
     devices = [
-        dict(name=f"d{n}", distance_m=1.0, transmit_power_w=1.0, compute_flops=1e9 * (k + 1), fixed_s=0.002 * k) | one
-        for n, (k, one) in enumerate(zip(places, rates))
+        dict(name=f"d{n}", distance_m=1.0, transmit_power_w=1.0, compute_flops=1e9 * (k + 1), fixed_s=0.002 * k) | rate
+        for n, (k, rate) in enumerate(zip(speeds, rates))
     ]
     for k, device in enumerate(devices):
         device |= {} if burst_bit is None else dict(burst_bit=burst_bit * k)
@@ -35,7 +35,7 @@ def measured(message_s=None, alike=False, burst_bit=None, shared_bit_per_s=None)
 
 def trace_of(profile, dataset="d", seed=0, batches=4, passes=3, largest=40, layers=LAYERS, shape=(32, 48)):
     """Prefill and decode passes, batches of the same items, equal decode passes, idle devices, layers and passes."""
-    one = metadata(
+    trace_metadata = metadata(
         profile=profile,
         profile_hash=profile.content_hash,
         dataset=dataset,
@@ -54,7 +54,7 @@ def trace_of(profile, dataset="d", seed=0, batches=4, passes=3, largest=40, laye
         load[-1] = 0
         load[0, 0] = 0
         load[0, -1, 1:] = 0  # at most one loaded device
-    arrays = empty_arrays(one) | dict(
+    arrays = empty_arrays(trace_metadata) | dict(
         batch=np.repeat(np.arange(batches), passes),
         pass_index=pass_index,
         phase=(pass_index > 0).astype(np.uint8),
@@ -64,4 +64,4 @@ def trace_of(profile, dataset="d", seed=0, batches=4, passes=3, largest=40, laye
         first_item=np.arange(batches) // 2 * 5,
         items=np.full(batches, 5),
     )
-    return RoutingTrace(one, arrays)
+    return RoutingTrace(trace_metadata, arrays)

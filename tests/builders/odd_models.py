@@ -1,4 +1,4 @@
-"""A Mixtral whose layers differ."""
+"""A Mixtral with different layers."""
 
 import torch
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock

@@ -27,7 +27,7 @@ def run_of(abbr, policy, base=("w", "p"), lost=0.0, traces=True):
         abbr,
         policy,
         base,
-        accuracies={name: ("accuracy", 100 * one.right.mean()) for name, one in found.items()},
+        accuracies={name: ("accuracy", 100 * run.right.mean()) for name, run in found.items()},
         traces={name: [trace_of(seed=len(name), batches=8)] for name in found} if traces else {},
         groups={"mmlu": ["m_1", "m_2"]},
         items=found,

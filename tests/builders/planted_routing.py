@@ -18,7 +18,7 @@ def routing(rows, tokens, experts, top_k, seed=0):
     return np.argsort(-scores, axis=2)[:, :, :top_k]
 
 
-def counted(chosen, experts, batches=1):
+def count_pairs(chosen, experts, batches=1):
     """Co-selection of [rows, tokens, top_k] choices, counted token by token."""
     numbers = {pair: n for n, pair in enumerate(itertools.combinations(range(experts), 2))}
     pairs = np.zeros((len(chosen), len(numbers)), dtype=np.int32)
@@ -29,20 +29,20 @@ def counted(chosen, experts, batches=1):
     return CoSelection.of_pairs(pairs, experts, chosen.shape[2], batches)
 
 
-def replayed(chosen, place, objective):
+def replay_costs(chosen, placement, objective):
     """Cost of each row, token by token with the oracle of Eq. (9)."""
     rows = []
     for tokens in chosen.tolist():
-        sent, computed = oracles.loads(tokens, [True] * len(tokens), list(place), objective.devices)
+        device_load, evaluations = oracles.loads(tokens, [True] * len(tokens), list(placement), objective.devices)
         busy = [
             q * a + e * b
-            for q, e, a, b in zip(sent, computed, objective.per_token, objective.per_evaluation, strict=True)
+            for q, e, a, b in zip(device_load, evaluations, objective.per_token, objective.per_evaluation, strict=True)
         ]
         rows.append(max(busy) if objective.largest else sum(busy))
     return rows
 
 
-def planted(groups, experts_per_group, seed):
+def plant(groups, experts_per_group, seed):
     """Tokens choose both experts of one group; -> counts, group of each expert."""
     rng = np.random.default_rng(seed)
     group = rng.permutation(np.repeat(np.arange(groups), experts_per_group))
@@ -50,4 +50,4 @@ def planted(groups, experts_per_group, seed):
         [rng.choice(np.flatnonzero(group == rng.integers(groups)), 2, replace=False) for _ in range(200)]
         for _ in range(4)
     ]
-    return counted(np.array(chosen), len(group), batches=2), group
+    return count_pairs(np.array(chosen), len(group), batches=2), group

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.builders.planted_routing import counted, routing
+from tests.builders.planted_routing import count_pairs, routing
 from tests.builders.trace_blocks import metadata
 from wdmoe_opencompass.trace.format import RoutingTrace, empty_arrays
 
@@ -31,4 +31,4 @@ def trace_of(counts, passes_per_batch=1, **changes):
 
 def random_trace(seed=0, top_k=2, batches=3, **changes):
     chosen = routing(rows=3 * batches, tokens=40, experts=8, top_k=top_k, seed=seed)
-    return trace_of(counted(chosen, 8, batches), **changes)
+    return trace_of(count_pairs(chosen, 8, batches), **changes)

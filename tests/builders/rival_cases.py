@@ -18,11 +18,13 @@ def cases(draw, k=None):
     if draw(st.booleans()):
         weights = weights / weights.sum(1, keepdim=True)
     is_real_token = torch.rand(tokens, generator=generator) < draw(st.sampled_from([0.0, 0.7, 1.0]))
-    places = torch.arange(experts) % devices
-    places[: draw(st.integers(0, 3))] = -1
+    device_of_expert = torch.arange(experts) % devices
+    device_of_expert[: draw(st.integers(0, 3))] = -1
     routing = Routing(probabilities, index.gather(1, shuffle), weights.gather(1, shuffle), is_real_token, 0, "prefill")
     time_s = torch.rand(2, devices, generator=generator).double()
-    return routing, ChannelState(time_s[0] + 0.1, time_s[1], places[torch.randperm(experts, generator=generator)])
+    return routing, ChannelState(
+        time_s[0] + 0.1, time_s[1], device_of_expert[torch.randperm(experts, generator=generator)]
+    )
 
 
 def plain(routing):

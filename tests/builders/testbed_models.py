@@ -16,5 +16,5 @@ def logits(model, rows=4, padded=True):
 def states_of(model, lab):
     """Channel states under the lab's placement."""
     states = channel_states(model, "testbed_4_devices")
-    place = torch.tensor(lab.device_of_expert(model.config.num_local_experts))
-    return lambda *moment: dataclasses.replace(states(*moment), device_of_expert=place)
+    placement = torch.tensor(lab.device_of_expert(model.config.num_local_experts))
+    return lambda *moment: dataclasses.replace(states(*moment), device_of_expert=placement)

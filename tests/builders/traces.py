@@ -16,10 +16,12 @@ def with_fading(**changes):
 def trace_of(passes=3, batches=3, largest=40, seed=0):
     blocks = []
     for number in range(batches):
-        one = block(4 * number, passes=passes, seed=seed + number)
+        batch = block(4 * number, passes=passes, seed=seed + number)
         rng = np.random.default_rng(seed + number)
-        one["device_load"] = rng.integers(0, largest, one["device_load"].shape).astype(np.int32)
-        one["expert_evaluations"] = (one["device_load"] * rng.integers(1, 4, one["device_load"].shape)).astype(np.int32)
-        one["pass_index"] = np.arange(passes, dtype=np.int32)
-        blocks.append(one)
+        batch["device_load"] = rng.integers(0, largest, batch["device_load"].shape).astype(np.int32)
+        batch["expert_evaluations"] = (batch["device_load"] * rng.integers(1, 4, batch["device_load"].shape)).astype(
+            np.int32
+        )
+        batch["pass_index"] = np.arange(passes, dtype=np.int32)
+        blocks.append(batch)
     return join(metadata(), blocks)

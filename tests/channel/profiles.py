@@ -26,7 +26,9 @@ def st_contents(draw: Any) -> dict[str, Any]:
     strategies = {key: some(draw, "devices." + key if key == "transmit_power_w" else key) for key in keys}
     devices = [dict(name=f"d{n}") | {key: draw(strategies[key]) for key in keys} for n in range(count)]
     model = "none" if rates == "measured" else draw(st.sampled_from(["none", "rayleigh"]))
-    experts = draw(st.dictionaries(st.integers(0, 9), st.sampled_from([one["name"] for one in devices]), max_size=3))
+    experts = draw(
+        st.dictionaries(st.integers(0, 9), st.sampled_from([device["name"] for device in devices]), max_size=3)
+    )
     return dict(
         carrier_frequency_hz=draw(some(draw, "carrier_frequency_hz")),
         total_bandwidth_hz=draw(some(draw, "total_bandwidth_hz")),

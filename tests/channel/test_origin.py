@@ -51,7 +51,7 @@ def saved(profile):
 
 
 def plain_origins(profile):
-    """value_origins by plain rules: the last word of ORIGINS whose statement equals the value."""
+    """value_origins by plain rules: the last word of ORIGINS with a statement equal to the value."""
     origin, found = profile.origin or {}, {}
     for path, word in profile.value_origins().items():
         part = json.loads(profile.model_dump_json())
@@ -117,7 +117,7 @@ def test_keys_by_origin_name_every_value_once(content, data):
             elif match[1] == "*":
                 spelled |= {f"devices[{n}].{match[2]}": word for n in range(len(profile.devices))}
             elif " of " in match[1]:
-                of = [path for path, one in origins.items() if path.endswith(f"].{match[2]}") and one == word]
+                of = [path for path, stated in origins.items() if path.endswith(f"].{match[2]}") and stated == word]
                 assert match[1] == f"{len(of)} of {len(profile.devices)}"
                 spelled |= dict.fromkeys(of, word)
             else:

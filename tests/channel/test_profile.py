@@ -32,7 +32,7 @@ def test_shipped_profiles_hold_at_least_twenty_devices():
         (with_device(distance=4.0), "unknown key devices[2].distance; did you mean devices[2].distance_m?"),
         (with_device(distance_m=float("nan")), "devices[2].distance_m must be"),
         (with_device(distance_m="far"), "devices[2].distance_m must be a number, got 'far'"),
-        (with_device(name="d0"), "the name 'd0' stands twice"),
+        (with_device(name="d0"), "the name 'd0' is used twice"),
         (changed(devices=[]), "devices must hold at least one entry, got none"),
         (changed(total_bandwith_hz=1.0), "unknown key total_bandwith_hz; did you mean total_bandwidth_hz?"),
         (changed(fading=dict(model="rice")), "fading.model must be one of 'none' or 'rayleigh', got 'rice'"),

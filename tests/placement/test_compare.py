@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pytest import approx
 
-from tests.builders.planted_routing import counted, planted, replayed, routing
+from tests.builders.planted_routing import count_pairs, plant, replay_costs, routing
 from tests.builders.random_traces import random_trace, trace_of
 from tests.builders.trace_blocks import metadata
 from wdmoe_opencompass.channel import load_profile
@@ -31,14 +31,14 @@ def written(tmp_path):
 @pytest.mark.parametrize("objective", ["latency", "transfers"])
 def test_what_is_printed_is_what_a_replay_of_the_routing_gives(objective):
     chosen = routing(rows=6, tokens=40, experts=8, top_k=2)
-    answer = compare_placements([trace_of(counted(chosen, 8, 2))], devices=4, objective=objective)
+    answer = compare_placements([trace_of(count_pairs(chosen, 8, 2))], devices=4, objective=objective)
     budget = latency(answer.profile, ExpertShape(32, 48))
-    for one in answer.judged:
-        assert one.mean_waiting_latency_s == approx(sum(replayed(chosen, one.device_of_expert, budget)) / 2)
-        visits = [len({one.device_of_expert[e] for e in token}) for token in chosen.reshape(-1, 2)]
-        assert one.transfers_per_token_layer == approx(np.mean(visits))
+    for judged in answer.judged:
+        assert judged.mean_waiting_latency_s == approx(sum(replay_costs(chosen, judged.device_of_expert, budget)) / 2)
+        transfers = [len({judged.device_of_expert[e] for e in token}) for token in chosen.reshape(-1, 2)]
+        assert judged.transfers_per_token_layer == approx(np.mean(transfers))
     key = dict(latency="mean_waiting_latency_s", transfers="transfers_per_token_layer")[objective]
-    assert all(getattr(answer.ours, key) <= getattr(one, key) * (1 + 1e-12) for one in answer.judged)
+    assert all(getattr(answer.ours, key) <= getattr(judged, key) * (1 + 1e-12) for judged in answer.judged)
     assert answer.ours.status == "proven optimal"
     assert answer.records()[0]["latency_saving_percent"] == 0
 
@@ -65,7 +65,7 @@ def test_several_traces_count_as_one():
 def test_beyond_pairs_it_is_called_a_heuristic(wdmoe, written):
     done = wdmoe("place", written(random_trace(top_k=3)), "--devices", 4, "--json")
     answer = json.loads(done.stdout)
-    assert [one["status"] for one in answer["placements"]] == ["baseline", "heuristic", "heuristic"]
+    assert [placement["status"] for placement in answer["placements"]] == ["baseline", "heuristic", "heuristic"]
     assert any("3 experts per token" in note and "heuristic" in note for note in answer["notes"])
 
 
@@ -87,7 +87,7 @@ def test_notes_name_what_is_assumed():
 
 def test_transfers_are_placed_on_the_devices_that_answer_first():
     """Two planted groups, two unlike devices: more tokens go to the device of lower latency."""
-    counts = counted(np.array([[[0, 2]] * 30 + [[1, 3]] * 10] * 3), 4)
+    counts = count_pairs(np.array([[[0, 2]] * 30 + [[1, 3]] * 10] * 3), 4)
     answer = compare_placements([trace_of(counts)], devices=2, objective="transfers")
     fast = int(np.argmin(latency(answer.profile, ExpertShape(32, 48)).per_token))
     assert answer.ours.transfers_per_token_layer == 1
@@ -95,7 +95,7 @@ def test_transfers_are_placed_on_the_devices_that_answer_first():
 
 
 def test_the_file_is_a_whole_profile_that_the_other_commands_take(wdmoe, written, tmp_path):
-    counts, group = planted(4, 2, seed=1)
+    counts, group = plant(4, 2, seed=1)
     path, out = written(trace_of(counts)), tmp_path / "placed.yaml"
     options = ["--devices", 4, "--objective", "transfers", "--out", out]
     answer = json.loads(wdmoe("place", path, *options, "--json").stdout)
@@ -108,10 +108,10 @@ def test_the_file_is_a_whole_profile_that_the_other_commands_take(wdmoe, written
     assert {key: before[key] for key in origins if not key.startswith("placement.")} == {
         key: word for key, word in origins.items() if not key.startswith("placement.")
     }
-    place = np.array(profile.device_of_expert(8))
-    assert ((place[:, None] == place) == (group[:, None] == group)).all()
-    assert answer["placement"] == {str(e): profile.devices[d].name for e, d in enumerate(place)}
-    assert answer["placements"][2]["experts_of_device"]["device_1"] == np.flatnonzero(place == 0).tolist()
+    placement = np.array(profile.device_of_expert(8))
+    assert ((placement[:, None] == placement) == (group[:, None] == group)).all()
+    assert answer["placement"] == {str(e): profile.devices[d].name for e, d in enumerate(placement)}
+    assert answer["placements"][2]["experts_of_device"]["device_1"] == np.flatnonzero(placement == 0).tolist()
     assert "Made by `wdmoe place` from channel profile paper_8_devices and the routing traces tiny/d" in out.read_text()
     assert "4 devices, hash" in wdmoe("profile", "validate", out).stdout
     table = wdmoe("place", path, *options).stdout.splitlines()
@@ -142,15 +142,15 @@ def test_bad_input_gets_one_sentence_and_exit_code_2(wdmoe, written, arguments, 
 
 
 def test_traces_that_say_too_little_are_refused():
-    one = random_trace()
-    single = RoutingTrace(metadata(top_k=1), one.arrays)
-    other = RoutingTrace(metadata(model="other", hidden_size=64), one.arrays)
+    trace = random_trace()
+    single = RoutingTrace(metadata(top_k=1), trace.arrays)
+    other = RoutingTrace(metadata(model="other", hidden_size=64), trace.arrays)
     uneven = random_trace()
     uneven.arrays["co_selection"][0, 0, 0] += 1
     empty = RoutingTrace(metadata(), empty_arrays(metadata()))
     for traces, sentence in (
         ([single], "trace of d has top_k = 1: .* top_k must be >= 2"),
-        ([one, other], r"traces of tiny/d and other/d differ in hidden_size \(32 and 64\)"),
+        ([trace, other], r"traces of tiny/d and other/d differ in hidden_size \(32 and 64\)"),
         ([uneven], "co_selection does not add up to 2 experts per token"),
         ([empty], "the trace of d holds no forward pass"),
     ):

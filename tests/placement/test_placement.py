@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pytest import approx
 
 from tests import oracles
-from tests.builders.planted_routing import counted, planted, replayed, routing
+from tests.builders.planted_routing import count_pairs, plant, replay_costs, routing
 from tests.examples import seeds
 from wdmoe_opencompass.channel import draw_channel, load_profile
 from wdmoe_opencompass.errors import ProfileError
@@ -36,9 +36,9 @@ def unequal(devices, seed=0):
 
 
 def brute_force(problem):
-    places = itertools.product(range(problem.devices), repeat=problem.counts.experts)
-    fitting = (p for p in places if np.bincount(p).max() <= problem.capacity)
-    return min(problem.cost(np.array(place)) for place in fitting)
+    placements = itertools.product(range(problem.devices), repeat=problem.counts.experts)
+    fitting = (p for p in placements if np.bincount(p).max() <= problem.capacity)
+    return min(problem.cost(np.array(placement)) for placement in fitting)
 
 
 OBJECTIVES = {
@@ -53,9 +53,9 @@ both = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 @pytest.mark.parametrize("seed", seeds(3))
 def test_the_predicted_cost_is_that_of_an_independent_replay(objective, seed):
     chosen = routing(rows=6, tokens=50, experts=8, top_k=2, seed=seed)
-    problem = PlacementProblem(counted(chosen, 8, batches=3), objective(4), capacity=2)
-    for place in (modulo(8, 4), cap_greedy(problem), local_search(problem, restarts=3)):
-        assert problem.cost(place) == approx(sum(replayed(chosen, place, problem.objective)) / 3)
+    problem = PlacementProblem(count_pairs(chosen, 8, batches=3), objective(4), capacity=2)
+    for placement in (modulo(8, 4), cap_greedy(problem), local_search(problem, restarts=3)):
+        assert problem.cost(placement) == approx(sum(replay_costs(chosen, placement, problem.objective)) / 3)
 
 
 def test_the_latency_objective_is_eq_11_under_even_bandwidth():
@@ -70,16 +70,16 @@ def test_the_latency_objective_is_eq_11_under_even_bandwidth():
 
 
 @pytest.mark.parametrize("top_k", [3, 5])
-def test_visits_of_more_than_two_experts_are_a_lower_bound(top_k):
+def test_transfers_of_more_than_two_experts_are_a_lower_bound(top_k):
     chosen = routing(rows=5, tokens=60, experts=8, top_k=top_k)
-    counts = counted(chosen, 8)
-    for place in (modulo(8, 2), modulo(8, 8), np.repeat([0, 1], [7, 1])):
-        sent, computed = counts.on_devices(place, place.max() + 1)
+    counts = count_pairs(chosen, 8)
+    for placement in (modulo(8, 2), modulo(8, 8), np.repeat([0, 1], [7, 1])):
+        load, evaluations = counts.on_devices(placement, placement.max() + 1)
         for row, tokens in enumerate(chosen.tolist()):
-            true_sent, true_computed = oracles.loads(tokens, [True] * 60, list(place), place.max() + 1)
-            assert computed[row] == approx(np.array(true_computed, dtype=float))
-            assert (sent[row] <= np.array(true_sent) + 1e-9).all()
-            assert (sent[row] >= computed[row] / top_k - 1e-9).all()
+            true_load, true_evaluations = oracles.loads(tokens, [True] * 60, list(placement), placement.max() + 1)
+            assert evaluations[row] == approx(np.array(true_evaluations, dtype=float))
+            assert (load[row] <= np.array(true_load) + 1e-9).all()
+            assert (load[row] >= evaluations[row] / top_k - 1e-9).all()
     alone, _ = counts.on_devices(modulo(8, 8), 8)
     assert alone == approx(counts.counts)  # exact where no two experts share a device
 
@@ -87,18 +87,18 @@ def test_visits_of_more_than_two_experts_are_a_lower_bound(top_k):
 @pytest.mark.parametrize("sizes", [(4, 2), (2, 4), (4, 4), (8, 8)])
 @pytest.mark.parametrize("seed", seeds(3))
 def test_the_plant_is_found(sizes, seed):
-    counts, group = planted(*sizes, seed)
+    counts, group = plant(*sizes, seed)
     found = local_search(PlacementProblem(counts, transfers(sizes[0]), sizes[1]))
     assert ((found[:, None] == found) == (group[:, None] == group)).all()
     problem = PlacementProblem(counts, transfers(sizes[0]), sizes[1])
-    assert problem.cost(found) * 2 == approx(counts.token_layers)  # one visit per token and layer
+    assert problem.cost(found) * 2 == approx(counts.token_layers)  # one transfer per token and layer
 
 
 @both
 @pytest.mark.parametrize(("devices", "capacity"), [(3, 2), (2, 3), (3, 3), (5, 1), (1, 5)])
 def test_the_exact_solver_equals_brute_force(objective, devices, capacity):
     for seed in seeds(3):
-        counts = counted(routing(rows=4, tokens=40, experts=5, top_k=2, seed=seed), 5, batches=2)
+        counts = count_pairs(routing(rows=4, tokens=40, experts=5, top_k=2, seed=seed), 5, batches=2)
         problem = PlacementProblem(counts, objective(devices), capacity)
         answer = exact(problem, modulo(5, devices))
         assert answer.is_proven
@@ -108,7 +108,7 @@ def test_the_exact_solver_equals_brute_force(objective, devices, capacity):
 @both
 def test_exact_and_local_search_agree_on_small_cases(objective):
     for seed in seeds(10):
-        counts = counted(routing(rows=4, tokens=60, experts=8, top_k=2, seed=seed), 8, batches=2)  # 2 layers
+        counts = count_pairs(routing(rows=4, tokens=60, experts=8, top_k=2, seed=seed), 8, batches=2)  # 2 layers
         problem = PlacementProblem(counts, objective(4), capacity=2)
         answer = exact(problem, modulo(8, 4))
         assert answer.is_proven
@@ -117,7 +117,7 @@ def test_exact_and_local_search_agree_on_small_cases(objective):
 
 @pytest.mark.parametrize("objective", [transfers, unequal])
 def test_out_of_time_the_bound_still_holds(objective):
-    problem = PlacementProblem(counted(routing(8, 60, 8, 2), 8, batches=2), objective(4), capacity=2)
+    problem = PlacementProblem(count_pairs(routing(8, 60, 8, 2), 8, batches=2), objective(4), capacity=2)
     best = exact(problem, modulo(8, 4)).cost
     shares = []
     cut = exact(problem, modulo(8, 4), time_limit_s=1e-6, advance=shares.append)
@@ -126,7 +126,7 @@ def test_out_of_time_the_bound_still_holds(objective):
 
 
 def test_more_than_two_experts_per_token_are_no_case_for_the_exact_solver():
-    problem = PlacementProblem(counted(routing(2, 30, 6, 3), 6), transfers(3), capacity=2)
+    problem = PlacementProblem(count_pairs(routing(2, 30, 6, 3), 6), transfers(3), capacity=2)
     with pytest.raises(ProfileError, match="6 experts on 3 devices with K = 3 are no case for the exact solvers"):
         exact(problem, modulo(6, 3))
 
@@ -138,25 +138,25 @@ def test_every_expert_is_placed_once_within_capacity_and_never_worse_than_by_def
     top_k = data.draw(st.integers(2, min(4, experts)))
     capacity = data.draw(st.integers(-(-experts // devices), experts))
     seed = data.draw(st.integers(0, 1000))
-    counts = counted(routing(rows=4, tokens=20, experts=experts, top_k=top_k, seed=seed), experts, batches=2)
+    counts = count_pairs(routing(rows=4, tokens=20, experts=experts, top_k=top_k, seed=seed), experts, batches=2)
     objective = data.draw(st.sampled_from(list(OBJECTIVES.values())))(devices)
     problem = PlacementProblem(counts, objective, capacity)
-    for place in (local_search(problem, restarts=2, seed=seed), cap_greedy(problem)):
-        assert place.shape == (experts,)
-        assert place.min() >= 0
-        assert np.bincount(place, minlength=devices).max() <= capacity
-        assert len(np.bincount(place, minlength=devices)) == devices
+    for placement in (local_search(problem, restarts=2, seed=seed), cap_greedy(problem)):
+        assert placement.shape == (experts,)
+        assert placement.min() >= 0
+        assert np.bincount(placement, minlength=devices).max() <= capacity
+        assert len(np.bincount(placement, minlength=devices)) == devices
     assert problem.cost(local_search(problem, restarts=2, seed=seed)) <= problem.cost(modulo(experts, devices))
 
 
 @pytest.mark.parametrize("objective", [transfers, unequal])
 def test_no_swap_and_no_move_betters_a_found_placement(objective):
-    problem = PlacementProblem(counted(routing(6, 60, 7, 2), 7, batches=3), objective(3), capacity=4)
+    problem = PlacementProblem(count_pairs(routing(6, 60, 7, 2), 7, batches=3), objective(3), capacity=4)
     found = local_search(problem, restarts=0)
     cost = problem.cost(found)
-    for one, other in itertools.combinations(range(7), 2):
+    for first, second in itertools.combinations(range(7), 2):
         swapped = found.copy()
-        swapped[[one, other]] = found[[other, one]]
+        swapped[[first, second]] = found[[second, first]]
         assert problem.cost(swapped) >= cost * (1 - 1e-9)
     for expert, device in itertools.product(range(7), range(3)):
         moved = found.copy()
@@ -166,7 +166,7 @@ def test_no_swap_and_no_move_betters_a_found_placement(objective):
 
 
 def test_batches_are_added_up_where_there_are_very_many(monkeypatch):
-    counts = counted(routing(12, 40, 6, 2), 6, batches=6)  # 2 layers
+    counts = count_pairs(routing(12, 40, 6, 2), 6, batches=6)  # 2 layers
     problem = PlacementProblem(counts, unequal(3), capacity=2)
     monkeypatch.setattr("wdmoe_opencompass.placement.problem.SEARCH_NUMBERS", 3 * 2 * 36)
     small = problem.for_search()
@@ -179,7 +179,7 @@ def test_batches_are_added_up_where_there_are_very_many(monkeypatch):
 
 def test_too_little_room_gets_one_sentence():
     with pytest.raises(ProfileError, match=r"2 devices with 3 experts each cannot hold 8 .* must be >= 4"):
-        PlacementProblem(counted(routing(2, 20, 8, 2), 8), transfers(2), capacity=3)
+        PlacementProblem(count_pairs(routing(2, 20, 8, 2), 8), transfers(2), capacity=3)
 
 
 # Four experts, one row: 6 tokens chose {0, 1}, 2 {0, 2}, 1 {1, 3}, 3 {2, 3}. So experts 0 to 3 have 8, 7, 5 and 4

@@ -37,12 +37,12 @@ def device_loads(chosen, by, communication, computation, device_of_expert):
     """-> per device its pairs, or its time: a token goes once to a device that holds several of its experts."""
     loads = []
     for device in range(len(communication)):
-        sent = pairs = 0
+        device_load = pairs = 0
         for experts in chosen:
             here = [e for e in experts if device_of_expert[e] == device]
-            sent += bool(here)
+            device_load += bool(here)
             pairs += len(here)
-        loads.append(sent * communication[device] + pairs * computation[device] if by == "time" else pairs)
+        loads.append(device_load * communication[device] + pairs * computation[device] if by == "time" else pairs)
     return loads
 
 
@@ -50,7 +50,7 @@ def load_aware_thresholds(loads, threshold, max_threshold, device_of_expert):
     """-> per expert its threshold."""
     mean = sum(loads) / len(loads)
     rho = [load / mean if mean else 0.0 for load in loads]
-    of_device = [max_threshold if one > 1 else threshold * one for one in rho]
+    of_device = [max_threshold if share > 1 else threshold * share for share in rho]
     return [of_device[device] if device >= 0 else 0.0 for device in device_of_expert]
 
 
@@ -92,17 +92,17 @@ def capacity(weights, chosen, holders, cap, may_lose_all):
     kept = [set(experts) for experts in chosen]
     tops = [by_rank(w, experts)[0] for w, experts in zip(weights, chosen)]
     for holder, most in cap.items():
-        pairs = [(j, place) for j, experts in enumerate(chosen) for place, e in enumerate(experts)]
-        pairs = [(j, place) for j, place in pairs if holders[chosen[j][place]] == holder]
+        pairs = [(j, slot) for j, experts in enumerate(chosen) for slot, e in enumerate(experts)]
+        pairs = [(j, slot) for j, slot in pairs if holders[chosen[j][slot]] == holder]
 
         def order(pair):
-            j, place = pair
-            e = chosen[j][place]
-            return not (not may_lose_all and e == tops[j]), -weights[j][e], j, place
+            j, slot = pair
+            e = chosen[j][slot]
+            return not (not may_lose_all and e == tops[j]), -weights[j][e], j, slot
 
-        for j, place in sorted(pairs, key=order)[most:]:
-            if may_lose_all or chosen[j][place] != tops[j]:
-                kept[j].discard(chosen[j][place])
+        for j, slot in sorted(pairs, key=order)[most:]:
+            if may_lose_all or chosen[j][slot] != tops[j]:
+                kept[j].discard(chosen[j][slot])
     return kept
 
 

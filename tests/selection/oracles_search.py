@@ -14,18 +14,18 @@ def costs_of_experts(device_of_expert, cost_of_device):
 
 
 def cheapest(items, score, cost, least, most, must=(), fewest=1):
-    """-> the cheapest set of at most `most` items whose scores reach `least`, the best of equally cheap; or None."""
+    """-> the cheapest set of at most `most` items that reach the score `least`, the best of equally cheap; or None."""
     sets = [
-        one
+        chosen
         for size in range(fewest, most + 1)
-        for one in itertools.combinations(items, size)
-        if set(must) <= set(one) and sum(score[i] for i in one) >= least - ROUNDING
+        for chosen in itertools.combinations(items, size)
+        if set(must) <= set(chosen) and sum(score[i] for i in chosen) >= least - ROUNDING
     ]
     if not sets:
         return None
-    lowest = min(sum(cost[i] for i in one) for one in sets)
-    as_cheap = [one for one in sets if sum(cost[i] for i in one) <= lowest * (1 + ROUNDING)]
-    return set(max(as_cheap, key=lambda one: sum(score[i] for i in one)))
+    lowest = min(sum(cost[i] for i in chosen) for chosen in sets)
+    as_cheap = [chosen for chosen in sets if sum(cost[i] for i in chosen) <= lowest * (1 + ROUNDING)]
+    return set(max(as_cheap, key=lambda chosen: sum(score[i] for i in chosen)))
 
 
 def by_weight(experts, weights):
@@ -52,18 +52,18 @@ def des_top_k(tokens, cost, least, most, may_lose_all):
 
 
 def loads(chosen, is_real_token, device_of_expert, devices):
-    visits, evaluations = [0] * devices, [0] * devices
+    device_load, evaluations = [0] * devices, [0] * devices
     for experts, counts in zip(chosen, is_real_token):
-        places = [device_of_expert[e] for e in experts if counts and device_of_expert[e] >= 0]
-        for place in places:
-            evaluations[place] += 1
-        for place in set(places):
-            visits[place] += 1
-    return visits, evaluations
+        hosts = [device_of_expert[e] for e in experts if counts and device_of_expert[e] >= 0]
+        for device in hosts:
+            evaluations[device] += 1
+        for device in set(hosts):
+            device_load[device] += 1
+    return device_load, evaluations
 
 
 def jesa(tokens, is_real_token, device_of_expert, cost_of_device, cost_under_split, least, most, rounds=10):
-    """cost_under_split: (visits, evaluations) -> cost of each device under the best split; None where nobody comes."""
+    """cost_under_split: (device_load, evaluations) -> cost of each device under the best split; None without load."""
     cost, seen = list(cost_of_device), []
     for _ in range(rounds):
         chosen = des(tokens, costs_of_experts(device_of_expert, cost), least, most)
@@ -76,13 +76,13 @@ def jesa(tokens, is_real_token, device_of_expert, cost_of_device, cost_under_spl
 
 
 def caee_steps(tokens, is_real_token, device_of_expert, communication, computation, tau):
-    """The rule one drop at a time, what may go being asked anew before each; -> the sets of experts kept."""
+    """The rule one drop at a time, what may go is asked again before each; -> the sets of experts kept."""
     keep = [dict(zip(experts, weights)) for _, experts, weights in tokens]
     least = [tau * sum(weights) for _, _, weights in tokens]
     top = [experts[weights.index(max(weights))] for _, experts, weights in tokens]
     while True:
-        visits, evaluations = loads(keep, is_real_token, device_of_expert, len(communication))
-        time = [v * a + e * b for v, a, e, b in zip(visits, communication, evaluations, computation)]
+        device_load, evaluations = loads(keep, is_real_token, device_of_expert, len(communication))
+        time = [v * a + e * b for v, a, e, b in zip(device_load, communication, evaluations, computation)]
         last = time.index(max(time))
         pairs = [
             (weight, j, expert)
@@ -104,8 +104,8 @@ def caee_rounds(tokens, is_real_token, device_of_expert, communication, computat
     top = [experts[weights.index(max(weights))] for _, experts, weights in tokens]
 
     def times():
-        visits, evaluations = loads(keep, is_real_token, device_of_expert, len(communication))
-        return [v * a + e * b for v, a, e, b in zip(visits, communication, evaluations, computation)]
+        device_load, evaluations = loads(keep, is_real_token, device_of_expert, len(communication))
+        return [v * a + e * b for v, a, e, b in zip(device_load, communication, evaluations, computation)]
 
     for _ in range(rounds):
         time = times()
@@ -134,10 +134,10 @@ def caee_rounds(tokens, is_real_token, device_of_expert, communication, computat
     return [set(kept) for kept in keep]
 
 
-def _cost_of(experts, device_of_expert, of_visit, of_evaluation):
+def _cost_of(experts, device_of_expert, of_transfer, of_evaluation):
     used = [e for e in set(experts) if device_of_expert[e] >= 0]
     return sum(of_evaluation[device_of_expert[e]] for e in used) + sum(
-        of_visit[d] for d in {device_of_expert[e] for e in used}
+        of_transfer[d] for d in {device_of_expert[e] for e in used}
     )
 
 
@@ -148,7 +148,7 @@ def _most_harm(token, differences, eta, relative):
 
 
 def _added(phi, weights):
-    """-> expert -> weight; places at one expert become one."""
+    """-> expert -> weight; slots at one expert become one."""
     answer = {}
     for expert, weight in zip(phi, weights):
         if expert is not None:
@@ -160,7 +160,7 @@ def _harm(differences, own, weight, option):
     return 0.0 if option == own else weight * differences[own][-1 if option is None else option]
 
 
-def sift_moe(tokens, device_of_expert, of_visit, of_evaluation, differences, eta, relative, may_lose_all):
+def sift_moe(tokens, device_of_expert, of_transfer, of_evaluation, differences, eta, relative, may_lose_all):
     """-> expert -> weight of each token, over all choices; None is skipping."""
     answers = []
     for token in tokens:
@@ -168,10 +168,10 @@ def sift_moe(tokens, device_of_expert, of_visit, of_evaluation, differences, eta
         most = _most_harm(token, differences, eta, relative)
         best = []
         for phi in itertools.product([*range(len(scores)), None], repeat=len(experts)):
-            harm = sum(_harm(differences, *place) for place in zip(experts, weights, phi))
+            harm = sum(_harm(differences, *slot) for slot in zip(experts, weights, phi))
             if harm > most or (not may_lose_all and phi[weights.index(max(weights))] is None):
                 continue
-            cost = _cost_of([e for e in phi if e is not None], device_of_expert, of_visit, of_evaluation)
+            cost = _cost_of([e for e in phi if e is not None], device_of_expert, of_transfer, of_evaluation)
             best.append((cost, harm, phi))
         lowest = min(cost for cost, _, _ in best)
         _, phi = min((harm, phi) for cost, harm, phi in best if cost <= lowest * (1 + ROUNDING))
@@ -179,10 +179,10 @@ def sift_moe(tokens, device_of_expert, of_visit, of_evaluation, differences, eta
     return answers
 
 
-def sift_moe_one_by_one(tokens, device_of_expert, of_visit, of_evaluation, differences, eta, relative, may_lose_all):
+def sift_moe_one_by_one(tokens, device_of_expert, of_transfer, of_evaluation, differences, eta, relative, may_lose_all):
     """-> as `sift_moe`, change by change: k that save most per harm added, k that save most.
 
-    A change moves one place, or all places at one device (or all that are skipped), to one expert or skips them.
+    A change moves one slot, or all slots at one device (or all that are skipped), to one expert or skips them.
     """
     answers = []
     for token in tokens:
@@ -190,26 +190,26 @@ def sift_moe_one_by_one(tokens, device_of_expert, of_visit, of_evaluation, diffe
         most, phi = _most_harm(token, differences, eta, relative), list(experts)
 
         def cost(phi):
-            return _cost_of([e for e in phi if e is not None], device_of_expert, of_visit, of_evaluation)
+            return _cost_of([e for e in phi if e is not None], device_of_expert, of_transfer, of_evaluation)
 
         def harm(phi, token=token):
-            return sum(_harm(differences, *place) for place in zip(*token[1:], phi))
+            return sum(_harm(differences, *slot) for slot in zip(*token[1:], phi))
 
         def at(expert):
             return None if expert is None else device_of_expert[expert]
 
         for turn in range(2 * len(experts)):
-            groups = [{place} for place in range(len(experts))]
+            groups = [{slot} for slot in range(len(experts))]
             groups += [{other for other, e in enumerate(phi) if at(e) == at(expert)} for expert in phi]
             best, changed = 0.0, phi
             for group in groups:
                 for option in [*range(len(scores)), None]:
-                    new = [option if place in group else e for place, e in enumerate(phi)]
+                    new = [option if slot in group else e for slot, e in enumerate(phi)]
                     if not may_lose_all and new[weights.index(max(weights))] is None:
                         continue
                     saved = cost(phi) - cost(new)
                     worth = saved / max(harm(new) - harm(phi), 1e-30) if turn < len(experts) else saved
-                    small = ROUNDING * (max(of_visit) + max(of_evaluation))
+                    small = ROUNDING * (max(of_transfer) + max(of_evaluation))
                     if saved > small and harm(new) <= most and worth > best * (1 + 1e-9):
                         best, changed = worth, new
             phi = changed

@@ -38,9 +38,9 @@ def test_it_equals_algorithm_2_step_by_step(case, factor, quartile_of, candidate
     policy = build_policy("bottleneck", dict(factor=factor, quartile_of=quartile_of, candidates=candidates))
     selection = policy.select(routing, channel)
     weights, chosen = plain(routing)
-    places = channel.device_of_expert.tolist()
+    device_of_expert = channel.device_of_expert.tolist()
     assert kept(routing, selection) == oracles.algorithm_2(
-        weights, chosen, seconds.tolist(), places, factor, quartile_of == "loaded", candidates == "visits"
+        weights, chosen, seconds.tolist(), device_of_expert, factor, quartile_of == "loaded", candidates == "visits"
     )
     assert selection.keep[~routing.is_real_token].all()
 
@@ -55,7 +55,7 @@ def test_it_equals_algorithm_2_step_by_step(case, factor, quartile_of, candidate
 #   5      55 45  0  0    1, 2
 #   6       0 52 48  0    2, 3
 #
-#   J = 3, 3, 2, 4; that = 3, 3, 2, 16 s; sorted 2 3 3 16, Q3 at place 2.25: 3 + .25 * 13 = 6.25; 16 > 9.375
+#   J = 3, 3, 2, 4; that = 3, 3, 2, 16 s; sorted 2 3 3 16, Q3 at position 2.25: 3 + .25 * 13 = 6.25; 16 > 9.375
 #   J_drop = floor((16 - 6.25) / 4) = floor(2.4375) = 2; mean weight at 4: (.40+.30+.20+.90) / 4 = .45
 #   candidates: tokens 3 (.20), 2 (.30), 1 (.40); the two smallest go: tokens 3 and 2.
 HAND = [[60, 0, 0, 40], [70, 0, 0, 30], [0, 80, 0, 20], [0, 0, 10, 90], [55, 45, 0, 0], [0, 52, 48, 0]]
@@ -82,7 +82,7 @@ def hand_case(seconds=(1.0, 1.0, 1.0, 4.0), weights=HAND):
     ],
 )
 def test_the_case_worked_by_hand(factor, seconds, dropped_tokens):
-    routing, channel = hand_case([float(one) for one in seconds])
+    routing, channel = hand_case([float(second) for second in seconds])
     keep = build_policy("bottleneck", dict(factor=factor)).select(routing, channel).keep
     assert keep[:, 0].all()
     assert (~keep[:, 1]).nonzero().flatten().tolist() == dropped_tokens
@@ -110,7 +110,7 @@ def test_among_visits_every_drop_spares_the_bottleneck_a_token(case):
     keep = build_policy("bottleneck", dict(factor=1.0, candidates="visits")).select(routing, channel).keep
     left = replace(routing, top_k_index=torch.where(keep, routing.top_k_index, len(channel.device_of_expert)))
     nowhere = replace(channel, device_of_expert=torch.cat([channel.device_of_expert, torch.tensor([-1])]))
-    before, after = (routed_loads(*one)[0] for one in ((routing, channel), (left, nowhere)))
+    before, after = (routed_loads(*state)[0] for state in ((routing, channel), (left, nowhere)))
     assert (before - after).sum() == (~keep).sum()
 
 

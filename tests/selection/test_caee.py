@@ -57,7 +57,7 @@ def test_every_token_keeps_tau_and_the_slowest_device_gains(case, tau):
 
 @pytest.mark.parametrize("k", [3, 6])
 def test_rounds_wait_about_as_long_as_steps(k):
-    """What fixing the candidates of a round costs: the slowest device's time, beside the rule step by step."""
+    """What fixing the candidates of a round costs: the slowest device's time, next to the rule step by step."""
     for seed in seeds(4):
         routing, channel = search_case(2 * seed, 60, 16, k, 8, 0, 1.0)
         times = []
@@ -65,10 +65,10 @@ def test_rounds_wait_about_as_long_as_steps(k):
             sets_of(build_policy("caee", dict(tau=0.7)).select(routing, channel)),
             oracles_search.caee_steps(*facts(routing, channel), 0.7),
         ):
-            visits, evaluations = oracles_search.loads(
+            load, evaluations = oracles_search.loads(
                 kept, routing.is_real_token.tolist(), facts(routing, channel)[2], 8
             )
-            time = torch.tensor(visits) * channel.communication_s + torch.tensor(evaluations) * channel.computation_s
+            time = torch.tensor(load) * channel.communication_s + torch.tensor(evaluations) * channel.computation_s
             times.append(time.max().item())
         assert times[0] <= 1.1 * times[1]
 

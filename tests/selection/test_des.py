@@ -78,7 +78,7 @@ def test_prices_give_a_choice_where_there_is_one_and_bound_the_cheapest(case, le
         assert bool(answer.found[number]) == (best is not None)
         if best is not None:
             chosen = answer.chosen[number].nonzero().flatten().tolist()
-            paid, least_paid = (sum(cost[i].item() for i in one) for one in (chosen, best))
+            paid, least_paid = (sum(cost[i].item() for i in items) for items in (chosen, best))
             assert sum(row[i] for i in chosen) >= least - 2e-6
             assert 1 <= len(chosen) <= most
             assert set(top) <= set(chosen)
@@ -92,7 +92,7 @@ def test_prices_are_close_to_the_cheapest(monkeypatch):
     policy = build_policy("des", dict(z=0.4, gamma_0=1.0))
 
     def paid():
-        chosen = policy.chosen(routing, channel, device_cost(channel, "latency"))
+        chosen = policy.choose(routing, channel, device_cost(channel, "latency"))
         return (chosen * cost).sum(dim=1)
 
     exact = paid()
@@ -131,7 +131,7 @@ def test_des_on_the_case_worked_by_hand():
     routing, channel = hand_case()
     selection = build_policy("des", dict(z=0.5, gamma_0=1.0)).select(routing, channel)
     assert sets_of(selection) == [{0}, {1, 2}, {1}, {0}]
-    assert selection.expert_index[1].tolist() == [1, 2]  # expert 3 keeps its place, expert 2 takes that of expert 1
+    assert selection.expert_index[1].tolist() == [1, 2]  # expert 3 keeps its slot, expert 2 takes that of expert 1
     assert selection.weights[1].tolist() == pytest.approx([0.25, 0.35])
     within = build_policy("des_top_k", dict(z=0.5, gamma_0=1.0)).select(routing, channel)
     assert sets_of(within) == [{0}, {0, 2}, {1}, {0}]
@@ -155,13 +155,14 @@ def test_jesa_alternates_until_loads_repeat(case, parameters):
     routing = only_real(routing)
     even = device_cost(channel, parameters["cost"]).tolist()
 
-    def cost_under_split(visits, evaluations):
-        sent = optimal_split(channel, torch.tensor(visits), torch.tensor(evaluations)).communication_s.tolist()
+    def cost_under_split(load, evaluations):
+        split = optimal_split(channel, torch.tensor(load), torch.tensor(evaluations))
+        communication_s = split.communication_s.tolist()
         if parameters["cost"] == "latency":
-            now = [a + b for a, b in zip(sent, channel.computation_s.tolist())]
+            now = [a + b for a, b in zip(communication_s, channel.computation_s.tolist())]
         else:
-            now = [joules * a / b for joules, a, b in zip(even, sent, channel.communication_s.tolist())]
-        return [cost if count else None for cost, count in zip(now, visits)]
+            now = [joules * a / b for joules, a, b in zip(even, communication_s, channel.communication_s.tolist())]
+        return [cost if count else None for cost, count in zip(now, load)]
 
     _, least, most = facts(routing, channel, parameters)
     expected = oracles_search.jesa(
@@ -184,7 +185,7 @@ def test_padding_changes_nothing(name, case):
     policy = build_policy(name, dict(z=0.4, gamma_0=1.0))
     padded = policy.select(routing, channel)
     alone = policy.select(only_real(routing), channel)
-    assert [one for one, real in zip(sets_of(padded), routing.is_real_token) if real] == sets_of(alone)
+    assert [experts for experts, real in zip(sets_of(padded), routing.is_real_token) if real] == sets_of(alone)
 
 
 # By hand: every token may have expert 1 or 2 (score .5 each), devices 1 and 2 alike, both 1 s per token with half the
@@ -208,7 +209,7 @@ def test_jesa_on_the_case_worked_by_hand():
 
 @pytest.mark.parametrize("name", ["des", "des_top_k", "jesa"])
 def test_the_kept_share_grows_with_z_but_for_small_turns(name):
-    """One dear expert may take the place of two cheap ones when more score is asked for."""
+    """One dear expert may replace two cheap ones when more score is asked for."""
     routing, channel = search_case(1, 400, 8, 3, 4, 0, 1.0)
     values = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.1]
     policies = [build_policy(name, dict(z=z, gamma_0=1.0)) for z in values]

@@ -1,4 +1,4 @@
-"""Our policy against every possible set of drops, and the theorem it stands on."""
+"""Our policy against every possible set of drops, and the theorem it rests on."""
 
 import itertools
 
@@ -33,7 +33,7 @@ small_cases = dict(
 @settings(deadline=None, max_examples=20)
 @given(**small_cases)
 @example(seed=8044, tokens=3, worth=2.0, duplex="shared")
-def test_no_set_of_drops_beats_it_by_more_than_a_visit(split, may_lose_all, seed, tokens, worth, duplex):
+def test_no_set_of_drops_beats_it_by_more_than_a_transfer(split, may_lose_all, seed, tokens, worth, duplex):
     """The even split's answer is the best set; of the best split's, this is claimed but not proven."""
     routing, channel, profile, budget = random_case(seed, tokens, duplex=duplex)
     policy = build_policy("dual_price", dict(worth=worth, split=split, may_lose_all=may_lose_all))
@@ -43,14 +43,14 @@ def test_no_set_of_drops_beats_it_by_more_than_a_visit(split, may_lose_all, seed
     if split == "even":
         assert ours[0] <= costs.min() * (1 + FLOAT32)
     else:
-        visit = routing.shares[:, 0 if may_lose_all else 1].max().item()
-        assert ours[0] <= costs.min() * BRACKET + unit * visit
+        transfer = routing.shares[:, 0 if may_lose_all else 1].max().item()
+        assert ours[0] <= costs.min() * BRACKET + unit * transfer
 
 
 @pytest.mark.parametrize("may_lose_all", [False, True])
 @settings(deadline=None, max_examples=20)
 @given(**small_cases)
-def test_no_set_that_waits_no_longer_loses_less_by_more_than_a_visit(may_lose_all, seed, tokens, worth, duplex):
+def test_no_set_that_waits_no_longer_loses_less_by_more_than_a_transfer(may_lose_all, seed, tokens, worth, duplex):
     """Step 3 of the proof for the best split."""
     routing, channel, profile, budget = random_case(seed, tokens, duplex=duplex)
     policy = build_policy("dual_price", dict(worth=worth, may_lose_all=may_lose_all))
@@ -58,24 +58,24 @@ def test_no_set_that_waits_no_longer_loses_less_by_more_than_a_visit(may_lose_al
     sets = np.concatenate([keep[None], sets_of_drops(tokens, 2, may_lose_all)])
     waits = waiting("optimal", profile, budget, [loads_of(routing, torch.tensor(kept), 4) for kept in sets])
     lost = (routing.shares.double().numpy()[None] * ~sets).sum(axis=(1, 2))
-    visit = routing.shares[:, 0 if may_lose_all else 1].max().item()
-    assert lost[0] <= lost[waits <= waits[0] * (1 - CURVE)].min(initial=np.inf) + visit
+    transfer = routing.shares[:, 0 if may_lose_all else 1].max().item()
+    assert lost[0] <= lost[waits <= waits[0] * (1 - CURVE)].min(initial=np.inf) + transfer
 
 
-def visits_of(routing, device_of_expert, may_lose_all):
-    """-> lists of (token, device, routed weight, experts, may go), for real tokens' visits to devices."""
+def transfers_of(routing, device_of_expert, may_lose_all):
+    """-> lists of (token, device, routed weight, experts, may go), for real tokens' transfers to devices."""
     found = []
     for token, (experts, weights) in enumerate(zip(routing.top_k_index.tolist(), routing.shares.tolist())):
-        places = [device_of_expert[expert] for expert in experts]
-        top = places[weights.index(max(weights))]
-        for device in set(places) - {-1} if routing.is_real_token[token] else ():
-            there = [weight for place, weight in zip(places, weights) if place == device]
+        devices = [device_of_expert[expert] for expert in experts]
+        top = devices[weights.index(max(weights))]
+        for device in set(devices) - {-1} if routing.is_real_token[token] else ():
+            there = [weight for other, weight in zip(devices, weights) if other == device]
             found.append((token, device, sum(there), len(there), may_lose_all or device != top))
     return found
 
 
 def small_layer(generator, experts_per_device):
-    """-> routing, channel: at most 12 visits, times and weights with ties, padding, one expert at the base station."""
+    """-> routing, channel: at most 12 transfers, ties in times and weights, padding, one expert at the base station."""
     devices = int(generator.integers(1, 5))
     experts = 1 + devices * experts_per_device
     k = int(generator.integers(1, min(experts, 3) + 1))
@@ -89,13 +89,13 @@ def small_layer(generator, experts_per_device):
     return Routing(probabilities, index, weights, is_real_token, 0, "prefill"), channel
 
 
-def costs_under_even_split(visits, kept, routing, channel, worth):
-    """[sets, visits] -> [sets] T and worth T_0 / J lost in seconds, and what a unit of weight is worth."""
-    _, device, weight, experts, _ = (np.array(column) for column in zip(*visits))
+def costs_under_even_split(transfers, kept, routing, channel, worth):
+    """[sets, transfers] -> [sets] T and worth T_0 / J lost in seconds, and what a unit of weight is worth."""
+    _, device, weight, experts, _ = (np.array(column) for column in zip(*transfers))
     communication, computation = channel.communication_s.numpy(), channel.computation_s.numpy()
-    on = device[:, None] == np.arange(len(communication))  # [visits, devices]
-    sent, computed = kept.astype(float) @ on, (kept * experts).astype(float) @ on
-    waits = (sent * communication + computed * computation).max(axis=1)
+    on = device[:, None] == np.arange(len(communication))  # [transfers, devices]
+    loads, computed = kept.astype(float) @ on, (kept * experts).astype(float) @ on
+    waits = (loads * communication + computed * computation).max(axis=1)
     unit = worth * routing.top_k_index.shape[1] / (1 / (communication + computation)).sum()  # J cancels
     return waits, unit * (~kept @ weight), unit
 
@@ -104,27 +104,29 @@ def costs_under_even_split(visits, kept, routing, channel, worth):
 @pytest.mark.parametrize("may_lose_all", [False, True])
 @settings(deadline=None, max_examples=300)
 @given(seed=st.integers(0, 2**32), worth=st.sampled_from([0.0, 0.3, 1.0, 2.0, 4.0, 12.0, 1e9]))
-def test_the_even_split_against_all_sets_of_visits(experts_per_device, may_lose_all, seed, worth):
-    """Exact with one expert per device, also in which of two equally good sets; else within a visit per device."""
+def test_the_even_split_against_all_sets_of_transfers(experts_per_device, may_lose_all, seed, worth):
+    """Exact with one expert per device, also in which of two equally good sets; else within a transfer per device."""
     routing, channel = small_layer(np.random.default_rng(seed), experts_per_device)
     policy = build_policy("dual_price", dict(worth=worth, split="even", may_lose_all=may_lose_all))
     keep = policy.select(routing, channel).keep
     device_of_expert = channel.device_of_expert.tolist()
-    visits = visits_of(routing, device_of_expert, may_lose_all)
-    places = channel.device_of_expert[routing.top_k_index]
-    ours = np.array([keep[token][places[token] == device].all().item() for token, device, *_ in visits], dtype=bool)
-    assert all(keep[token][places[token] == device].any() == kept for (token, device, *_), kept in zip(visits, ours))
+    transfers = transfers_of(routing, device_of_expert, may_lose_all)
+    devices = channel.device_of_expert[routing.top_k_index]
+    ours = np.array([keep[token][devices[token] == device].all().item() for token, device, *_ in transfers], dtype=bool)
+    assert all(
+        keep[token][devices[token] == device].any() == kept for (token, device, *_), kept in zip(transfers, ours)
+    )
     assert keep[~routing.is_real_token].all()
-    assert keep[places < 0].all()
-    if not visits:
+    assert keep[devices < 0].all()
+    if not transfers:
         return
-    droppable = [number for number, (*_, may_go) in enumerate(visits) if may_go]
-    sets = np.ones((2 ** len(droppable), len(visits)), dtype=bool)
+    droppable = [number for number, (*_, may_go) in enumerate(transfers) if may_go]
+    sets = np.ones((2 ** len(droppable), len(transfers)), dtype=bool)
     sets[:, droppable] = list(itertools.product([True, False], repeat=len(droppable)))
     assert (sets == ours).all(axis=1).any()
-    waits, worths, unit = costs_under_even_split(visits, np.concatenate([ours[None], sets]), routing, channel, worth)
+    waits, worths, unit = costs_under_even_split(transfers, np.concatenate([ours[None], sets]), routing, channel, worth)
     costs = waits + worths
-    heaviest = sum(max(weight for _, device, weight, *_ in group) for group in on_each_device(visits, droppable))
+    heaviest = sum(max(weight for _, device, weight, *_ in group) for group in on_each_device(transfers, droppable))
     allowed = 0.0 if experts_per_device == 1 else unit * heaviest
     assert costs[0] <= costs.min() * (1 + 1e-9) + allowed
     if experts_per_device == 1:
@@ -132,9 +134,9 @@ def test_the_even_split_against_all_sets_of_visits(experts_per_device, may_lose_
         assert ours.sum() == as_good.sum(axis=1).max()
 
 
-def on_each_device(visits, droppable):
-    by_device = sorted((visits[number] for number in droppable), key=lambda visit: visit[1])
-    return [list(group) for _, group in itertools.groupby(by_device, key=lambda visit: visit[1])]
+def on_each_device(transfers, droppable):
+    by_device = sorted((transfers[number] for number in droppable), key=lambda transfer: transfer[1])
+    return [list(group) for _, group in itertools.groupby(by_device, key=lambda transfer: transfer[1])]
 
 
 @settings(deadline=None, max_examples=60)
@@ -168,13 +170,13 @@ def test_weights_below_one_multiple_of_the_price_go(seed, tokens, worth):
     ratio = routing.shares[:, 1].numpy() / price[routing.top_k_index[:, 1].numpy()]
     gone = ~keep[:, 1].numpy()
     if gone.any() and not gone.all():
-        slack = 1 + 4 / loads.min()  # prices move by so much with one visit
+        slack = 1 + 4 / loads.min()  # prices move by so much with one transfer
         assert ratio[gone].max() <= ratio[~gone].min() * slack
 
 
 # By hand, split even: 3 devices with token latencies 1, 2, 4 s, six tokens that all have their top expert on device 1.
 #   second experts (share): device 2: .40 .10; device 3: .30 .20 .05 .45   loads 6, 2, 4: times 6, 4, 16 s
-#   T_0 = 12 visits / (1 + 1/2 + 1/4 per second) = 6.857 s; a unit of weight is worth w * 6.857 / 6 s.
+#   T_0 = 12 transfers / (1 + 1/2 + 1/4 per second) = 6.857 s; a unit of weight is worth w * 6.857 / 6 s.
 #   16 -> 12 s: drop .05; -> 8 s: .20; -> 6 s: .30 (device 1 then is the last, with top experts only: nothing helps).
 #   The drop of .05 pays if .05 unit < 4 s, that of .20 if .20 unit < 4 s, that of .30 if .30 unit < 2 s:
 #   w below 70, 17.5 and 5.83.
@@ -205,8 +207,8 @@ def test_one_split_for_all_layers_waits_less_with_even_times():
         policy = build_policy(name, match_kept_share(POLICIES[name], parameters, 0.82, calibration, states))
         loads = [
             [
-                loads_of(one, policy.select(one, states(0, layer, torch.device("cpu"))).keep, 8)
-                for one in sampled_passes(calibration, layer)
+                loads_of(routing, policy.select(routing, states(0, layer, torch.device("cpu"))).keep, 8)
+                for routing in sampled_passes(calibration, layer)
             ]
             for layer in range(4)
         ]
@@ -222,15 +224,15 @@ def test_one_split_for_all_layers_waits_less_with_even_times():
 @pytest.mark.parametrize("split", ["optimal", "even"])
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 10_000), tokens=st.integers(1, 60), k=st.integers(1, 4), worth=st.floats(0, 20))
-def test_visits_to_shared_devices_go_or_stay_as_one(split, seed, tokens, k, worth):
+def test_transfers_to_shared_devices_go_or_stay_as_one(split, seed, tokens, k, worth):
     routing, channel, _, _ = random_case(seed, tokens, devices=3, k=k, experts=9)
     channel.device_of_expert[0] = -1
     keep = build_policy("dual_price", dict(worth=worth, split=split)).select(routing, channel).keep
     device = channel.device_of_expert[routing.top_k_index]
     assert keep[device < 0].all()
-    for places, kept, rank in zip(device.tolist(), keep.tolist(), routing.rank.tolist()):
-        for place in set(places) - {-1}:
-            assert len({flag for one, flag in zip(places, kept) if one == place}) == 1
+    for devices, kept, rank in zip(device.tolist(), keep.tolist(), routing.rank.tolist()):
+        for other in set(devices) - {-1}:
+            assert len({flag for host, flag in zip(devices, kept) if host == other}) == 1
         assert kept[rank.index(0)]
 
 

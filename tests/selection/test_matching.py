@@ -29,9 +29,9 @@ def test_the_sample_is_what_the_shipped_model_routes():
     layers = find_moe_layers(AutoModelForCausalLM.from_pretrained("quickstart/model", dtype=torch.float32))
     calibration.check_fits(len(layers), layers[0].num_experts, layers[0].top_k)
     passes = sampled_passes(calibration, 0)
-    assert sum(len(one.top_k_index) for one in passes) == calibration.probabilities.shape[1]
-    for one in passes:
-        assert one.shares.sum(1).tolist() == pytest.approx([1.0] * len(one.shares), abs=1e-5)
+    assert sum(len(routing.top_k_index) for routing in passes) == calibration.probabilities.shape[1]
+    for routing in passes:
+        assert routing.shares.sum(1).tolist() == pytest.approx([1.0] * len(routing.shares), abs=1e-5)
 
 
 @pytest.mark.parametrize(

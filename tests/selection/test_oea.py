@@ -31,7 +31,7 @@ def test_tokens_are_filled_from_the_union_of_bases(case, k0):
 # U = {1, 2, 4}.
 #
 #   token   scores               fill, at most two of U        experts
-#   1       .50 .20 .15 .10 .05  2 (.20), 4 (.10)              1, 2 and 4 in the place of 3
+#   1       .50 .20 .15 .10 .05  2 (.20), 4 (.10)              1, 2 and 4 for 3
 #   2       .05 .10 .30 .35 .20  2 (.10), 1 (.05)              4, 2, 1
 #   3       .30 .40 .20 .06 .04  1 (.30), 4 (.06)              2, 1, 4
 #   4       .10 .10 .15 .25 .40  4 (.25), one of 1 and 2       padding reads U but adds nothing to it
@@ -75,7 +75,7 @@ def test_padding_changes_nothing(case):
     routing, channel = case
     policy = build_policy("oea", dict(k0=1, phase="all"))
     padded, alone = policy.select(routing, channel), policy.select(only_real(routing), channel)
-    assert [one for one, real in zip(sets_of(padded), routing.is_real_token) if real] == sets_of(alone)
+    assert [experts for experts, real in zip(sets_of(padded), routing.is_real_token) if real] == sets_of(alone)
 
 
 @pytest.mark.parametrize("parameters", [dict(), dict(k0=1000, phase="all")])

@@ -53,7 +53,7 @@ def test_every_token_keeps_its_top_expert_and_none_gains_one(name, case):
     assert ((index >= 0) & (index < routing.probabilities.shape[1])).all()
     held = torch.zeros_like(routing.probabilities).scatter_add(1, index, keep.float())
     assert (held <= 1).all()
-    if name == "sift_moe":  # an expert takes the weight of the place that it fills
+    if name == "sift_moe":  # an expert takes the weight of the slot that it fills
         assert (torch.where(keep, weights, 0).sum(1) <= routing.top_k_weights.sum(1) * (1 + 1e-5)).all()
     elif weights is not None:
         assert torch.allclose(weights[keep], routing.weights_of(index)[keep], rtol=1e-5)
@@ -83,9 +83,9 @@ def chosen_together_and_alone(name, routing, channel):
     policy = example(name, routing)
     alone = []
     for token in range(len(routing.is_real_token)):
-        one = slice(token, token + 1)
-        parts = [part[one] for part in (routing.probabilities, routing.top_k_index, routing.top_k_weights)]
-        alone += kept(policy.select(Routing(*parts, routing.is_real_token[one], routing.layer, routing.phase), channel))
+        row = slice(token, token + 1)
+        parts = [part[row] for part in (routing.probabilities, routing.top_k_index, routing.top_k_weights)]
+        alone += kept(policy.select(Routing(*parts, routing.is_real_token[row], routing.layer, routing.phase), channel))
     return kept(policy.select(routing, channel)), alone
 
 

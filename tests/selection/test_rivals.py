@@ -55,16 +55,16 @@ def test_load_aware_thresholds_equal_plain_loops(case, threshold, max_threshold,
     routing, channel = case
     weights, chosen = plain(routing)
     parameters = dict(threshold=threshold, load_aware=by, max_threshold=max_threshold)
-    times, places = (
+    times, device_of_expert = (
         (channel.communication_s.tolist(), channel.computation_s.tolist()),
         channel.device_of_expert.tolist(),
     )
-    loads = oracles.device_loads(chosen, by, *times, places)
+    loads = oracles.device_loads(chosen, by, *times, device_of_expert)
     load, pairs = routed_loads(routing, channel)
     ours = device_time_s(channel, load, pairs) if by == "time" else pairs
     assert ours.tolist() == pytest.approx(loads)
     highest = threshold if max_threshold is None else max_threshold
-    thresholds = oracles.load_aware_thresholds(loads, threshold, highest, places)
+    thresholds = oracles.load_aware_thresholds(loads, threshold, highest, device_of_expert)
     expected = oracles.one_t(weights, chosen, thresholds, may_lose_all=False)
     assert kept(routing, build_policy("one_t", parameters).select(routing, channel)) == expected
 
@@ -80,10 +80,10 @@ def test_load_aware_thresholds_equal_plain_loops(case, threshold, max_threshold,
 def test_capped_rules_equal_plain_loops(case, gamma, by, may_lose_all, candidates):
     routing, channel = case
     weights, chosen = plain(routing)
-    places = channel.device_of_expert.tolist()
+    device_of_expert = channel.device_of_expert.tolist()
     k, experts = routing.top_k_index.shape[1], routing.probabilities.shape[1]
     times = channel.communication_s.tolist(), channel.computation_s.tolist()
-    holders, cap = oracles.caps(by, gamma, k, len(chosen), experts, *times, places)
+    holders, cap = oracles.caps(by, gamma, k, len(chosen), experts, *times, device_of_expert)
     parameters = dict(gamma=gamma, by=by, may_lose_all=may_lose_all)
 
     selection = build_policy("capacity", parameters).select(routing, channel)
@@ -91,7 +91,7 @@ def test_capped_rules_equal_plain_loops(case, gamma, by, may_lose_all, candidate
     assert kept(routing, selection) == oracles.capacity(weights, chosen, holders, cap, may_lose_all)
 
     selection = build_policy("expanded_drop", parameters | dict(candidates=candidates)).select(routing, channel)
-    expected = oracles.expanded_drop(weights, chosen, holders, cap, may_lose_all, places, candidates == "all")
+    expected = oracles.expanded_drop(weights, chosen, holders, cap, may_lose_all, device_of_expert, candidates == "all")
     assert kept(routing, selection) == expected
     if may_lose_all:
         for holder, most in cap.items():
@@ -109,10 +109,10 @@ def test_expanded_drop_is_capacity_with_one_expert_per_device_and_none_at_the_ba
     routing, channel = case
     experts = routing.probabilities.shape[1]
     channel = ChannelState(torch.rand(experts) + 0.1, torch.rand(experts), torch.arange(experts))
-    one, other = (build_policy(name, dict(gamma=gamma, by=by)) for name in ("capacity", "expanded_drop"))
-    one, other = one.select(routing, channel), other.select(routing, channel)
-    assert torch.equal(one.keep, other.keep)
-    assert torch.equal(one.expert_index, other.expert_index)
+    policies = (build_policy(name, dict(gamma=gamma, by=by)) for name in ("capacity", "expanded_drop"))
+    capacity, expanded = (policy.select(routing, channel) for policy in policies)
+    assert torch.equal(capacity.keep, expanded.keep)
+    assert torch.equal(capacity.expert_index, expanded.expert_index)
 
 
 @examples
@@ -155,12 +155,12 @@ HAND_WEIGHTS = [[8, 4, 2, 2], [12, 3, 1, 0], [6, 2, 6, 2], [3, 1, 9, 3]]
 HAND_CHOICES = [[0, 1], [0, 1], [0, 2], [2, 0]]
 
 
-def hand_case(latency_s=(1.0, 1.0, 1.0, 1.0), places=(0, 1, 2, 3)):
+def hand_case(latency_s=(1.0, 1.0, 1.0, 1.0), device_of_expert=(0, 1, 2, 3)):
     probabilities, index = torch.tensor(HAND_WEIGHTS) / 16, torch.tensor(HAND_CHOICES)
     routing = Routing(
         probabilities, index, probabilities.gather(1, index), torch.ones(4, dtype=torch.bool), layer=0, phase="prefill"
     )
-    return routing, ChannelState(torch.tensor(latency_s), torch.zeros(len(latency_s)), torch.tensor(places))
+    return routing, ChannelState(torch.tensor(latency_s), torch.zeros(len(latency_s)), torch.tensor(device_of_expert))
 
 
 @pytest.mark.parametrize(
@@ -206,8 +206,8 @@ def test_second_experts_that_go_on_the_case_worked_by_hand(name, parameters, tok
         (dict(gamma=0.5), {}, [{1}, {0}, set(), {2}]),
         (dict(gamma=0.5, may_lose_all=False), {}, [{0, 1}, {0}, {0}, {2}]),
         (dict(by="time"), dict(latency_s=(3.0, 1.0, 1.0, 3.0)), [{1}, {0, 1}, {2}, {2}]),
-        (dict(by="device", gamma=0.5), dict(latency_s=(1.0, 1.0), places=(0, 0, 1, 1)), [{0}, {0}, {2}, {2}]),
-        (dict(gamma=0.5), dict(places=(-1, 0, 1, 2)), [{0, 1}, {0}, {0}, {0, 2}]),
+        (dict(by="device", gamma=0.5), dict(latency_s=(1.0, 1.0), device_of_expert=(0, 0, 1, 1)), [{0}, {0}, {2}, {2}]),
+        (dict(gamma=0.5), dict(device_of_expert=(-1, 0, 1, 2)), [{0, 1}, {0}, {0}, {0, 2}]),
     ],
 )
 def test_capacity_on_the_case_worked_by_hand(parameters, channel, expected):
@@ -215,11 +215,11 @@ def test_capacity_on_the_case_worked_by_hand(parameters, channel, expected):
     assert kept(routing, build_policy("capacity", parameters).select(routing, channel)) == expected
 
 
-# Expanded drop after `tokens, gamma 1`: tokens 3 and 4 have one place left each. Room: experts 1, 2, 3 none, expert 4
+# Expanded drop after `tokens, gamma 1`: tokens 3 and 4 have one slot left each. Room: experts 1, 2, 3 none, expert 4
 # two. Experts 3 and 4 on one device, which both tokens reach by expert 3: expert 4 takes token 4 (3) and token 3 (2).
 # With one expert per device it is out of reach unless all are candidates.
 @pytest.mark.parametrize(
-    ("parameters", "places", "expected"),
+    ("parameters", "device_of_expert", "expected"),
     [
         ({}, (0, 1, 2, 2), [{0, 1}, {0, 1}, {2, 3}, {2, 3}]),
         ({}, (0, 1, 2, 3), [{0, 1}, {0, 1}, {2}, {2}]),
@@ -227,8 +227,8 @@ def test_capacity_on_the_case_worked_by_hand(parameters, channel, expected):
         ({}, (0, 1, 2, -1), [{0, 1}, {0, 1}, {2, 3}, {2, 3}]),
     ],
 )
-def test_expanded_drop_on_the_case_worked_by_hand(parameters, places, expected):
-    routing, channel = hand_case(places=places)
+def test_expanded_drop_on_the_case_worked_by_hand(parameters, device_of_expert, expected):
+    routing, channel = hand_case(device_of_expert=device_of_expert)
     selection = build_policy("expanded_drop", parameters).select(routing, channel)
     assert kept(routing, selection) == expected
     added = selection.keep & (selection.expert_index != routing.top_k_index)

@@ -33,15 +33,15 @@ def answers(routing, channel, parameters):
         dict(zip(index[keep].tolist(), weights[keep].tolist(), strict=True))
         for index, keep, weights in zip(*selection, strict=True)
     ]
-    assert [len(one) for one in given] == selection.keep.sum(dim=1).tolist()  # none is held twice
+    assert [len(weights) for weights in given] == selection.keep.sum(dim=1).tolist()  # none is held twice
     assert parameters["may_lose_all"] or selection.keep[routing.rank == 0].all()
-    visit, evaluation = channel.communication_s, channel.computation_s
+    transfer, evaluation = channel.communication_s, channel.computation_s
     if parameters["cost"] == "energy":
-        visit, evaluation = channel.token_energy_j, torch.zeros_like(visit)
+        transfer, evaluation = channel.token_energy_j, torch.zeros_like(transfer)
     return given, (
         tokens_of(routing),
         channel.device_of_expert.tolist(),
-        visit.tolist(),
+        transfer.tolist(),
         evaluation.tolist(),
         read_calibration(path).output_difference[0].tolist(),
         parameters["eta"],
@@ -51,9 +51,9 @@ def answers(routing, channel, parameters):
 
 
 def assert_same(given, expected):
-    assert [set(one) for one in given] == [set(one) for one in expected]
-    for one, other in zip(given, expected):
-        assert one == pytest.approx(other, rel=1e-5)
+    assert [set(weights) for weights in given] == [set(weights) for weights in expected]
+    for weights, other in zip(given, expected):
+        assert weights == pytest.approx(other, rel=1e-5)
 
 
 @settings(deadline=None, max_examples=60)
@@ -65,7 +65,7 @@ def test_it_is_the_cheapest_replacement_of_all(case, parameters):
 
 @settings(deadline=None, max_examples=60)
 @given(case=search_cases(max_tokens=8, max_experts=8), parameters=PARAMETERS)
-def test_beyond_it_changes_one_place_after_the_other(case, parameters):
+def test_beyond_it_changes_one_slot_after_the_other(case, parameters):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sift_moe, "MAX_CHOICES", 0)
         given, facts = answers(*case, parameters)
@@ -77,7 +77,7 @@ def test_many_tokens_are_tried_in_parts(monkeypatch):
     policy = build_policy("sift_moe", dict(calibration=calibration_file(1, 8, 2), eta=0.4))
     whole = policy.select(routing, channel)
     monkeypatch.setattr(sift_moe, "MAX_TRIED_AT_ONCE", 500)
-    assert all(torch.equal(one, other) for one, other in zip(whole, policy.select(routing, channel)))
+    assert all(torch.equal(part, other) for part, other in zip(whole, policy.select(routing, channel)))
 
 
 # By hand: 3 experts on 3 devices of cost 3, 2 and 1; top-2 weights .6 and .4; eta = 1.
@@ -114,7 +114,7 @@ def test_enough_eta_skips_everything_or_all_but_one(tmp_path):
     assert not build_policy("sift_moe", parameters).select(routing, channel).keep.any()
     index, keep, _ = build_policy("sift_moe", parameters | dict(may_lose_all=False)).select(routing, channel)
     assert keep.sum(dim=1).tolist() == [1, 1]
-    assert index[keep].tolist() == [2, 2]  # the cheapest stands in for the top one
+    assert index[keep].tolist() == [2, 2]  # the cheapest replaces the top one
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -127,7 +127,7 @@ def test_padding_changes_nothing(exact, case):
         path = calibration_file(1, routing.probabilities.shape[1], routing.top_k_index.shape[1])
         policy = build_policy("sift_moe", dict(calibration=path, eta=0.3))
         padded, alone = policy.select(routing, channel), policy.select(only_real(routing), channel)
-    assert all(torch.equal(one[routing.is_real_token], other) for one, other in zip(padded, alone))
+    assert all(torch.equal(part[routing.is_real_token], other) for part, other in zip(padded, alone))
 
 
 @pytest.mark.parametrize(("experts", "k"), [(8, 2), (16, 4)])

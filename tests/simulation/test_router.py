@@ -27,7 +27,7 @@ from wdmoe_opencompass.simulation.fit import (
 from wdmoe_opencompass.simulation.router import EXPERTS, LAYERS, RouterOutputs, RouterStatistics, SyntheticRouter
 from wdmoe_opencompass.simulation.statistics import expert_counts, largest_over_mean, sample_statistics
 
-SAMPLES = 24  # whose mean is stable to about a fifth of the tolerances
+SAMPLES = 24  # their mean is stable to about a fifth of the tolerances
 COUNTS = ROOT.parent / "shared" / "routing" / "fiddler"
 # Absolute. A published column is one answer of some hundred tokens: its own chance is in them. The hold-out's also hold
 # what differs between two benchmarks, which the generator does not know: they are so wide that HumanEval's own column
@@ -108,18 +108,18 @@ def test_the_load_of_seven_subjects_together_is_as_even_as_published(subjects):
 @pytest.mark.skipif(not COUNTS.is_dir(), reason=f"no real expert counts in {COUNTS}")
 def test_the_published_loads_are_those_of_the_real_counts():
     counts = [np.array(json.loads(path.read_text())["expert_popularity"]) for path in COUNTS.glob("instruct_*.json")]
-    alone = [largest_over_mean(one).mean() for one in counts]
+    alone = [largest_over_mean(subject).mean() for subject in counts]
     assert (min(alone), max(alone)) == pytest.approx(MMLU_SUBJECTS, abs=0.03)
     assert np.mean(alone) == pytest.approx(MMLU_SUBJECT_MEAN, abs=0.01)
     together = largest_over_mean(np.sum(counts, axis=0))
     assert (together.mean(), together.max()) == pytest.approx(MMLU_TOGETHER, abs=0.01)
-    totals = sorted(one.sum(axis=1).mean() / 2 for one in counts)
+    totals = sorted(subject.sum(axis=1).mean() / 2 for subject in counts)
     assert totals == pytest.approx(sorted(MMLU_TOKENS), rel=0.02)
 
 
 @pytest.mark.skipif(not COUNTS.is_dir(), reason=f"no real expert counts in {COUNTS}")
 def test_on_real_counts_a_split_per_layer_saves_what_the_paper_did_and_one_per_pass_half_of_it():
-    """MMLU, of whose subjects each is taken for one pass, under the shipped profile; the paper: 34.6 %."""
+    """MMLU, each subject taken for one pass, under the shipped profile; the paper: 34.6 %."""
     counts = [json.loads(path.read_text())["expert_popularity"] for path in COUNTS.glob("instruct_*.json")]
     _, saved = savings(load_profile("paper_8_devices"), counts)
     assert (min(saved["layer"]), max(saved["layer"])) == pytest.approx((0.346, 0.421), abs=0.001)
@@ -187,9 +187,9 @@ def test_the_tail_changes_nothing_but_the_weight_outside_the_top_2():
 
 
 def test_equal_seeds_give_equal_outputs_and_others_do_not():
-    one, same, other = route(1, 50), route(1, 50), route(2, 50)
-    assert all((a == b).all() for a, b in zip(one, same, strict=True))
-    assert (one.expert_index != other.expert_index).any()
+    first, same, other = route(1, 50), route(1, 50), route(2, 50)
+    assert all((a == b).all() for a, b in zip(first, same, strict=True))
+    assert (first.expert_index != other.expert_index).any()
 
 
 def test_no_run_of_tokens_crosses_from_one_sequence_to_the_next():

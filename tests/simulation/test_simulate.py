@@ -31,7 +31,7 @@ SMALL = dict(
 
 @pytest.fixture
 def small(monkeypatch):
-    """Two benchmarks in place of the eight, small enough for a fast test."""
+    """Two benchmarks instead of the eight, small enough for a fast test."""
     monkeypatch.setattr(run, "BENCHMARKS", {"PIQA": SMALL["prompts"], "HumanEval": SMALL["answers"]})
     monkeypatch.setattr("wdmoe_opencompass.simulation.benchmarks.BENCHMARKS", run.BENCHMARKS)
 
@@ -53,16 +53,16 @@ def test_the_benchmarks_are_the_papers_under_the_names_of_the_tables():
 
 def test_a_benchmark_scored_by_perplexity_has_one_prefill_per_batch():
     found = passes("prompts")
-    assert [(one.batch, one.first_item, one.items, one.phase) for one in found] == [
+    assert [(step.batch, step.first_item, step.items, step.phase) for step in found] == [
         (0, 0, 5, "prefill"),
         (1, 5, 5, "prefill"),
     ]
 
 
 def test_a_decode_pass_holds_one_token_of_every_answer_that_goes_on():
-    found = [one for one in passes("answers", batch_size=40) if one.batch == 0]
-    assert [one.phase for one in found] == ["prefill"] + ["decode"] * (len(found) - 1)
-    tokens = [len(one.expert_index) for one in found[1:]]
+    found = [step for step in passes("answers", batch_size=40) if step.batch == 0]
+    assert [step.phase for step in found] == ["prefill"] + ["decode"] * (len(found) - 1)
+    tokens = [len(step.expert_index) for step in found[1:]]
     assert tokens[0] == 40
     assert all(later <= earlier for earlier, later in pairwise(tokens))
     assert tokens[-1] >= 1
@@ -78,8 +78,8 @@ def test_no_answer_is_longer_than_the_configs_let_it_be():
 @pytest.mark.parametrize("name", ["MMLU", "ARC-C", "BoolQ"])
 def test_prompts_have_their_measured_mean_length(name):
     benchmark = replace(BENCHMARKS[name], batches=1)
-    (one,) = router_passes(replace(benchmark, prompt_tokens=benchmark.prompt_tokens // 4), SyntheticRouter(0), 400, 0)
-    assert len(one.expert_index) / 400 == pytest.approx(benchmark.prompt_tokens // 4, rel=0.06)
+    (step,) = router_passes(replace(benchmark, prompt_tokens=benchmark.prompt_tokens // 4), SyntheticRouter(0), 400, 0)
+    assert len(step.expert_index) / 400 == pytest.approx(benchmark.prompt_tokens // 4, rel=0.06)
 
 
 def test_equal_seeds_give_equal_passes_and_others_do_not():
@@ -97,23 +97,22 @@ def test_a_batch_does_not_depend_on_how_many_there_are():
 
 
 def test_a_row_is_finished_once_its_answer_has_no_token_left():
-    decoding = [one for one in passes("answers") if one.phase == "decode"]
-    assert all((~one.finished).sum() == len(one.expert_index) for one in decoding)
+    decoding = [step for step in passes("answers") if step.phase == "decode"]
+    assert all((~step.finished).sum() == len(step.expert_index) for step in decoding)
     for earlier, later in pairwise(decoding):
         assert earlier.batch != later.batch or (earlier.finished <= later.finished).all()
 
 
-# -- traces --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["PIQA", "HumanEval"])
 def test_the_vanilla_trace_counts_what_was_generated(small, name):
     found = simulate_benchmark(simulation(), name)
     generated = list(router_passes(run.BENCHMARKS[name], SyntheticRouter(0), 4, 0))
-    for n, one in enumerate(generated):
-        counts = [np.bincount(one.expert_index[:, layer].ravel(), minlength=EXPERTS) for layer in range(LAYERS)]
+    for n, step in enumerate(generated):
+        counts = [np.bincount(step.expert_index[:, layer].ravel(), minlength=EXPERTS) for layer in range(LAYERS)]
         assert (found.vanilla.device_load[n] == counts).all()
         assert (found.selected.device_load_before[n] == counts).all()
-    assert [PHASES[phase] for phase in found.vanilla.phase] == [one.phase for one in generated]
-    waits = [1 + sum(~one.finished for one in generated if one.batch == batch and one.finished is not None)
+    assert [PHASES[phase] for phase in found.vanilla.phase] == [step.phase for step in generated]
+    waits = [1 + sum(~step.finished for step in generated if step.batch == batch and step.finished is not None)
              for batch in range(len(found.vanilla.items))]  # fmt: skip
     assert (found.vanilla.item_passes == np.concatenate([np.broadcast_to(wait, 4) for wait in waits])).all()
     assert (found.selected.device_load <= found.vanilla.device_load).all()
@@ -124,9 +123,9 @@ def test_the_vanilla_trace_counts_what_was_generated(small, name):
 
 def test_processes_change_nothing():
     alone, together = (simulate(simulation(batch_size=1), ["ARC-E", "PIQA"], workers) for workers in (1, 2))
-    for one, other in zip(alone, together, strict=True):
-        assert one.name == other.name
-        for name, array in one.selected.arrays.items():
+    for benchmark, other in zip(alone, together, strict=True):
+        assert benchmark.name == other.name
+        for name, array in benchmark.selected.arrays.items():
             assert (array == other.selected.arrays[name]).all()
 
 
@@ -139,14 +138,14 @@ def test_json_holds_every_cell_next_to_the_papers(wdmoe, monkeypatch):
     cells = {(cell["row"], cell["benchmark"]): cell for cell in answer["cells"]}
     assert set(cells) == {(row, name) for row in TABLE_2 for name in ("PIQA", "ARC-E")}
     for (row, name), cell in cells.items():
-        place = list(PAPERS).index(name)
+        column = list(PAPERS).index(name)
         first = cells["vanilla_even", name]
-        assert cell["paper_ms"] == TABLE_2[row][place]
+        assert cell["paper_ms"] == TABLE_2[row][column]
         assert cell["difference_ms"] == pytest.approx(cell["ours_ms"] - cell["paper_ms"])
         if row != "vanilla_even":
             assert cell["saving_percent"] == pytest.approx(100 * (1 - cell["ours_ms"] / first["ours_ms"]))
             assert cell["paper_saving_percent"] == pytest.approx(
-                100 * (1 - TABLE_2[row][place] / TABLE_2["vanilla_even"][place])
+                100 * (1 - TABLE_2[row][column] / TABLE_2["vanilla_even"][column])
             )
     for row, means in answer["mean_savings"].items():
         ours = [cells[row, name]["saving_percent"] for name in ("PIQA", "ARC-E")]

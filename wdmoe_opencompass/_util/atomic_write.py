@@ -35,7 +35,7 @@ def write_whole(path: Path, *parts: bytes | memoryview | str) -> None:
 
 
 def remove_torn_writes(path: Path) -> None:
-    """Remove what processes left that died while they wrote this file; none may be writing it now."""
+    """Remove temporary files of processes that died while writing this file; none may be writing it now."""
     name = re.compile(rf"{re.escape(_temporary_prefix(path))}\.[^.]*\.[0-9]+\.tmp", re.DOTALL)
     with suppress(OSError):
         for entry in os.listdir(path.parent):
@@ -48,7 +48,7 @@ def _temporary_prefix(path: Path) -> str:
 
 
 def files_of(folder: Path, patterns: Iterable[str]) -> dict[Path, tuple[int, int]]:
-    """-> the files of a folder whose names match, each with numbers that change when it is written anew."""
+    """-> the files of a folder with matching names, each with numbers that change when it is written again."""
     paths = [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
     return {path: (path.stat().st_ino, path.stat().st_ctime_ns) for path in paths}
 

@@ -1,4 +1,4 @@
-"""The bytes of a file that anybody may have put there: a regular one, up to a size."""
+"""Bounded read of an untrusted file."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ def read_regular(
 ) -> bytes:
     """-> what a file holds; `error` in one sentence where it cannot be read, is no regular file or holds too much.
 
-    not_now: raised in its place where the file may be sound and only this reading failed: memory, permissions, a disk
+    not_now: raised instead if the file may be sound and only this read failed: memory, permissions, a disk
     """
     not_now = not_now or error
     size = 0

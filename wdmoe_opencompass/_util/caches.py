@@ -2,7 +2,7 @@
 
 By default all of them are below `~/.cache/huggingface`. Where a home cannot be written (a container's user without one,
 a compute node), a metric cannot even be loaded, so all answers would be there and no score. `use_writable` gives such a
-cache a place in the run's own folder instead. The cache of weights (HF_HUB_CACHE) is not among them: it may be
+cache a folder of the run instead. The cache of weights (HF_HUB_CACHE) is not among them: it may be
 read-only.
 """
 
@@ -117,9 +117,9 @@ def use_writable(run_folder: Path) -> list[str]:
 @contextmanager
 def writable_for_now(folder: Path) -> Iterator[None]:
     """`use_writable` with another folder than a run's, taken back at the end."""
-    places = [(cache, place) for cache in CACHES for place in cache.attributes]
+    attributes = [attribute for cache in CACHES for attribute in cache.attributes]
     variables = {cache.variable: os.environ.get(cache.variable) for cache in CACHES}
-    constants = {(module, name): getattr(sys.modules.get(module), name, None) for _, (module, name, _) in places}
+    constants = {(module, name): getattr(sys.modules.get(module), name, None) for module, name, _ in attributes}
     try:
         use_writable(folder)
         yield

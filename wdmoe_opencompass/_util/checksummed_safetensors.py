@@ -1,6 +1,6 @@
-"""A safetensors file that states the SHA-256 of all its bytes, so that not one of them changes unnoticed.
+"""A safetensors file with the SHA-256 of all its bytes, so that no change goes unnoticed.
 
-The digest stands in the file's own metadata; it is taken with 64 zeros in its place.
+The digest is in the file's own metadata; it is computed with 64 zeros there.
 """
 
 import hashlib
@@ -29,13 +29,13 @@ BROKEN = (SafetensorError, ValueError, KeyError, TypeError, AttributeError, Over
 def write_sealed(path: Path, arrays: dict[str, NDArray], metadata: dict[str, str]) -> None:
     """Write a sealed file whole or not at all; TraceError where it would be too large to be read again."""
     blob = memoryview(_in_order(save_arrays(arrays, metadata=metadata | {DIGEST_KEY: NO_DIGEST.decode()})))
-    place = _digest_place(blob)
-    if len(blob) > MAX_BYTES or place is None:
+    stated = _digest_slice(blob)
+    if len(blob) > MAX_BYTES or stated is None:
         raise TraceError(
             f"{path}: must hold at most {MAX_BYTES} bytes, {MAX_HEADER_BYTES} of them metadata, got {len(blob)}; "
             "split the dataset"
         )
-    write_whole(path, blob[: place.start], digest_of(blob, place), blob[place.stop :])
+    write_whole(path, blob[: stated.start], digest_of(blob, stated), blob[stated.stop :])
 
 
 def _in_order(blob: bytes) -> bytes:
@@ -63,10 +63,10 @@ def read_sealed(
     except BROKEN:
         raise TraceError(f"{path}: not a {what}, or torn") from None
     check_version(path, text, version)
-    place = _digest_place(blob)
-    if place is None:
+    stated = _digest_slice(blob)
+    if stated is None:
         raise TraceError(f"{path}: not a {what}, or torn: it does not state its SHA-256")
-    if digest_of(blob, place) != blob[place.start : place.stop]:
+    if digest_of(blob, stated) != blob[stated.start : stated.stop]:
         raise TraceError(f"{path}: not a {what}, or torn: its bytes do not have the SHA-256 that it states")
     try:
         return text, load_arrays(blob)
@@ -90,12 +90,12 @@ def check_version(path: Path, text: str, version: int | tuple[int, ...]) -> None
         )
 
 
-def digest_of(blob: bytes | memoryview, place: slice) -> bytes:
-    """-> the hexadecimal SHA-256 of a file's bytes with zeros in the digest's place."""
+def digest_of(blob: bytes | memoryview, stated: slice) -> bytes:
+    """-> the hexadecimal SHA-256 of a file's bytes with zeros for the digest that it states."""
     view = memoryview(blob)
-    digest = hashlib.sha256(view[: place.start])
+    digest = hashlib.sha256(view[: stated.start])
     digest.update(NO_DIGEST)
-    digest.update(view[place.stop :])
+    digest.update(view[stated.stop :])
     return digest.hexdigest().encode()
 
 
@@ -109,6 +109,6 @@ def header_of(blob: bytes) -> Any:
     return json.loads(_header_bytes(blob).decode())
 
 
-def _digest_place(blob: bytes | memoryview) -> slice | None:
+def _digest_slice(blob: bytes | memoryview) -> slice | None:
     found = list(DIGEST.finditer(_header_bytes(blob)))
     return slice(8 + found[0].start(1), 8 + found[0].end(1)) if len(found) == 1 else None

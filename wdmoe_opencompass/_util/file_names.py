@@ -68,12 +68,12 @@ def _stem(predictions: Path) -> str:
 
 
 def files_below(folder: Path, suffix: str) -> list[Path]:
-    """All files in a folder and the folders in it whose names have this ending, in order."""
+    """All files with this ending in a folder and below it, in order."""
     found, walked = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        walked.add(os.path.realpath(place))
-        folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) not in walked]
-        found += [Path(place, name) for name in names if name.endswith(suffix)]
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        walked.add(os.path.realpath(parent))
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(parent, name)) not in walked]
+        found += [Path(parent, name) for name in names if name.endswith(suffix)]
     return sorted(path for path in found if path.is_file())
 
 

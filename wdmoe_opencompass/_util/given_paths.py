@@ -1,4 +1,4 @@
-"""The folders and files that a command is given: what is wrong with one, in one sentence, before anything is read."""
+"""Checks of the folders and files that a command is given, before anything is read; each error is one sentence."""
 
 import errno
 import os

@@ -122,7 +122,7 @@ def unit_of(key: str) -> str:
 
 
 def how_to_write(text: str, key: str = "") -> str:
-    """-> the end of a sentence: what to write in place of a text that should be a number; key: whose value it is."""
+    """-> the end of a sentence: what to write instead of a text that should be a number; key: of the value."""
     text, unit = text.strip(), unit_of(key)
     in_unit = f", in {unit}" if unit else ""
     try:
@@ -151,7 +151,7 @@ def _convert(value: float, written_unit: str, unit: str) -> float | None:
     for spelling in SPELLINGS.get(unit, ()):
         if written_unit.lower().endswith(spelling):
             prefix = written_unit[: len(written_unit) - len(spelling)]
-            if prefix == "m" and unit in ("Hz", "bit/s", "FLOP/s"):  # mhz: nobody means millihertz
+            if prefix == "m" and unit in ("Hz", "bit/s", "FLOP/s"):  # mhz is not millihertz
                 prefix = "M"
             if prefix == "g":
                 prefix = "G"

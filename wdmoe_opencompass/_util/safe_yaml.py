@@ -1,11 +1,11 @@
-"""One YAML mapping from a file that anybody may have written.
+"""Reader of one YAML mapping from an untrusted file.
 
 A profile or a lab file needs plain values, lists and mappings. Whatever else YAML can say (anchors, tags, several
 documents, directives) is refused, and values are built straight from the parser's events: no recursion, and time and
 memory in proportion to the file.
 
 A value without quotes is a decimal number (`number_text`), true or false, null or a text. What one reader of YAML takes
-for another number than the next, or for a date, is refused: nobody can know what was meant.
+for another number than the next, or for a date, is refused: its meaning is ambiguous.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ NULL = ("", "~", "null", "Null", "NULL")
 SIGNS = ("=", "<<")
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """Where a value is in a file: its line, and how it is written there; None for a list or mapping."""
 
     line: int
@@ -41,12 +41,12 @@ class ReadMapping(dict[Any, Any]):
 
     text = ""
 
-    def place_of(self, path: Sequence[Any]) -> Place | None:
+    def position_of(self, path: Sequence[Any]) -> Position | None:
         """-> where a value is, or the innermost list or mapping that would hold it; path: keys and list indices."""
         wanted, found = [str(step) for step in path], None
-        for steps, place in _places(self.text):
+        for steps, position in _positions(self.text):
             if len(steps) <= len(wanted) and steps == wanted[: len(steps)]:
-                found = place
+                found = position
         return found
 
 
@@ -115,7 +115,7 @@ class _Part:
         elif isinstance(value, list | dict):
             _refuse(line, f"a key must be one value, got a {'list' if isinstance(value, list) else 'mapping'}")
         elif value in self.filled:
-            _refuse(line, f"the key {show(value)} stands twice")
+            _refuse(line, f"duplicate key {show(value)}")
         else:
             self.key = value
         self.wants_key = not self.wants_key
@@ -167,8 +167,8 @@ def _events(text: str) -> Iterator[Any]:
         loader.dispose()
 
 
-def _places(text: str) -> Iterator[tuple[list[str], Place]]:
-    """-> path and place of every value of a text that `_value` has read."""
+def _positions(text: str) -> Iterator[tuple[list[str], Position]]:
+    """-> path and position of every value of a text that `_value` has read."""
     path: list[str] = []
     keys: list[int | None] = [0]  # of each open part: the index of its next entry, or None before a key of a mapping
     for event in _events(text):
@@ -184,7 +184,7 @@ def _places(text: str) -> Iterator[tuple[list[str], Place]]:
         if keys[-1] >= 0 and len(keys) > 1:
             path.append(str(keys[-1]))
         line = event.start_mark.line + 1  # type: ignore[union-attr]
-        yield list(path), Place(line, getattr(event, "value", None))
+        yield list(path), Position(line, getattr(event, "value", None))
         if isinstance(event, yaml.CollectionStartEvent):
             keys.append(None if isinstance(event, yaml.MappingStartEvent) else 0)
         else:
@@ -239,7 +239,7 @@ def _plain_value(text: str) -> Any:
 
 
 def _key_of(parts: Sequence[_Part]) -> str:
-    """-> the key whose value comes next, such as `devices[2].distance_m`."""
+    """-> the key of the next value, such as `devices[2].distance_m`."""
     key = ""
     for part in parts[1:]:
         if isinstance(part.filled, list):

@@ -1,7 +1,7 @@
-"""Text that UTF-8 can hold: a lone surrogate, half of a letter beyond U+FFFF, has no place in any file of ours.
+"""Text that UTF-8 can hold: no file of ours has a lone surrogate, half of a letter beyond U+FFFF.
 
 Python's strings may hold one: from a tokenizer that decodes bytes by itself, or from `\\ud83d` in JSON that was cut.
-Whatever we write has U+FFFD, the replacement character, in its place.
+We write U+FFFD, the replacement character, instead.
 """
 
 import re
@@ -15,14 +15,14 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def clean_text(text: str) -> str:
-    """A text with U+FFFD in the place of every lone surrogate; two halves that belong together become their letter."""
+    """Replace every lone surrogate by U+FFFD; two halves that belong together become their letter."""
     if SURROGATE.search(text) is None:
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def clean_value(value: Any) -> Any:
-    """A JSON value with every text in it `clean_text`, keys too."""
+    """Apply `clean_text` to every text of a JSON value, keys too."""
     return map_values(value, _replaced, _replaced)
 
 

@@ -1,4 +1,4 @@
-"""The way to every allocator: what it is given is checked, and what it gives is put together by forward pass."""
+"""`allocate`: check the arguments, call the allocator, and arrange its answers by forward pass."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -34,7 +34,7 @@ class Allocator(Protocol):
 class Allocation:
     """Bandwidth allocations of forward passes, and what they give.
 
-    bandwidth_hz:    [passes, layers, devices]; one row in place of the layers for scope `pass` (hindsight)
+    bandwidth_hz:    [passes, layers, devices]; one row instead of the layers for scope `pass` (hindsight)
     layer_latency_s: [passes, layers] attention waiting latency, Eq. (11)
     lower_bound_s:   [passes] by duality no allocation of this scope waits less; None where it was not asked for
     """

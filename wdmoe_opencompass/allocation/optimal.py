@@ -46,7 +46,7 @@ def solve(budget: LinkBudget, load: Array, evaluations: Array, total_bandwidth_h
 
     budget, load, evaluations, total_bandwidth_hz: [problems, layers, devices] and Hz, as `optimal` takes them.
     """
-    problems = ScaledProblems.scaled(budget, load, evaluations, total_bandwidth_hz)
+    problems = ScaledProblems.of(budget, load, evaluations, total_bandwidth_hz)
     share, upper, lower = finish_together(problems) if load.shape[1] == 1 else interior_point(problems)
     answer = Optimum(share, upper * problems.unit_s, lower * problems.unit_s)
     accepted = ACCEPTED_GAP["layer" if load.shape[1] == 1 else "pass"]

@@ -90,7 +90,7 @@ class _Iterate:
     problems: ScaledProblems
     share: Array  # [problems, devices]
     time: Array  # [problems, layers] T_i
-    slack: Array  # [problems, layers, devices] T_i - t_ik, as a variable of its own: the difference loses its digits
+    slack: Array  # [problems, layers, devices] T_i - t_ik, a separate variable: the difference loses its digits
     dual: Array  # [problems, layers, devices] lambda
     counts: Array  # [problems, layers, devices] 1 where a device has load in a layer, else 0
     used: NDArray  # [problems, devices]

@@ -1,4 +1,4 @@
-"""P3 in units of its own: bandwidth as a share of the total, time as a fraction of the even split's latency."""
+"""P3 without units: bandwidth as a share of the total, time as a fraction of the even split's latency."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class ScaledProblems:
     duplex: Duplex
 
     @classmethod
-    def scaled(cls, budget: LinkBudget, load: Array, evaluations: Array, total_hz: float) -> "ScaledProblems":
+    def of(cls, budget: LinkBudget, load: Array, evaluations: Array, total_hz: float) -> "ScaledProblems":
         """Scale problems by the total bandwidth and the even split's latency.
 
         budget: its SNRs broadcast to [problems, layers, devices].
@@ -45,11 +45,11 @@ class ScaledProblems:
         return cls(down, up, weight / unit[:, None, None], fixed / unit[:, None, None], unit, budget.duplex)
 
     def __getitem__(self, rows: NDArray) -> "ScaledProblems":
-        def chosen(snr: Array) -> Array:
+        def select(snr: Array) -> Array:
             return snr if len(snr) == 1 else snr[rows]
 
         weight, fixed, unit_s = (array[rows] for array in (self.weight, self.fixed, self.unit_s))
-        return ScaledProblems(chosen(self.snr_down), chosen(self.snr_up), weight, fixed, unit_s, self.duplex)
+        return ScaledProblems(select(self.snr_down), select(self.snr_up), weight, fixed, unit_s, self.duplex)
 
     def communication(self, share: Array) -> Curve:
         """f and its derivatives; share: [problems, layers or 1, devices] > 0 of the total bandwidth."""

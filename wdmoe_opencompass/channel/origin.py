@@ -17,7 +17,7 @@ ORIGINS = {  # word of a profile file -> what a table calls it
     "measured": "measured by wdmoe testbed measure",
 }
 NAMES = {**ORIGINS, OWN: "own"}
-NO_VALUES = ("name", "rates", "origin")  # what says how the values are called or read
+NO_VALUES = ("name", "rates", "origin")  # say how the values are called or read
 NOT_READ_IF_MEASURED = ("carrier_frequency_hz", "total_bandwidth_hz", "noise_psd_dbm_per_hz", "path_loss", "duplex")
 NOT_READ_WITHOUT_FADING = ("fading.coherence", "fading.seed")
 MAX_RANGES = 6  # of device numbers in a line
@@ -108,7 +108,7 @@ def _of_devices(name: str, word: str, numbers: Mapping[str, list[int]]) -> str:
 
 
 def origin_sentence(origins: Mapping[str, str]) -> str:
-    """Which values are whose, in one line: `from the paper: ...; own: ...`; origins: what `value_origins` gives."""
+    """Origin of every value in one line: `from the paper: ...; own: ...`; origins: what `value_origins` gives."""
     keys = keys_by_origin(origins)
     if len(keys) == 1:
         return f"{NAMES[next(iter(keys))]}: every value"

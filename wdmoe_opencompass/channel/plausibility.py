@@ -1,8 +1,8 @@
-"""What the numbers of a channel profile can be: ranges that no radio leaves, and those that nearly all keep to.
+"""Ranges of the numbers of a channel profile: those that no radio leaves, and those that nearly all keep to.
 
-A value out of the first is refused, one out of the second gets a sentence wherever the profile is shown (our choice).
+A value outside the first is refused; one outside the second is named wherever the profile is shown (our choice).
 Radios reach from long waves to light, from a sensor's bits per second to a fibre's, and from a chip to deep space. The
-usual ranges are there for slips of the unit: GHz for Hz, mW or dBm for W, km for m, GFLOP/s for FLOP/s, bytes for bits.
+usual ranges catch slips of the unit: GHz for Hz, mW or dBm for W, km for m, GFLOP/s for FLOP/s, bytes for bits.
 """
 
 import math
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import show
 
 Convert = Callable[[float], float]
-STRONG_W, NEAR_M = 1.0, 10.0  # nobody puts a device nearer to a base station that strong
+STRONG_W, NEAR_M = 1.0, 10.0  # no device is nearer to a base station that strong
 MAX_MEAN_POWER_GAIN = 1.0
 
 
@@ -135,7 +135,7 @@ def numbers_of(profile: Any) -> Iterator[Value]:
 def unusual_values(profile: Any) -> list[str]:
     """-> a sentence for each key of a profile with values that hardly any radio has, and what may have been meant.
 
-    Of values that measured rates leave unread (bandwidth, carrier, noise, distances) nothing is said.
+    Values that measured rates leave unread (bandwidth, carrier, noise, distances) are skipped.
     """
     found: dict[str, list[tuple[Value, str]]] = {}
     for number in numbers_of(profile):
@@ -185,7 +185,7 @@ def check_mean_gain(profile: Any, path_loss_db: NDArray[np.float64]) -> None:
     distance_m, carrier_hz = profile.devices[device].distance_m, profile.carrier_frequency_hz
     raise ValueError(
         f"devices[{device}].distance_m {distance_m:g} m and carrier_frequency_hz {carrier_hz:g} Hz give a mean power "
-        f"gain of {gain:.3g}, must be <= 1: nobody receives more than is sent; check the units of both (m, Hz)"
+        f"gain of {gain:.3g}, must be <= 1: no receiver gets more than is sent; check the units of both (m, Hz)"
         + _meant_if_unusual("distance_m", distance_m)
         + _meant_if_unusual("carrier_frequency_hz", carrier_hz)
     )

@@ -29,7 +29,7 @@ from pydantic import (
 )
 
 from .._util.number_text import INTEGER, how_to_write
-from .._util.safe_yaml import FALSE, TRUE, Place, ReadMapping, parse_mapping, read_mapping
+from .._util.safe_yaml import FALSE, TRUE, Position, ReadMapping, parse_mapping, read_mapping
 from ..errors import ProfileError, show, unknown_name
 from .duplex import Duplex
 from .origin import DEVICE_PATH, NO_VALUES, ORIGINS, origin_sentence, value_origins
@@ -37,7 +37,7 @@ from .path_loss import PATH_LOSS_MODELS
 from .plausibility import check_mean_gain, check_range, unusual_values
 
 BASE_STATION = "base_station"
-MAX_EXPERTS = 1_000_000  # of a layer: far beyond any model, and a list of so many places is small
+MAX_EXPERTS = 1_000_000  # of a layer: far beyond any model, and a list of that many devices is small
 MAX_NAME_LENGTH = 200
 MAX_SEED = 10**18
 
@@ -99,9 +99,9 @@ class BaseStation(_Part):
 class Device(_Part):
     """A device that holds experts; without energy_j_per_flop its compute energy is not reported.
 
-    downlink_bit_per_s, uplink_bit_per_s, fixed_s: where the profile's rates are `measured`, what stands in place of
-    Eq. (2) and (3), and the seconds that each message takes whatever its length (0 without it). burst_bit: bits of a
-    message, each way, that pass before these rates limit it (0 without it), as a token bucket lets them.
+    Where the profile's rates are `measured`, downlink_bit_per_s and uplink_bit_per_s replace Eq. (2) and (3); fixed_s:
+    seconds that each message takes whatever its length (0 without it); burst_bit: bits of a message, each way, that
+    pass before these rates limit it (0 without it), as in a token bucket.
     """
 
     name: Name
@@ -126,8 +126,8 @@ class Fading(_Part):
 class Placement(_Part):
     """Which device, or `base_station`, holds which expert.
 
-    `experts` names places one by one; every other expert k goes by `others`: to device k modulo the number of devices,
-    or to the base station.
+    `experts` names the device of single experts; `others` says where any other expert k is: on device k modulo the
+    number of devices, or at the base station.
     """
 
     others: Literal["modulo", "base_station"] = "modulo"
@@ -135,7 +135,7 @@ class Placement(_Part):
 
     @field_validator("experts", mode="wrap")
     @classmethod
-    def _each_expert_stands_once(cls, given: Any, validated: Callable[[Any], dict[int, str]]) -> dict[int, str]:
+    def _each_expert_is_named_once(cls, given: Any, validated: Callable[[Any], dict[int, str]]) -> dict[int, str]:
         experts = validated(given)
         if len(experts) < len(given):  # 1 and "1" are two keys of a file
             raise ValueError("names an expert twice")
@@ -184,13 +184,13 @@ class ChannelProfile(_Part):
         names = Counter(device.name for device in self.devices)
         name, times = names.most_common(1)[0]
         if times > 1:
-            raise ValueError(f"devices: the name {name!r} stands twice, each device needs its own")
+            raise ValueError(f"devices: the name {name!r} is used twice, each device needs its own")
         if BASE_STATION in names:
             raise ValueError(f"devices: the name {BASE_STATION!r} is kept for the base station")
-        for expert, place in self.placement.experts.items():
-            if place not in names and place != BASE_STATION:
+        for expert, device_name in self.placement.experts.items():
+            if device_name not in names and device_name != BASE_STATION:
                 raise ValueError(
-                    f"placement.experts[{expert}]: {unknown_name('device', place, (*names, BASE_STATION))}"
+                    f"placement.experts[{expert}]: {unknown_name('device', device_name, (*names, BASE_STATION))}"
                 )
         if self.path_loss not in PATH_LOSS_MODELS:
             raise ValueError(f"path_loss: {unknown_name('path-loss model', self.path_loss, PATH_LOSS_MODELS)}")
@@ -266,7 +266,7 @@ class ChannelProfile(_Part):
 
     @property
     def origin_sentence(self) -> str:
-        """Which values are whose, in one line for a footnote."""
+        """Origin of every value, in one line for a footnote."""
         return origin_sentence(self.value_origins())
 
     def with_statements(self, word: str, statements: dict[str, Any]) -> "ChannelProfile":
@@ -286,9 +286,9 @@ class ChannelProfile(_Part):
                     f"{self.name}: placement.experts[{expert}] must be < {num_experts}, the model's number of experts"
                 )
         by_rule = (lambda expert: expert % len(names)) if self.placement.others == "modulo" else (lambda expert: -1)
-        places = {name: index for index, name in enumerate(names)} | {BASE_STATION: -1}
+        devices = {name: index for index, name in enumerate(names)} | {BASE_STATION: -1}
         return [
-            places[self.placement.experts[expert]] if expert in self.placement.experts else by_rule(expert)
+            devices[self.placement.experts[expert]] if expert in self.placement.experts else by_rule(expert)
             for expert in range(num_experts)
         ]
 
@@ -335,17 +335,17 @@ def changed_profile(profile: ChannelProfile, key: str, value: float) -> ChannelP
     """
     data = profile.model_dump(mode="json", exclude_none=True)
     match = re.fullmatch(r"devices\[(\d+)\]\.(\w+)", key)
-    place: Any = data
+    part: Any = data
     name = key
     if match:
         number, name = int(match[1]), match[2]
         if number >= len(profile.devices):
             raise ProfileError(f"{key}: the profile has devices[0] to devices[{len(profile.devices) - 1}]")
-        place = data["devices"][number]
-    numbers = [n for n, held in place.items() if isinstance(held, int | float) and not isinstance(held, bool)]
+        part = data["devices"][number]
+    numbers = [n for n, held in part.items() if isinstance(held, int | float) and not isinstance(held, bool)]
     if name not in numbers:
         raise ProfileError(unknown_name("number of a channel profile", key, numbers))
-    place[name] = int(value) if isinstance(place[name], int) and float(value).is_integer() else value
+    part[name] = int(value) if isinstance(part[name], int) and float(value).is_integer() else value
     return validated_profile(profile.name, data.pop("name"), data)
 
 
@@ -408,8 +408,8 @@ def validated_profile(source: str, name: str, data: dict) -> ChannelProfile:
 def sentence_of_file(error: ValidationError, known_keys: Callable[[tuple], list[str]], data: dict) -> str:
     """The first of pydantic's errors as a sentence; of a file's mapping with the line, and the value as written."""
     first = first_error(error)
-    place = data.place_of(first["loc"]) if isinstance(data, ReadMapping) and first["loc"] else None
-    return (f"line {place.line}: " if place else "") + sentence(first, known_keys, place)
+    written = data.position_of(first["loc"]) if isinstance(data, ReadMapping) and first["loc"] else None
+    return (f"line {written.line}: " if written else "") + sentence(first, known_keys, written)
 
 
 def first_error(error: ValidationError) -> Any:
@@ -417,11 +417,11 @@ def first_error(error: ValidationError) -> Any:
     return error.errors(include_url=False)[0]
 
 
-def sentence(error: Any, known_keys: Callable[[tuple], list[str]], place: Place | None = None) -> str:
-    """One pydantic error as a sentence: key, rule, value; known_keys: a location -> the keys that may stand there."""
+def sentence(error: Any, known_keys: Callable[[tuple], list[str]], position: Position | None = None) -> str:
+    """One pydantic error as a sentence: key, rule, value; known_keys: a location -> the keys allowed there."""
     key = "".join(map(_step, error["loc"])).lstrip(".")
     kind, context = error["type"], error.get("ctx", {})
-    got = _as_written(kind, error["input"], place)
+    got = _as_written(kind, error["input"], position)
     rules = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     if kind == "extra_forbidden":
@@ -452,16 +452,16 @@ def sentence(error: Any, known_keys: Callable[[tuple], list[str]], place: Place 
     return f"{key}: {error['msg']}, got {got}"
 
 
-def _as_written(kind: str, value: Any, place: Place | None) -> str:
-    if place is None or place.written is None or not isinstance(value, bool | int | float):
+def _as_written(kind: str, value: Any, position: Position | None) -> str:
+    if position is None or position.written is None or not isinstance(value, bool | int | float):
         return show(value)
-    if isinstance(value, bool) and place.written not in (*TRUE, *FALSE):
-        return f"{place.written}, which YAML reads as {str(value).lower()}"
-    return place.written if kind == "string_type" else show(value)
+    if isinstance(value, bool) and position.written not in (*TRUE, *FALSE):
+        return f"{position.written}, which YAML reads as {str(value).lower()}"
+    return position.written if kind == "string_type" else show(value)
 
 
 def _hint(kind: str, location: tuple, value: Any) -> str:
-    """What to write in place of a value of the wrong kind, such as a number in quotes."""
+    """What to write instead of a value of the wrong kind, such as a number in quotes."""
     if kind in ("float", "int", "finite") and isinstance(value, str):
         name = next((step for step in reversed(location) if isinstance(step, str)), "")
         return f"; {how_to_write(value, name)}"

@@ -34,7 +34,7 @@ HARMLESS_ADAPTER_CONFIG = frozenset(
 # (PiSSA, OLoRA, LoftQ) also change the base weights.
 INIT, DRAWN_INITS = "init_lora_weights", ("true", "false", "none", "gaussian")
 OF_LOFTQ = "loftq_config"  # read on loading, and only by LoftQ
-# Keys whose lists PEFT takes as sets, and writes in whatever order the set has.
+# Keys with lists that PEFT takes as sets, and writes in any order.
 ADAPTER_SETS = ("target_modules", "exclude_modules", "modules_to_save", "feedforward_modules", "layers_to_transform")
 
 
@@ -145,7 +145,7 @@ def _blocks(size: int, is_whole: bool) -> Iterator[tuple[int, int]]:
 
 
 def _digest_of_pickles(files: list[Path], max_whole_bytes: int) -> str:
-    """Of torch's own format, whose tensors are mapped into memory; the digest is that of a safetensors file of them."""
+    """Of torch's own format: tensors are mapped into memory; the digest is that of a safetensors file of them."""
     import torch
 
     named: dict[str, Any] = {}

@@ -143,7 +143,7 @@ def key_of(facts: Mapping[str, Any]) -> str:
 
 
 def compare_facts(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, str]:
-    """-> name of every fact that two have not in common -> both values in words; empty if they are the same.
+    """-> name of every fact that differs -> both values in words; empty if all are the same.
 
     A fact within a fact is named by its path: `generation_kwargs.num_beams`.
     """
@@ -209,6 +209,6 @@ def _show(value: Any) -> str:
 
 
 def _printable(text: str) -> str:
-    """A text of anybody's as a line of a table's notes holds it."""
+    """An untrusted text as one line of a table's notes."""
     text = text if text.isprintable() else json.dumps(text)
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 20]}... ({len(text)} characters)"

@@ -66,11 +66,11 @@ def _balance(placement: DeviceIndex, load: np.ndarray, devices: int) -> DeviceIn
         return None
     moved = load[here][:, None] - load[there]  # [here, there]
     larger = np.maximum(of_device[most] - moved, of_device[least] + moved)
-    one, other = np.unravel_index(larger.argmin(), larger.shape)
-    if not larger[one, other] < of_device[most]:
+    first, second = np.unravel_index(larger.argmin(), larger.shape)
+    if not larger[first, second] < of_device[most]:
         return None
     swapped = placement.copy()
-    swapped[here[one]], swapped[there[other]] = least, most
+    swapped[here[first]], swapped[there[second]] = least, most
     return swapped
 
 

@@ -49,20 +49,20 @@ class CoSelection:
         """Tokens summed over layers and batches."""
         return float(self.counts.sum()) / self.top_k
 
-    def summed(self) -> "CoSelection":
-        """All rows added up to one."""
+    def sum_rows(self) -> "CoSelection":
+        """Add up all rows."""
         pairs, counts = (array.sum(axis=0, keepdims=True, dtype=np.float64) for array in (self.pairs, self.counts))
         return replace(self, pairs=pairs, counts=counts)
 
-    def grouped(self, groups: int) -> "CoSelection":
-        """Neighbouring batches added up to this many groups, layers kept apart."""
+    def group_batches(self, groups: int) -> "CoSelection":
+        """Add up neighbouring batches to this many groups, layers kept apart."""
         starts = np.arange(groups) * self.batches // groups
 
-        def added(array: NDArray) -> NDArray:
+        def add(array: NDArray) -> NDArray:
             by_batch = array.reshape(self.batches, -1, array.shape[1])  # [batches, layers, ...]
             return np.add.reduceat(by_batch, starts, axis=0, dtype=np.float64).reshape(-1, array.shape[1])
 
-        return replace(self, pairs=added(self.pairs), counts=added(self.counts), batches=groups)
+        return replace(self, pairs=add(self.pairs), counts=add(self.counts), batches=groups)
 
     def matrix(self) -> Array:
         """Co-selection counts as matrices. Returns: [rows, experts, experts] symmetric, zeros on the diagonal."""

@@ -8,7 +8,7 @@ from ..latency import Array
 from .co_selection import DeviceIndex
 from .problem import PlacementProblem, device_costs, modulo
 
-RESTARTS = 800  # over the number of experts: 100 for 8 experts, 6 for 128, whose descents take longer
+RESTARTS = 800  # over the number of experts: 100 for 8 experts, 6 for 128: their descents take longer
 MIN_GAIN = 1e-12  # of the cost: less is rounding
 
 

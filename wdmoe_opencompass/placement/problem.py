@@ -1,4 +1,4 @@
-"""What a placement is to minimise, and for which devices: the waiting latency or the number of token transfers."""
+"""What a placement minimises, and for which devices: the waiting latency or the number of token transfers."""
 
 from dataclasses import dataclass, replace
 
@@ -94,9 +94,9 @@ class PlacementProblem:
         """
         counts = self.counts
         if not self.objective.largest and counts.top_k == 2:
-            return replace(self, counts=counts.summed())
+            return replace(self, counts=counts.sum_rows())
         groups = SEARCH_NUMBERS * counts.batches // (len(counts.pairs) * counts.experts**2)
-        return self if groups >= counts.batches else replace(self, counts=counts.grouped(max(1, groups)))
+        return self if groups >= counts.batches else replace(self, counts=counts.group_batches(max(1, groups)))
 
 
 def fewest_per_device(experts: int, devices: int) -> int:

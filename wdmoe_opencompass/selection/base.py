@@ -119,7 +119,7 @@ class BandwidthCurve:
         """Share of the total bandwidth at which a token takes a given time: the curves read backwards.
 
         communication_s: [..., n] s.
-        device: [n] whose curve to read.
+        device: [n] the device of each curve to read.
         Returns: [..., n], linear between the grid's points in logarithms and beyond its ends, where it may exceed 1.
         """
         seconds = self.communication_s.double().log().flip(1)  # [devices, points] ascending
@@ -163,7 +163,7 @@ class SelectionPolicy(ABC):
     """Maps the router's choice to the experts a token keeps; one method to implement.
 
     Runs inside the forward pass on the model's own device: an implementation must not copy to the host. Subclasses are
-    dataclasses whose fields are the policy's parameters.
+    dataclasses; their fields are the policy's parameters.
 
     may_add:      may change an index: a token may get an expert outside its top-k (softmax routers only)
     renormalise:  its author's default: kept weights are scaled back to the sum of the router's top-k where the model's

@@ -1,4 +1,4 @@
-"""The cheapest items whose scores sum to enough: every choice is tried, or a price is paid for score."""
+"""The cheapest items with a sufficient sum of scores: every choice is tried, or a price is paid for score."""
 
 from functools import lru_cache
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""What the devices have to do in one layer, and the order of what each of them has to do."""
+"""Loads of the devices in one layer, and ranks within a device."""
 
 import torch
 from torch import Tensor

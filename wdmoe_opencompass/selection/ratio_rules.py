@@ -1,4 +1,4 @@
-"""Drop the experts whose weight is small next to the token's others: NAEE, 1T-Drop, AdapMoE and top-p.
+"""Drop experts of small weight next to the token's others: NAEE, 1T-Drop, AdapMoE and top-p.
 
 With two experts per token all four drop the second expert where ``r = w_(2) / w_(1)`` is small, and differ only in how
 the threshold varies: NAEE ``r < beta_l``; 1T-Drop ``r / (1 + r) < T``; AdapMoE ``r / (1 + r) < sqrt(T / h_l)``; top-p

@@ -67,11 +67,11 @@ def simulate_samples(statistics: RouterStatistics, tokens: int, samples: int, se
         generator = np.random.default_rng((seed, sample))
         router = SyntheticRouter(seed * 1000 + sample, statistics)
         preferences = router.sequences(generator, router.topic(generator), 1)
-        one = sample_statistics(router.route(generator, preferences, np.zeros(tokens, dtype=np.int64)))
+        values = sample_statistics(router.route(generator, preferences, np.zeros(tokens, dtype=np.int64)))
         for name in ("largest_load", "largest_pair"):
-            one[name] = np.array([one[name].mean(), one[name].max()])
-        found.append(one)
-    return {name: np.mean([one[name] for one in found], axis=0) for name in found[0]}
+            values[name] = np.array([values[name].mean(), values[name].max()])
+        found.append(values)
+    return {name: np.mean([values[name] for values in found], axis=0) for name in found[0]}
 
 
 def simulate_subjects(statistics: RouterStatistics, seed: int = 0) -> list[NDArray[np.float64]]:
@@ -96,7 +96,7 @@ def subject_loads(statistics: RouterStatistics, models: int) -> tuple[float, flo
     alone, together = [], []
     for seed in range(models):
         counts = simulate_subjects(statistics, seed)
-        alone.append(np.mean([largest_over_mean(one).mean() for one in counts]))
+        alone.append(np.mean([largest_over_mean(subject).mean() for subject in counts]))
         together.append(largest_over_mean(np.sum(counts, axis=0)).mean())
     return float(np.mean(alone)), float(np.mean(together))
 

@@ -61,8 +61,8 @@ def simulate(
         context = multiprocessing.get_context("spawn")
         with context.Pool(min(workers, len(names)), initializer=_begin_worker) as pool:
             work = [(simulation, name) for name in longest_first]
-            for one in pool.imap_unordered(_simulate_one, work):
-                found[one.name] = one
+            for benchmark in pool.imap_unordered(_simulate_one, work):
+                found[benchmark.name] = benchmark
                 advance(1)
     return [found[name] for name in names]
 

@@ -23,7 +23,7 @@ RATIO_BINS = 50
 SEALED_SUFFIX = ".trace.safetensors"
 JOURNAL_SUFFIX = ".trace.part"
 METADATA_KEY = "wdmoe_trace"
-EVENTS_SUFFIX = ".testbed_events.jsonl"  # beside it: what happened to the devices of a live testbed
+EVENTS_SUFFIX = ".testbed_events.jsonl"  # next to it: what happened to the devices of a live testbed
 PHASES = ("prefill", "decode")
 
 Perplexity = Literal["stock", "exact"]  # how texts were scored: as OpenCompass does, or independent of the batch
@@ -63,8 +63,8 @@ class TraceMetadata(FileMetadata):
     weights is the model's path as its config names it; test_range which items of the dataset were run, as OpenCompass's
     config says it (empty: all). profile is the whole channel profile of the run, so that a
     trace explains itself; seed is that of its fading. kept_share is what the policy was tuned to keep, if it was,
-    on the calibration of that hash; quantise_payload whether what was sent was rounded to the profile's payload_bits.
-    routed_from says whose router outputs the policy was run on: those of the model as it ran, of a `recording` (whose
+    on the calibration of that hash; quantise_payload whether payloads were rounded to the profile's payload_bits.
+    routed_from says which router outputs the policy was run on: those of the model as it ran, of a `recording` (its
     SHA-256 is recording_sha256) or of a `generator`. The last two have no answers, and a drop changed nothing in later
     layers. Where softmax_recorded is False the recording lacks the full softmax: a policy knew the top-k only, or took
     the rest to be spread evenly if top_k_mass says what the top-k weigh together. recorded_routing is the routing of
@@ -73,7 +73,7 @@ class TraceMetadata(FileMetadata):
     policy and profile, arguments what the configs said of it (package `identity`); both are empty without a model.
     """
 
-    readable_versions = (6, FORMAT_VERSION)  # 6 lacks identity and arguments, which are then empty
+    readable_versions = (6, FORMAT_VERSION)  # 6 has no identity and arguments; they are empty then
     model_config = ConfigDict(ser_json_inf_nan="constants")  # a parameter may be infinite
 
     format_version: int
@@ -175,7 +175,7 @@ class RoutingTrace(NamedArrays):
     [passes]: batch (row in the per-batch arrays), pass_index (0 is the batch's first forward pass), phase (index into
     PHASES), tokens (real ones). [passes, layers, devices]: device_load and expert_evaluations after selection, the same
     `_before` it, weight_sum (router weights of the kept assignments). [passes, layers]: assignments, those at the base
-    station included. [batches]: first_item, items. [batches, layers, pairs]: co_selection, tokens whose router chose
+    station included. [batches]: first_item, items. [batches, layers, pairs]: co_selection, tokens routed to
     both experts of a pair, in the order of ``numpy.triu_indices(experts, 1)``. [batches, layers, ratio_bins]:
     ratio_counts, tokens by their second router weight over the first, in RATIO_BINS equal bins from 0 to 1.
     [items], the items of the first batch, then those of the second, and so on: item_passes, how many passes of its

@@ -160,8 +160,8 @@ class BlockJournal(ABC, Generic[Metadata, Content]):
     def resume(self, first_item: int) -> None:
         """Keep only whole blocks of items before `first_item` and of this very run; forget all others.
 
-        `first_item` is where the inference goes on: a batch whose answers were not kept is redone, and its counts
-        must not stand twice. Raises TraceError where answers are kept whose counts are not.
+        `first_item` is where the inference goes on: a batch without kept answers is redone, and must not be
+        counted twice. Raises TraceError where answers are kept and their counts are not.
         """
         written, blocks = self._read_or_nothing()
         kept = [block for block in blocks if _end(block) <= first_item]
@@ -205,13 +205,13 @@ class BlockJournal(ABC, Generic[Metadata, Content]):
 
     @classmethod
     def of_frame(cls, path: Path, frame: bytes) -> Self:
-        """-> the journal whose first frame this is; TraceError where it is not readable or breaks the schema."""
+        """-> the journal with this first frame; TraceError where it is not readable or breaks the schema."""
         journal = cls(path)
         journal.metadata = journal._metadata_of(frame)
         return journal
 
     def block(self, number: int, frame: bytes) -> dict[str, NDArray]:
-        """-> the arrays of a block of a journal whose metadata is known; TraceError where they break a rule."""
+        """-> the arrays of a block; the metadata must be known. TraceError where they break a rule."""
         assert self.metadata is not None
         return self._block(number, frame, self.metadata)
 

@@ -20,7 +20,7 @@ GROUP_BYTES = 8 << 20  # of blocks that are given out together: what a long jour
 class JournalTail:
     """The blocks of a journal, each once; nothing is written, no lock is taken.
 
-    A block that is torn, or not yet whole, is waited for. Where a run that goes on wrote the journal again, all
+    A block that is torn, or not yet whole, is waited for. If a resumed run wrote the journal again, all
     of it is new: `began_again` says so once, and whoever counts starts over.
     """
 

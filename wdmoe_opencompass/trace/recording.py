@@ -125,7 +125,7 @@ class Recording:
     probabilities: [tokens, layers, experts] float32 softmax over all experts, or None
     sequence:      [tokens] int32 from 0, ascending
     position:      [tokens] int32 in the sequence, from 0, ascending within it; it may have gaps
-    prompt_length: [sequences] int32; a token whose position is at least that is new
+    prompt_length: [sequences] int32; tokens from that position on are new
     batch, first_pass: [sequences] int32 batch of the run that recorded it, and the batch's forward pass that held the
                    prompt
     first_item, items, passes: [batches] int32 first item of the batch, its items and its forward passes
@@ -377,7 +377,7 @@ def summary(recording: Recording) -> dict[str, Any]:
 
 
 def expert_loads(recording: Recording) -> NDArray[np.int64]:
-    """-> [layers, experts] tokens whose router chose an expert."""
+    """-> [layers, experts] tokens routed to each expert."""
     index, experts = recording.expert_index, recording.metadata.num_experts
     layers = range(index.shape[1])
     return np.stack([np.bincount(index[:, layer].ravel(), minlength=experts) for layer in layers])

@@ -1,6 +1,6 @@
-"""Make a recording of a router from somebody else's arrays (NPZ) or lines (JSON Lines). NumPy only.
+"""Import a recording of a router from arrays (NPZ) or lines (JSON Lines). NumPy only.
 
-Neither is trusted: what breaks a rule is a TraceError, and so is what recorders are known to get wrong.
+Neither is trusted: what breaks a rule raises TraceError, and so do the known faults of recorders.
 """
 
 import io
@@ -36,7 +36,7 @@ HEADER_KEYS = ("prompt_length", *SIZES)
 MAX_LINES_BYTES = 1 << 30  # of JSON Lines, which take many times their size in memory
 MAX_NUMBER = (1 << 31) - 1
 MIN_REPEATED_ROWS = 16  # rows of equal routing that follow each other: no model does that
-SAME_SUM = 1e-2  # weights whose sums over the top-k differ by less are normalised; half precision rounds so far
+SAME_SUM = 1e-2  # weights are normalised if their sums over the top-k differ by less; half precision rounds so far
 BROKEN = (
     *(ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError, OverflowError),
     *(RecursionError, NotImplementedError, RuntimeError, AttributeError, IndexError, SyntaxError),
@@ -119,7 +119,7 @@ def _read_npz(path: Path) -> tuple[dict[str, NDArray], dict[str, int]]:
 
 
 def _read_npy(path: Path, name: str, content: bytes) -> NDArray:
-    """-> the array of a member of an NPZ file, whose header is not trusted with how much memory to set aside."""
+    """-> the array of a member of an NPZ file; its header must not decide how much memory is allocated."""
     stream = io.BytesIO(content)
     major, _ = npy.read_magic(stream)
     read_header = {1: npy.read_array_header_1_0, 2: npy.read_array_header_2_0}[major]
@@ -247,11 +247,11 @@ def _difference(first: list[tuple[int, int]], other: int, own: list[tuple[int, i
     in_first, in_own = set(first), set(own)
     lacking = [token for token in first if token not in in_own]
     added = [token for token in own if token not in in_first]
-    for tokens, has, lacks in ((lacking, 0, other), (added, other, 0)):
+    for tokens, present, absent in ((lacking, 0, other), (added, other, 0)):
         if tokens:
             sequence, position = tokens[0]
             return (
-                f"layer {has} has the token at position {position} of sequence {sequence}, layer {lacks} does not "
+                f"layer {present} has the token at position {position} of sequence {sequence}, layer {absent} does not "
                 f"({len(tokens)} such tokens)"
             )
     return f"layer {other} has them in another order, or another number of times, than layer 0"
@@ -285,17 +285,17 @@ def _check_numbers(path: Path, arrays: dict[str, NDArray], num_experts: int) -> 
             rule = f"from 0 to {most - 1}"
         if bad.any():
             where = tuple(int(n) for n in np.argwhere(bad)[0])
-            place = ", ".join(
+            position = ", ".join(
                 f"{axis.removesuffix('s')} {n}" for axis, n in zip(axes, where, strict=True) if axis != "k"
             )
             raise TraceError(
-                f"{path}: array {name} must be {rule} throughout, got {array[where]} at {place} ({int(bad.sum())} such "
-                "numbers)"
+                f"{path}: array {name} must be {rule} throughout, got {array[where]} at {position} ({int(bad.sum())} "
+                "such numbers)"
             )
 
 
 def _check_weighted(path: Path, arrays: dict[str, NDArray]) -> None:
-    """Refuse rows that a recorder set aside and never filled: no router gives all of its top-k the weight 0."""
+    """Refuse rows that a recorder allocated and never filled: no router gives all of its top-k the weight 0."""
     if "weights" not in arrays:
         return
     is_zero = ~arrays["weights"].any(axis=2)

@@ -1,7 +1,7 @@
 """Measured wall-clock of a run's batches, a JSON line each, in `*.speed.jsonl` next to the trace. No torch here.
 
 It is a file of its own because equal runs have equal traces, and never equal times. A batch's line is written after its
-counts are in the trace's journal: a batch whose line a kill has taken is not measured, and nothing else is lost.
+counts are in the trace's journal: a kill between the two loses that line and nothing else.
 """
 
 from collections.abc import Iterator

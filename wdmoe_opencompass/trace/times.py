@@ -91,7 +91,7 @@ class MeasuredTimes(NamedArrays):
     """Measured times in memory: metadata and the arrays named in PER_PASS and PER_BATCH.
 
     [passes]: batch, pass_index and pass_tokens (real tokens of the pass). [passes, layers]: waiting_s, of a layer.
-    [passes, layers, devices]: tokens sent, and the seconds of PARTS; 0 where nothing was sent, the sum where a device
+    [passes, layers, devices]: tokens, and the seconds of PARTS; 0 where nothing was sent, the sum where a device
     had several messages. [batches]: first_item, items.
     """
 
@@ -100,12 +100,12 @@ class MeasuredTimes(NamedArrays):
 
     def layer_times(self) -> list[LayerTimes]:
         """Every message, pass by pass: what a history takes."""
-        sent = np.argwhere(self.arrays["tokens"] > 0)  # [messages, 3] pass, layer, device
-        columns = [self.arrays[name][tuple(sent.T)].tolist() for name in ("tokens", *PARTS)]
-        waiting = self.arrays["waiting_s"][sent[:, 0], sent[:, 1]].tolist()
+        messages = np.argwhere(self.arrays["tokens"] > 0)  # [messages, 3] pass, layer, device
+        columns = [self.arrays[name][tuple(messages.T)].tolist() for name in ("tokens", *PARTS)]
+        waiting = self.arrays["waiting_s"][messages[:, 0], messages[:, 1]].tolist()
         return [
             LayerTimes(layer, device, *numbers)
-            for (_, layer, device), *numbers in zip(sent.tolist(), *columns, waiting, strict=True)
+            for (_, layer, device), *numbers in zip(messages.tolist(), *columns, waiting, strict=True)
         ]
 
 

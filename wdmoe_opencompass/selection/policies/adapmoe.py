@@ -30,7 +30,7 @@ class AdapMoe(SelectionPolicy):
     threshold:   T, in the units of h (a squared gradient); 0.005 is the authors', for their h
     h:           sensitivity of each MoE layer (their Fisher information), > 0: one number, a list with one per layer,
                  or `mixtral_8x7b`, the released values
-    calibration: file whose `sensitivity` is taken where h is not given
+    calibration: file with the `sensitivity` to take where h is not given
     """
 
     renormalise: ClassVar[Renormalise] = True

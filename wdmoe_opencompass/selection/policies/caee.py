@@ -20,8 +20,8 @@ class Caee(SelectionPolicy):
 
     Idea from notes on the paper ([note]: rank by weight over cost, drop on the last device, give the weight to experts
     that run anyway); the rule is our completion ([ours]), in steps: on the device with the largest time T_k the pair of
-    token and expert with the smallest ``w_jk / c_k`` goes, among the pairs whose token would keep at least `tau` of its
-    top-k weight. It ends when the device that finishes last has no such pair. T_k is Eq. (10) under evenly split
+    token and expert with the smallest ``w_jk / c_k`` goes, among the pairs of tokens that would keep at least `tau` of
+    their top-k weight. It ends when the device that finishes last has no such pair. T_k is Eq. (10) under evenly split
     bandwidth; as c_k is one number per device, the order on a device is that of the weights. Kept weights are
     renormalised always.
 

@@ -1,4 +1,4 @@
-"""DES: the cheapest experts whose scores sum to enough."""
+"""DES: the cheapest experts with a sufficient sum of scores."""
 
 import math
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ class Des(SelectionPolicy):
 
     def select(self, routing: Routing, channel: ChannelState) -> Selection:
         """Choose for all tokens at once."""
-        return fill_slots(routing, self.chosen(routing, channel, device_cost(channel, self.cost)))
+        return fill_slots(routing, self.choose(routing, channel, device_cost(channel, self.cost)))
 
     def least_score(self, layer: int) -> float:
         """Q_l of a layer, counted from 0."""
@@ -71,7 +71,7 @@ class Des(SelectionPolicy):
         k = routing.top_k_index.shape[1]
         return k if self.most_experts is None else min(k, self.most_experts)
 
-    def chosen(self, routing: Routing, channel: ChannelState, of_device: Tensor) -> Tensor:
+    def choose(self, routing: Routing, channel: ChannelState, of_device: Tensor) -> Tensor:
         """Find the cheapest experts that reach Q_l.
 
         routing, channel: scores, and the placement of the experts.

@@ -42,7 +42,7 @@ class Jesa(Des):
             return torch.stack(device_loads(channel.device_of_expert.expand(runs.shape), runs, len(even)))
 
         of_device = even = device_cost(channel, self.cost).double()
-        chosen = self.chosen(routing, channel, of_device)
+        chosen = self.choose(routing, channel, of_device)
         loads = loads_of(chosen)[None]  # [rounds, 2, devices]
         repeated = torch.zeros((), dtype=torch.bool, device=chosen.device)
         for _ in range(ROUNDS - 1):
@@ -53,7 +53,7 @@ class Jesa(Des):
             else:
                 now = even * (sent_s / channel.communication_s)
             of_device = torch.where(device_load > 0, now, of_device)
-            new = self.chosen(routing, channel, of_device)
+            new = self.choose(routing, channel, of_device)
             chosen = torch.where(repeated, chosen, new)
             new_loads = loads_of(chosen)
             repeated = repeated | (loads == new_loads).flatten(1).all(dim=1).any()

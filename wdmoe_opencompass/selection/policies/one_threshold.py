@@ -1,4 +1,4 @@
-"""1T-Drop: drop every expert whose share of the token's weight is below one threshold."""
+"""1T-Drop: drop every expert with a share of the token's weight below one threshold."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal

@@ -154,7 +154,7 @@ def _one_by_one(
     least_saved = ROUNDING * (of_transfer.max() + of_evaluation.max())
     alone = torch.eye(k, dtype=torch.bool, device=harm.device).expand(tokens, k, k)
 
-    def paid(stay: Tensor) -> tuple[Tensor, Tensor]:
+    def price_slots(stay: Tensor) -> tuple[Tensor, Tensor]:
         """[tokens, n, k] the slots that stay -> [tokens, n, 1] their cost, [tokens, n, options] what each adds."""
         chosen, at = phi[:, None, :].expand(stay.shape), at_option[phi][:, None, :].expand(stay.shape)
         used = harm.new_zeros(*stay.shape[:2], options).scatter_add(2, chosen, stay.double()) > 0
@@ -166,10 +166,10 @@ def _one_by_one(
     for turn in range(2 * k):
         at = at_option[phi]
         change = torch.cat([alone, at[:, :, None] == at[:, None, :]], dim=1)  # [tokens, 2 k, k] slots, all to one
-        rest, adds = paid(~change)
+        rest, adds = price_slots(~change)
         now = harm.gather(2, phi[:, :, None])[:, :, 0]
         harms = (~change * now[:, None, :]).sum(dim=2, keepdim=True) + change.double() @ harm  # [tokens, 2 k, options]
-        saves = paid(torch.ones_like(alone[:, :1]))[0] - rest - adds
+        saves = price_slots(torch.ones_like(alone[:, :1]))[0] - rest - adds
         added = (harms - now.sum(dim=1)[:, None, None]).clamp(min=1e-30)
         may = (saves > least_saved) & (harms <= most_harm[:, None, None])
         worth = torch.where(may, saves / added if turn < k else saves, -1.0).flatten(1)

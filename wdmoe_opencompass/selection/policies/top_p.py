@@ -1,4 +1,4 @@
-"""Top-p: keep the fewest experts whose weights sum to more than p."""
+"""Top-p: keep the fewest experts that together weigh more than p."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ from ..validation import check_number
 
 @dataclass(frozen=True)
 class TopP(SelectionPolicy):
-    """Top-p routing, arXiv 2403.07652: the fewest experts whose weights sum to more than `p`; no renormalisation.
+    """Top-p routing, arXiv 2403.07652: the fewest experts that together weigh more than `p`; no renormalisation.
 
     The rule is from the authors' code (ZhenweiAn/Dynamic_MoE), for routers trained with it (p = 0.4 there) and over all
     experts. As a cut inside the top-k of any router, on its shares ``p_j``, it is our use: nothing is added.

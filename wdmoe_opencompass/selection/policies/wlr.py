@@ -1,4 +1,4 @@
-"""Algorithm 1 of the paper: drop low-weight experts of tokens whose weights do not follow the latencies."""
+"""Algorithm 1 of the paper: drop low-weight experts of tokens with weights that do not follow the latencies."""
 
 from dataclasses import dataclass
 from functools import lru_cache
