@@ -36,7 +36,7 @@ def _wrong_values(cfg: Any) -> Iterator[str]:
             yield f"{key}.path must be a text, got {shown(model['path'])}"
         yield from wrong_count(f"{key}.run_cfg.num_gpus", part_of(model, "run_cfg").get("num_gpus"), 0)
         words = model.get("stop_words")
-        if words is not None and not (isinstance(words, list | tuple) and all(isinstance(one, str) for one in words)):
+        if words is not None and not (isinstance(words, list | tuple) and all(isinstance(word, str) for word in words)):
             yield f"{key}.stop_words must be a list of texts, got {shown(words)}"
     for number, dataset in enumerate(cfg["datasets"]):
         for name in DICTS_OF_DATASET:
