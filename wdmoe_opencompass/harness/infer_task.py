@@ -21,19 +21,17 @@ from .._util.tolerant_stdout import make_stdout_tolerant
 from ..errors import WdmoeError
 from ..run.dataset_progress import Begun, DatasetWatch, spent_s
 from ..run.failures import note_failure, sentence
-from ..run.files import PREDICTIONS, RESULTS, output_file
+from ..run.files import FAILURE_SUFFIX
 from ..run.lock import DatasetIsRunningError, exclusive
 from ..run.progress_line import METHODS, live_line, prompts_of
-from ..run.recovery import FAILURE_SUFFIX, keep_answers, redo_unfinished, whole_answers
-from ..trace.format import SEALED_SUFFIX
-from ..trace.recording import RECORDING_SUFFIX
-from ..trace.times import TIMES_SUFFIX
+from ..run.recovery import SEALED_SUFFIXES, keep_answers, redo_unfinished, whole_answers
 from .command import end_with_the_runner, module_command
 from .encodable_answers import encodable_answers
 from .identify import asked_facts, inferencer_facts
 from .loading import whole_weights
 from .models import WdmoeMixin, supply_batch_encode_plus
 from .name_checks import name_problems
+from .output_files import PREDICTIONS, RESULTS, output_file
 
 LOCK_WAIT_S = 60.0
 
@@ -167,7 +165,7 @@ class WdmoeInferTask(OpenICLInferTask):
                 super()._inference()
             return
         try:
-            for suffix in (SEALED_SUFFIX, TIMES_SUFFIX, RECORDING_SUFFIX):  # of earlier predictions, if there are any
+            for suffix in SEALED_SUFFIXES:  # of earlier predictions, if there are any
                 beside(predictions, suffix).unlink(missing_ok=True)
             first = self.model.open_trace(
                 predictions,

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
@@ -12,14 +11,11 @@ from ..._util.file_names import dataset_file, files_below
 from ...errors import TraceError, WdmoeError
 from ...report.publication import MANIFEST_FILE, manifest
 from ...run.failures import noted_failure
-from ...run.recovery import FAILURE_SUFFIX, read_whole, why_not_of
-from ...trace.format import JOURNAL_SUFFIX, SEALED_SUFFIX, RoutingTrace
-from ...trace.recording import RECORDING_JOURNAL_SUFFIX, RECORDING_SUFFIX, read_recording, why_not_of_trace
-from ...trace.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, check_belongs, read_times
+from ...run.files import FAILURE_SUFFIX, read_whole
+from ...run.recovery import JOURNAL_SUFFIXES, MEASURED, why_not_of
+from ...trace.format import SEALED_SUFFIX, RoutingTrace
 from ..trace_checks import Expected, ModelFiles, why_refused
 from .verdict import NOTHING, Mismatch, Run
-
-JOURNALS = (JOURNAL_SUFFIX, TIMES_JOURNAL_SUFFIX, RECORDING_JOURNAL_SUFFIX)
 
 
 def unfinished_files(run: Run) -> Iterator[Mismatch]:
@@ -34,7 +30,7 @@ def unfinished_files(run: Run) -> Iterator[Mismatch]:
             for name in _names_of(files, dataset)
             if noted_failure(files.path(name, ".json")) is None
         ]
-        for path in (files.path(name, suffix) for name in names for suffix in JOURNALS):
+        for path in (files.path(name, suffix) for name in names for suffix in JOURNAL_SUFFIXES):
             if path.exists():
                 yield Mismatch(run.name(path), "a journal that was never sealed", "none: continue the run with -r")
     for part in ("predictions", "results", "summary"):
@@ -106,26 +102,13 @@ def _pair(
     why = None if answers is None else why_not_of(trace, answers, dataset_cfg, test_range)
     if why is not None:
         yield Mismatch(run.name(sealed), why, "every item of its predictions, as often as it was run")
-    yield from _times(run, files.path(name, TIMES_SUFFIX), trace)
-    yield from _recording(run, files.path(name, RECORDING_SUFFIX), trace)
-
-
-def _times(run: Run, path: Path, trace: RoutingTrace) -> Iterator[Mismatch]:
-    if path.exists():
+    for kind in MEASURED:
+        path = files.path(name, kind.journal.sealed_suffix)
         try:
-            check_belongs(read_times(path), trace)
+            if path.exists():
+                kind.check(kind.read(path), trace)
         except TraceError as error:
-            yield Mismatch(run.name(path), str(error), "measured times of the passes of its trace")
-
-
-def _recording(run: Run, path: Path, trace: RoutingTrace) -> Iterator[Mismatch]:
-    if path.exists():
-        try:
-            why = why_not_of_trace(read_recording(path), trace)
-        except TraceError as error:
-            why = str(error)
-        if why is not None:
-            yield Mismatch(run.name(path), why, "a recording of the passes of its trace")
+            yield Mismatch(run.name(path), str(error), f"{kind.contents} of the passes of its trace")
 
 
 def changed_files(run: Run) -> Iterator[Mismatch]:

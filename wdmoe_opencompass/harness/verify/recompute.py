@@ -8,7 +8,7 @@ from pathlib import Path
 from ..._util.file_names import files_below
 from ...errors import WdmoeError
 from ...report.publication import MANIFEST_FILE
-from ...run.recovery import read_whole
+from ...run.files import read_whole
 from .verdict import Run
 
 RECOMPUTED = "recomputed"  # how the run is called in the folder where it is computed again
