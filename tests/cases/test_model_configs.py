@@ -99,7 +99,7 @@ def look_at(folder, **arguments):
     problems, plan = [], Plan("config.py")
     model = PlannedModel(ConfigDict(path=str(folder), **arguments), ModelFacts("m", str(folder)))
     check_weights(model, problems.append)
-    check_generation(model.cfg, model.facts, problems.append, plan)
+    model.rows_per_prompt = check_generation(model.cfg, model.facts, problems.append, plan) or model.rows_per_prompt
     return list(map(str, problems)), plan.notes, model
 
 

@@ -46,7 +46,7 @@ from .returned import return_logits, returns_tokens
 from .settings import WdmoeSettings, parse_settings
 
 if TYPE_CHECKING:
-    from ..testbed.client import LabClient
+    from ..testbed.client import BaseStation
 
 ANSWERED = "items_answered_before"  # of an event: how many items had whole answers when its batch began
 TRACED_PACKAGES = ("wdmoe_opencompass", "opencompass", "torch", "transformers", "numpy")
@@ -143,13 +143,13 @@ class WdmoeMixin:
         if self.testbed is not None:
             self.testbed.keep_own_experts(path)
 
-    def _connect(self, layers: list[MoeLayer]) -> "LabClient | None":
+    def _connect(self, layers: list[MoeLayer]) -> "BaseStation | None":
         """The base station of the live testbed, if there is one; its connections end with the process."""
         if self.settings.testbed is None:
             return None
-        from ..testbed.client import LabClient
+        from ..testbed.client import BaseStation
 
-        return LabClient(self.settings.load_lab(), layers)
+        return BaseStation(self.settings.load_lab(), layers)
 
     def _has_stop_strings(self, kwargs: dict[str, Any]) -> bool:
         """Whether `generate` will look for stop strings, which it needs the tokenizer for."""

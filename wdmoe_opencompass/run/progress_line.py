@@ -32,7 +32,7 @@ def prompts_of(items: int, infer_cfg: Mapping[str, Any]) -> int | None:
     if kind != "PPLInferencer":
         return None
     templates = ((infer_cfg.get(name) or {}).get("template") for name in ("prompt_template", "ice_template"))
-    answers = inferencer.get("labels") or next((one for one in templates if isinstance(one, Mapping)), None)
+    answers = inferencer.get("labels") or next((text for text in templates if isinstance(text, Mapping)), None)
     return None if answers is None else items * len(answers) * (2 if inferencer.get("normalizing_str") else 1)
 
 
