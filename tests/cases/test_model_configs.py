@@ -49,7 +49,7 @@ def answers(path, model_kwargs=None, generation_kwargs=None):
         wdmoe=dict(profile="paper_8_devices", policy="wlr"),
     )
     perplexities = model.get_ppl(PROMPTS)
-    model._batch = lambda items: nullcontext()  # without a trace it would forget what it counted
+    model._session.record = lambda items: nullcontext()  # without a trace it would forget what it counted
     recorder = model.attachment.recorder
     recorder.reset()
     texts = model.generate(PROMPTS, 6)

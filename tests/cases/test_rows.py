@@ -252,7 +252,7 @@ def test_samples_of_one_text_count_as_many_times_as_one_sample():
         wdmoe=dict(profile="paper_8_devices"),
         max_seq_len=256,
     )
-    model._batch = lambda items: nullcontext()  # without a trace it would forget what it counted
+    model._session.record = lambda items: nullcontext()  # without a trace it would forget what it counted
 
     def tokens(samples, **ending):
         model.stop_words = ending.pop("stop_words", [])

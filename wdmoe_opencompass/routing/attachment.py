@@ -114,7 +114,7 @@ class Attachment:
             select = self._selecting(number, layer)
             self._handles += layer.contract.hook_selection(layer.router, layer.experts, select)
         if hasattr(model, "generate"):
-            self._watched = WatchedGenerate(model, self.clock.stop, self._forget_batch)
+            self._watched = WatchedGenerate(model, self.clock.stop, self.forget_batch)
         if self.sender is not None:
             self._handles += [self.sender.send_layer(number, self._current_pass) for number in range(len(self.layers))]
         elif self.changes_experts:  # vanilla runs keep the model's own experts implementation
@@ -160,7 +160,7 @@ class Attachment:
 
     def _begin_pass(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if self._pass is not None:  # an interrupt has left it open
-            self._forget_batch()
+            self.forget_batch()
         given = dict(zip(self._arguments, args)) | kwargs
         tokens = given.get("input_ids")
         if tokens is None:
@@ -185,7 +185,8 @@ class Attachment:
             if self.router_recorder is not None:
                 self.router_recorder.end_pass(failed=answer is None)
 
-    def _forget_batch(self) -> None:
+    def forget_batch(self) -> None:
+        """Forget what was counted since the last whole batch, and an open forward pass."""
         self._pass = None
         self.recorder.reset()
         self.clock.reset()
