@@ -1,15 +1,13 @@
 """The infer task: opens and closes the routing trace of each dataset."""
 
-import argparse
 import gc
-import sys
 import time
 import traceback
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import ConfigDict
 from opencompass.models import HuggingFace, HuggingFacewithChatTemplate
 from opencompass.registry import MODELS
 from opencompass.tasks.openicl_infer import OpenICLInferTask
@@ -17,7 +15,6 @@ from opencompass.utils import build_model_from_cfg, dataset_abbr_from_cfg, model
 
 from .._util.caches import use_writable
 from .._util.file_names import beside
-from .._util.tolerant_stdout import make_stdout_tolerant
 from ..errors import WdmoeError
 from ..run.dataset_progress import Begun, DatasetWatch, spent_s
 from ..run.failures import note_failure, sentence
@@ -25,7 +22,7 @@ from ..run.files import FAILURE_SUFFIX
 from ..run.lock import DatasetIsRunningError, exclusive
 from ..run.progress_line import METHODS, live_line, prompts_of
 from ..run.recovery import SEALED_SUFFIXES, keep_answers, redo_unfinished, whole_answers
-from .command import end_with_the_runner, module_command
+from .command import module_command, run_dumped
 from .encodable_answers import encodable_answers
 from .identify import asked_facts, inferencer_facts
 from .loading import whole_weights
@@ -91,7 +88,7 @@ class WdmoeInferTask(OpenICLInferTask):
                 else:
                     self.model = build_model(model_cfg)
                 self._infer_all(model_cfg, dataset_cfgs)
-                others = [one for one in dataset_cfgs if dataset_abbr_from_cfg(one) not in self._checked]
+                others = [cfg for cfg in dataset_cfgs if dataset_abbr_from_cfg(cfg) not in self._checked]
                 self._failed += self._redo_unfinished(model_cfg, others)  # skipped, but of a task that died meanwhile
             except (Exception, SystemExit) as error:  # the model: none of its datasets can be run
                 errors.append(error.with_traceback(None))  # whose frames would hold the model
@@ -253,16 +250,8 @@ def build_model(model_cfg: ConfigDict) -> Any:
 
 
 def main() -> None:
-    """Run one dumped task config; a WdmoeError becomes one sentence and exit code 2."""
-    parser = argparse.ArgumentParser(description="Run one infer task of a dumped OpenCompass config")
-    parser.add_argument("config")
-    end_with_the_runner()
-    make_stdout_tolerant()
-    try:
-        WdmoeInferTask(Config.fromfile(parser.parse_args().config)).run_or_raise()
-    except (WdmoeError, OSError) as error:
-        print(f"error: {sentence(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
+    """Run one dumped task config; what went wrong is one sentence, with exit code 2."""
+    run_dumped("Run one infer task of a dumped OpenCompass config", lambda cfg: WdmoeInferTask(cfg).run_or_raise())
 
 
 if __name__ == "__main__":

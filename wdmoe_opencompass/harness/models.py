@@ -132,7 +132,7 @@ class WdmoeMixin:
         asked: Facts | None = None,
         arguments: Facts | None = None,
     ) -> int:
-        """Begin, or continue, the trace beside a dataset's predictions file; -> the item to go on at.
+        """Begin, or continue, the trace next to a dataset's predictions file; -> the item to go on at.
 
         asked: what `identify.inferencer_facts` gives for the dataset; arguments: what `identify.asked_facts` gives.
         answered: how many items have whole answers; where the last of them are no whole batch whose counts are known,
@@ -146,14 +146,10 @@ class WdmoeMixin:
         self._session.close(seal)
 
     def _metadata(
-        self,
-        model_abbr: str,
-        dataset: str,
-        test_range: str,
-        asked: Facts | None = None,
-        arguments: Facts | None = None,
+        self, model_abbr: str, dataset: str, test_range: str, asked: Facts | None, arguments: Facts | None
     ) -> TraceMetadata:
         layer = self.attachment.layers[0]
+        calibration = None if self.settings.calibration is None else self.settings.read_calibration()
         return TraceMetadata(
             format_version=FORMAT_VERSION,
             model=model_abbr,
@@ -164,7 +160,7 @@ class WdmoeMixin:
             policy_parameters=policy_parameters(self.attachment.policy),
             renormalise=self.attachment.renormalise,
             kept_share=self.settings.kept_share,
-            calibration_hash=self._calibration_hash(),
+            calibration_hash=None if calibration is None else calibration.content_hash,
             quantise_payload=self._payload_is_rounded,
             perplexity=self.settings.perplexity,
             profile=self.profile,
@@ -180,9 +176,6 @@ class WdmoeMixin:
             identity=answer_facts(self, self._facts, asked or {}, self.settings.perplexity),
             arguments=arguments or {},
         )
-
-    def _calibration_hash(self) -> str | None:
-        return None if self.settings.calibration is None else self.settings.read_calibration().content_hash
 
     def generate(
         self,

@@ -158,8 +158,8 @@ class WdmoeSummarizer(DefaultSummarizer):
     def _groups(self) -> dict[str, list[str]]:
         """Groups of at least one dataset of this run; a group of a group is spelled out by OpenCompass's configs."""
         present = self._datasets()
-        plain = [one for one in self.summary_groups if set(one) == {"name", "subsets"}]
-        groups = {one["name"]: [d for d in one["subsets"] if d in present] for one in plain}
+        plain = [group for group in self.summary_groups if set(group) == {"name", "subsets"}]
+        groups = {group["name"]: [d for d in group["subsets"] if d in present] for group in plain}
         return {name: members for name, members in groups.items() if members}
 
     def _batch_sizes(self) -> dict[str, int]:
@@ -188,7 +188,7 @@ class WdmoeSummarizer(DefaultSummarizer):
         else:
             run = ModelRun(abbr, DENSE, (str(model_cfg.get("path", "")), ""))
         run.groups = self._groups()
-        run.group_size = {one["name"]: len(one["subsets"]) for one in self.summary_groups}
+        run.group_size = {group["name"]: len(group["subsets"]) for group in self.summary_groups}
         for dataset_cfg in self.dataset_cfgs:
             dataset = dataset_abbr_from_cfg(dataset_cfg)
             reasons = []

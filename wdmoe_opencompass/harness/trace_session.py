@@ -16,6 +16,7 @@ from .._util.file_names import beside
 from ..routing.attachment import Attachment
 from ..routing.channel_state import ChannelStates
 from ..routing.clock import device_names
+from ..routing.router_recorder import RouterRecorder
 from ..testbed.history import MeasuredHistory
 from ..trace.format import EVENTS_SUFFIX, Journal, TraceMetadata
 from ..trace.recording import RecordingJournal, RecordingMetadata
@@ -83,8 +84,8 @@ class TraceSession:
             trace.times = TimesJournal(times_path, self._times_metadata(metadata, self.testbed))
         else:
             times_path.unlink(missing_ok=True)  # of a start with a testbed: it would lack the batches to come
-        if self.attachment.router_recorder is not None:
-            trace.recording = RecordingJournal(recording_path, self._recording_metadata(metadata))
+        if (recorder := self.attachment.router_recorder) is not None:
+            trace.recording = RecordingJournal(recording_path, _recording_metadata(metadata, recorder))
         else:
             recording_path.unlink(missing_ok=True)  # of a start that recorded: the same
         first_item = answered
@@ -182,40 +183,26 @@ class TraceSession:
 
     def _times_metadata(self, trace: TraceMetadata, testbed: "BaseStation") -> TimesMetadata:
         own_bits = torch.finfo(self.attachment.layers[0].experts.down_proj.dtype).bits
+        shared = ("model", "dataset", "policy", "layers", "hidden_size", "ffn_size")
         return TimesMetadata(
-            model=trace.model,
-            dataset=trace.dataset,
-            policy=trace.policy,
-            layers=trace.layers,
             devices=tuple(device.name for device in trace.profile.devices),
-            hidden_size=trace.hidden_size,
-            ffn_size=trace.ffn_size,
             payload_bits=testbed.lab.payload_bits or own_bits,
             lab_hash=testbed.lab.content_hash,
+            **{name: getattr(trace, name) for name in shared},
         )
 
-    def _recording_metadata(self, trace: TraceMetadata) -> RecordingMetadata:
-        recorder = self.attachment.router_recorder
-        assert recorder is not None
-        return RecordingMetadata(
-            source="run",
-            model=trace.model,
-            weights=trace.weights,
-            dataset=trace.dataset,
-            test_range=trace.test_range,
-            routing=trace.routing,
-            layers=trace.layers,
-            num_experts=trace.experts,
-            top_k=trace.top_k,
-            hidden_size=trace.hidden_size,
-            ffn_size=trace.ffn_size,
-            router_is_softmax=recorder.is_softmax,
-            router_normalises=recorder.normalises,
-            has_weights=True,
-            has_probabilities=recorder.is_softmax,
-            dtype=trace.dtype,
-            versions=trace.versions,
-        )
+
+def _recording_metadata(trace: TraceMetadata, recorder: RouterRecorder) -> RecordingMetadata:
+    shared = ("model", "weights", "dataset", "test_range", "routing", "layers", "top_k", "hidden_size", "ffn_size")
+    return RecordingMetadata(
+        source="run",
+        num_experts=trace.experts,
+        router_is_softmax=recorder.is_softmax,
+        router_normalises=recorder.normalises,
+        has_weights=True,
+        has_probabilities=recorder.is_softmax,
+        **{name: getattr(trace, name) for name in (*shared, "dtype", "versions")},
+    )
 
 
 def forget_events(path: Path, first_item: int) -> None:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -111,7 +112,7 @@ class Attachment:
             model.register_forward_hook(self._end_pass, always_call=True),
         ]
         for number, layer in enumerate(self.layers):
-            select = self._selecting(number, layer)
+            select = partial(self._select, number, layer)
             self._handles += layer.contract.hook_selection(layer.router, layer.experts, select)
         if hasattr(model, "generate"):
             self._watched = WatchedGenerate(model, self.clock.stop, self.forget_batch)
@@ -197,9 +198,6 @@ class Attachment:
         assert self._pass is not None  # else a layer's selection has raised
         pass_index, _, is_real_token = self._pass
         return pass_index, is_real_token
-
-    def _selecting(self, number: int, layer: MoeLayer) -> Callable[[RouterOutput], SelectedExperts | None]:
-        return lambda choice: self._select(number, layer, choice)
 
     def _select(self, number: int, layer: MoeLayer, choice: RouterOutput) -> SelectedExperts | None:
         if self._pass is None:

@@ -258,14 +258,7 @@ def measured_profile(
             f"{base.name}: its devices must be those measured, {', '.join(names)}; got {', '.join(known)}"
         )
     devices = [
-        device.model_dump(exclude_none=True)
-        | dict(
-            downlink_bit_per_s=found.downlink_bit_per_s,
-            uplink_bit_per_s=found.uplink_bit_per_s,
-            burst_bit=found.burst_bit,
-            fixed_s=found.fixed_s,
-            compute_flops=found.compute_flops,
-        )
+        device.model_dump(exclude_none=True) | {key: getattr(found, key) for key in ("compute_flops", *MEASURED)}
         for device, found in zip(base.devices, fit.devices, strict=True)
     ]
     content = base.model_dump(mode="json", exclude_none=True)

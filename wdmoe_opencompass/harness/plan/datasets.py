@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import Config, ConfigDict
-from opencompass.openicl.icl_inferencer import GenInferencer, PPLInferencer
 from opencompass.openicl.icl_retriever import FixKRetriever, RandomRetriever, SlidingWindowRetriever, ZeroRetriever
 from opencompass.registry import (
     ICL_EVALUATORS,
-    ICL_INFERENCERS,
     ICL_PROMPT_TEMPLATES,
     ICL_RETRIEVERS,
     TEXT_POSTPROCESSORS,
@@ -21,6 +19,7 @@ from opencompass.utils import build_dataset_from_cfg, dataset_abbr_from_cfg
 
 from ...errors import brief, shown
 from ..evaluation_needs import check_metric
+from ..identify import method_of
 from ..sections import import_cause, part_of, registered, resolved
 from .config import is_subclass, plain
 from .facts import DatasetFacts, Plan, grouped
@@ -54,7 +53,7 @@ def _check_dataset(cfg: ConfigDict, plan: Plan) -> PlannedDataset:
     facts = DatasetFacts(abbr, str(cfg.get("data_files") or cfg.get("path") or abbr))
     dataset = PlannedDataset(cfg, facts)
     try:
-        facts.method = _method(cfg.infer_cfg.inferencer.type)
+        facts.method = method_of(cfg.infer_cfg.inferencer.type)
         built = build_dataset_from_cfg(cfg)
         facts.items = len(built.test)
         dataset.prompts = _sampled_prompts(dataset, built, plan)
@@ -67,13 +66,6 @@ def _check_dataset(cfg: ConfigDict, plan: Plan) -> PlannedDataset:
         plan.notes.append(f"{facts.benchmark}: passes of a {cfg.infer_cfg.inferencer.type} are not estimated")
     _check_evaluator(cfg, facts.benchmark, plan)
     return dataset
-
-
-def _method(inferencer: Any) -> str | None:
-    methods = {PPLInferencer: "ppl", GenInferencer: "gen"}
-    return next(
-        (name for base, name in methods.items() if is_subclass(resolved(ICL_INFERENCERS, inferencer), base)), None
-    )
 
 
 def _check_evaluator(cfg: ConfigDict, benchmark: str, plan: Plan) -> None:

@@ -22,7 +22,8 @@ def recompute(run: Run, work: Path) -> Path:
     folder = work / RECOMPUTED
     shutil.copytree(run.folder / "predictions", folder / "predictions")
     options = ["--mode", "eval", "-r", RECOMPUTED, "-w", str(work)]
-    if not _has_details(run):
+    results = files_below(run.folder / "results", ".json")
+    if results and not any("details" in (read_whole(path) or {}) for path in results):  # by default there are
         options += ["--dump-eval-details", "False"]
     # -P: as with the `opencompass` command, this folder's modules do not stand before the installed ones
     command = [sys.executable, "-P", "-m", "opencompass.cli.main", str(_config_for(run, work)), *options]
@@ -31,12 +32,6 @@ def recompute(run: Run, work: Path) -> Path:
         lines = done.stdout.strip().splitlines() or ["no output"]
         raise WdmoeError(f"{run.folder}: OpenCompass could not evaluate it again: {lines[-1][:300]}")
     return folder
-
-
-def _has_details(run: Run) -> bool:
-    """Whether the run was evaluated with details of every item, OpenCompass's default."""
-    results = files_below(run.folder / "results", ".json")
-    return not results or any("details" in (read_whole(path) or {}) for path in results)
 
 
 def _config_for(run: Run, work: Path) -> Path:
