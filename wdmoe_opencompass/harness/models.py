@@ -132,11 +132,9 @@ class WdmoeMixin:
         asked: Facts | None = None,
         arguments: Facts | None = None,
     ) -> int:
-        """Begin, or continue, the trace next to a dataset's predictions file; -> the item to go on at.
+        """Begin, or continue, the trace next to a dataset's predictions file; see `TraceSession.open`.
 
         asked: what `identify.inferencer_facts` gives for the dataset; arguments: what `identify.asked_facts` gives.
-        answered: how many items have whole answers; where the last of them are no whole batch whose counts are known,
-        the trace goes on at the batch before.
         """
         metadata = self._metadata(model_abbr, dataset, test_range, asked, arguments)
         return self._session.open(predictions, metadata, items_total, answered)

@@ -26,7 +26,6 @@ LOG = logging.getLogger(__name__)
 TESTBED_EXPERTS = "wdmoe_testbed"
 SEND = "_wdmoe_testbed"
 MAX_TIMES = 1_000_000
-Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _testbed_forward(experts: Any, hidden_states: Tensor, expert_index: Tensor, weights: Tensor) -> Tensor:
@@ -39,7 +38,7 @@ ALL_EXPERTS_FUNCTIONS.register(TESTBED_EXPERTS, _testbed_forward)
 class _SentExperts:
     """Makes an experts module send its tokens; `remove` undoes it."""
 
-    def __init__(self, experts: Any, forward: Forward):
+    def __init__(self, experts: Any, forward: Callable[[Tensor, Tensor, Tensor], Tensor]):
         self.experts, self.config = experts, experts.config
         setattr(experts, SEND, forward)
         experts.config = copy.copy(experts.config)

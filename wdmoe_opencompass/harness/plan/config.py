@@ -1,5 +1,6 @@
-"""The config of a plan: read as a run will read it, and what its sections say."""
+"""The config of a plan: read as a run will read it, its values and sections looked at: OpenCompass looks at none."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,10 +17,18 @@ from ..config_errors import check_encodable, read_config, read_dumped, temporary
 from ..infer_task import WdmoeInferTask
 from ..models import WdmoeMixin
 from ..name_checks import name_problems
-from ..sections import ENDS_AT_FIRST, NO_TRACE, RUNNERS_FILE, ends_at_first, part_of, resolved, wrong_parts
+from ..sections import ENDS_AT_FIRST, NO_TRACE, RUNNERS_FILE, ends_at_first, part_of, resolved, wrong_count, wrong_parts
 from ..summarizer import WdmoeSummarizer
 from .facts import Plan
-from .values import check_values
+
+COUNTS = ("batch_size", "max_out_len", "max_seq_len")
+DICTS_OF_MODEL = ("model_kwargs", "tokenizer_kwargs", "run_cfg", "generation_kwargs")
+DICTS_OF_DATASET = ("reader_cfg", "infer_cfg", "eval_cfg")
+SECTIONS = (
+    ("infer",), ("infer", "partitioner"), ("infer", "runner"), ("infer", "runner", "task"),
+    ("eval",), ("eval", "partitioner"), ("eval", "runner"), ("eval", "runner", "task"),
+    ("summarizer",),
+)  # fmt: skip
 
 
 def read_plan_config(path: Path) -> Config:
@@ -38,7 +47,8 @@ def read_plan_config(path: Path) -> Config:
         if not (isinstance(cfg.get(key), list) and cfg[key]):
             raise WdmoeError(f"{path}: must have a list `{key}` that is not empty")
         _check_abbrs(path, key, cfg[key])
-    check_values(path, cfg)
+    for wrong in _wrong_values(cfg):
+        raise WdmoeError(f"{path}: {wrong}")
     return cfg
 
 
@@ -51,6 +61,39 @@ def _check_abbrs(path: Path, key: str, entries: list[Any]) -> None:
             named = False
         if not named:
             raise WdmoeError(f"{path}: {key}[{number}] must be a dict with abbr='...', got {shown(entry)}")
+
+
+def _wrong_values(cfg: Any) -> Iterator[str]:
+    """A sentence for each value of a wrong kind, or out of its range, whatever the run."""
+    for keys in SECTIONS:
+        yield from _wrong_dict(".".join(keys), part_of(cfg, *keys[:-1]).get(keys[-1]))
+    for number, model in enumerate(cfg["models"]):
+        key = f"models[{number}]"
+        for name in DICTS_OF_MODEL:
+            yield from _wrong_dict(f"{key}.{name}", model.get(name))
+        yield from _wrong_counts(key, model)
+        if not isinstance(model.get("path"), str | None):
+            yield f"{key}.path must be a text, got {shown(model['path'])}"
+        yield from wrong_count(f"{key}.run_cfg.num_gpus", part_of(model, "run_cfg").get("num_gpus"), 0)
+        words = model.get("stop_words")
+        if words is not None and not (isinstance(words, list | tuple) and all(isinstance(word, str) for word in words)):
+            yield f"{key}.stop_words must be a list of texts, got {shown(words)}"
+    for number, dataset in enumerate(cfg["datasets"]):
+        for name in DICTS_OF_DATASET:
+            yield from _wrong_dict(f"datasets[{number}].{name}", dataset.get(name))
+        inferencer = part_of(dataset, "infer_cfg").get("inferencer")
+        yield from _wrong_dict(f"datasets[{number}].infer_cfg.inferencer", inferencer)
+        yield from _wrong_counts(f"datasets[{number}].infer_cfg.inferencer", inferencer or {})
+
+
+def _wrong_dict(key: str, value: Any) -> Iterator[str]:
+    if value is not None and not isinstance(value, dict):
+        yield f"{key} must be a dict, got {shown(value)}"
+
+
+def _wrong_counts(key: str, values: dict[str, Any]) -> Iterator[str]:
+    for name in COUNTS:
+        yield from wrong_count(f"{key}.{name}", values.get(name), 1)
 
 
 def check_sections(cfg: Config, plan: Plan) -> None:
