@@ -144,7 +144,7 @@ class WdmoeMixin:
         self._session.close(seal)
 
     def _metadata(
-        self, model_abbr: str, dataset: str, test_range: str, asked: Facts | None, arguments: Facts | None
+        self, model_abbr: str, dataset: str, test_range: str, asked: Facts | None = None, arguments: Facts | None = None
     ) -> TraceMetadata:
         layer = self.attachment.layers[0]
         calibration = None if self.settings.calibration is None else self.settings.read_calibration()
