@@ -199,10 +199,7 @@ def _adapter(peft_path: str) -> str:
 def tokenizer_digest(tokenizer: Any) -> str:
     """-> digest of how text becomes tokens and back, whatever folder it came from; padding and templates apart."""
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if key != "pad_token"}
-    told: dict[str, Any] = dict(
-        special=special,
-        cleans_up=getattr(tokenizer, "clean_up_tokenization_spaces", None),
-    )
+    told: dict[str, Any] = dict(special=special, cleans_up=getattr(tokenizer, "clean_up_tokenization_spaces", None))
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and hasattr(backend, "to_str"):
         rules = json.loads(backend.to_str())

@@ -16,10 +16,7 @@ from ..routing.discovery import MoeLayer
 from ..routing.router_recorder import RouterRecorder
 from ..selection import policy_parameters
 from ..testbed.history import MeasuredHistory
-from ..trace.format import (
-    FORMAT_VERSION,
-    TraceMetadata,
-)
+from ..trace.format import FORMAT_VERSION, TraceMetadata
 from .adapters import check_adapter, without_wrapper
 from .identify import answer_facts, model_facts
 from .loading import whole_weights

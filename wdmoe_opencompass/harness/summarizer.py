@@ -23,13 +23,8 @@ from ..report.publication import write_publication
 from ..report.summary import write_report
 from ..report.tables import DENSE, ModelRun, benchmarks_of
 from ..run.failures import note_failure, noted_failure, own_words
-from ..run.recovery import (
-    FAILURE_SUFFIX,
-    read_whole,
-    remove_torn_results,
-    why_not_of,
-    why_not_parts_of,
-)
+from ..run.files import FAILURE_SUFFIX, read_whole
+from ..run.recovery import remove_torn_results, why_not_of, why_not_parts_of
 from ..run.scores import NOT_FINITE, main_score, metric_rank
 from ..trace.format import EVENTS_SUFFIX, SEALED_SUFFIX, RoutingTrace
 from ..trace.times import TIMES_SUFFIX

@@ -107,11 +107,7 @@ ALIKE: tuple[tuple[str, Callable[[TraceMetadata], Any], Callable[[TraceMetadata]
     ("top-k", lambda trace: trace.weights, lambda trace: trace.top_k),
     ("MoE layers", lambda trace: trace.weights, lambda trace: trace.layers),
     ("experts", lambda trace: trace.weights, lambda trace: trace.experts),
-    (
-        "hidden and FFN size",
-        lambda trace: trace.weights,
-        lambda trace: (trace.hidden_size, trace.ffn_size),
-    ),
+    ("hidden and FFN size", lambda trace: trace.weights, lambda trace: (trace.hidden_size, trace.ffn_size)),
     ("precision", lambda trace: trace.model, lambda trace: trace.dtype),
     *(_of_identity(name) for name in ("weights", "peft_path", "tokenizer", "config")),
     ("wdmoe_opencompass version", lambda trace: "", lambda trace: trace.versions.get("wdmoe_opencompass")),

@@ -67,11 +67,6 @@ class TraceSession:
         self._trace: _OpenTrace | None = None
         self._events_written = 0
 
-    @property
-    def next_item(self) -> int:
-        """How many items the open trace has; 0 where none is open."""
-        return self._trace.next_item if self._trace is not None else 0
-
     def open(self, predictions: Path, metadata: TraceMetadata, items_total: int, answered: int) -> int:
         """Begin, or continue, the trace next to a predictions file; -> the item to go on at.
 
@@ -113,7 +108,10 @@ class TraceSession:
     @contextmanager
     def record(self, items: int) -> Iterator[None]:
         """What the model runs in this block is one batch of so many items; at the end it enters the open trace."""
-        self._forget_batch()  # whatever an exception left behind
+        self.attachment.forget_batch()  # whatever an exception left behind
+        if self.testbed is not None:
+            self.testbed.take_times()
+            self.testbed.take_waiting()
         trace, clock = self._trace, self.attachment.clock
         if trace is None:
             yield
@@ -138,12 +136,6 @@ class TraceSession:
                 device=device_names(clock.devices)[:MAX_DEVICE_NAME],
             ),
         )
-
-    def _forget_batch(self) -> None:
-        self.attachment.forget_batch()
-        if self.testbed is not None:
-            self.testbed.take_times()
-            self.testbed.take_waiting()
 
     def _append(self, trace: _OpenTrace, items: int) -> None:
         """Add a batch to every journal; what lacks in one of them after a kill cannot be made up."""

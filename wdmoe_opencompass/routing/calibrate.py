@@ -1,6 +1,7 @@
 """Measure the constants that some selection policies need: on a model and a text, or from traces alone."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,20 +153,15 @@ def _routing_of(model: Any, layers: Sequence[MoeLayer], chunks: Sequence[Tensor]
         finally:
             for handle in handles:
                 handle.remove()
-    return [_joined([part for part in sampling.routed if part.layer == n]) for n in range(len(layers))], [
+    return [_join([part for part in sampling.routed if part.layer == n]) for n in range(len(layers))], [
         torch.cat(parts) for parts in inputs
     ]
 
 
-def _joined(parts: Sequence[Routing]) -> Routing:
-    return Routing(
-        torch.cat([part.probabilities for part in parts]),
-        torch.cat([part.top_k_index for part in parts]),
-        torch.cat([part.top_k_weights for part in parts]),
-        torch.cat([part.is_real_token for part in parts]),
-        parts[0].layer,
-        "prefill",
-    )
+def _join(parts: Sequence[Routing]) -> Routing:
+    fields = ("probabilities", "top_k_index", "top_k_weights", "is_real_token")
+    columns: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in fields}
+    return replace(parts[0], **columns)
 
 
 @torch.no_grad()

@@ -107,10 +107,7 @@ class Contract:
             args = tuple(new.get(id(value), value) for value in args)
             return args, {name: new.get(id(value), value) for name, value in kwargs.items()}
 
-        return [
-            router.register_forward_hook(answered),
-            experts.register_forward_pre_hook(called, with_kwargs=True),
-        ]
+        return [router.register_forward_hook(answered), experts.register_forward_pre_hook(called, with_kwargs=True)]
 
     def skip_dropped(self, experts: Any, payload: Payload | None = None) -> list[Handle]:
         """Make the experts skip what is marked as dropped, if they can, and round what travels where `payload` says so.

@@ -10,16 +10,7 @@ from typing import Any
 from .._util.file_names import parts_in_order, parts_of
 from ..errors import WdmoeError
 from ..trace.format import JOURNAL_SUFFIX
-from .dataset_progress import (
-    FAILED,
-    FINISHED,
-    INTERRUPTED,
-    METHODS,
-    RUNNING,
-    WAITING,
-    DatasetProgress,
-    DatasetWatch,
-)
+from .dataset_progress import FAILED, FINISHED, INTERRUPTED, METHODS, RUNNING, WAITING, DatasetProgress, DatasetWatch
 from .failures import noted_failure
 from .files import FAILURE_SUFFIX, read_if_there
 from .scores import main_score

@@ -118,18 +118,11 @@ class DeviceServer:
         self._server = grpc.server(
             ThreadPoolExecutor(most), options=[*GRPC_OPTIONS, *limits], maximum_concurrent_rpcs=most
         )
-        handlers = {"Compute": self._compute, "Ping": self._ping, "Hello": self._hello}
-        self._server.add_generic_rpc_handlers(
-            [
-                grpc.method_handlers_generic_handler(
-                    SERVICE,
-                    {
-                        name: grpc.stream_unary_rpc_method_handler(self._answering(name, method))
-                        for name, method in handlers.items()
-                    },
-                )
-            ]
-        )
+        calls = {"Compute": self._compute, "Ping": self._ping, "Hello": self._hello}
+        handlers = {
+            name: grpc.stream_unary_rpc_method_handler(self._answering(name, call)) for name, call in calls.items()
+        }
+        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
         try:
             if keys is None:
                 self.port = self._server.add_insecure_port(listen)

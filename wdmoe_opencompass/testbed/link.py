@@ -16,19 +16,7 @@ from google.protobuf.message import DecodeError
 from ..errors import LabError
 from .keys import channel_credentials
 from .lab import Lab, LabDevice
-from .wire import (
-    CHANGED,
-    COMPUTE,
-    HELLO,
-    OVERHEAD_BYTES,
-    PING,
-    Holding,
-    Nothing,
-    Now,
-    Sums,
-    WireError,
-    check_of_sums,
-)
+from .wire import CHANGED, COMPUTE, HELLO, OVERHEAD_BYTES, PING, Holding, Nothing, Now, Sums, WireError, check_of_sums
 
 LOG = logging.getLogger(__name__)
 FIRST_BACKOFF_S = 0.25

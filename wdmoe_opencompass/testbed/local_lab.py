@@ -83,18 +83,7 @@ def namespaces_problem() -> str | None:
         _ip("netns", "add", name)
         try:
             _ip("-n", name, "link", "set", "lo", "up")
-            _run(
-                "tc",
-                "-n",
-                name,
-                "qdisc",
-                "add",
-                "dev",
-                "lo",
-                "root",
-                "tbf",
-                *["rate", "1mbit", "burst", "4096", "limit", "9999"],
-            )
+            _run(*f"tc -n {name} qdisc add dev lo root tbf rate 1mbit burst 4096 limit 9999".split())
         finally:
             _ip("netns", "del", name)
     except LabError as error:

@@ -9,12 +9,7 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config, ConfigDict
 from opencompass.openicl.icl_retriever import FixKRetriever, RandomRetriever, SlidingWindowRetriever, ZeroRetriever
-from opencompass.registry import (
-    ICL_EVALUATORS,
-    ICL_PROMPT_TEMPLATES,
-    ICL_RETRIEVERS,
-    TEXT_POSTPROCESSORS,
-)
+from opencompass.registry import ICL_EVALUATORS, ICL_PROMPT_TEMPLATES, ICL_RETRIEVERS, TEXT_POSTPROCESSORS
 from opencompass.utils import build_dataset_from_cfg, dataset_abbr_from_cfg
 
 from ...errors import brief, shown
