@@ -42,8 +42,8 @@ class _OpenTrace:
 
     @property
     def journals(self) -> list[Journal]:
-        """All of them; the trace's own is the last to be appended to: what is there twice after a kill is dropped."""
-        return [journal for journal in (self.times, self.recording, self.journal) if journal is not None]
+        """All of them, the trace's own first."""
+        return [journal for journal in (self.journal, self.times, self.recording) if journal is not None]
 
     def first_item(self) -> int:
         """Perplexity goes through all items once per label: the count starts over with each."""
@@ -101,7 +101,7 @@ class TraceSession:
         """End the open trace; `seal` only when the predictions are complete."""
         if self._trace is not None:
             self._write_events(self._trace)
-            for journal in reversed(self._trace.journals) if seal else ():
+            for journal in self._trace.journals if seal else ():
                 journal.seal(beside(self._trace.predictions, journal.sealed_suffix))
         self._trace = None
 
@@ -138,7 +138,7 @@ class TraceSession:
         )
 
     def _append(self, trace: _OpenTrace, items: int) -> None:
-        """Add a batch to every journal; what lacks in one of them after a kill cannot be made up."""
+        """Add a batch to every journal, the trace's own last: after a kill, missing times cannot be reconstructed."""
         first_item, recorder = trace.first_item(), self.attachment.router_recorder
         block = self.attachment.recorder.finish_batch(first_item, items)
         if trace.times is not None and self.testbed is not None:
