@@ -25,11 +25,11 @@ from .._util.tolerant_stdout import make_stdout_tolerant
 from .._util.utf8_text import SURROGATE
 from ..errors import WdmoeError
 from ..run.failures import note_failure, noted_failure, own_words, sentence
-from ..run.files import PREDICTIONS, RESULTS, output_file
 from ..run.recovery import FAILURE_SUFFIX
 from ..run.scores import NOT_FINITE
 from .command import end_with_the_runner, module_command
 from .encodable_answers import REPLACED
+from .files import PREDICTIONS, RESULTS, output_file
 
 NO_PREDICTIONS = "no predictions: its inference did not finish"
 CAN_FORK = sys.platform != "darwin" and "fork" in multiprocessing.get_all_start_methods()

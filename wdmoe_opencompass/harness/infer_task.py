@@ -21,19 +21,19 @@ from .._util.tolerant_stdout import make_stdout_tolerant
 from ..errors import WdmoeError
 from ..run.dataset_progress import Begun, DatasetWatch, spent_s
 from ..run.failures import note_failure, sentence
-from ..run.files import PREDICTIONS, RESULTS, output_file
 from ..run.lock import DatasetIsRunningError, exclusive
-from ..run.progress_line import METHODS, live_line, prompts_of
 from ..run.recovery import FAILURE_SUFFIX, keep_answers, redo_unfinished, whole_answers
 from ..trace.format import SEALED_SUFFIX
 from ..trace.recording import RECORDING_SUFFIX
 from ..trace.times import TIMES_SUFFIX
 from .command import end_with_the_runner, module_command
 from .encodable_answers import encodable_answers
+from .files import PREDICTIONS, RESULTS, output_file
 from .identify import asked_facts, inferencer_facts
 from .loading import whole_weights
 from .models import WdmoeMixin, supply_batch_encode_plus
 from .name_checks import name_problems
+from .progress_line import METHODS, live_line, prompts_of
 
 LOCK_WAIT_S = 60.0
 

@@ -14,10 +14,10 @@ from .._util.caches import use_writable
 from .._util.file_names import dataset_file, parts_of
 from ..errors import NotReadableNowError, WdmoeError, shown
 from ..run.failures import own_words
-from ..run.files import PREDICTIONS, RESULTS, output_file
 from ..run.lock import DatasetIsRunningError, exclusive
 from ..run.recovery import redo_stale_results, redo_unfinished
 from .encodable_answers import make_encodable
+from .files import PREDICTIONS, RESULTS, output_file
 from .name_checks import RENAME, name_problems, why_no_file
 from .sections import EVAL, INFER, check_start, score_one_by_one
 

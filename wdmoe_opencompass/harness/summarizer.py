@@ -23,7 +23,6 @@ from ..report.publication import write_publication
 from ..report.summary import write_report
 from ..report.tables import DENSE, ModelRun, benchmarks_of
 from ..run.failures import note_failure, noted_failure, own_words
-from ..run.files import PREDICTIONS, RESULTS, output_file
 from ..run.recovery import (
     FAILURE_SUFFIX,
     read_whole,
@@ -35,6 +34,7 @@ from ..run.scores import NOT_FINITE, main_score, metric_rank
 from ..trace.format import EVENTS_SUFFIX, SEALED_SUFFIX, RoutingTrace
 from ..trace.times import TIMES_SUFFIX
 from .eval_task import WdmoeEvalTask
+from .files import PREDICTIONS, RESULTS, output_file
 from .identify import asked_facts, prompts_digest, scoring_facts
 from .sections import ENDS_AT_FIRST, resolved
 from .trace_checks import Expected, ModelFiles, couples_tokens, why_refused
