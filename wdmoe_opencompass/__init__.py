@@ -1,6 +1,6 @@
 """WDMoE for OpenCompass: accuracy and attention waiting latency of wirelessly distributed experts.
 
-`selection` and `simulation` need torch, `routing` transformers too, `testbed` gRPC as well; `harness` is what OpenCompass
+`selection` and `simulation` need torch, `routing` transformers too, `testbed` gRPC; `harness` is what OpenCompass
 loads. All else needs none of these (docs/architecture.md). Importing this package loads nothing: each name below comes
 with its first use, so that `wdmoe --help` and completion answer at once.
 """
