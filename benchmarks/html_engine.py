@@ -1,15 +1,14 @@
 """The latency engine of the HTML report in JavaScript: milliseconds after a changed setting, against a Python replay.
 
 Two models, each with as many passes as asked for (default 2000) of 4 layers and 8 devices, no two layers alike: what
-engine.js solves only once does not help it here. Every measured call has another total bandwidth. Ends with one line of
-JSON.
+the engine solves only once does not help it here. Every measured call has another total bandwidth. Ends with one line
+of JSON.
 """
 
 import json
 import statistics
 import sys
 import time
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from wdmoe_opencompass import load_profile
 from wdmoe_opencompass.channel.profile import ChannelProfile
 from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.report.html.counts import counts
+from wdmoe_opencompass.report.html.page import script
 from wdmoe_opencompass.report.tables import ModelRun
 from wdmoe_opencompass.trace.format import FORMAT_VERSION, RoutingTrace, TraceMetadata, empty_arrays
 
@@ -95,7 +95,7 @@ def main() -> None:
     if not available():
         sys.exit(NOTHING)
     kind, result = available()[0], {}
-    engine = [files("wdmoe_opencompass") / "report" / "html" / "engine.js"]
+    engine = script("engine")
     print(f"2 models x {PASSES} passes x {LAYERS} layers x 8 devices, {kind}; ms: first call, median, Python's replay")
     with javascript(kind) as evaluate:
         for name, changes in CHANNELS.items():

@@ -1,6 +1,6 @@
 """The pictures of README and docs, from runs of the quickstart's small model.
 
-    make docs                                     uses the last runs in outputs/quickstart and outputs/policies
+    make pictures                                 uses the last runs in outputs/quickstart and outputs/policies
 
 Where a run is not there, it is made: two minutes for the quickstart, twenty for all policies, on two cores. The page's
 pictures need Chromium (Debian's package of that name).

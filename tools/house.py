@@ -1,7 +1,7 @@
 """Whether the house is in order: `python tools/house.py`, part of `make check`; exits 1 and says where it is not.
 
-The last line is JSON: root_modules, upward_imports, test_imports_test, readme_lines, old_words, package_lines,
-test_lines.
+The last line is JSON: root_modules, upward_imports, test_imports_test, readme_lines, old_words, dead_links,
+package_lines, test_lines.
 """
 
 import ast
@@ -76,6 +76,16 @@ def old_words() -> list[str]:
     ]
 
 
+def dead_links() -> list[str]:
+    """Relative links of the pages that are not in the site (`make site` checks those of docs/)."""
+    return [
+        f"{path.name} links to {target}, which is not there"
+        for path in sorted(ROOT.glob("*.md"))
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text())
+        if not (ROOT / target).exists()
+    ]
+
+
 def lines_of(folder: str) -> int:
     """Lines of Python and JavaScript, generated files left out."""
     scripts = (path for path in (ROOT / folder).rglob("*.js") if "node_modules" not in path.parts)
@@ -85,9 +95,9 @@ def lines_of(folder: str) -> int:
 def main() -> int:
     """Print what is out of order, then the figures."""
     modules = {path.stem for path in (ROOT / PACKAGE).glob("*.py")}
-    upward, tests, words = upward_imports(), test_imports_test(), old_words()
+    upward, tests, words, links = upward_imports(), test_imports_test(), old_words(), dead_links()
     wrong = [f"{PACKAGE}/{name}.py does not belong at the package's root" for name in sorted(modules - ROOT_MODULES)]
-    wrong += [*upward, *tests, *words]
+    wrong += [*upward, *tests, *words, *links]
     print(*wrong, sep="\n", end="\n" if wrong else "")
     figures = dict(
         root_modules=len(modules),
@@ -95,6 +105,7 @@ def main() -> int:
         test_imports_test=len(tests),
         readme_lines=len((ROOT / "README.md").read_text().splitlines()),
         old_words=len(words),
+        dead_links=len(links),
         package_lines=lines_of(PACKAGE),
         test_lines=lines_of("tests"),
     )

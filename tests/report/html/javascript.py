@@ -7,7 +7,6 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 NOTHING = "neither Node.js (node) nor playwright with a Chromium (chromium) is installed"
@@ -18,9 +17,9 @@ AS_JSON = """(value) => JSON.stringify(value, (_, one) =>
 
 
 class Evaluate(Protocol):
-    """Loads plain scripts and gives what a function of them makes of an argument, as JSON has it."""
+    """Runs a plain script and gives what a function makes of an argument after it, as JSON has it."""
 
-    def __call__(self, scripts: list[Path], function: str, argument: Any = None) -> Any: ...
+    def __call__(self, script: str, function: str, argument: Any = None) -> Any: ...
 
 
 def available() -> list[str]:
@@ -45,24 +44,21 @@ def javascript(kind: str) -> Iterator[Evaluate]:
             browser.close()
 
 
-def _in_node(scripts: list[Path], function: str, argument: Any = None) -> Any:
-    files = json.dumps([str(path) for path in scripts])
+def _in_node(script: str, function: str, argument: Any = None) -> Any:
     program = f"""
-      const fs = require("fs"), vm = require("vm");
-      for (const file of {files}) vm.runInThisContext(fs.readFileSync(file, "utf8"), file);
-      const argument = JSON.parse(fs.readFileSync(0, "utf8"));
+      const [script, argument] = JSON.parse(require("fs").readFileSync(0, "utf8")), vm = require("vm");
+      vm.runInThisContext(script);
       process.stdout.write(({AS_JSON})(vm.runInThisContext({json.dumps(f"({function})")})(argument)) ?? "null");
     """
-    done = subprocess.run(["node", "-e", program], input=json.dumps(argument), capture_output=True, text=True)
+    done = subprocess.run(["node", "-e", program], input=json.dumps([script, argument]), capture_output=True, text=True)
     assert not done.returncode, done.stderr
     return json.loads(done.stdout)
 
 
-def _in_page(browser: Any, scripts: list[Path], function: str, argument: Any = None) -> Any:
+def _in_page(browser: Any, script: str, function: str, argument: Any = None) -> Any:
     page = browser.new_page()
     try:
-        for script in scripts:
-            page.add_script_tag(content=script.read_text())
+        page.add_script_tag(content=script)
         answer = page.evaluate(f"(text) => ({AS_JSON})(({function})(JSON.parse(text))) ?? null", json.dumps(argument))
         return None if answer is None else json.loads(answer)
     finally:

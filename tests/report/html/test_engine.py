@@ -4,7 +4,6 @@ import json
 import warnings
 from dataclasses import replace
 from functools import reduce
-from importlib.resources import files
 from typing import get_args
 
 import hypothesis
@@ -30,10 +29,10 @@ from wdmoe_opencompass.latency import ExpertShape, device_latency_s, link_budget
 from wdmoe_opencompass.replay import pooled_mean, replay
 from wdmoe_opencompass.report.batches import batch_sums
 from wdmoe_opencompass.report.html.counts import counts, packed_bytes
+from wdmoe_opencompass.report.html.page import script
 from wdmoe_opencompass.report.tables import ModelRun
 from wdmoe_opencompass.trace.format import PHASES
 
-ENGINE = [files("wdmoe_opencompass") / "report" / "html" / "engine.js"]
 PAPER = load_profile("paper_8_devices")
 SAME = 1e-12  # of what both sides compute by the same formula
 GAP = {"layer": 1e-9, "pass": 1e-7}  # of an optimum: that of a layer is sharp, Python's of a pass is proven to 1e-7
@@ -46,7 +45,7 @@ def engine():
     if not available():
         pytest.skip(NOTHING)
     with javascript(available()[0]) as evaluate:
-        yield lambda function, argument=None: evaluate(ENGINE, function, argument)
+        yield lambda function, argument=None: evaluate(script("engine"), function, argument)
 
 
 def of(profile, **changes):
@@ -607,7 +606,7 @@ def test_node_and_chromium_give_the_same_numbers():
     answers = []
     for kind in available():
         with javascript(kind) as evaluate:
-            answers.append(evaluate(ENGINE, COMPUTED, argument))
+            answers.append(evaluate(script("engine"), COMPUTED, argument))
     ours, theirs = ([answer["datasets"]["d"]["waiting_latency_s"] for answer in one] for one in answers)
     assert ours[0] == approx(theirs[0], rel=GAP["layer"])
     assert ours[1] == approx(theirs[1], rel=GAP["pass"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pytest import approx
 
-from tests.builders.page import DIGITS, MODEL_OF, PROFILE, device, expected, trace_of
+from tests.builders.page import DIGITS, MODEL_OF, PROFILE, device, expected, near_interval, trace_of
 from wdmoe_opencompass.allocation import allocate
 from wdmoe_opencompass.channel.profile import changed_profile
 from wdmoe_opencompass.channel.propagation import draw_channel
@@ -226,4 +226,4 @@ def test_intervals_of_figure_6_are_those_of_the_ratio(run, drawn):
         )
         ratio = latency_ratio_interval(vanilla.latency_s, vanilla.count("batch"), both.latency_s, both.count("batch"))
         low, high = ends(found, "y")
-        assert (low[place], high[place]) == approx((ratio.low, ratio.high), rel=DIGITS)
+        assert (low[place], high[place]) == near_interval(ratio)

@@ -372,9 +372,10 @@ def test_without_scripts_the_page_says_where_the_numbers_are(browser, run):
     context.close()
 
 
-def test_the_page_s_script_is_all_of_its_parts():
-    folder = files("wdmoe_opencompass.report.html") / "page"
-    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{name}.js" for name in PARTS)
+@pytest.mark.parametrize("name", PARTS)
+def test_a_script_is_all_of_its_parts(name):
+    folder = files("wdmoe_opencompass.report.html") / name
+    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{part}.js" for part in PARTS[name])
 
 
 def test_figure_7_says_that_no_phase_is_chosen_in_it(visit):

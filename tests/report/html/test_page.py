@@ -6,11 +6,12 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pytest import approx
 from typer.testing import CliRunner
 
-from tests.builders.page import DIGITS, MODEL_OF, PROFILE, device, expected, trace_of
+from tests.builders.page import DIGITS, MODEL_OF, PROFILE, device, expected, near_interval, trace_of
 from tests.report.html.synthetic import generated, ranked, write_run
 from tests.testbed.synthetic import lab_profile
 from wdmoe_opencompass.channel.profile import ChannelProfile, changed_profile, load_profile
@@ -37,6 +38,9 @@ def test_the_first_numbers_are_those_of_the_tables(run, visit):
     assert visit.cells() == {(one["row"], one["model"], one["dataset"]): one["latency_s"] for one in shown}
     table = json.loads((run / "summary" / "table_2_latency_layer_per_batch_all.json").read_text())
     text = visit.page.inner_text("#table-latency")
+    ends = [(1e3 * one["latency_low_s"], 1e3 * one["latency_high_s"]) for one in shown if one["latency_low_s"]]
+    assert ends
+    assert all(f"[{low:.3f}, {high:.3f}]" in text for low, high in ends)
     rows = {row["row"]: row for row in table["rows"]}
     for row in (rows[name] for name in ROWS):
         for dataset in ("choice", "writing"):
@@ -108,6 +112,12 @@ def test_a_control_changes_the_numbers_to_what_replay_gives(run, visit, name):
     assert ("What if" in visit.page.inner_text("#announce")) == is_what_if
 
 
+def intervals_in(visit, row):
+    """-> [(low, high), ...] of the row's cell of writing."""
+    text = visit.page.inner_text(f"#table-latency [data-row={row}][data-benchmark=writing]").replace("\u2212", "-")
+    return [(float(low), float(high)) for low, high in re.findall(r"\[(-?[\d.]+), (-?[\d.]+)\]", text)]
+
+
 def test_intervals_of_a_changed_channel_are_those_of_python(run, visit):
     visit.set("#total-number", 45)
     visit.settled()
@@ -116,12 +126,12 @@ def test_intervals_of_a_changed_channel_are_those_of_python(run, visit):
         batch_sums([replay(trace_of(run, model, "writing"), profile, method, "layer")], "all")
         for model, method in (("vanilla", "uniform"), ("wdmoe", "optimal"))
     )
-    low, high = latency_interval(both.latency_s, both.count("batch"))
+    interval = latency_interval(both.latency_s, both.count("batch"))
     sums = (vanilla.latency_s, vanilla.count("batch"), both.latency_s, both.count("batch"))
     ratio = latency_ratio_interval(*sums)
-    text = visit.page.inner_text("#table-latency [data-row=both][data-benchmark=writing]")
-    assert f"[{1e3 * low:.3f}, {1e3 * high:.3f}]" in text
-    assert f"[{100 * (1 - ratio.high):.1f}, {100 * (1 - ratio.low):.1f}]" in text
+    latency_ms, saving = intervals_in(visit, "both")
+    assert latency_ms == near_interval(1e3 * np.array(interval))
+    assert saving == near_interval((100 * (1 - ratio.high), 100 * (1 - ratio.low)))
 
 
 def test_another_benchmark_does_not_stop_what_follows_a_change(run, visit):
@@ -141,9 +151,8 @@ def test_another_benchmark_does_not_stop_what_follows_a_change(run, visit):
     for row in ("vanilla_even", "both"):
         vanilla, method = ROWS[row]
         sums = batch_sums([replay(trace_of(run, MODEL_OF[vanilla], "writing"), profile, method, "layer")], "all")
-        low, high = latency_interval(sums.latency_s, sums.count("batch"))
-        text = visit.page.inner_text(f"#table-latency [data-row={row}][data-benchmark=writing]")
-        assert f"[{1e3 * low:.3f}, {1e3 * high:.3f}]" in text
+        interval = latency_interval(sums.latency_s, sums.count("batch"))
+        assert intervals_in(visit, row)[0] == near_interval(1e3 * np.array(interval))
     assert visit.page.input_value("#benchmark") == "writing"
 
 

@@ -1,4 +1,4 @@
-"""What the page's latency engine (engine.js) reads: a run's counts, packed; nothing is sampled or rounded.
+"""What the page's latency engine (engine/) reads: a run's counts, packed; nothing is sampled or rounded.
 
 Arrays are base64 of little-endian numbers in the smallest type that holds them, in C order.
 """
@@ -25,7 +25,7 @@ Packed = dict[str, Any]
 
 
 def counts(runs: Sequence[ModelRun], most_bytes: int = MAX_BYTES) -> dict[str, Any]:
-    """Everything that engine.js needs to compute the latencies of a run, as plain JSON.
+    """Everything that the engine needs to compute the latencies of a run, as plain JSON.
 
     A dataset is packed for all models or for none. Where all together would take more than `most_bytes`, the smaller
     ones are kept, and `left_out` of every model says which are not and why; so it does of datasets without a trace.
@@ -177,7 +177,7 @@ def _is_one_draw(profile: ChannelProfile) -> bool:
 
 
 def _packed_gains(profile: ChannelProfile, moments: Iterable[tuple[str, int, int]], layers: int) -> Packed:
-    """-> down, up: [moments * layers, devices] unit exponential draws, by which engine.js multiplies mean power gains.
+    """-> down, up: [moments * layers, devices] unit exponential draws, by which the engine multiplies mean power gains.
 
     They are FadingSource's first draw of each moment of the run; `up` is left out where it is `down`.
     """

@@ -41,11 +41,16 @@ REPORT_FILE = "report.html"
 MAX_DATA_BYTES = 4_900_000  # of all that is embedded but code
 MAX_COUNT_BYTES = 3_000_000
 MIN_ITEM_BYTES = 200_000  # however large the counts are
-SCRIPTS = ("engine.js", "intervals.js")  # in the order that they need each other; the page's own comes last
-PARTS = (  # of the page's own script, one closure
-    *("state", "helpers", "styles", "latencies", "tables", "figures", "benchmark", "heat", "channel", "items"),
-    *("origin", "controls", "drawing", "start"),
-)
+PARTS = {  # of each script, in the order that they need each other
+    "engine": (
+        *("constants", "counts", "settings", "origin", "profile_yaml", "latency", "allocation", "layer_optimum"),
+        *("pass_optimum", "results", "interface"),
+    ),
+    "page": (
+        *("intervals", "state", "helpers", "styles", "latencies", "tables", "figures", "benchmark", "heat", "channel"),
+        *("items", "origin", "controls", "drawing", "start"),
+    ),
+}
 TABLES = (DIFFERENCES, REQUESTS, SPEED, FRONTIER, COMPARISON, TABLE_3, TABLE_4, PREDICTION, EVENTS)  # shown as written
 LATENCY_KEYS = (
     *("row", "model", "dataset", "scope", "per", "phase", "latency_s", "latency_low_s", "latency_high_s", "saving"),
@@ -132,7 +137,7 @@ def _facts(run_folder: Path, runs: Sequence[ModelRun]) -> dict[str, Any]:
         tokens={abbr: {name: _tokens(parts) for name, parts in of.items()} for abbr, of in traces.items()},
         pairs={run.abbr: {name: _pairs(parts) for name, parts in run.traces.items()} for run in _routers(runs)},
         bootstrap=dict(
-            resamples=BATCH_RESAMPLES, least_groups=MIN_GROUPS, tails=TAILS, stretch=_stretches(runs, benchmarks)
+            resamples=BATCH_RESAMPLES, min_groups=MIN_GROUPS, tails=TAILS, stretch=_stretches(runs, benchmarks)
         ),
     )
 
@@ -278,25 +283,25 @@ def _json(content: Any) -> str:
 def _html(data: Sequence[str]) -> str:
     from plotly.offline import get_plotlyjs
 
-    scripts = dict(zip(SCRIPTS, map(_shipped, SCRIPTS))) | {"page.js": _own_script(), "plotly": get_plotlyjs()}
+    scripts = {name: script(name) for name in PARTS} | {"plotly": get_plotlyjs()}
     for name, text in scripts.items():
         if re.search(r"</script|<!--", text, re.IGNORECASE):
             raise WdmoeError(f"{name}: holds text that would end the page's script")
     allowed = " ".join(f"'sha256-{_digest(text)}'" for text in scripts.values())
     values = {"POLICY": allowed, "STYLE": _shipped("page.css")}
     values |= dict(zip(("FACTS", "COUNTS", "ITEMS"), data, strict=True))
-    values |= {name.removesuffix(".js").upper(): text for name, text in scripts.items()}
+    values |= {name.upper(): text for name, text in scripts.items()}
     pieces = re.split(r"\{\{([A-Z]+)\}\}", _shipped("page.html"))  # never looked for in what is put in
     return "".join(values[piece] if number % 2 else piece for number, piece in enumerate(pieces))
 
 
-def _own_script() -> str:
-    """What the page shows and what its controls change; latencies come from engine.js, intervals from intervals.js.
+def script(name: str) -> str:
+    """The parts of a folder as one closure: `engine` computes latencies, `page` shows them and has the controls.
 
-    Everything that models, datasets or files said is put in as text, never as HTML; plotly.js, which reads some HTML in
-    labels, gets it escaped (`plain` of helpers.js).
+    `page` puts everything that models, datasets or files said in as text, never as HTML; plotly.js, which reads some
+    HTML in labels, gets it escaped (`plain` of helpers.js).
     """
-    parts = "\n".join(_shipped(f"page/{name}.js") for name in PARTS)
+    parts = "\n".join(_shipped(f"{name}/{part}.js") for part in PARTS[name])
     return f'"use strict";\n\n(() => {{\n{parts}}})();\n'
 
 

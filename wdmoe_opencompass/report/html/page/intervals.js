@@ -1,0 +1,67 @@
+// ---- 95 % intervals of latencies, the bootstrap of report/statistics.py with random numbers of its own
+
+/** -> a function that draws whole numbers below `limit`, the same ones every time (Mulberry32, seed 0). */
+function drawsBelow(limit) {
+  let state = 0;
+  return () => {
+    state = (state + 0x6d2b79f5) | 0;
+    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
+    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
+    return Math.floor((((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32) * limit);
+  };
+}
+
+/** NumPy's default quantile: linear between order statistics. */
+function quantile(sorted, share) {
+  const position = share * (sorted.length - 1),
+    below = Math.floor(position),
+    above = Math.min(below + 1, sorted.length - 1);
+  return sorted[below] + (position - below) * (sorted[above] - sorted[below]);
+}
+
+/** -> {resampled(latency_s, count) -> sums, mean(sums), ratio(first sums, second sums)}
+ *
+ * stretch: {groups: factor}; latency_s, count: [groups]; mean and ratio -> [low, high], or null where there is none.
+ */
+function makeIntervals({ resamples, min_groups, tails, stretch }) {
+  /** Sums over groups: the measured one first, then that of each resample; null where they carry no interval. */
+  function resampled(latency_s, count) {
+    const groups = latency_s.length;
+    if (groups < min_groups || stretch[groups] === undefined) return null;
+    const draw = drawsBelow(groups),
+      sums = { groups, latency_s: new Float64Array(1 + resamples), count: new Float64Array(1 + resamples) };
+    for (let resample = 0; resample <= resamples; resample++) {
+      for (let number = 0; number < groups; number++) {
+        const group = resample ? draw() : number;
+        sums.latency_s[resample] += latency_s[group];
+        sums.count[resample] += count[group];
+      }
+      if (!(sums.latency_s[resample] > 0 && sums.count[resample] > 0)) return null;
+    }
+    return sums;
+  }
+
+  /** values: the measured one, then one of each resample; sorts them. */
+  function interval(values, groups) {
+    const estimate = values[0],
+      sorted = values.subarray(1).sort();
+    const [low, high] = tails.map((share) => quantile(sorted, share));
+    return [estimate - stretch[groups] * (estimate - low), estimate + stretch[groups] * (high - estimate)];
+  }
+
+  return {
+    resampled,
+    mean: (sums) =>
+      sums &&
+      interval(
+        sums.latency_s.map((total, n) => total / sums.count[n]),
+        sums.groups,
+      ),
+    ratio(first, second) {
+      if (!first || !second) return null;
+      const logarithm = (_, n) =>
+        Math.log(((second.latency_s[n] / second.count[n]) * first.count[n]) / first.latency_s[n]);
+      return interval(first.latency_s.map(logarithm), first.groups).map(Math.exp);
+    },
+  };
+}
