@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.allocation import PROFILES, trace_of
 from wdmoe_opencompass.replay import replay_draws
 from wdmoe_opencompass.report.fading import DRAWS, MAX_LAYERS, add_draws
-from wdmoe_opencompass.report.tables import latency_cells, runs_from_traces
+from wdmoe_opencompass.report.records import latency_cells
+from wdmoe_opencompass.report.runs import runs_from_traces
 
 PASSES, LAYERS, SEQUENCES, EXACT_DRAWS = 3000, 32, 64, 20
 

@@ -21,7 +21,7 @@ from wdmoe_opencompass.channel.profile import ChannelProfile
 from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.report.html.counts import counts
 from wdmoe_opencompass.report.html.page import script
-from wdmoe_opencompass.report.tables import ModelRun
+from wdmoe_opencompass.report.runs import ModelRun
 from wdmoe_opencompass.trace.format import FORMAT_VERSION, RoutingTrace, TraceMetadata, empty_arrays
 
 LAYERS, CALLS, PASSES_PER_BATCH = 4, 15, 4

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from tests.testbed.faults import FAULT_KINDS, run_with_fault  # noqa: E402
 from tests.testbed.labs import device_processes  # noqa: E402
 from wdmoe_opencompass.report.batches import grouped_sums  # noqa: E402
-from wdmoe_opencompass.report.tables import latency_ratio  # noqa: E402
+from wdmoe_opencompass.report.records import latency_ratio  # noqa: E402
 from wdmoe_opencompass.routing.discovery import find_moe_layers  # noqa: E402
 from wdmoe_opencompass.testbed.experts import layers_without_weights  # noqa: E402
 from wdmoe_opencompass.testbed.local_lab import local_lab, namespaces_problem, spread  # noqa: E402

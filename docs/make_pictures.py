@@ -21,7 +21,7 @@ from tests.debian import UnavailableError  # noqa: E402
 from tests.report.html.browser import Visit, chromium  # noqa: E402
 from wdmoe_opencompass.errors import TraceError  # noqa: E402
 from wdmoe_opencompass.report.html.page import write_page  # noqa: E402
-from wdmoe_opencompass.report.tables import runs_from_traces  # noqa: E402
+from wdmoe_opencompass.report.runs import runs_from_traces  # noqa: E402
 
 PICTURES = ROOT / "docs" / "pictures"
 RUNS = {"quickstart": "eval_configs/eval_quickstart.py", "policies": "eval_configs/eval_policies.py"}

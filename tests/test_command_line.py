@@ -88,7 +88,8 @@ def test_names_in_the_help_are_those_of_the_registries():
     from wdmoe_opencompass.cli.allocate import allocate_command
     from wdmoe_opencompass.cli.replay import replay_command
     from wdmoe_opencompass.placement import OBJECTIVES
-    from wdmoe_opencompass.report.tables import FORMATS, SCOPES
+    from wdmoe_opencompass.report.formats import FORMATS
+    from wdmoe_opencompass.report.records import SCOPES
 
     assert tuple(ALLOCATORS) == options.ALLOCATOR_NAMES
     assert options.SCOPE_NAMES == SCOPES == tuple(SCOPE_LABELS)

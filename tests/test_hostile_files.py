@@ -629,6 +629,6 @@ def test_thousands_of_mutated_files_get_a_sentence(fuzzing):
 
 def test_the_fuzzer_would_see_a_wrong_acceptance(tmp_path, monkeypatch):
     """A reader without its checks is caught."""
-    monkeypatch.setattr(traces, "checked_arrays", lambda *_: None)
+    monkeypatch.setattr(traces, "_check_arrays", lambda *_: None)
     found = fuzz.fuzz_traces(150, seed=2)
     assert found["wrongly_accepted"] > 0

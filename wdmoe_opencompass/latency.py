@@ -3,16 +3,15 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from .channel.duplex import Duplex, downlink_share
+from .channel.duplex import Array, Duplex, downlink_share
 from .channel.plausibility import culprit
 from .channel.profile import ChannelProfile
 from .channel.propagation import Channel
 from .channel.rates import rate_bit_per_s
 from .errors import ProfileError
 
-Array = NDArray[np.float64]
 ACTIVATION_FLOPS = 4  # eta of Eq. (5): FLOPs of the activation per value, our choice
 
 

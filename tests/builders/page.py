@@ -4,7 +4,7 @@ from pytest import approx
 
 from wdmoe_opencompass.channel.profile import load_profile
 from wdmoe_opencompass.replay import replay
-from wdmoe_opencompass.report.tables import ROWS
+from wdmoe_opencompass.report.records import ROWS
 from wdmoe_opencompass.trace.format import read_trace
 
 DIGITS = 1e-6  # relative: six digits

@@ -4,7 +4,7 @@ import numpy as np
 
 from tests.builders.traces import trace_of
 from wdmoe_opencompass.report.items import ItemResults
-from wdmoe_opencompass.report.tables import ModelRun
+from wdmoe_opencompass.report.runs import ModelRun
 
 
 def items(right, of="items"):

@@ -36,7 +36,7 @@ def replayed(chosen, place, objective):
         sent, computed = oracles.loads(tokens, [True] * len(tokens), list(place), objective.devices)
         busy = [
             q * a + e * b
-            for q, e, a, b in zip(sent, computed, objective.per_visit, objective.per_evaluation, strict=True)
+            for q, e, a, b in zip(sent, computed, objective.per_token, objective.per_evaluation, strict=True)
         ]
         rows.append(max(busy) if objective.largest else sum(busy))
     return rows

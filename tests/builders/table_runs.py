@@ -4,9 +4,7 @@ import numpy as np
 
 from tests.builders.traces import trace_of
 from wdmoe_opencompass.report.items import ItemResults
-from wdmoe_opencompass.report.tables import (
-    ModelRun,
-)
+from wdmoe_opencompass.report.runs import ModelRun
 
 MIXTRAL = "mistralai/Mixtral-8x7B-Instruct-v0.1"
 

@@ -19,7 +19,9 @@ from tests.debian import UnavailableError, require
 from wdmoe_opencompass.errors import visible
 from wdmoe_opencompass.report.cells import LATEX_LETTER, figure_text, latex_text
 from wdmoe_opencompass.report.figures import panel_grid, save_figure
-from wdmoe_opencompass.report.tables import OWN_COLUMNS, ModelRun, formatted, table_1
+from wdmoe_opencompass.report.formats import formatted
+from wdmoe_opencompass.report.runs import ModelRun
+from wdmoe_opencompass.report.tables import OWN_COLUMNS, table_1
 
 CODE = (
     *NAMES,

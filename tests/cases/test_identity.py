@@ -37,15 +37,10 @@ from wdmoe_opencompass.report.differences import difference_notes, difference_re
 from wdmoe_opencompass.report.frontier import frontier_records
 from wdmoe_opencompass.report.paper import adapter_notes, paper_comparison
 from wdmoe_opencompass.report.provenance import answer_notes, origin_notes, provenance
+from wdmoe_opencompass.report.records import accuracy_records, latency_cells, latency_records
+from wdmoe_opencompass.report.runs import not_compared_notes
 from wdmoe_opencompass.report.summary import write_report
-from wdmoe_opencompass.report.tables import (
-    accuracy_records,
-    latency_cells,
-    latency_records,
-    not_compared_notes,
-    saving_notes,
-    table_2,
-)
+from wdmoe_opencompass.report.tables import saving_notes, table_2
 from wdmoe_opencompass.trace.format import RoutingTrace, TraceMetadata, empty_arrays, read_trace, write_trace
 
 GEN = dict(infer_cfg=dict(inferencer=dict(type=GenInferencer, max_out_len=8)), eval_cfg=dict(evaluator=dict(type="E")))

@@ -10,8 +10,10 @@ from wdmoe_opencompass.report.compare import compared, item_records, notes_of
 from wdmoe_opencompass.report.differences import difference_notes, difference_records
 from wdmoe_opencompass.report.frontier import frontier_records
 from wdmoe_opencompass.report.metrics import metric_notes
+from wdmoe_opencompass.report.records import accuracy_records, latency_cells
+from wdmoe_opencompass.report.runs import ModelRun
 from wdmoe_opencompass.report.summary import write_report
-from wdmoe_opencompass.report.tables import ModelRun, accuracy_records, latency_cells, table_1
+from wdmoe_opencompass.report.tables import table_1
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 NOTE = "not one metric on piqa: accuracy of vanilla, c; rouge1 of b: no difference between these is shown"

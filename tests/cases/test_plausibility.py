@@ -323,7 +323,7 @@ def test_an_unusual_value_is_said_by_commands_plan_and_tables(tmp_path):
         assert done.stderr == f"note: channel profile lab: {note}\n"
     as_json = CliRunner().invoke(app, ["profile", "validate", str(path), "--json"])
     assert yaml.safe_load(as_json.stdout)["unusual"] == [note]
-    from wdmoe_opencompass.report.tables import ModelRun
+    from wdmoe_opencompass.report.runs import ModelRun
 
     profile = load_profile(path)
     trace = trace_of(profile)

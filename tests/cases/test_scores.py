@@ -17,9 +17,9 @@ from tests.builders.frontier_runs import BENCHMARKS, runs
 from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.harness.summarizer import WdmoeSummarizer
 from wdmoe_opencompass.report.compare import compared, notes_of
+from wdmoe_opencompass.report.formats import json_text
 from wdmoe_opencompass.report.items import ItemResults, item_results
 from wdmoe_opencompass.report.summary import write_report
-from wdmoe_opencompass.report.tables import json_text
 from wdmoe_opencompass.run.scores import FIRST_METRICS, NO_METRICS, main_score
 
 pytestmark = pytest.mark.usefixtures("no_picture")

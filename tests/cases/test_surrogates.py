@@ -11,9 +11,9 @@ from wdmoe_opencompass._util.atomic_write import write_whole
 from wdmoe_opencompass._util.utf8_text import all_replaced, count_surrogates, replaced
 from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.harness.encodable_answers import encodable_answers, make_encodable
+from wdmoe_opencompass.report.formats import write_json
 from wdmoe_opencompass.report.html.page import write_page
 from wdmoe_opencompass.report.publication import manifest
-from wdmoe_opencompass.report.tables import write_json
 from wdmoe_opencompass.run.failures import sentence
 
 ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=20)  # surrogates too

@@ -1,7 +1,6 @@
 import json
 import re
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from mmengine.config import Config
 
 from tests.builders.small_run import MODELS, TASKS, trace_of
+from tests.command_line import process
 from tests.conftest import ROOT, SMALL, environment
 from wdmoe_opencompass import load_profile
 from wdmoe_opencompass._util.checkpoint_files import missing_files
@@ -32,15 +32,11 @@ MIXTRAL_PARAMETERS = 2 * 32000 * 4096 + 32 * (ATTENTION + 8 * 4096 + 8 * EXPERT 
 MIXTRAL_ACTIVE = MIXTRAL_PARAMETERS - 32 * 6 * EXPERT
 
 
-def wdmoe_plan(config, home, *options):
-    command = [sys.executable, "-m", "wdmoe_opencompass.cli", "plan", str(config), *options]
-    return subprocess.run(command, cwd=ROOT, env=environment(home), capture_output=True, text=True)
-
-
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory):
     """What `wdmoe plan eval_configs/eval_quickstart.py --json` answers."""
-    done = wdmoe_plan(QUICKSTART, tmp_path_factory.mktemp("hf"), "--json")
+    home = tmp_path_factory.mktemp("hf")
+    done = process("plan", QUICKSTART, "--json", cwd=ROOT, env=environment(home))
     assert (done.returncode, done.stderr) == (0, "")
     return json.loads(done.stdout)
 
@@ -343,12 +339,12 @@ def test_a_quantization_that_does_not_exist_is_one_sentence(mixtral_config):
 
 
 # -- runs that could not work --------------------------------------------------------------------------------------
-@pytest.mark.slow
-def test_a_missing_dataset_is_named_with_its_place_and_exits_1(tmp_path):
+def test_a_missing_dataset_is_named_with_its_place_and_exits_1(tmp_path, monkeypatch, wdmoe):
+    monkeypatch.chdir(ROOT)
     cfg = Config.fromfile(QUICKSTART, format_python_code=False)
     cfg.datasets[0].path = str(tmp_path / "data" / "choice.jsonl")
     cfg.dump(tmp_path / "eval_missing.py")
-    done = wdmoe_plan(tmp_path / "eval_missing.py", tmp_path / "hf")
+    done = wdmoe("plan", tmp_path / "eval_missing.py")
     assert (done.returncode, done.stderr) == (1, "")
     *_, problem, verdict = done.stdout.splitlines()
     assert problem.startswith(f"problem: dataset qs_choice: file missing: {tmp_path / 'data' / 'choice.jsonl'};")
@@ -564,8 +560,8 @@ def test_a_broken_config_is_one_sentence(tmp_path, text, sentence):
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_the_command_answers_a_broken_config_with_exit_code_2(tmp_path):
-    done = wdmoe_plan("no_such_config.py", tmp_path)
+def test_the_command_answers_a_broken_config_with_exit_code_2(wdmoe):
+    done = wdmoe("plan", "no_such_config.py")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: no_such_config.py: no such config file\n"
 

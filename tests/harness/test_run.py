@@ -14,7 +14,6 @@ import pytest
 from pytest import approx
 
 from tests.builders.small_run import MODELS, TASKS, opencompass_viz, trace_of
-from tests.command_line import process
 from tests.conftest import ROOT, SMALL, command, environment, opencompass
 from tests.waiting import until
 from wdmoe_opencompass import load_profile
@@ -112,7 +111,7 @@ def test_latency_records_hold_four_rows_and_equal_a_replay(small_run):
     assert decoding == {"qs_arith_small", "qs_program_small"}
 
 
-def test_requests_and_speed_stand_in_tables_report_and_page(small_run):
+def test_requests_and_speed_are_in_tables_report_and_page(small_run, wdmoe):
     waits = {(one["row"], one["dataset"]): one for one in records(small_run, "request_records")}
     assert len(waits) == 4 * len(TASKS)
     for (row, _), one in waits.items():
@@ -130,10 +129,10 @@ def test_requests_and_speed_stand_in_tables_report_and_page(small_run):
     page = (small_run / "summary" / "report.html").read_text()
     tables = json.loads(re.search(r'id="facts">(.*?)</script>', page)[1])["tables"]
     assert {"requests", "speed"} <= set(tables)
-    done = process("report", str(small_run))
+    done = wdmoe("report", small_run)
     assert "Waiting latency of single requests, simulated" in done.stdout
     assert "Speed of the run, measured wall-clock" in done.stdout
-    as_json = json.loads(process("report", str(small_run), "--json").stdout)
+    as_json = json.loads(wdmoe("report", small_run, "--json").stdout)
     assert as_json["requests"]["rows"] == records(small_run, "requests")["rows"]
     assert as_json["speed"]["rows"] == records(small_run, "speed")["rows"]
 
@@ -261,19 +260,16 @@ def test_the_run_folder_alone_is_enough_to_publish(small_run, tmp_path):
         pytest.param("verify RUN", {"matches", "mismatches", "compared", "notes"}, marks=pytest.mark.slow),
     ],
 )
-def test_every_command_on_a_run_prints_one_json_document(small_run, tmp_path, words, keys):
+def test_every_command_on_a_run_prints_one_json_document(small_run, tmp_path, monkeypatch, wdmoe, words, keys):
+    monkeypatch.chdir(ROOT)
     run = shutil.copytree(small_run, tmp_path / "outputs" / small_run.name)  # some commands write into it
-    done = process(*words.replace("RUN", str(run)).split(), "--json", cwd=ROOT, env=environment(tmp_path))
+    done = wdmoe(*words.replace("RUN", str(run)).split(), "--json")
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)) == keys
 
 
-def test_two_runs_can_be_compared(small_run):
-    done = subprocess.run(
-        [Path(sys.executable).with_name("wdmoe"), "compare", small_run, small_run, "--format", "json"],
-        capture_output=True,
-        text=True,
-    )
+def test_two_runs_can_be_compared(small_run, wdmoe):
+    done = wdmoe("compare", small_run, small_run, "--format", "json")
     rows = json.loads(done.stdout)["rows"]
     assert len(rows) == 2 * len(TASKS) + 4 * len(TASKS)
     for row in rows:
@@ -285,9 +281,7 @@ def test_two_runs_can_be_compared(small_run):
 
 
 @pytest.mark.parametrize("form", ["csv", "tex", "json"])
-def test_report_prints_both_tables_in_the_format_asked_for(small_run, form):
-    done = subprocess.run(
-        [Path(sys.executable).with_name("wdmoe"), "report", small_run, "--format", form], capture_output=True, text=True
-    )
+def test_report_prints_both_tables_in_the_format_asked_for(small_run, wdmoe, form):
+    done = wdmoe("report", small_run, "--format", form)
     assert done.returncode == 0
     assert done.stdout.count("quickstart-wdmoe-hf") >= 3

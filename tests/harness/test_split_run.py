@@ -167,7 +167,7 @@ def test_a_stock_dense_model_has_accuracy_and_no_latency(setup):
 
 def test_figures_of_the_folder_alone_have_one_panel_per_benchmark(setup):
     from wdmoe_opencompass.report.figures import figure_7
-    from wdmoe_opencompass.report.tables import benchmarks_of, runs_from_traces
+    from wdmoe_opencompass.report.runs import benchmarks_of, runs_from_traces
 
     runs = runs_from_traces(setup[1])
     columns = benchmarks_of([dataset for one in runs for dataset in one.traces], runs[0].groups)

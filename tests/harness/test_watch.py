@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from pytest import approx
 from rich.console import Console
 from tqdm import tqdm
 
+from tests import command_line
 from tests.builders.trace_blocks import block, journal, metadata
 from tests.conftest import ROOT, SMALL, command, environment
 from tests.waiting import PATIENCE_S, until
@@ -88,11 +88,6 @@ def looked(run, now_s=None):
     return {(one.model, one.dataset): one for one in found.datasets}
 
 
-def wdmoe_watch(run, *options):
-    wdmoe = Path(sys.executable).with_name("wdmoe")
-    return subprocess.run([wdmoe, "watch", str(run), *options], capture_output=True, text=True)
-
-
 def agrees(found, blocks, methods=("uniform", "optimal")):
     """Against the trace that the same blocks give at once."""
     whole = join(metadata(), blocks)
@@ -117,7 +112,7 @@ def test_each_block_is_given_out_once_and_a_torn_one_when_it_is_whole(tmp_path):
     for cut in (len(before) + 3, len(before) + 41, len(after) - 1):
         growing.path.write_bytes(after[:cut])
         assert list(tail.new_traces()) == []
-        assert not tail.began_anew()
+        assert not tail.began_again()
     damaged = bytearray(after)
     damaged[-1] ^= 1
     growing.path.write_bytes(damaged)
@@ -145,7 +140,7 @@ def test_only_new_bytes_are_read(tmp_path, monkeypatch):
         })()  # fmt: skip
 
     monkeypatch.setattr(JournalTail, "_opened", opened)
-    assert not tail.began_anew()
+    assert not tail.began_again()
     assert len(list(tail.new_traces())) == 1
     assert sum(read) <= growing.path.stat().st_size - size + 2 * 40
 
@@ -383,11 +378,11 @@ def test_metrics_are_chosen_as_opencompass_does():
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
-def test_the_command_prints_a_table_or_json_and_says_by_its_exit_code_how_it_went(run, folder):
+def test_the_command_prints_a_table_or_json_and_says_by_its_exit_code_how_it_went(run, folder, wdmoe):
     grown(folder, 2)
     (run / "predictions" / DENSE).mkdir()
     (run / "predictions" / DENSE / "d.failed.txt").write_text("a \x1b[31mred [bold] reason")
-    done = wdmoe_watch(run, "--once")
+    done = wdmoe("watch", run, "--once")
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert lines[0].split()[:4] == ["model", "dataset", "state", "prompts"]
@@ -396,12 +391,12 @@ def test_the_command_prints_a_table_or_json_and_says_by_its_exit_code_how_it_wen
     assert "[bold] reason" in done.stdout
     (run / "summary").mkdir()
     (run / "summary" / f"summary_{STAMP}.txt").write_text("")
-    done = wdmoe_watch(run, "--json")
+    done = wdmoe("watch", run, "--json")
     (line,) = done.stdout.splitlines()
     answer = json.loads(line)
     assert (done.returncode, answer["has_ended"], len(answer["datasets"])) == (1, True, 4)
     assert DatasetProgress(**answer["datasets"][0]).prompts_done == 8
-    done = wdmoe_watch(run / "predictions")
+    done = wdmoe("watch", run / "predictions")
     assert (done.returncode, done.stdout) == (2, "")
     assert "not a run's folder" in done.stderr
 
@@ -558,8 +553,8 @@ def test_on_a_terminal_the_line_changes_below_the_bar_of_opencompass(run, folder
 
 
 # -- a real run ------------------------------------------------------------------------------------------------------
-def test_a_finished_run_shows_what_its_tables_say(small_run):
-    done = wdmoe_watch(small_run, "--json")
+def test_a_finished_run_shows_what_its_tables_say(small_run, wdmoe):
+    done = wdmoe("watch", small_run, "--json")
     answer = json.loads(done.stdout)
     assert (done.returncode, answer["has_ended"], len(answer["datasets"])) == (0, True, 10)
     accuracy, latency = (json.loads((small_run / "summary" / f"{n}.json").read_text()) for n in ("accuracy", "latency"))
@@ -597,7 +592,7 @@ def test_a_run_is_watched_from_its_start_to_its_end(tmp_path):
             assert process.poll() is None
             time.sleep(0.05)
         (folder,) = work.iterdir()
-        done = wdmoe_watch(folder, "--json", "--interval", "0.3")
+        done = command_line.process("watch", folder, "--json", "--interval", "0.3")
         assert process.wait(PATIENCE_S) == 0
     finally:
         process.kill()

@@ -89,7 +89,7 @@ def test_transfers_are_placed_on_the_devices_that_answer_first():
     """Two planted groups, two unlike devices: more tokens go to the device of lower latency."""
     counts = counted(np.array([[[0, 2]] * 30 + [[1, 3]] * 10] * 3), 4)
     answer = compare_placements([trace_of(counts)], devices=2, objective="transfers")
-    fast = int(np.argmin(latency(answer.profile, ExpertShape(32, 48)).per_visit))
+    fast = int(np.argmin(latency(answer.profile, ExpertShape(32, 48)).per_token))
     assert answer.ours.transfers_per_token_layer == 1
     assert [int(d) for d in answer.ours.device_of_expert] == [fast, 1 - fast, fast, 1 - fast]
 

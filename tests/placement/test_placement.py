@@ -62,11 +62,11 @@ def test_the_latency_objective_is_eq_11_under_even_bandwidth():
     profile = load_profile("heterogeneous_compute_8_devices")
     objective = latency(profile, SHAPE)
     budget = link_budget(profile, draw_channel(profile), SHAPE)
-    assert objective.per_visit == approx(communication_latency_s(budget, 12.5e6))
+    assert objective.per_token == approx(communication_latency_s(budget, 12.5e6))
     assert objective.per_evaluation == approx(budget.computation_s)
     fading = profile.fading.model_copy(update=dict(coherence="pass", seed=1))
     changing = latency(profile.model_copy(update=dict(fading=fading)), SHAPE)
-    assert len(set(changing.per_visit.tolist())) == 1  # equal distances and no fading
+    assert len(set(changing.per_token.tolist())) == 1  # equal distances and no fading
 
 
 @pytest.mark.parametrize("top_k", [3, 5])

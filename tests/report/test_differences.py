@@ -16,9 +16,11 @@ from wdmoe_opencompass.report.differences import (
     difference_table,
     paired_records,
 )
+from wdmoe_opencompass.report.records import latency_records
+from wdmoe_opencompass.report.runs import ModelRun
 from wdmoe_opencompass.report.statistics import accuracy_difference_interval, holm, mcnemar_p
 from wdmoe_opencompass.report.summary import write_report
-from wdmoe_opencompass.report.tables import ModelRun, latency_records, table_1, table_2
+from wdmoe_opencompass.report.tables import table_1, table_2
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 

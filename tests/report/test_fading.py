@@ -11,8 +11,9 @@ from wdmoe_opencompass.latency import link_budget
 from wdmoe_opencompass.report import fading
 from wdmoe_opencompass.report.batches import OTHER_BATCHES
 from wdmoe_opencompass.report.fading import DRAWS, add_draws, draw_notes
+from wdmoe_opencompass.report.records import latency_cells
 from wdmoe_opencompass.report.summary import write_report
-from wdmoe_opencompass.report.tables import latency_cells, table_2
+from wdmoe_opencompass.report.tables import table_2
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 

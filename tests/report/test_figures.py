@@ -7,8 +7,9 @@ from tests.builders.traces import trace_of
 from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.report.figures import BANDWIDTHS_HZ, FIGURES, largest_pair_share, sweep_s, write_figures
 from wdmoe_opencompass.report.frontier import frontier_records, frontier_table
+from wdmoe_opencompass.report.records import latency_cells
+from wdmoe_opencompass.report.runs import ModelRun
 from wdmoe_opencompass.report.summary import write_report
-from wdmoe_opencompass.report.tables import ModelRun, latency_cells
 
 
 def runs():

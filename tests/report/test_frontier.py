@@ -13,8 +13,9 @@ from tests.routing.recordings import random_recording
 from wdmoe_opencompass import load_profile
 from wdmoe_opencompass.channel.profile import Placement
 from wdmoe_opencompass.report.frontier import _mark_front, draw_frontier, frontier_records, frontier_table
+from wdmoe_opencompass.report.records import latency_cells
+from wdmoe_opencompass.report.runs import ModelRun
 from wdmoe_opencompass.report.summary import write_report
-from wdmoe_opencompass.report.tables import ModelRun, latency_cells
 from wdmoe_opencompass.routing.route import route_recording
 from wdmoe_opencompass.trace.format import RoutingTrace
 

@@ -12,10 +12,11 @@ from pytest import approx
 from tests.builders.trace_blocks import PROFILE, block, metadata
 from tests.report.html.synthetic import ITEMS, write_run
 from wdmoe_opencompass.replay import replay
+from wdmoe_opencompass.report.records import ROWS
 from wdmoe_opencompass.report.requests import percentiles, request_records, request_table
+from wdmoe_opencompass.report.runs import ModelRun, runs_from_traces
 from wdmoe_opencompass.report.speed import speed_notes, speed_records, speed_table
 from wdmoe_opencompass.report.summary import write_report
-from wdmoe_opencompass.report.tables import ROWS, ModelRun, runs_from_traces
 from wdmoe_opencompass.trace.format import join
 from wdmoe_opencompass.trace.speed import BatchSpeed, append_speed
 

@@ -8,19 +8,14 @@ from tests.builders.table_runs import GROUPS, items_of, run_of
 from tests.builders.traces import trace_of
 from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.report.compare import batch_records, compared, item_records, notes_of
+from wdmoe_opencompass.report.formats import formatted
 from wdmoe_opencompass.report.paper import BENCHMARKS, NO_COMPARISON, TABLE_1, TABLE_2, paper_comparison
 from wdmoe_opencompass.report.provenance import origin_records
+from wdmoe_opencompass.report.records import accuracy_records, latency_cells, latency_records
+from wdmoe_opencompass.report.runs import ModelRun, benchmarks_of
 from wdmoe_opencompass.report.statistics import wilson_interval
 from wdmoe_opencompass.report.summary import write_report
-from wdmoe_opencompass.report.tables import (
-    ModelRun,
-    accuracy_records,
-    benchmarks_of,
-    formatted,
-    latency_cells,
-    latency_records,
-    table_1,
-)
+from wdmoe_opencompass.report.tables import table_1
 from wdmoe_opencompass.selection import build_policy, policy_parameters
 
 pytestmark = pytest.mark.usefixtures("no_picture")

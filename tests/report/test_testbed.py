@@ -20,17 +20,14 @@ from wdmoe_opencompass import ExpertShape
 from wdmoe_opencompass.cli import app
 from wdmoe_opencompass.errors import TraceError
 from wdmoe_opencompass.report.items import ItemResults
+from wdmoe_opencompass.report.predictions import predicted_and_measured, prediction_records
+from wdmoe_opencompass.report.runs import MeasuredRun, ModelRun, measured_runs
 from wdmoe_opencompass.report.summary import write_report
-from wdmoe_opencompass.report.tables import ModelRun
 from wdmoe_opencompass.report.testbed_tables import (
     MAX_POINTS,
     OTHER_LAB,
-    MeasuredRun,
     figure_10,
-    measured_runs,
     measured_sums,
-    predicted_and_measured,
-    prediction_records,
     table_3,
     table_4,
     token_bins,

@@ -12,7 +12,7 @@ from tests import oracles
 from tests.builders.rival_cases import cases, kept, plain
 from wdmoe_opencompass.errors import PolicyError
 from wdmoe_opencompass.selection import ChannelState, Routing, build_policy
-from wdmoe_opencompass.selection.loads import device_tokens
+from wdmoe_opencompass.selection.loads import routed_loads
 from wdmoe_opencompass.selection.policies.bottleneck import third_quartile
 
 
@@ -96,7 +96,7 @@ def test_no_more_than_j_drop_tokens_leave_the_bottleneck_and_it_stays_at_q3():
     seconds = torch.tensor([1.0, 1.1, 0.9, 2.5])
     channel = ChannelState(seconds, torch.zeros(4), torch.arange(4), False)
     keep = build_policy("bottleneck").select(routing, channel).keep
-    before = device_tokens(routing, channel)[0] * seconds
+    before = routed_loads(routing, channel)[0] * seconds
     gone = torch.bincount(routing.top_k_index[~keep], minlength=4)
     assert gone[3] > 20
     assert gone[:3].sum() == 0
@@ -110,7 +110,7 @@ def test_among_visits_every_drop_spares_the_bottleneck_a_token(case):
     keep = build_policy("bottleneck", dict(factor=1.0, candidates="visits")).select(routing, channel).keep
     left = replace(routing, top_k_index=torch.where(keep, routing.top_k_index, len(channel.device_of_expert)))
     nowhere = replace(channel, device_of_expert=torch.cat([channel.device_of_expert, torch.tensor([-1])]))
-    before, after = (device_tokens(*one)[0] for one in ((routing, channel), (left, nowhere)))
+    before, after = (routed_loads(*one)[0] for one in ((routing, channel), (left, nowhere)))
     assert (before - after).sum() == (~keep).sum()
 
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from tests.selection import oracles_search
 from tests.selection.search_cases import only_real, search_case, search_cases, sets_of, tokens_of
 from wdmoe_opencompass.errors import PolicyError
-from wdmoe_opencompass.selection import ChannelState, Routing, build_policy
+from wdmoe_opencompass.selection import ChannelState, Routing, build_policy, knapsack
 from wdmoe_opencompass.selection.bandwidth_split import optimal_split
 from wdmoe_opencompass.selection.base import BandwidthCurve
 from wdmoe_opencompass.selection.expert_choice import device_cost
+from wdmoe_opencompass.selection.knapsack import by_price
 from wdmoe_opencompass.selection.policies import des
 
 PARAMETERS = st.fixed_dictionaries(
@@ -70,7 +71,7 @@ def test_prices_give_a_choice_where_there_is_one_and_bound_the_cheapest(case, le
     cost = channel.of_experts(device_cost(channel, "latency"))
     scores = routing.probabilities
     must = scores == scores.amax(dim=1, keepdim=True) if stays else None
-    answer = des.by_price(scores, cost.expand(scores.shape), least, most, must)
+    answer = by_price(scores, cost.expand(scores.shape), least, most, must)
     for number, row in enumerate(scores.tolist()):
         top = [row.index(max(row))] if stays else []
         best = oracles_search.cheapest(range(len(row)), row, cost.tolist(), least, most, top)
@@ -105,7 +106,7 @@ def test_many_tokens_are_tried_in_parts(monkeypatch):
     routing, channel = search_case(3, 30, 8, 2, 4, 1, 1.0)
     for name in ("des", "des_top_k"):
         whole = build_policy(name).select(routing, channel)
-        monkeypatch.setattr(des, "MAX_TRIED_AT_ONCE", 200)
+        monkeypatch.setattr(knapsack, "MAX_TRIED_AT_ONCE", 200)
         parts = build_policy(name).select(routing, channel)
         monkeypatch.undo()
         assert torch.equal(whole.expert_index, parts.expert_index)

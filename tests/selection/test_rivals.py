@@ -13,9 +13,9 @@ from tests.selection import oracles_rivals as oracles
 from wdmoe_opencompass.errors import PolicyError
 from wdmoe_opencompass.selection import ChannelState, Routing, build_policy
 from wdmoe_opencompass.selection.calibration import Calibration
-from wdmoe_opencompass.selection.loads import device_time_s, device_tokens
+from wdmoe_opencompass.selection.loads import device_time_s, routed_loads
+from wdmoe_opencompass.selection.policies.adapmoe import MIXTRAL_8X7B_SENSITIVITY
 from wdmoe_opencompass.selection.policies.random_drop import uniform
-from wdmoe_opencompass.selection.policies.ratio_threshold import MIXTRAL_8X7B_SENSITIVITY
 
 # Weights are a few 32nds, so that ties abound; thresholds are none of their ratios, so that rounding decides nothing.
 THRESHOLDS = [0.0, 0.0713, 0.1937, 0.3141, 0.4567, 0.6183, 0.8119, 1.0]
@@ -60,7 +60,8 @@ def test_load_aware_thresholds_equal_plain_loops(case, threshold, max_threshold,
         channel.device_of_expert.tolist(),
     )
     loads = oracles.device_loads(chosen, by, *times, places)
-    ours = device_time_s(routing, channel) if by == "time" else device_tokens(routing, channel)[1]
+    load, pairs = routed_loads(routing, channel)
+    ours = device_time_s(channel, load, pairs) if by == "time" else pairs
     assert ours.tolist() == pytest.approx(loads)
     highest = threshold if max_threshold is None else max_threshold
     thresholds = oracles.load_aware_thresholds(loads, threshold, highest, places)

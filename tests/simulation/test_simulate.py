@@ -15,7 +15,7 @@ from wdmoe_opencompass.channel.profile import load_profile
 from wdmoe_opencompass.errors import PolicyError
 from wdmoe_opencompass.report.paper import BENCHMARKS as PAPERS
 from wdmoe_opencompass.report.paper import TABLE_2
-from wdmoe_opencompass.report.tables import runs_from_traces
+from wdmoe_opencompass.report.runs import runs_from_traces
 from wdmoe_opencompass.selection import POLICIES
 from wdmoe_opencompass.simulation import run
 from wdmoe_opencompass.simulation.benchmarks import BENCHMARKS, MAX_NEW_TOKENS, router_passes

@@ -20,7 +20,7 @@ def figures_command(
     """Draw Figures 5 to 8 of the paper from a run's traces into its summary folder, as PNG and PDF."""
     from ..report.figures import write_figures
     from ..report.publication import list_in_manifest
-    from ..report.tables import benchmarks_of, runs_from_traces
+    from ..report.runs import benchmarks_of, runs_from_traces
 
     check_run_folder(run_folder)
     runs = runs_from_traces(run_folder)

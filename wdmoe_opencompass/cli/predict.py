@@ -30,8 +30,9 @@ def predict_command(
     as_json: AsJson = False,
 ) -> None:
     """Predicted beside measured waiting latency of a testbed's run, from its traces and the times beside them."""
-    from ..report.tables import formatted, runs_from_traces
-    from ..report.testbed_tables import measured_runs, prediction_notes, prediction_records, prediction_table
+    from ..report.formats import formatted
+    from ..report.predictions import prediction_notes, prediction_records, prediction_table
+    from ..report.runs import measured_runs, runs_from_traces
 
     form = format_of(form, as_json)
     if layers and form is not None:

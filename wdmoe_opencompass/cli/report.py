@@ -1,13 +1,12 @@
 """`wdmoe report`, `wdmoe compare` and `wdmoe frontier`: what a run's summary folder holds."""
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from .._util.given_paths import check_run_folder
-from ..errors import WdmoeError, shown
+from ..errors import WdmoeError
 from .console import Progress, print_aside, print_json, print_markdown
 from .options import CHECK_FAILED, AsJson, Format, Formatted, format_of
 
@@ -17,7 +16,6 @@ REPORT_EXAMPLES = (
     "wdmoe report outputs/quickstart/TIME --html",
 )
 COMPARE_EXAMPLES = ("wdmoe compare outputs/a/TIME outputs/b/TIME --format csv",)
-WRITE_ANEW = "write it anew: opencompass CONFIG -r TIME --mode viz"
 OPTIONAL_RECORDS = ("items", "batches", "identity")  # not in the summaries of older runs
 TITLES = {
     "requests": "Waiting latency of single requests, simulated",
@@ -33,17 +31,14 @@ def report_command(
     as_json: AsJson = False,
 ) -> None:
     """Print a run's main tables, or write its page; exit code 1 if a cell is empty, with the reason of each."""
-    from ..report.requests import REQUESTS
-    from ..report.speed import SPEED
-    from ..report.summary import MAIN
-    from ..report.tables import MAIN_TABLES_FILE, MISSING_FILE
+    from ..report.summary_files import MAIN, MAIN_TABLES_FILE, MISSING_FILE, REQUESTS, SPEED, read_summary
 
     if html and form is not None:
         raise WdmoeError(f"--html writes a page, so it excludes --format {form}; --json says where it is")
     form = format_of(form, as_json)
     check_run_folder(run_folder)
     summary = run_folder / "summary"
-    missing = _read_summary(run_folder, MISSING_FILE, list)
+    missing = read_summary(run_folder, MISSING_FILE, list)
     further = [name for name in (REQUESTS, SPEED) if (summary / f"{name}.json").is_file()]  # not in older runs
     if html:
         _write_page(run_folder, as_json)
@@ -53,7 +48,7 @@ def report_command(
         print_markdown(text) if form is None else print(text)
         print(f"all formats: {summary}")
     elif form == Format.json:
-        print_json({name: _read_summary(run_folder, f"{name}.json", dict) for name in (*MAIN, *further)})
+        print_json({name: read_summary(run_folder, f"{name}.json", dict) for name in (*MAIN, *further)})
     else:
         print("\n".join((summary / f"{name}.{form.value}").read_text() for name in (*MAIN, *further)), end="")
     for cell in missing:
@@ -85,15 +80,16 @@ def compare_command(
 ) -> None:
     """Differences between two runs, B - A, with intervals and p values: accuracy and latency that both measured."""
     from ..report.compare import compared, notes_of
-    from ..report.tables import formatted
+    from ..report.formats import formatted
+    from ..report.summary_files import WRITE_AGAIN, read_summary
 
     form = format_of(form, as_json)
     for folder in (run_a, run_b):
         check_run_folder(folder)
     records = [
-        {name: _read_summary(folder, f"{name}.json", list) for name in ("accuracy", "latency", "origin")}
-        | {name: _read_summary(folder, f"{name}.json", list, []) for name in OPTIONAL_RECORDS}
-        | dict(groups=_read_summary(folder, "groups.json", dict))
+        {name: read_summary(folder, f"{name}.json", list) for name in ("accuracy", "latency", "origin")}
+        | {name: read_summary(folder, f"{name}.json", list, []) for name in OPTIONAL_RECORDS}
+        | dict(groups=read_summary(folder, "groups.json", dict))
         for folder in (run_a, run_b)
     ]
     try:
@@ -102,7 +98,7 @@ def compare_command(
     except (KeyError, TypeError, AttributeError, ValueError) as error:  # records of another version, or changed by hand
         raise WdmoeError(
             f"{run_a} or {run_b}: its summary holds other records than this version writes "
-            f"({type(error).__name__}: {error}); {WRITE_ANEW}"
+            f"({type(error).__name__}: {error}); {WRITE_AGAIN}"
         ) from None
     text = formatted(table, notes, (form or Format.md).value)
     print_markdown(text) if form is None else print(text, end="")
@@ -117,13 +113,12 @@ def frontier_command(
 
     What `wdmoe route` or `wdmoe simulate` left has no accuracy: the share of the router's weight kept is shown instead.
     """
-    from ..report.frontier import FRONTIER
-    from ..report.tables import MISSING_FILE
+    from ..report.summary_files import FRONTIER, FRONTIER_RECORDS_FILE, MISSING_FILE, read_summary
 
     form = format_of(form, as_json)
     check_run_folder(run_folder)
     summary = run_folder / "summary"
-    if len(_read_summary(run_folder, "frontier_records.json", list)) < 2:
+    if len(read_summary(run_folder, FRONTIER_RECORDS_FILE, list)) < 2:
         print_aside(
             f"{run_folder}: no two models of the same weights and profile with everything measured to compare; what is "
             f"empty, and why: summary/{MISSING_FILE}"
@@ -133,28 +128,3 @@ def frontier_command(
     print_markdown(text) if form is None else print(text, end="")
     if form is None or form == Format.md:
         print(f"\nfigure: {summary / FRONTIER}.png, .pdf")
-
-
-def _read_summary(run_folder: Path, name: str, kind: type, otherwise: Any = None) -> Any:
-    """-> what a JSON file of the summary folder holds, a list or dict as `kind` says; WdmoeError where it does not.
-
-    otherwise: the answer where there is no such file, if there may be none.
-    """
-    path = run_folder / "summary" / name
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        if otherwise is not None:
-            return otherwise
-        lacking = "no tables in its summary folder" if path.parent.is_dir() else "no summary folder in it"
-        raise WdmoeError(
-            f"{run_folder}: {lacking}; give the time-stamped folder of a finished run whose config has "
-            "summarizer=dict(type=WdmoeSummarizer)"
-        ) from None
-    except OSError as error:
-        raise WdmoeError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise WdmoeError(f"{path}: not JSON; {WRITE_ANEW}") from None
-    if not isinstance(content, kind):
-        raise WdmoeError(f"{path}: must hold a {kind.__name__}, got {shown(content)}; {WRITE_ANEW}")
-    return content

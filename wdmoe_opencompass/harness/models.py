@@ -34,6 +34,7 @@ from ..trace.format import (
     Journal,
     TraceMetadata,
 )
+from ..trace.journal import BlockJournal
 from ..trace.recording import RECORDING_JOURNAL_SUFFIX, RECORDING_SUFFIX, RecordingJournal, RecordingMetadata
 from ..trace.speed import MAX_DEVICE_NAME, SPEED_SUFFIX, BatchSpeed, append_speed, keep_speed
 from ..trace.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, TimesJournal, TimesMetadata, TimesRecorder
@@ -177,7 +178,7 @@ class WdmoeMixin:
         """
         metadata = self._metadata(model_abbr, dataset, test_range, asked, arguments)
         journal = Journal(beside(predictions, JOURNAL_SUFFIX), metadata)
-        journals: list[Journal] = [journal]
+        journals: list[BlockJournal] = [journal]
         times, times_path = None, beside(predictions, TIMES_JOURNAL_SUFFIX)
         if self.testbed is not None:
             times = TimesJournal(times_path, self._times_metadata(model_abbr, dataset))

@@ -20,8 +20,8 @@ from ..report.figures import write_figures
 from ..report.html.page import write_page
 from ..report.items import item_results
 from ..report.publication import write_publication
+from ..report.runs import DENSE, ModelRun, benchmarks_of
 from ..report.summary import write_report
-from ..report.tables import DENSE, ModelRun, benchmarks_of
 from ..run.failures import note_failure, noted_failure, own_words
 from ..run.recovery import (
     FAILURE_SUFFIX,

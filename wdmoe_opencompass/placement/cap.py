@@ -5,7 +5,7 @@ Known from a summary of the paper only; no public code. Where the summary is sil
 
 import numpy as np
 
-from .co_selection import CoSelection, Places
+from .co_selection import CoSelection, DeviceIndex
 from .problem import PlacementProblem
 
 
@@ -19,7 +19,7 @@ def affinity(counts: CoSelection) -> np.ndarray:
     return matrix
 
 
-def cap_greedy(problem: PlacementProblem) -> Places:
+def cap_greedy(problem: PlacementProblem) -> DeviceIndex:
     """-> [experts] the placement on CAP's front with the smallest cost (CAP: the smallest modelled latency).
 
     Greedy: experts of highest weighted degree seed the devices, then round robin each device takes the free expert with
@@ -38,24 +38,24 @@ def cap_greedy(problem: PlacementProblem) -> Places:
     return min(_front(steps, weight, load, problem.devices), key=problem.cost)
 
 
-def _greedy(problem: PlacementProblem, weight: np.ndarray) -> Places:
+def _greedy(problem: PlacementProblem, weight: np.ndarray) -> DeviceIndex:
     objective, experts = problem.objective, problem.counts.experts
-    devices = np.argsort(objective.per_visit + objective.per_evaluation, kind="stable")
-    place = np.full(experts, -1)
+    devices = np.argsort(objective.per_token + objective.per_evaluation, kind="stable")
+    placement = np.full(experts, -1)
     seeds = np.argsort(-weight.sum(axis=1), kind="stable")[: problem.devices]
-    place[seeds] = devices[: len(seeds)]
+    placement[seeds] = devices[: len(seeds)]
     for turn in range(experts - len(seeds)):
         device = devices[turn % problem.devices]
-        free = np.flatnonzero(place < 0)
-        place[free[weight[np.ix_(free, place == device)].sum(axis=1).argmax()]] = device
-    return place
+        free = np.flatnonzero(placement < 0)
+        placement[free[weight[np.ix_(free, placement == device)].sum(axis=1).argmax()]] = device
+    return placement
 
 
-def _balanced(place: Places, load: np.ndarray, devices: int) -> Places | None:
+def _balanced(placement: DeviceIndex, load: np.ndarray, devices: int) -> DeviceIndex | None:
     """-> the placement after the best swap between the most and the least loaded device; None where none helps."""
-    of_device = np.bincount(place, weights=load, minlength=devices)
+    of_device = np.bincount(placement, weights=load, minlength=devices)
     most, least = int(of_device.argmax()), int(of_device.argmin())
-    here, there = np.flatnonzero(place == most), np.flatnonzero(place == least)
+    here, there = np.flatnonzero(placement == most), np.flatnonzero(placement == least)
     if most == least or not len(there):
         return None
     moved = load[here][:, None] - load[there]  # [here, there]
@@ -63,20 +63,20 @@ def _balanced(place: Places, load: np.ndarray, devices: int) -> Places | None:
     one, other = np.unravel_index(larger.argmin(), larger.shape)
     if not larger[one, other] < of_device[most]:
         return None
-    swapped = place.copy()
+    swapped = placement.copy()
     swapped[here[one]], swapped[there[other]] = least, most
     return swapped
 
 
-def _front(steps: list[Places], weight: np.ndarray, load: np.ndarray, devices: int) -> list[Places]:
+def _front(steps: list[DeviceIndex], weight: np.ndarray, load: np.ndarray, devices: int) -> list[DeviceIndex]:
     points = np.array(
         [
             (
-                weight[place[:, None] != place].sum() / 2,
-                np.bincount(place, weights=load, minlength=devices).max() * devices / load.sum(),
+                weight[placement[:, None] != placement].sum() / 2,
+                np.bincount(placement, weights=load, minlength=devices).max() * devices / load.sum(),
             )
-            for place in steps
+            for placement in steps
         ]
     )
     bettered = [((points <= point).all(axis=1) & (points < point).any(axis=1)).any() for point in points]
-    return [place for place, is_bettered in zip(steps, bettered, strict=True) if not is_bettered]
+    return [placement for placement, is_bettered in zip(steps, bettered, strict=True) if not is_bettered]

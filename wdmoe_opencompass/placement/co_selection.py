@@ -10,7 +10,7 @@ from ..errors import TraceError
 from ..latency import Array
 from ..trace.format import RoutingTrace
 
-Places = NDArray[np.intp]  # [experts] index of the device that holds each expert
+DeviceIndex = NDArray[np.intp]  # [experts] index of the device that holds each expert
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class CoSelection:
         return replace(self, pairs=pairs, counts=counts)
 
     def grouped(self, groups: int) -> "CoSelection":
-        """Neighbouring batches added up to so many groups, layers kept apart."""
+        """Neighbouring batches added up to this many groups, layers kept apart."""
         starts = np.arange(groups) * self.batches // groups
 
         def added(array: NDArray) -> NDArray:
@@ -67,17 +67,17 @@ class CoSelection:
         matrix[:, first, second] = matrix[:, second, first] = self.pairs
         return matrix
 
-    def on_devices(self, device_of_expert: Places, devices: int) -> tuple[Array, Array]:
+    def on_devices(self, device_of_expert: DeviceIndex, devices: int) -> tuple[Array, Array]:
         """-> tokens sent to each device, (token, expert) pairs computed there: [rows, devices] each."""
         first, second = np.triu_indices(self.experts, 1)
         together = np.where(device_of_expert[first] == device_of_expert[second], device_of_expert[first], -1)
         evaluations = np.stack([self.counts[:, device_of_expert == k].sum(axis=1) for k in range(devices)], axis=1)
         pairs = np.stack([self.pairs[:, together == k].sum(axis=1) for k in range(devices)], axis=1)
-        return visits(evaluations, pairs, self.top_k), evaluations
+        return device_load(evaluations, pairs, self.top_k), evaluations
 
 
-def visit_bounds(top_k: int) -> list[tuple[float, float]]:
-    """-> (a, b) of each lower bound ``a S1 - b S2`` of a device's visits.
+def load_bounds(top_k: int) -> list[tuple[float, float]]:
+    """-> (a, b) of each lower bound ``a S1 - b S2`` of a device's load.
 
     S1 counts the device's (token, expert) pairs, S2 its (token, pair of experts) triples. A token with r experts there
     adds ``a r - b r (r - 1) / 2 <= 1`` for a = 2 / (m + 1), b = 2 / (m (m + 1)), m = 1, 2, ... (Dawson and Sankoff's
@@ -86,16 +86,12 @@ def visit_bounds(top_k: int) -> list[tuple[float, float]]:
     return [(2 / (m + 1), 2 / (m * (m + 1))) for m in range(1, top_k)]
 
 
-def visits(evaluations: Array, pairs: Array, top_k: int) -> Array:
-    """Tokens sent to a device: a token goes there once for all of its experts. Exact for K = 2, else at least so many.
+def device_load(evaluations: Array, pairs: Array, top_k: int) -> Array:
+    """Tokens sent to a device: a token goes there once for all of its experts. Exact for K = 2, else a lower bound.
 
-    evaluations, pairs: S1 and S2 of `visit_bounds`, of any one shape
+    evaluations, pairs: S1 and S2 of `load_bounds`, of any one shape
     """
-    (a, b), *others = visit_bounds(top_k)
-    most = a * evaluations - b * pairs
-    for a, b in others:
-        most = np.maximum(most, a * evaluations - b * pairs)
-    return most
+    return np.max([a * evaluations - b * pairs for a, b in load_bounds(top_k)], axis=0)
 
 
 def co_selection_of(traces: Sequence[RoutingTrace]) -> CoSelection:

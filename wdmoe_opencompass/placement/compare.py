@@ -12,7 +12,7 @@ from ..errors import ProfileError, WdmoeError, unknown_name
 from ..latency import ExpertShape
 from ..trace.format import RoutingTrace
 from .cap import cap_greedy
-from .co_selection import Places, co_selection_of
+from .co_selection import DeviceIndex, co_selection_of
 from .exact import can_be_exact, exact
 from .local_search import local_search
 from .problem import PlacementProblem, fewest_per_device, latency, modulo, transfers
@@ -30,7 +30,7 @@ class Judged:
     """
 
     name: str
-    device_of_expert: Places
+    device_of_expert: DeviceIndex
     transfers_per_token_layer: float
     mean_waiting_latency_s: float
     status: str
@@ -54,21 +54,21 @@ class Comparison:
     def experts_of(self, judged: Judged) -> dict[str, list[int]]:
         """-> device name -> its experts."""
         devices = enumerate(self.profile.devices)
-        return {one.name: [int(e) for e in (judged.device_of_expert == k).nonzero()[0]] for k, one in devices}
+        return {device.name: [int(e) for e in (judged.device_of_expert == k).nonzero()[0]] for k, device in devices}
 
     def records(self) -> list[dict[str, Any]]:
         """One record per placement; savings in % of the default placement's."""
         default = self.judged[0]
         return [
             dict(
-                placement=one.name,
-                transfers_per_token_layer=one.transfers_per_token_layer,
-                transfers_saving_percent=_saving(one.transfers_per_token_layer, default.transfers_per_token_layer),
-                mean_waiting_latency_s=one.mean_waiting_latency_s,
-                latency_saving_percent=_saving(one.mean_waiting_latency_s, default.mean_waiting_latency_s),
-                status=one.status,
+                placement=judged.name,
+                transfers_per_token_layer=judged.transfers_per_token_layer,
+                transfers_saving_percent=_saving(judged.transfers_per_token_layer, default.transfers_per_token_layer),
+                mean_waiting_latency_s=judged.mean_waiting_latency_s,
+                latency_saving_percent=_saving(judged.mean_waiting_latency_s, default.mean_waiting_latency_s),
+                status=judged.status,
             )
-            for one in self.judged
+            for judged in self.judged
         ]
 
 
@@ -117,17 +117,17 @@ def compare_placements(
     judged = tuple(
         Judged(
             name,
-            place,
-            by_transfers.cost(place) * counts.batches / counts.token_layers,
-            by_latency.cost(place),
+            placement,
+            by_transfers.cost(placement) * counts.batches / counts.token_layers,
+            by_latency.cost(placement),
             status,
         )
-        for name, place, status in named
+        for name, placement, status in named
     )
     return Comparison(profile, objective, capacity, judged, _notes(traces, profile, has_placement))
 
 
-def placed_profile(profile: ChannelProfile, device_of_expert: Places) -> ChannelProfile:
+def placed_profile(profile: ChannelProfile, device_of_expert: DeviceIndex) -> ChannelProfile:
     """The profile with every expert placed by name; it says that the placement was computed."""
     experts = {expert: profile.devices[int(device)].name for expert, device in enumerate(device_of_expert)}
     placed = profile.model_copy(update=dict(placement=Placement(experts=experts)))
@@ -175,15 +175,15 @@ def _is_of_device_beyond(path: str, devices: int) -> bool:
     return match is not None and match[1] != "*" and int(match[1]) >= devices
 
 
-def _on_best_devices(place: Places, by_latency: PlacementProblem) -> Places:
+def _on_best_devices(placement: DeviceIndex, by_latency: PlacementProblem) -> DeviceIndex:
     """Exchange whole devices' experts while that lowers the latency; the transfers stay what they are."""
-    best, cost, changed = place, by_latency.cost(place), True
+    best, cost, changed = placement, by_latency.cost(placement), True
     while changed:
         changed = False
-        for one in range(by_latency.devices):
-            for other in range(one):
+        for device in range(by_latency.devices):
+            for other in range(device):
                 swapped = best.copy()
-                swapped[best == one], swapped[best == other] = other, one
+                swapped[best == device], swapped[best == other] = other, device
                 if (new := by_latency.cost(swapped)) < cost * (1 - 1e-12):
                     best, cost, changed = swapped, new, True
     return best

@@ -17,7 +17,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from ..errors import ProfileError
 from ..latency import Array
-from .co_selection import Places
+from .co_selection import DeviceIndex
 from .problem import PlacementProblem, device_costs
 
 TOLERANCE = 1e-6  # relative: HiGHS's own, and rounding
@@ -31,7 +31,7 @@ Advance = Callable[[float], None]
 class ExactPlacement:
     """A placement, its cost, and a bound that no placement's cost is below."""
 
-    device_of_expert: Places
+    device_of_expert: DeviceIndex
     cost: float
     lower_bound: float
 
@@ -47,7 +47,7 @@ class ExactPlacement:
 
 
 def can_be_exact(problem: PlacementProblem) -> bool:
-    """Whether `exact` takes the problem: K = 2 (beyond, pairs do not tell the visits), and few experts."""
+    """Whether `exact` takes the problem: K = 2 (beyond, pairs do not tell the loads), and few experts."""
     experts, devices = problem.counts.experts, problem.devices
     if problem.counts.top_k != 2:
         return False
@@ -57,7 +57,7 @@ def can_be_exact(problem: PlacementProblem) -> bool:
 
 
 def exact(
-    problem: PlacementProblem, known: Places, time_limit_s: float = 30.0, advance: Advance = lambda share: None
+    problem: PlacementProblem, known: DeviceIndex, time_limit_s: float = 30.0, advance: Advance = lambda share: None
 ) -> ExactPlacement:
     """Better a known placement to the optimum, or say how far from it the best one can be when time is up.
 
@@ -69,13 +69,15 @@ def exact(
             "case for the exact solvers (few experts, K = 2); use local_search"
         )
     solve = _branch_and_bound if problem.objective.largest else _milp
-    place, bound = solve(problem, known, time_limit_s, advance)
-    cost = problem.cost(place)
-    return ExactPlacement(place, cost, min(bound, cost))
+    placement, bound = solve(problem, known, time_limit_s, advance)
+    cost = problem.cost(placement)
+    return ExactPlacement(placement, cost, min(bound, cost))
 
 
-def _milp(problem: PlacementProblem, known: Places, time_limit_s: float, advance: Advance) -> tuple[Places, float]:
-    """Most pairs together: every token makes two visits, one less where both of its experts share a device.
+def _milp(
+    problem: PlacementProblem, known: DeviceIndex, time_limit_s: float, advance: Advance
+) -> tuple[DeviceIndex, float]:
+    """Most pairs together: every token is sent twice, once less where both of its experts share a device.
 
     Binary x_id puts expert i on device d; y_pd <= x_id, x_jd says that pair p = (i, j) is together on d. An expert has
     at most capacity - 1 partners, and device d's first expert comes before that of device d + 1 (devices are alike):
@@ -121,12 +123,12 @@ def _milp(problem: PlacementProblem, known: Places, time_limit_s: float, advance
             advance(step)
         advance(1 - shown)
     answer = future.result()
-    place = known
+    placement = known
     if answer.x is not None:
         found = answer.x[:x].reshape(experts, devices).argmax(axis=1)
-        place = min(known, found, key=problem.cost)
+        placement = min(known, found, key=problem.cost)
     most_saved = together.sum() if answer.mip_dual_bound is None else -answer.mip_dual_bound * scale
-    return place, (counts.counts.sum() - min(most_saved, together.sum())) / counts.batches
+    return placement, (counts.counts.sum() - min(most_saved, together.sum())) / counts.batches
 
 
 def _ordered_devices(experts: int, devices: int) -> sparse.csr_matrix:
@@ -151,11 +153,11 @@ class _Nodes:
 
 
 def _branch_and_bound(
-    problem: PlacementProblem, known: Places, time_limit_s: float, advance: Advance
-) -> tuple[Places, float]:
+    problem: PlacementProblem, known: DeviceIndex, time_limit_s: float, advance: Advance
+) -> tuple[DeviceIndex, float]:
     """Place expert after expert; a partial placement that already costs as much as the best one is given up.
 
-    Adding an expert never lowers a device's visits (for K = 2 they are exact), so a partial cost is a lower bound.
+    Adding an expert never lowers a device's load (for K = 2 it is exact), so a partial cost is a lower bound.
     """
     order = np.argsort(-problem.counts.counts.sum(axis=0), kind="stable")
     costs, rank = _costs_of_sets(problem, order), np.argsort(order)  # [devices, sets, rows]
@@ -185,7 +187,7 @@ def _branch_and_bound(
     return best, bound / problem.counts.batches
 
 
-def _costs_of_sets(problem: PlacementProblem, order: Places) -> Array:
+def _costs_of_sets(problem: PlacementProblem, order: DeviceIndex) -> Array:
     """-> [devices, sets, rows] cost of a device that holds a set of experts; bit r of a set is expert order[r]."""
     counts, experts = problem.counts, problem.counts.experts
     is_in = (np.arange(1 << experts)[:, None] >> np.arange(experts) & 1).astype(float)  # [sets, experts]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..latency import Array
-from .co_selection import Places
+from .co_selection import DeviceIndex
 from .problem import PlacementProblem, device_costs, modulo
 
 RESTARTS = 800  # over the number of experts: 100 for 8 experts, 6 for 128, whose descents take longer
@@ -14,11 +14,11 @@ MIN_GAIN = 1e-12  # of the cost: less is rounding
 
 def local_search(
     problem: PlacementProblem,
-    starts: Sequence[Places] = (),
+    starts: Sequence[DeviceIndex] = (),
     restarts: int | None = None,
     seed: int = 0,
     advance: Callable[[float], None] = lambda share: None,
-) -> Places:
+) -> DeviceIndex:
     """-> [experts] the best placement that no swap and no move betters; never worse than the default placement.
 
     It descends from the default placement, from `starts` and from `restarts` random placements drawn with `seed`
@@ -42,7 +42,7 @@ def local_search(
 class _Search:
     """Descents on one problem.
 
-    Behind the experts stands one empty slot per device, which nobody chose: a move is a swap with it.
+    After the experts comes one empty slot per device, which nobody chose: a move is a swap with it.
     """
 
     def __init__(self, problem: PlacementProblem):
@@ -52,24 +52,26 @@ class _Search:
         self.pairs = np.pad(problem.counts.matrix(), ((0, 0), (0, empty), (0, empty)))
         self.counts = np.pad(problem.counts.counts, ((0, 0), (0, empty)))
 
-    def descend(self, start: Places) -> Places:
+    def descend(self, start: DeviceIndex) -> DeviceIndex:
         """Give every expert in turn its best swap or move, until a whole round changes nothing."""
-        self.place = np.concatenate([start, np.arange(self.problem.devices)])  # [experts + devices]
+        self.device = np.concatenate([start, np.arange(self.problem.devices)])  # [experts + devices]
         held = self._is_at()[: self.experts].astype(float)
-        self.beside = self.pairs[:, :, : self.experts] @ held  # [rows, experts + devices, devices] pairs with a device
+        self.pairs_with = (
+            self.pairs[:, :, : self.experts] @ held
+        )  # [rows, experts + devices, devices] pairs with a device
         unchanged, expert = 0, 0
         while unchanged < self.experts:
             unchanged = 0 if self._improve(expert) else unchanged + 1
             expert = (expert + 1) % self.experts
-        return self.place[: self.experts]
+        return self.device[: self.experts]
 
     def _is_at(self) -> np.ndarray:
-        return self.place[:, None] == np.arange(self.problem.devices)
+        return self.device[:, None] == np.arange(self.problem.devices)
 
     def _improve(self, expert: int) -> bool:
-        is_at, here = self._is_at(), self.place[expert]
+        is_at, here = self._is_at(), self.device[expert]
         has_room = is_at[: self.experts].sum(axis=0) < self.problem.capacity
-        may = np.concatenate([np.ones(self.experts, dtype=bool), has_room]) & (self.place != here)
+        may = np.concatenate([np.ones(self.experts, dtype=bool), has_room]) & (self.device != here)
         partners = np.flatnonzero(may)
         if not len(partners):
             return False
@@ -78,27 +80,27 @@ class _Search:
         if not swapped[best] < now * (1 - MIN_GAIN):
             return False
         partner = partners[best]
-        there = self.place[partner]
+        there = self.device[partner]
         change = self.pairs[:, :, partner] - self.pairs[:, :, expert]
-        self.beside[:, :, here] += change
-        self.beside[:, :, there] -= change
-        self.place[expert] = there
+        self.pairs_with[:, :, here] += change
+        self.pairs_with[:, :, there] -= change
+        self.device[expert] = there
         if partner < self.experts:
-            self.place[partner] = here
+            self.device[partner] = here
         return True
 
-    def _costs(self, expert: int, partners: Places, is_at: Array) -> tuple[float, Array]:
+    def _costs(self, expert: int, partners: DeviceIndex, is_at: Array) -> tuple[float, Array]:
         """-> the cost now, and [partners] the cost after swapping the expert with each."""
         objective, top_k = self.problem.objective, self.problem.counts.top_k
-        here, there = self.place[expert], self.place[partners]
-        own = np.take_along_axis(self.beside, self.place[None, :, None], axis=2)[:, :, 0]  # [rows, experts + devices]
-        evaluations, inside = self.counts @ is_at, own @ is_at / 2  # [rows, devices] S1 and S2 of visit_bounds
+        here, there = self.device[expert], self.device[partners]
+        own = np.take_along_axis(self.pairs_with, self.device[None, :, None], axis=2)[..., 0]  # pairs on its device
+        evaluations, inside = self.counts @ is_at, own @ is_at / 2  # [rows, devices] S1 and S2 of load_bounds
         per_device = device_costs(objective, np.arange(self.problem.devices), evaluations, inside, top_k)
 
         both = self.pairs[:, partners, expert]  # [rows, partners], as all below
         more = self.counts[:, partners] - self.counts[:, [expert]]
-        pairs_here = self.beside[:, partners, here] - self.beside[:, [expert], here] - both
-        pairs_there = self.beside[:, expert][:, there] - own[:, partners] - both
+        pairs_here = self.pairs_with[:, partners, here] - self.pairs_with[:, [expert], here] - both
+        pairs_there = self.pairs_with[:, expert][:, there] - own[:, partners] - both
         changed = (
             device_costs(objective, here, evaluations[:, [here]] + more, inside[:, [here]] + pairs_here, top_k),
             device_costs(objective, there, evaluations[:, there] - more, inside[:, there] + pairs_there, top_k),

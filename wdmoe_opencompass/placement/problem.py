@@ -8,31 +8,31 @@ from ..channel.profile import ChannelProfile
 from ..channel.propagation import draw_channel
 from ..errors import ProfileError
 from ..latency import Array, ExpertShape, communication_latency_s, link_budget
-from .co_selection import CoSelection, Places, visits
+from .co_selection import CoSelection, DeviceIndex, device_load
 
 SEARCH_NUMBERS = 4_000_000  # of [rows, experts, experts] counts that a search works on: tens of MB
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Cost of one layer of one batch: the largest or the sum of ``visits * per_visit + evaluations * per_evaluation``.
+    """Cost of one layer of one batch: the largest or the sum of ``load * per_token + evaluations * per_evaluation``.
 
-    per_visit, per_evaluation: [devices] cost of a token sent to a device, and of a (token, expert) pair computed there
+    per_token, per_evaluation: [devices] cost of a token sent to a device, and of a (token, expert) pair computed there
     largest:                   whether the slowest device counts, as in Eq. (11), or all of them together
     """
 
-    per_visit: Array
+    per_token: Array
     per_evaluation: Array
     largest: bool
 
     @property
     def devices(self) -> int:
         """Number of devices."""
-        return len(self.per_visit)
+        return len(self.per_token)
 
     def alike_before(self) -> list[int | None]:
         """-> per device the nearest one before it that costs the same: exchanging the two changes nothing."""
-        costs = list(zip(self.per_visit.tolist(), self.per_evaluation.tolist(), strict=True))
+        costs = list(zip(self.per_token.tolist(), self.per_evaluation.tolist(), strict=True))
         return [max((j for j in range(k) if costs[j] == costs[k]), default=None) for k in range(len(costs))]
 
 
@@ -76,10 +76,10 @@ class PlacementProblem:
         """Number of devices."""
         return self.objective.devices
 
-    def cost(self, device_of_expert: Places) -> float:
+    def cost(self, device_of_expert: DeviceIndex) -> float:
         """Mean over batches of the sum over layers: seconds, or token transfers (at least so much for K > 2)."""
-        sent, computed = self.counts.on_devices(device_of_expert, self.devices)
-        per_device = sent * self.objective.per_visit + computed * self.objective.per_evaluation  # [rows, devices]
+        load, evaluations = self.counts.on_devices(device_of_expert, self.devices)
+        per_device = load * self.objective.per_token + evaluations * self.objective.per_evaluation  # [rows, devices]
         rows = per_device.max(axis=1) if self.objective.largest else per_device.sum(axis=1)
         return float(rows.sum()) / self.counts.batches
 
@@ -101,13 +101,15 @@ def fewest_per_device(experts: int, devices: int) -> int:
     return -(-experts // devices)
 
 
-def modulo(experts: int, devices: int) -> Places:
+def modulo(experts: int, devices: int) -> DeviceIndex:
     """The default placement: expert k on device k modulo the number of devices."""
     return np.arange(experts) % devices
 
 
-def device_costs(objective: Objective, device: Places | int, evaluations: Array, pairs: Array, top_k: int) -> Array:
-    """Cost of devices from their S1 and S2 (`visit_bounds`), [rows, n] each; device: [n] which devices, or one."""
-    per_visit, per_evaluation = np.take(objective.per_visit, device), np.take(objective.per_evaluation, device)
-    costs: Array = visits(evaluations, pairs, top_k) * per_visit + evaluations * per_evaluation
+def device_costs(
+    objective: Objective, device: DeviceIndex | int, evaluations: Array, pairs: Array, top_k: int
+) -> Array:
+    """Cost of devices from their S1 and S2 (`load_bounds`), [rows, n] each; device: [n] which devices, or one."""
+    per_token, per_evaluation = np.take(objective.per_token, device), np.take(objective.per_evaluation, device)
+    costs: Array = device_load(evaluations, pairs, top_k) * per_token + evaluations * per_evaluation
     return costs

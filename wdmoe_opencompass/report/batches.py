@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..latency import Array
 from ..replay import ReplayedLatency
 from ..trace.format import RoutingTrace
 from ..trace.times import MeasuredTimes
-from .statistics import MIN_GROUPS, Array
+from .statistics import MIN_GROUPS
 
 FEW_GROUPS = f"fewer than {MIN_GROUPS} batches of different items"
 OTHER_BATCHES = "its batches are not of the same items as vanilla's"

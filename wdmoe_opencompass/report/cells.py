@@ -12,7 +12,6 @@ from ..errors import visible
 
 MAX_LABEL_LETTERS = 45
 
-# -- LaTeX -----------------------------------------------------------------------------------------------------------
 LATEX_LETTER = r"\wdmoeletter"  # of letters that pdfLaTeX's own fonts lack
 LATEX_PREAMBLE = (
     "% letters that pdfLaTeX's fonts lack are printed as [U+...], their number in Unicode; with XeLaTeX or LuaLaTeX",
@@ -93,7 +92,6 @@ def _latex_letter(letter: str) -> str:
     return f"{LATEX_LETTER}{{{ord(letter):04X}}}{{{letter}}}"
 
 
-# -- Markdown and CSV ------------------------------------------------------------------------------------------------
 MARKDOWN = re.compile(
     r"""\\(?=[!-/:-@\[-`{-~])           # a backslash, where it would escape
     | [`|~$]
@@ -123,7 +121,6 @@ def csv_field(value: Any) -> str:
     return '"' + text.replace('"', '""') + '"' if needs_quotes else text
 
 
-# -- figures ---------------------------------------------------------------------------------------------------------
 def figure_text(text: str, max_letters: int | None = MAX_LABEL_LETTERS) -> str:
     """Plain text for matplotlib, which takes a dollar for mathematics; too long a label loses its middle.
 

@@ -12,12 +12,15 @@ from ..identity import DATASET_FACTS, differing
 from ..identity.facts import plain, sentence
 from .batches import BatchSums
 from .differences import SIGNIFICANT, Benchmarks, difference_text, p_cells, paired_records
+from .formats import bracketed, by_reason, difference_cell
 from .items import ItemResults
+from .records import latency_ratio
+from .runs import ModelRun
 from .statistics import Interval, latency_difference_interval
-from .tables import BATCH_METHOD, ModelRun, bracketed, difference_cell, latency_ratio
+from .summary_files import WRITE_AGAIN
+from .tables import BATCH_METHOD
 
 Records = dict[str, Any]  # a run's accuracy, latency, origin, items and batches records, and its groups
-ITEMS_FILE, BATCHES_FILE, IDENTITY_FILE = "items.json", "batches.json", "identity.json"
 COLUMNS = ["quantity", "model", "row", "benchmark", "A", "B", "B - A", "B / A", "McNemar p", "Holm p", "significant"]
 TEXT = (
     "B - A with its 95 % interval, accuracy in percentage points; - where it has none: items.json or batches.json of "
@@ -101,12 +104,12 @@ def notes_of(a: Records, b: Records) -> list[str]:
         if _accuracies(records) and not records["items"]:
             notes.append(
                 f"{name}: which items were answered right is not in its summary: its evaluators do not tell, as the "
-                "notes of its Table I say, or it is of an earlier version, and --mode viz -r TIME mends it"
+                f"notes of its Table I say, or it is of an earlier version; {WRITE_AGAIN}"
             )
         if any(_scope_of_batches(record) != PRIMARY_SCOPE for record in records["batches"]):
             notes.append(
                 f"{name}: its batches.json holds latencies of scope {SCOPE_LABELS['pass']}, so differences of "
-                "latencies have no interval; write it again: opencompass CONFIG -r TIME --mode viz"
+                f"latencies have no interval; {WRITE_AGAIN}"
             )
     if {o["profile_hash"] for o in a["origin"]} != {o["profile_hash"] for o in b["origin"]}:
         notes.append("the runs were made under different channel profiles: their latencies are of different systems")
@@ -161,12 +164,11 @@ def _other_metrics(a: Records, b: Records) -> dict[tuple[str, str], tuple[str, s
 
 
 def _metric_notes(a: Records, b: Records) -> list[str]:
-    """One line for each pair of metrics that stand side by side."""
-    where: dict[tuple[str, str], list[str]] = {}
-    for (model, dataset), metrics in sorted(_other_metrics(a, b).items()):
-        where.setdefault(metrics, []).append(f"{model} on {dataset}")
+    """One line for each pair of metrics that are next to each other."""
+    pairs = sorted(_other_metrics(a, b).items())
+    where = by_reason((metrics, f"{model} on {dataset}") for (model, dataset), metrics in pairs)
     return [
-        f"not one metric, so no difference of accuracies is shown: {', '.join(names)}: {first} in A, {second} in B"
+        f"not one metric, so no difference of accuracies is shown: {names}: {first} in A, {second} in B"
         for (first, second), names in where.items()
     ]
 
@@ -178,14 +180,11 @@ def _identity_notes(a: Records, b: Records) -> list[str]:
         if _accuracies(run) and not run.get("identity", []):
             lines.append(
                 f"{name}: what its answers depend on (weights, adapter, arguments) is not in its summary, so nothing "
-                "here says that the runs differ in nothing else; write it again: opencompass CONFIG -r TIME --mode viz"
+                f"here says that the runs differ in nothing else; {WRITE_AGAIN}"
             )
-    found: dict[tuple[str, str], list[str]] = {}
-    facts = _facts_of(a, b)
-    for model, dataset in sorted(facts):
-        if facts[model, dataset]:
-            found.setdefault((model, sentence(facts[model, dataset])), []).append(dataset)
-    lines += [f"{model} on {', '.join(where)} differs, A against B: {what}" for (model, what), where in found.items()]
+    facts = sorted(_facts_of(a, b).items())
+    found = by_reason(((model, sentence(differ)), dataset) for (model, dataset), differ in facts if differ)
+    lines += [f"{model} on {where} differs, A against B: {what}" for (model, what), where in found.items()]
     others = sorted({name for _, name in _other_datasets(a, b)})
     if others:
         lines.append(f"no difference is shown on {', '.join(others)}: the runs did not ask or score the same there")

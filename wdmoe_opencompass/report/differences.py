@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .formats import difference_cell
 from .items import ItemResults
 from .metrics import share_metrics
+from .runs import ModelRun, not_compared_notes, vanilla_of
 from .statistics import (
     SIGNIFICANCE,
     Interval,
@@ -15,7 +17,6 @@ from .statistics import (
     holm,
     mcnemar_p,
 )
-from .tables import ModelRun, difference_cell, not_compared_notes, vanilla_of
 
 Benchmarks = Mapping[str, Sequence[ItemResults]]  # benchmark -> the results of each dataset that it is made of
 OTHER_ITEMS = "not the same items in both"
@@ -106,7 +107,7 @@ def difference_records(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> l
     records = []
     for run in runs:
         for vanilla, names in _vanillas(run, runs, benchmarks):
-            first, second = ({name: one.items_of(name) for name in names} for one in (vanilla, run))
+            first, second = ({name: model.items_of(name) for name in names} for model in (vanilla, run))
             records += [dict(model=run.abbr, vanilla=vanilla.abbr) | record for record in paired_records(first, second)]
     return records
 

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from ..latency import Array
 from ..replay import is_constant, replay_draws
 from ..trace.format import RoutingTrace
 from .batches import OTHER_BATCHES
-from .statistics import Array
-from .tables import ROWS, ModelRun
+from .records import ROWS
+from .runs import ModelRun
 
 DRAWS = 200
 QUANTILES = (0.05, 0.5, 0.95)

@@ -19,7 +19,8 @@ from ..trace.format import RoutingTrace
 from .batches import batch_key
 from .cells import figure_text
 from .provenance import profile_line
-from .tables import OPTIMISED, ROWS, ModelRun, row_runs, vanilla_of
+from .records import OPTIMISED, ROWS, row_runs
+from .runs import ModelRun, vanilla_of
 
 BANDWIDTHS_HZ = np.linspace(20e6, 120e6, 11)  # Figure 5 of the paper
 ROW_STYLE = {  # colour-blind safe (Okabe-Ito), one marker each

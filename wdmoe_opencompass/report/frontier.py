@@ -13,11 +13,13 @@ from ..allocation import PRIMARY_SCOPE
 from ..trace.format import RoutingTrace
 from .batches import BatchSums
 from .differences import METHOD, difference_text, p_cells, paired_records, significant_words
+from .formats import bracketed
 from .metrics import share_metrics
+from .records import latency_ratio
+from .runs import DENSE, ModelRun, what_differs
 from .statistics import MIN_GROUPS, SIGNIFICANCE, Interval, accuracy_interval, holm, mcnemar_p
-from .tables import BATCH_METHOD, DENSE, ModelRun, bracketed, latency_ratio, what_differs
+from .tables import BATCH_METHOD
 
-FRONTIER = "frontier"
 ACCURACY, WEIGHT_KEPT, ASSIGNMENTS_KEPT = "accuracy", "router weight kept", "assignments kept"
 QUALITY_TEXT = {
     ACCURACY: "accuracy in %, plain mean over {benchmarks}",
@@ -69,9 +71,9 @@ def scored_benchmarks(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> li
 
 
 def frontier_records(runs: Sequence[ModelRun], benchmarks: Sequence[str], cells: Cells) -> list[dict[str, Any]]:
-    """One record per model that has a vanilla beside it and everything measured on all benchmarks.
+    """One record per model that has a vanilla next to it and everything measured on all benchmarks.
 
-    Beside it: the first that is the same in all but policy and payload_bits, so that a payload of fewer bits
+    Next to it: the first that is the same in all but policy and payload_bits, so that a payload of fewer bits
     shows what it saves; without quantise_payload such a model's answers do not know of it, and it is left out. So is a
     model whose batches are not of the same items as that vanilla's, and one whose accuracies are of other metrics than
     the first record's.
@@ -214,7 +216,9 @@ def _sums_of(run: ModelRun, method: str, benchmarks: Sequence[str], sums: Sums) 
 
 
 def _accuracy_interval(run: ModelRun, benchmarks: Sequence[str]) -> dict[str, float | None]:
-    strata = [(one.right, 1 / len(benchmarks) / len(run.items_of(b))) for b in benchmarks for one in run.items_of(b)]
+    strata = [
+        (items.right, 1 / len(benchmarks) / len(run.items_of(b))) for b in benchmarks for items in run.items_of(b)
+    ]
     known = all(run.items_of(name) for name in benchmarks)
     interval = accuracy_interval([s for s, _ in strata], [w for _, w in strata]) if known else None
     return _ends("accuracy", interval, 100)
@@ -225,13 +229,13 @@ def _share_metrics(run: ModelRun, other: ModelRun, benchmarks: Sequence[str]) ->
 
 
 def _difference(run: ModelRun, vanilla: ModelRun, benchmarks: Sequence[str]) -> dict[str, Any]:
-    first, second = ({name: one.items_of(name) for name in benchmarks} for one in (vanilla, run))
+    first, second = ({name: model.items_of(name) for name in benchmarks} for model in (vanilla, run))
     paired = paired_records(first, second)
     is_compared = run is not vanilla and _share_metrics(run, vanilla, benchmarks)
-    if not is_compared or len([one for one in paired if one["mcnemar_p"] is not None]) < len(benchmarks):
+    if not is_compared or len([record for record in paired if record["mcnemar_p"] is not None]) < len(benchmarks):
         return dict(difference=None, mcnemar_p=None) | _ends("difference", None)
     mean = paired[-1]
-    rights = [np.concatenate([one.right for name in benchmarks for one in side[name]]) for side in (first, second)]
+    rights = [np.concatenate([items.right for name in benchmarks for items in side[name]]) for side in (first, second)]
     interval = None if mean["low"] is None else Interval(mean["low"], mean["high"])
     return dict(difference=mean["difference"], mcnemar_p=mcnemar_p(*rights)) | _ends("difference", interval)
 
@@ -242,7 +246,7 @@ def _ratio(baseline: list[tuple[float, BatchSums]], own: list[tuple[float, Batch
     ratio = float(np.exp(np.mean([np.log(second / first) for (first, _), (second, _) in pairs])))
     intervals = [latency_ratio(a, b, "batch")[0] for (_, a), (_, b) in pairs]
     interval = None
-    if all(one is not None for one in intervals):
+    if all(interval is not None for interval in intervals):
         logs = np.log(np.array(intervals))  # [benchmarks, low and high]
         estimates = np.log([second / first for (first, _), (second, _) in pairs])
         below, above = (np.sqrt(np.square(logs[:, side] - estimates).sum()) / len(pairs) for side in (0, 1))
@@ -258,8 +262,8 @@ def _ends(name: str, interval: Interval | None, scale: float = 1) -> dict[str, f
 def _correct(records: list[dict[str, Any]]) -> None:
     """Holm over the models that are compared with one vanilla."""
     for base in {record["family"] for record in records}:
-        family = [one for one in records if one["family"] == base and one["mcnemar_p"] is not None]
-        for record, p in zip(family, holm([one["mcnemar_p"] for one in family]), strict=True):
+        family = [record for record in records if record["family"] == base and record["mcnemar_p"] is not None]
+        for record, p in zip(family, holm([record["mcnemar_p"] for record in family]), strict=True):
             record |= dict(holm_p=p, significant=p < SIGNIFICANCE)
     for record in records:
         record.setdefault("holm_p", None)
@@ -268,7 +272,7 @@ def _correct(records: list[dict[str, Any]]) -> None:
 
 def _mark_front(records: list[dict[str, Any]]) -> None:
     for record in records:
-        alike = [one for one in records if _front_of(one) == _front_of(record)]
+        alike = (other for other in records if _front_of(other) == _front_of(record))
         record["on_front"] = not any(_beats(other, record) for other in alike)
 
 
@@ -277,14 +281,14 @@ def _front_of(record: dict[str, Any]) -> tuple:
     return record["family"], record["payload_bits"]
 
 
-def _beats(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    better = (one["quality_percent"] - other["quality_percent"], other["latency_ratio"] - one["latency_ratio"])
+def _beats(record: dict[str, Any], other: dict[str, Any]) -> bool:
+    better = (record["quality_percent"] - other["quality_percent"], other["latency_ratio"] - record["latency_ratio"])
     return min(better) >= 0 and max(better) > 0
 
 
 def frontier_table(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Rows from the highest latency to the lowest, as cells."""
-    return pd.DataFrame(_cells(record) for record in sorted(records, key=lambda one: -one["latency_ratio"]))
+    return pd.DataFrame(_cells(record) for record in sorted(records, key=lambda record: -record["latency_ratio"]))
 
 
 def _cells(record: dict[str, Any]) -> dict[str, str]:
@@ -348,8 +352,8 @@ def draw_frontier(records: Sequence[dict[str, Any]], benchmarks: Sequence[str]) 
     for number, policy in enumerate(policies):
         own = [record for record in records if record["policy"] == policy]
         panel.errorbar(
-            [one["latency_ratio"] for one in own],
-            [one["quality_percent"] for one in own],
+            [record["latency_ratio"] for record in own],
+            [record["quality_percent"] for record in own],
             xerr=_bars(own, "latency_ratio"),
             yerr=_bars(own, "accuracy"),
             fmt=markers[number % len(markers)],
@@ -360,9 +364,9 @@ def draw_frontier(records: Sequence[dict[str, Any]], benchmarks: Sequence[str]) 
         )
     for number, alike in enumerate(dict.fromkeys(_front_of(record) for record in records)):
         front = sorted(
-            (one["latency_ratio"], one["quality_percent"])
-            for one in records
-            if one["on_front"] and _front_of(one) == alike
+            (record["latency_ratio"], record["quality_percent"])
+            for record in records
+            if record["on_front"] and _front_of(record) == alike
         )
         label = None if number else "Pareto front, one per payload and weights"
         panel.plot(*zip(*front), color="black", linewidth=1, drawstyle="steps-post", label=label, zorder=0)

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 
-from .tables import ModelRun, datasets_of
+from .formats import by_reason
+from .runs import ModelRun, datasets_of
 
 MAX_NAMED = 3  # datasets of a group; more of one metric are counted
 
 
 def share_metrics(run: ModelRun, other: ModelRun, benchmark: str) -> bool:
     """Whether two models' accuracies on a benchmark are of the same metrics; also where one of them has none."""
-    first, second = (one.metrics_of(benchmark) for one in (run, other))
+    first, second = (model.metrics_of(benchmark) for model in (run, other))
     return not first or not second or first == second
 
 
@@ -18,13 +19,10 @@ def metric_notes(runs: Sequence[ModelRun]) -> list[str]:
     groups = dict.fromkeys(name for run in runs for name in run.groups)
     lines = []
     for benchmark in dict.fromkeys((*datasets_of(runs), *groups)):
-        models: dict[str, list[str]] = {}
-        for run in runs:
-            if run.metrics_of(benchmark):
-                models.setdefault(_described(run, benchmark), []).append(run.abbr)
+        models = by_reason((_described(run, benchmark), run.abbr) for run in runs if run.metrics_of(benchmark))
         is_mixed = any(len(set(run.metrics_of(benchmark))) > 1 for run in runs)
         if len(models) > 1 or is_mixed:
-            told = "; ".join(f"{metric} of {', '.join(names)}" for metric, names in models.items())
+            told = "; ".join(f"{metric} of {names}" for metric, names in models.items())
             ending = ": no difference between these is shown" if len(models) > 1 else ""
             lines.append(f"not one metric on {benchmark}: {told}{ending}")
     return lines

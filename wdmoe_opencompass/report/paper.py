@@ -7,8 +7,9 @@ from typing import Any
 import pandas as pd
 
 from ..allocation import PRIMARY_SCOPE
+from .formats import difference_cell
+from .runs import ModelRun
 from .statistics import Interval
-from .tables import ModelRun, difference_cell
 
 BENCHMARKS = {  # as the paper writes them -> as OpenCompass's own configs abbreviate them
     "MMLU": "mmlu",
@@ -81,17 +82,17 @@ def _latency_rows(runs: Sequence[ModelRun], latency: Sequence[dict[str, Any]]) -
     rows = []
     for row, reported in TABLE_2.items():
         for place, (name, benchmark) in enumerate(BENCHMARKS.items()):
-            for one in latency:
+            for record in latency:
                 wanted = COMPARED | dict(row=row, dataset=benchmark)
-                if one["model"] not in papers or not wanted.items() <= one.items():
+                if record["model"] not in papers or not wanted.items() <= record.items():
                     continue
-                label, ours_ms, paper_ms = f"{row}, {one['model']}", 1e3 * one["latency_s"], reported[place]
-                interval = _scaled(1e3, one["latency_low_s"], one["latency_high_s"])
+                label, ours_ms, paper_ms = f"{row}, {record['model']}", 1e3 * record["latency_s"], reported[place]
+                interval = _scaled(1e3, record["latency_low_s"], record["latency_high_s"])
                 cells = _row("Table II", label, name, "latency (ms)", ours_ms, interval, paper_ms, "{:.1f}")
                 rows.append(cells | dict(difference=f"{cells['difference']} {CANNOT_MATCH}"))
-                if one["saving"] is not None and row != "vanilla_even":
-                    ours, paper = 100 * one["saving"], 100 * (1 - paper_ms / TABLE_2["vanilla_even"][place])
-                    interval = _scaled(100, one["saving_low"], one["saving_high"])
+                if record["saving"] is not None and row != "vanilla_even":
+                    ours, paper = 100 * record["saving"], 100 * (1 - paper_ms / TABLE_2["vanilla_even"][place])
+                    interval = _scaled(100, record["saving_low"], record["saving_high"])
                     rows.append(_row("Table II", label, name, "saving (%)", ours, interval, paper, "{:.1f}"))
     return rows
 

@@ -13,9 +13,9 @@ from ..channel.origin import keys_by_origin
 from ..identity import DATASET_FACTS, Facts, described, key_of
 from ..identity.facts import plain
 from ..trace.format import RoutingTrace, TraceMetadata
-from .tables import DENSE, ModelRun, datasets_of, missing_cells
-
-PROVENANCE_FILE = "provenance.json"
+from .formats import by_reason
+from .runs import DENSE, ModelRun, datasets_of, missing_cells
+from .summary_files import PROVENANCE_FILE
 
 FACTS_OF_ROUTED = (
     "routed_from",
@@ -36,7 +36,7 @@ def provenance(runs: Sequence[ModelRun], **where: str) -> dict[str, Any]:
     every = [trace.metadata for run in runs for trace in run.all_traces]
     return dict(
         packages=_packages(every),
-        profiles=[_profile(one) for one in _by_profile(runs)],
+        profiles=[_profile(metadata) for metadata in _by_profile(runs)],
         datasets=datasets_of(runs),
         **where,
         models=[_model(run) for run in runs],
@@ -52,9 +52,10 @@ def footnote(runs: Sequence[ModelRun], text: str) -> list[str]:
 def origin_notes(runs: Sequence[ModelRun]) -> list[str]:
     """Lines of the facts of `provenance`: profile, seed, policies, weights, versions; and what is empty and why."""
     lines = _all_routed_notes(runs)
-    for one in _by_profile(runs):
-        lines += [_described(one), f"profile {one.profile.name}: {one.profile.origin_sentence}"]
-        lines += [f"unusual in profile {one.profile.name}: {sentence}" for sentence in one.profile.unusual_values]
+    for metadata in _by_profile(runs):
+        profile = metadata.profile
+        lines += [_described(metadata), f"profile {profile.name}: {profile.origin_sentence}"]
+        lines += [f"unusual in profile {profile.name}: {sentence}" for sentence in profile.unusual_values]
     lines += [line for run in runs for line in (*_model_notes(run), *answer_notes(run))]
     for name, members in next((run.groups for run in runs), {}).items():
         whole = f" of its {runs[0].group_size[name]}" if name in runs[0].group_size else ""
@@ -144,7 +145,7 @@ def origin_records(runs: Sequence[ModelRun]) -> list[dict[str, str]]:
 
 def profile_line(runs: Sequence[ModelRun]) -> str:
     """Profiles and seeds of the runs' traces, in one line."""
-    return "; ".join([*_all_routed_notes(runs), *(_described(one) for one in _by_profile(runs))])
+    return "; ".join([*_all_routed_notes(runs), *(_described(metadata) for metadata in _by_profile(runs))])
 
 
 def _by_profile(runs: Sequence[ModelRun]) -> list[TraceMetadata]:
@@ -152,8 +153,8 @@ def _by_profile(runs: Sequence[ModelRun]) -> list[TraceMetadata]:
     return list({_profile_key(trace.metadata): trace.metadata for trace in _all_traces(runs)}.values())
 
 
-def _profile_key(one: TraceMetadata) -> str:
-    return json.dumps([one.profile_hash, one.profile.name, one.profile.origin])
+def _profile_key(metadata: TraceMetadata) -> str:
+    return json.dumps([metadata.profile_hash, metadata.profile.name, metadata.profile.origin])
 
 
 def _all_traces(runs: Sequence[ModelRun]) -> list[RoutingTrace]:
@@ -162,19 +163,19 @@ def _all_traces(runs: Sequence[ModelRun]) -> list[RoutingTrace]:
 
 def _packages(every: Sequence[TraceMetadata]) -> dict[str, list[str]]:
     """Package -> its versions, of which there should be but one."""
-    pairs = sorted({pair for one in every for pair in one.versions.items()})
+    pairs = sorted({pair for metadata in every for pair in metadata.versions.items()})
     return {name: [number for other, number in pairs if other == name] for name, _ in pairs}
 
 
-def _profile(one: TraceMetadata) -> dict[str, Any]:
-    fading = one.profile.fading
+def _profile(metadata: TraceMetadata) -> dict[str, Any]:
+    fading = metadata.profile.fading
     return dict(
-        name=one.profile.name,
-        profile_hash=one.profile_hash,
-        seed=one.seed,
+        name=metadata.profile.name,
+        profile_hash=metadata.profile_hash,
+        seed=metadata.seed,
         fading=fading.model,
         coherence=fading.coherence,
-        origin=keys_by_origin(one.profile.value_origins()),
+        origin=keys_by_origin(metadata.profile.value_origins()),
     )
 
 
@@ -182,28 +183,28 @@ def _model(run: ModelRun) -> dict[str, Any]:
     facts: dict[str, Any] = dict(model=run.abbr, policy=run.policy, weights=run.base[0])
     first = next(iter(run.all_traces), None)
     if first is not None:
-        one = first.metadata
+        metadata = first.metadata
         facts |= dict(
-            parameters=_plain(one.policy_parameters),
-            renormalise=one.renormalise,
-            kept_share=one.kept_share,
-            calibration_hash=one.calibration_hash,
-            quantise_payload=one.quantise_payload,
+            parameters=_plain(metadata.policy_parameters),
+            renormalise=metadata.renormalise,
+            kept_share=metadata.kept_share,
+            calibration_hash=metadata.calibration_hash,
+            quantise_payload=metadata.quantise_payload,
             couples_tokens=run.couples_tokens,
-            dtype=one.dtype,
-            top_k=one.top_k,
-            experts=one.experts,
-            layers=one.layers,
+            dtype=metadata.dtype,
+            top_k=metadata.top_k,
+            experts=metadata.experts,
+            layers=metadata.layers,
             batch_size=run.batch_size,
             own_batch_sizes=run.own_batch_sizes,
-            profile_hash=one.profile_hash,
-            seed=one.seed,
-            trace_format=one.format_version,
+            profile_hash=metadata.profile_hash,
+            seed=metadata.seed,
+            trace_format=metadata.format_version,
         )
-        if one.routed_from != "model":
-            facts |= {name: getattr(one, name) for name in FACTS_OF_ROUTED}
+        if metadata.routed_from != "model":
+            facts |= {name: getattr(metadata, name) for name in FACTS_OF_ROUTED}
         else:  # without the model no text is scored
-            facts["perplexity"] = one.perplexity
+            facts["perplexity"] = metadata.perplexity
     facts |= dict(datasets=list(run.traces), files=run.sources, files_sha256=files_digest(run))
     of_all, of_some = _answer_facts(run)
     return facts | dict(answers_depend_on=of_all, answers_depend_on_by_dataset=of_some)
@@ -239,10 +240,8 @@ def answer_notes(run: ModelRun) -> list[str]:
     of_all, of_some = _answer_facts(run)
     if not of_all and not of_some:
         return []
-    alike: dict[str, list[str]] = {}
-    for name, facts in of_some.items():
-        alike.setdefault(described(facts), []).append(name)
-    parts = [described(of_all), *(f"on {', '.join(names)}: {text}" for text, names in alike.items())]
+    alike = by_reason((described(facts), name) for name, facts in of_some.items())
+    parts = [described(of_all), *(f"on {names}: {text}" for text, names in alike.items())]
     is_known = all(run.identity_of(name) for name in run.traces) and bool(run.traces)
     source = "" if is_known else ", by the configs alone"
     lines = [f"{run.abbr}: answers depend on{source} {'; '.join(filter(None, parts))}"]
@@ -270,24 +269,24 @@ def _model_notes(run: ModelRun) -> list[str]:
         return [f"{run.abbr}: no experts, weights {run.base[0]}"]
     if not traces:
         return []
-    one = traces[0].metadata
-    parameters = ", ".join(f"{k}={v}" for k, v in one.policy_parameters.items()) or "no parameters"
-    scored = f"; perplexity {one.perplexity}{PADDED if one.perplexity == 'stock' else ''}"
+    metadata = traces[0].metadata
+    parameters = ", ".join(f"{k}={v}" for k, v in metadata.policy_parameters.items()) or "no parameters"
+    scored = f"; perplexity {metadata.perplexity}{PADDED if metadata.perplexity == 'stock' else ''}"
     digest = f", SHA-256 of all files {files_digest(run)[:12]} (of each: {PROVENANCE_FILE})" if run.sources else ""
     return [
-        f"{run.abbr}: policy {one.policy} ({parameters}), renormalise {one.renormalise}, {one.dtype}"
-        f"{scored if one.routed_from == 'model' else ''}; weights {one.weights}, top-{one.top_k} of "
-        f"{one.experts} experts; {len(traces)} traces of format {one.format_version}{digest}"
+        f"{run.abbr}: policy {metadata.policy} ({parameters}), renormalise {metadata.renormalise}, {metadata.dtype}"
+        f"{scored if metadata.routed_from == 'model' else ''}; weights {metadata.weights}, top-{metadata.top_k} of "
+        f"{metadata.experts} experts; {len(traces)} traces of format {metadata.format_version}{digest}"
     ]
 
 
-def _versions(one: TraceMetadata) -> str:
-    return ", ".join(f"{name} {number}" for name, number in sorted(one.versions.items()))
+def _versions(metadata: TraceMetadata) -> str:
+    return ", ".join(f"{name} {number}" for name, number in sorted(metadata.versions.items()))
 
 
-def _described(one: TraceMetadata) -> str:
-    fading = one.profile.fading
+def _described(metadata: TraceMetadata) -> str:
+    fading = metadata.profile.fading
     return (
-        f"profile {one.profile.name} (hash {one.profile_hash[:12]}), "
-        f"fading {fading.model} per {fading.coherence}, seed {one.seed}"
+        f"profile {metadata.profile.name} (hash {metadata.profile_hash[:12]}), "
+        f"fading {fading.model} per {fading.coherence}, seed {metadata.seed}"
     )

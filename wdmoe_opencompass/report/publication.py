@@ -19,9 +19,9 @@ from ..channel.profile import list_profiles, load_profile
 from ..errors import WdmoeError
 from ..trace.format import EVENTS_SUFFIX, SEALED_SUFFIX
 from ..trace.speed import SPEED_SUFFIX
-from .tables import ModelRun
+from .runs import ModelRun
+from .summary_files import MANIFEST_FILE, WRITE_AGAIN
 
-MANIFEST_FILE = "manifest.json"
 PUBLISHED = ("configs", "predictions", "results", "summary")  # folders of a run whose files the manifest lists
 REQUIREMENTS_HEAD = "# as the traces recorded; packages they do not name: as installed where this summary was written\n"
 CITATION = r"""@misc{{wdmoe,
@@ -111,9 +111,7 @@ def list_in_manifest(run_folder: Path, paths: Sequence[Path]) -> None:
         try:
             listed = TypeAdapter(dict[str, str]).validate_json(file.read_bytes())
         except ValidationError:
-            raise WdmoeError(
-                f"{file}: must be a JSON object of file names and their SHA-256; write it anew with --mode viz -r"
-            ) from None
+            raise WdmoeError(f"{file}: must be a JSON object of file names and SHA-256; {WRITE_AGAIN}") from None
         for path in paths:
             listed[path.relative_to(run_folder).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
         write_whole(file, json.dumps(dict(sorted(listed.items())), indent=1) + "\n")
@@ -173,7 +171,7 @@ def _is_relative_path(text: str) -> bool:
 
 def _requirements(recorded: dict[str, str]) -> str:
     """Every installed package, pinned, in the version that the traces recorded; a local part (+cpu) is left out."""
-    installed = {one.metadata["Name"]: one.version for one in distributions()}
+    installed = {package.metadata["Name"]: package.version for package in distributions()}
     pins = {f"{name}=={number.partition('+')[0]}" for name, number in (installed | recorded).items()}
     return REQUIREMENTS_HEAD + "\n".join(sorted(pins, key=str.lower)) + "\n"
 

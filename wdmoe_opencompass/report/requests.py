@@ -8,9 +8,10 @@ import pandas as pd
 
 from ..allocation.base import Scope
 from ..replay import replay
-from .tables import ROWS, ROWS_ORDER, ModelRun, column_of, row_runs
+from .records import ROWS, ROWS_ORDER, row_runs
+from .runs import ModelRun
+from .tables import column_of
 
-REQUESTS, REQUEST_RECORDS_FILE = "requests", "request_records.json"
 PERCENTILES = (50, 90, 99)
 SCOPE: Scope = "layer"
 TEXT = (

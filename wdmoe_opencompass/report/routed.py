@@ -13,8 +13,9 @@ from ..replay import replay
 from ..trace.format import SEALED_SUFFIX, RoutingTrace, write_trace
 from .figures import write_figures
 from .html.page import write_page
+from .records import ROWS
+from .runs import ModelRun, benchmarks_of, runs_from_traces
 from .summary import write_report
-from .tables import ROWS, ModelRun, benchmarks_of, runs_from_traces
 
 
 def routed_rows(vanilla: RoutingTrace, routed: RoutingTrace, scope: str) -> list[dict[str, Any]]:

@@ -12,10 +12,11 @@ from .._util.file_names import dataset_file
 from ..allocation import SCOPE_LABELS, SCOPE_MEANING
 from ..errors import TraceError
 from ..trace.format import SEALED_SUFFIX, write_trace
+from .formats import write_table
 from .paper import BENCHMARKS, TABLE_2
 from .provenance import origin_notes, provenance
 from .routed import routed_rows, write_summary
-from .tables import ModelRun, write_table
+from .runs import ModelRun
 
 if TYPE_CHECKING:
     from ..simulation.run import SimulatedBenchmark
@@ -46,11 +47,11 @@ def simulation_records(found: Sequence[SimulatedBenchmark], scope: str) -> list[
     """One record per row of Table II and benchmark: ours, the paper's, the difference; the same of the savings."""
     names = list(BENCHMARKS)
     records = []
-    for one in found:
-        place = names.index(one.name)
-        for row in routed_rows(one.vanilla, one.selected, scope):
+    for simulated in found:
+        place = names.index(simulated.name)
+        for row in routed_rows(simulated.vanilla, simulated.selected, scope):
             ours_ms, paper_ms = 1e3 * row["latency_s"], TABLE_2[row["row"]][place]
-            record = dict(benchmark=one.name, row=row["row"])
+            record = dict(benchmark=simulated.name, row=row["row"])
             record |= dict(ours_ms=ours_ms, paper_ms=paper_ms, difference_ms=ours_ms - paper_ms)
             if row["row"] != "vanilla_even":
                 ours, paper = 100 * row["saving"], 100 * (1 - paper_ms / TABLE_2["vanilla_even"][place])
@@ -100,8 +101,8 @@ def write_simulation(
     folder: Path, found: Sequence[SimulatedBenchmark], records: Sequence[dict[str, Any]], scope: str
 ) -> None:
     """Write traces into a folder in the layout of a run, its tables, figures and page, and the comparison."""
-    for one in found:
-        for trace in (one.vanilla, one.selected):
+    for simulated in found:
+        for trace in (simulated.vanilla, simulated.selected):
             names = trace.metadata.model, trace.metadata.dataset
             path = dataset_file(folder / "predictions", *names, SEALED_SUFFIX)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +117,7 @@ def write_simulation(
 def simulation_runs(found: Sequence[SimulatedBenchmark]) -> list[ModelRun]:
     """The two models of a simulation, as the tables take them."""
     runs = []
-    for traces in ([one.vanilla for one in found], [one.selected for one in found]):
+    for traces in ([simulated.vanilla for simulated in found], [simulated.selected for simulated in found]):
         metadata = traces[0].metadata
         base = (metadata.weights, metadata.profile_hash)
         of_dataset = {trace.metadata.dataset: [trace] for trace in traces}

@@ -10,9 +10,8 @@ import pandas as pd
 from .._util.file_names import dataset_file
 from ..trace.format import PHASES, RoutingTrace
 from ..trace.speed import SPEED_SUFFIX, BatchSpeed, measured_batches
-from .tables import DENSE, ModelRun
+from .runs import DENSE, ModelRun
 
-SPEED, SPEED_RECORDS_FILE = "speed", "speed_records.json"
 TEXT = (
     "measured wall-clock of this run on the machine that it ran on, with whatever else ran there; nothing simulated is "
     "in it. Prefill: real tokens over the time of the forward passes over the prompts. Decode: real tokens of the "

@@ -15,7 +15,8 @@ from scipy.stats import norm, t
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-Array = NDArray[np.float64]
+from ..latency import Array
+
 Rights = NDArray[np.bool_]  # [items] whether each was answered right
 
 CONFIDENCE = 0.95

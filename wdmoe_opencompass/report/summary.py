@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from .._util.atomic_write import write_whole
-from ..allocation import PRIMARY_SCOPE, SCOPE_LABELS, SCOPE_MEANING
+from ..allocation import SCOPE_LABELS, SCOPE_MEANING
 from ..trace.format import PHASES
-from .compare import BATCHES_FILE, IDENTITY_FILE, ITEMS_FILE, batch_records, identity_records, item_records
+from . import summary_files as names
+from .compare import batch_records, identity_records, item_records
 from .differences import cell_notes, difference_notes, difference_records, difference_table
 from .fading import add_draws, draw_notes
 from .figures import save_figure
+from .formats import write_json, write_table
 from .frontier import (
-    FRONTIER,
     draw_frontier,
     frontier_notes,
     frontier_records,
@@ -25,46 +26,17 @@ from .frontier import (
 from .metrics import metric_notes
 from .paper import COMPARED, NO_COMPARISON, adapter_notes, paper_comparison
 from .paper import TEXT as COMPARISON_TEXT
-from .provenance import PROVENANCE_FILE, footnote, origin_records, profile_line, provenance
-from .requests import (
-    LOCKSTEP,
-    NO_QUEUE,
-    REQUEST_RECORDS_FILE,
-    REQUESTS,
-    SCOPE,
-    request_records,
-    request_table,
-)
+from .provenance import footnote, origin_records, profile_line, provenance
+from .records import OPTIMISED, SCOPES, accuracy_records, latency_cells
+from .requests import LOCKSTEP, NO_QUEUE, SCOPE, request_records, request_table
 from .requests import TEXT as REQUESTS_TEXT
-from .speed import SPEED, SPEED_RECORDS_FILE, speed_notes, speed_records, speed_table
+from .runs import ModelRun, datasets_of, missing_cells, not_compared_notes
 from .speed import TEXT as SPEED_TEXT
-from .tables import (
-    DATASETS_FILE,
-    GROUPS_FILE,
-    MAIN_TABLES_FILE,
-    MISSING_FILE,
-    OPTIMISED,
-    SCOPES,
-    ModelRun,
-    accuracy_notes,
-    accuracy_records,
-    datasets_of,
-    latency_cells,
-    missing_cells,
-    not_compared_notes,
-    saving_notes,
-    table_1,
-    table_2,
-    write_json,
-    write_table,
-)
+from .speed import speed_notes, speed_records, speed_table
+from .tables import accuracy_notes, saving_notes, table_1, table_2
 from .testbed_events import write_events
 from .testbed_tables import write_testbed
 
-MAIN = ("table_1_accuracy", f"table_2_latency_{PRIMARY_SCOPE}_per_batch_all")  # the two that are printed
-COMPARISON, DIFFERENCES = "paper_comparison", "differences"
-SHOWN = dict(scope=PRIMARY_SCOPE, per="batch", phase="all")  # of the latencies that other tables take up
-FRONTIER_RECORDS_FILE = "frontier_records.json"
 LATENCY_TEXT = (
     "attention waiting latency in ms, Eq. (11) summed over the MoE layers of a forward pass, mean per {per}, "
     "phase: {phase}, bandwidth scope: {scope}, {meaning}; allocation: uniform or {method} (Eq. 19-21); in brackets the "
@@ -88,25 +60,25 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
 
     benchmarks: the tables' columns, each a dataset or a group of the runs.
     missing.json lists the cells that stay empty, each with its reason; main_tables.md holds the answer; provenance.json
-    where the numbers of all of them come from, which also stands in the JSON of each table;
-    items.json and batches.json what `wdmoe compare` pairs with another run. Where a testbed's measured times lie beside
-    the traces in `predictions/`, its tables and Figure 10 are written too.
+    where the numbers of all of them come from, which is also in the JSON of each table; items.json and batches.json
+    what `wdmoe compare` pairs with another run. Where the traces in `predictions/` have a testbed's measured times, its
+    tables and Figure 10 are written too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     origin = provenance(runs)
-    write_json(folder / PROVENANCE_FILE, origin)
+    write_json(folder / names.PROVENANCE_FILE, origin)
     write_json(folder / "origin.json", origin_records(runs))
-    write_json(folder / GROUPS_FILE, next((run.groups for run in runs), {}))
-    write_json(folder / DATASETS_FILE, datasets_of(runs))
+    write_json(folder / names.GROUPS_FILE, next((run.groups for run in runs), {}))
+    write_json(folder / names.DATASETS_FILE, datasets_of(runs))
     write_json(folder / "accuracy.json", accuracy_records(runs))
-    write_json(folder / ITEMS_FILE, item_records(runs))
-    write_json(folder / IDENTITY_FILE, identity_records(runs))
+    write_json(folder / names.ITEMS_FILE, item_records(runs))
+    write_json(folder / names.IDENTITY_FILE, identity_records(runs))
     cells = latency_cells(runs)
     records = [record for record, _ in cells]
     add_draws(runs, records)
     public = [{k: value for k, value in record.items() if k not in ("vanilla", "not_compared")} for record in records]
     write_json(folder / "latency.json", public)
-    write_json(folder / BATCHES_FILE, batch_records(cells))
+    write_json(folder / names.BATCHES_FILE, batch_records(cells))
     differences = difference_records(runs, benchmarks)
     notes = footnote(runs, ACCURACY_TEXT) + accuracy_notes(runs) + cell_notes(differences)
     notes += metric_notes(runs) + not_compared_notes(runs, benchmarks)
@@ -117,56 +89,58 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
     write_json(folder / "accuracy_differences.json", differences)
     if differences:
         notes = footnote(runs, DIFFERENCE_TEXT) + difference_notes(runs, benchmarks) + metric_notes(runs)
-        write_table(folder / DIFFERENCES, difference_table(differences), notes, origin)
-        printed.append(f"which differences from vanilla are more than chance: {folder / DIFFERENCES}.md\n")
+        write_table(folder / names.DIFFERENCES, difference_table(differences), notes, origin)
+        printed.append(f"which differences from vanilla are more than chance: {folder / names.DIFFERENCES}.md\n")
     scored = scored_benchmarks(runs, benchmarks)
     frontier = frontier_records(runs, scored, cells)
-    write_json(folder / FRONTIER_RECORDS_FILE, frontier)
+    write_json(folder / names.FRONTIER_RECORDS_FILE, frontier)
     if len(frontier) > 1:
         quality = frontier[0]["quality"]
         notes = footnote(runs, frontier_text(scored, quality)) + frontier_notes(quality)
         notes += left_out_notes(benchmarks, scored) + metric_notes(runs) + not_compared_notes(runs, benchmarks)
-        write_table(folder / FRONTIER, frontier_table(frontier), notes, provenance(runs, **SHOWN))
-        save_figure(draw_frontier(frontier, scored), folder / FRONTIER, profile_line(runs))
-        printed.append(f"{quality} against latency, every model: {folder / FRONTIER}.md and .png\n")
+        write_table(folder / names.FRONTIER, frontier_table(frontier), notes, provenance(runs, **names.SHOWN))
+        save_figure(draw_frontier(frontier, scored), folder / names.FRONTIER, profile_line(runs))
+        printed.append(f"{quality} against latency, every model: {folder / names.FRONTIER}.md and .png\n")
     comparison = paper_comparison(runs, records)
-    if not comparison.empty:
+    if comparison.empty:
+        printed.append(f"{NO_COMPARISON}\n")
+    else:
         notes = footnote(runs, COMPARISON_TEXT[0]) + COMPARISON_TEXT[1:] + accuracy_notes(runs) + metric_notes(runs)
         notes += adapter_notes(runs)
-        write_table(folder / COMPARISON, comparison, notes, provenance(runs, **COMPARED))
-    printed.append(f"{NO_COMPARISON if comparison.empty else f'ours beside the paper: {folder / COMPARISON}.md'}\n")
+        write_table(folder / names.COMPARISON, comparison, notes, provenance(runs, **COMPARED))
+        printed.append(f"ours beside the paper: {folder / names.COMPARISON}.md\n")
     printed += write_testbed(runs, benchmarks, folder.parent / "predictions", folder)
     printed += write_events(folder.parent / "predictions", folder, runs)
-    write_json(folder / MISSING_FILE, missing_cells(runs))
-    write_whole(folder / MAIN_TABLES_FILE, "\n".join(printed))
+    write_json(folder / names.MISSING_FILE, missing_cells(runs))
+    write_whole(folder / names.MAIN_TABLES_FILE, "\n".join(printed))
     return printed
 
 
 def _write_requests(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Path) -> list[str]:
     """Write what single requests wait; -> a sentence for the screen, or nothing without traces."""
     records = request_records(runs)
-    write_json(folder / REQUEST_RECORDS_FILE, records)
+    write_json(folder / names.REQUEST_RECORDS_FILE, records)
     if not records:
         return []
     notes = [*footnote(runs, REQUESTS_TEXT), LOCKSTEP, NO_QUEUE]
     write_table(
-        folder / REQUESTS,
+        folder / names.REQUESTS,
         request_table(records, benchmarks),
         notes,
         provenance(runs, scope=SCOPE, per="request", phase="all"),
     )
-    return [f"waiting latency of single requests, percentiles: {folder / REQUESTS}.md\n"]
+    return [f"waiting latency of single requests, percentiles: {folder / names.REQUESTS}.md\n"]
 
 
 def _write_speed(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Path) -> list[str]:
     """Write the measured wall-clock, which differs from run to run; -> a sentence for the screen, or nothing."""
     records = speed_records(runs, folder.parent / "predictions")
-    write_json(folder / SPEED_RECORDS_FILE, records)
+    write_json(folder / names.SPEED_RECORDS_FILE, records)
     if not records:
         return []
     notes = footnote(runs, SPEED_TEXT) + speed_notes(records)
-    write_table(folder / SPEED, speed_table(records, benchmarks), notes, provenance(runs))
-    return [f"measured speed of the run (wall-clock, not simulated): {folder / SPEED}.md\n"]
+    write_table(folder / names.SPEED, speed_table(records, benchmarks), notes, provenance(runs))
+    return [f"measured speed of the run (wall-clock, not simulated): {folder / names.SPEED}.md\n"]
 
 
 def _write_latency_tables(
@@ -182,5 +156,5 @@ def _write_latency_tables(
         notes += [MEAN_TEXT[per], *saving_notes(chosen), *draw_notes(runs, chosen)]
         table, name = table_2(records, benchmarks, scope, per, phase), f"table_2_latency_{scope}_per_{per}_{phase}"
         text = write_table(folder / name, table, notes, provenance(runs, **where))
-        printed = text if where == SHOWN else printed
+        printed = text if where == names.SHOWN else printed
     return printed

@@ -1,4 +1,4 @@
-"""What the page reads of a summary folder: checked, so that a damaged file is one sentence and not half a page."""
+"""The files of a run's summary folder: their names, what the page reads of them, and the one reader of them."""
 
 import json
 from pathlib import Path
@@ -6,18 +6,29 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from ..allocation import PRIMARY_SCOPE
 from ..channel.profile import first_error, sentence
-from ..errors import WdmoeError
-from .compare import IDENTITY_FILE, ITEMS_FILE
-from .provenance import PROVENANCE_FILE
-from .summary import FRONTIER_RECORDS_FILE
-from .tables import DATASETS_FILE, GROUPS_FILE, MISSING_FILE
+from ..errors import WdmoeError, shown
 
-NO_TABLES = (
-    "no tables in its summary folder, or those of an older version; give the time-stamped folder of a finished run "
-    "whose config has summarizer=dict(type=WdmoeSummarizer), or write them anew with --mode viz -r"
+MISSING_FILE, MAIN_TABLES_FILE, GROUPS_FILE = "missing.json", "main_tables.md", "groups.json"
+DATASETS_FILE, PROVENANCE_FILE, MANIFEST_FILE = "datasets.json", "provenance.json", "manifest.json"
+ITEMS_FILE, BATCHES_FILE, IDENTITY_FILE = "items.json", "batches.json", "identity.json"
+REQUEST_RECORDS_FILE, SPEED_RECORDS_FILE = "request_records.json", "speed_records.json"
+FRONTIER_RECORDS_FILE, LAYER_PASSES = "frontier_records.json", "testbed_layer_passes.csv"
+# Tables, in every format; FIGURE_10 is a picture.
+MAIN = ("table_1_accuracy", f"table_2_latency_{PRIMARY_SCOPE}_per_batch_all")  # the two that are printed
+SHOWN = dict(scope=PRIMARY_SCOPE, per="batch", phase="all")  # of the latencies that other tables take up
+COMPARISON, DIFFERENCES, FRONTIER = "paper_comparison", "differences", "frontier"
+REQUESTS, SPEED, EVENTS, PREDICTION = "requests", "speed", "testbed_events", "testbed_prediction"
+TABLE_3, TABLE_4, FIGURE_10 = "table_3_testbed_accuracy", "table_4_testbed_latency", "figure_10_testbed_latency"
+FURTHER = (DIFFERENCES, REQUESTS, SPEED, FRONTIER, COMPARISON, TABLE_3, TABLE_4, PREDICTION, EVENTS)  # not in all runs
+
+WRITE_AGAIN = "write it again: opencompass CONFIG -r TIME --mode viz"
+NO_FOLDER, NO_TABLES = "no summary folder in it", "no tables in its summary folder, or those of an older version"
+GIVE_A_RUN = (
+    "give the time-stamped folder of a finished run whose config has summarizer=dict(type=WdmoeSummarizer), or "
+    f"{WRITE_AGAIN}"
 )
-WRITE_ANEW = "write it anew with --mode viz -r"
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -152,21 +163,34 @@ SHAPES: dict[str, TypeAdapter[Any]] = {
 TABLE: TypeAdapter[Any] = TypeAdapter(Table)
 
 
-def read_checked(path: Path) -> Any:
-    """-> what a JSON file of a summary folder holds, unchanged; WdmoeError where the page cannot be made of it."""
+def read_summary(run_folder: Path, name: str, kind: type | None = None, otherwise: Any = None) -> Any:
+    """-> what a JSON file of a run's summary folder holds, unchanged; WdmoeError where it is not what it must be.
+
+    kind:      list or dict, and nothing else of it is checked; None: all that the page reads
+    otherwise: the answer where there is no such file, if there may be none
+    """
+    path = run_folder / "summary" / name
     try:
         text = path.read_bytes()
-    except OSError:
-        raise WdmoeError(f"{path.parent.parent}: {NO_TABLES}") from None
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise WdmoeError(f"{path}: cannot be read: {error.strerror}") from None
+        if otherwise is not None:
+            return otherwise
+        raise WdmoeError(f"{run_folder}: {NO_TABLES if path.parent.is_dir() else NO_FOLDER}; {GIVE_A_RUN}") from None
     try:
         content = json.loads(text)
-        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()  # as the page will hold it
+        if kind is None:
+            json.dumps(content, ensure_ascii=False, allow_nan=False).encode()  # as the page will hold it
     except (ValueError, RecursionError):
-        raise WdmoeError(f"{path}: not JSON; {WRITE_ANEW}") from None
-    shape = SHAPES.get(path.name, TABLE)
+        raise WdmoeError(f"{path}: not JSON; {WRITE_AGAIN}") from None
+    if kind is not None:
+        if not isinstance(content, kind):
+            raise WdmoeError(f"{path}: must hold a {kind.__name__}, got {shown(content)}; {WRITE_AGAIN}")
+        return content
     try:
-        shape.validate_json(text, strict=True)
+        SHAPES.get(name, TABLE).validate_json(text, strict=True)
     except ValidationError as error:
         wrong = sentence(first_error(error), lambda location: []).lstrip()
-        raise WdmoeError(f"{path}: {wrong}; {WRITE_ANEW}") from None
+        raise WdmoeError(f"{path}: {wrong}; {WRITE_AGAIN}") from None
     return content

@@ -10,10 +10,11 @@ import pandas as pd
 
 from .._util.file_names import files_below
 from ..trace.format import EVENTS_SUFFIX
+from .formats import write_json, write_table
 from .provenance import footnote, provenance
-from .tables import ModelRun, write_json, write_table
+from .runs import ModelRun
+from .summary_files import EVENTS
 
-EVENTS = "testbed_events"
 COLUMNS = ["model", "dataset", "device", "event", "times", "tokens taken over", "by", "first reason"]
 FACTS = dict(device=str, kind=str, reason=str, by=str, tokens=int)  # what every event tells
 MAX_REASON_LENGTH = 120
@@ -24,7 +25,7 @@ TEXT = (
 
 
 def event_records(predictions: Path) -> list[dict[str, Any]]:
-    """Every event beside the traces of a run, with its model and dataset; a line that is torn, or none, is left out."""
+    """Every event of a run, with its model and dataset; lines that are torn, or no events, are left out."""
     records = []
     for path in files_below(predictions, EVENTS_SUFFIX):
         for line in path.read_bytes().split(b"\n"):
@@ -50,7 +51,7 @@ def _by_path(path: Path) -> dict[str, str]:
 
 def event_table(records: list[dict[str, Any]]) -> pd.DataFrame:
     """One row per model, dataset, device and kind of event."""
-    keys = [(one["model"], one["dataset"], one["device"], one["kind"]) for one in records]
+    keys = [(event["model"], event["dataset"], event["device"], event["kind"]) for event in records]
     rows = []
     for key, times in Counter(keys).items():
         mine = [record for record, its_key in zip(records, keys, strict=True) if its_key == key]
@@ -67,6 +68,6 @@ def write_events(predictions: Path, folder: Path, runs: Sequence[ModelRun] = ())
         return []
     write_json(folder / f"{EVENTS}_all.json", records)
     write_table(folder / EVENTS, event_table(records), footnote(runs, TEXT), provenance(runs))
-    faults = sum(one["kind"] != "rejoined" for one in records)
-    tokens = sum(one["tokens"] for one in records)
+    faults = sum(event["kind"] != "rejoined" for event in records)
+    tokens = sum(event["tokens"] for event in records)
     return [f"devices failed {faults} times, {tokens} tokens were taken over: {folder / EVENTS}.md\n"]

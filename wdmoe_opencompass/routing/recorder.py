@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..selection.base import ChannelState, Routing
 from ..selection.calibration import second_to_first
+from ..selection.loads import device_loads
 from ..trace.format import PHASES, RATIO_BINS
 
 MAX_PENDING = 1 << 18  # probabilities that wait to be counted: a few MB; less often counted means fewer GPU kernels
@@ -137,7 +138,7 @@ class Recorder:
             self._ratios[device].index_add_(0, layer_index, counted.scatter_add_(1, column, is_real_token.double()))
 
     def finish_batch(self, first_item: int, items: int) -> dict[str, NDArray]:
-        """-> the batch as one block of a trace (names and shapes: trace.EVERY_ARRAY)."""
+        """-> the batch as one block of a trace (names and shapes: RoutingTrace)."""
         if not self._phases:
             raise RuntimeError("a batch without any forward pass cannot be recorded")
         self._count_pending()
@@ -202,11 +203,8 @@ def _counts(probabilities: Tensor, index: Tensor, kept: Tensor, placement: Tenso
     probabilities: [rows, tokens, experts]; index, kept: [rows, tokens, k]; placement: [experts], -1: base station
     """
     device = placement[index]
-    column = torch.where(device >= 0, device, devices)
-    at_device = probabilities.new_zeros(*index.shape[:2], devices + 1)
-    evaluations = at_device.scatter_add(2, column, kept.to(probabilities.dtype))  # [rows, tokens, devices + 1]
-    weight_sum = at_device.scatter_add(2, column, probabilities.gather(2, index) * kept)
-    # A token goes once to a device that holds several of its experts.
-    parts = (evaluations > 0, evaluations, weight_sum)
-    per_device = [part[..., :devices].sum(dim=1, dtype=torch.float64) for part in parts]
-    return torch.cat([*per_device, kept.sum(dim=(1, 2), dtype=torch.float64)[:, None]], dim=1)
+    loads = device_loads(device, kept, devices)
+    weight_sum = probabilities.new_zeros(*index.shape[:2], devices + 1)
+    weight_sum = weight_sum.scatter_add(2, device % (devices + 1), probabilities.gather(2, index) * kept)
+    weight_sum = weight_sum[..., :devices].sum(dim=1, dtype=torch.float64)
+    return torch.cat([*loads, weight_sum, kept.sum(dim=(1, 2), dtype=torch.float64)[:, None]], dim=1)

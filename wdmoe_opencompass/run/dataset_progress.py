@@ -258,7 +258,7 @@ class DatasetWatch:
             self._why_uncounted = str(error)
 
     def _count_journal(self) -> None:
-        if self._tail.began_anew():
+        if self._tail.began_again():
             self._counted, self._why_uncounted = Counted(self.methods), None
         if self._why_uncounted is None:
             for trace in self._tail.new_traces():

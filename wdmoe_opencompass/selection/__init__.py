@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import PolicyError, unknown_name
 from .base import ChannelState, Routing, Selection, SelectionPolicy
+from .policies.adapmoe import AdapMoe
 from .policies.bottleneck import Bottleneck
 from .policies.caee import Caee
 from .policies.capacity import CapacityDrop
@@ -15,11 +16,13 @@ from .policies.expanded_drop import ExpandedDrop
 from .policies.fixed_k import FixedK
 from .policies.jesa import Jesa
 from .policies.lexi import Lexi
+from .policies.naee import Naee
 from .policies.oea import Oea
+from .policies.one_threshold import OneThreshold
 from .policies.random_drop import RandomDrop
-from .policies.ratio_threshold import AdapMoe, Naee, OneThreshold, TopP
 from .policies.sift_moe import SiftMoe
 from .policies.top_k import TopK
+from .policies.top_p import TopP
 from .policies.wlr import WeightToLatencyRatio
 
 POLICIES: dict[str, type[SelectionPolicy]] = {

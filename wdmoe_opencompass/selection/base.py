@@ -14,7 +14,7 @@ Renormalise = Literal["model"] | bool
 # A policy runs in every MoE layer, where on a GPU each small kernel counts: constants are made once per device.
 @lru_cache(maxsize=64)
 def is_earlier(k: int, device: torch.device) -> Tensor:
-    """-> [k, k] whether the second place comes before the first."""
+    """-> [k, k] whether the second slot comes before the first."""
     return torch.ones(k, k, dtype=torch.bool, device=device).tril(-1)
 
 
@@ -132,7 +132,7 @@ class Selection(NamedTuple):
 
     expert_index: [tokens, k]
     keep:         [tokens, k] bool
-    weights:      [tokens, k] weights of the experts; None where they are the router's own, in the router's places
+    weights:      [tokens, k] weights of the experts; None where they are the router's own, in the router's slots
     """
 
     expert_index: Tensor

@@ -144,6 +144,9 @@ def second_to_first(top_k_weights: Tensor) -> Tensor:
     return highest[..., 1] / highest[..., 0].clamp(min=1e-30)
 
 
-def ratio_medians(path: str) -> list[float]:
-    """-> per MoE layer, the median over tokens of the second router weight over the first."""
-    return read_calibration(path).need("ratio_median").tolist()
+def given_calibration(policy: str, path: str | None, instead: str = "") -> Calibration:
+    """Read the file that a policy was given; PolicyError where none was. instead: the parameter that would do too."""
+    if path is None:
+        wanted = f"{instead}, or calibration" if instead else "calibration"
+        raise PolicyError(f"selection policy {policy!r} needs {wanted}: a file of `wdmoe calibrate` for this model")
+    return read_calibration(path)

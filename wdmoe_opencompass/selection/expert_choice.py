@@ -21,16 +21,17 @@ def device_cost(channel: ChannelState, cost: Cost) -> Tensor:
     return channel.token_energy_j
 
 
-def placed(routing: Routing, chosen: Tensor) -> Selection:
-    """-> the selection that holds the chosen experts [tokens, experts] bool, at most k per token.
+def fill_slots(routing: Routing, chosen: Tensor) -> Selection:
+    """-> the selection that holds the chosen experts [tokens, experts] bool, the best k per token.
 
-    Those of a token's top-k stay in the router's places, the others take free places with the router's weights.
+    Those of a token's top-k stay in the router's slots, the others take free slots with the router's weights.
     """
     own = chosen.gather(1, routing.top_k_index)  # [tokens, k]
     k = own.shape[1]
     others = chosen.scatter(1, routing.top_k_index, False)
-    best, expert = torch.where(others, routing.probabilities, -1.0).topk(k, dim=1)
-    offered = ((~own).cumsum(dim=1) - 1).clamp(min=0)  # a free place takes the expert of this number
+    falling = torch.where(others, routing.probabilities, -1.0).sort(dim=1, descending=True, stable=True)
+    best, expert = (part[:, :k] for part in falling)
+    offered = ((~own).cumsum(dim=1) - 1).clamp(min=0)  # a free slot takes the expert of this number
     added = ~own & (best.gather(1, offered) >= 0)
     index = torch.where(added, expert.gather(1, offered), routing.top_k_index)
     weights = routing.weights_of(index).to(routing.top_k_weights.dtype)

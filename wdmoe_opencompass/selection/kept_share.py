@@ -70,7 +70,7 @@ def matched_parameters(
             low = middle
         else:
             high = middle
-    value = min(tried, key=lambda one: abs(tried[one] - share))
+    value = min(tried, key=lambda number: abs(tried[number] - share))
     if abs(tried[value] - share) > UNREACHABLE:
         least, most = min(tried.values()), max(tried.values())
         raise PolicyError(

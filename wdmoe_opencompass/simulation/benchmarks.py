@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..trace.recording import RouterPass
-from .router import Array, SyntheticRouter
+from .router import Array32, SyntheticRouter
 
 MAX_NEW_TOKENS = 512  # max_out_len of OpenCompass's configs of the generated benchmarks
 QUESTION_SPREAD = 0.4  # assumption: standard deviation over mean of the tokens of one question
@@ -83,7 +83,7 @@ def router_passes(benchmark: Benchmark, router: SyntheticRouter, batch_size: int
 
 
 def _decode(
-    router: SyntheticRouter, generator: np.random.Generator, preferences: Array, answers: NDArray[np.int64]
+    router: SyntheticRouter, generator: np.random.Generator, preferences: Array32, answers: NDArray[np.int64]
 ) -> Iterator[tuple]:
     """Router outputs of every decode pass; a prefill gives the first new token, so an answer takes one pass less."""
     sequence = np.repeat(np.arange(len(answers)), answers - 1)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LAYERS, EXPERTS, TOP_K = 32, 8, 2
-Array = NDArray[np.float32]
+Array32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class RouterStatistics:
     kinship: float = 0.52
     tail: float = 0.29
 
-    def spread_of_layers(self) -> Array:
+    def spread_of_layers(self) -> Array32:
         """-> [layers] standard deviation of a token's logits."""
         middles = (np.arange(len(self.spread)) + 0.5) * LAYERS / len(self.spread) - 0.5
         return np.interp(np.arange(LAYERS), middles, self.spread).astype(np.float32)
@@ -64,8 +64,8 @@ class RouterOutputs(NamedTuple):
     """
 
     expert_index: NDArray[np.int64]
-    weights: Array
-    probabilities: Array
+    weights: Array32
+    probabilities: Array32
 
 
 class SyntheticRouter:
@@ -82,16 +82,16 @@ class SyntheticRouter:
         self.preferences = _normal(generator, self.statistics.corpus_sd, LAYERS, EXPERTS)
         self.partner = _partners(generator)
 
-    def topic(self, generator: np.random.Generator) -> Array:
+    def topic(self, generator: np.random.Generator) -> Array32:
         """-> [layers, experts] preferences of a topic new to the model, the corpus's included."""
         return self.preferences + _normal(generator, self.statistics.topic_sd, LAYERS, EXPERTS)
 
-    def sequences(self, generator: np.random.Generator, topic: Array, count: int) -> Array:
+    def sequences(self, generator: np.random.Generator, topic: Array32, count: int) -> Array32:
         """-> [layers, experts, sequences] preferences of prompts of a topic, the topic's included."""
         own = _normal(generator, self.statistics.sequence_sd, LAYERS, EXPERTS, count)
         return topic[:, :, None] + own
 
-    def route(self, generator: np.random.Generator, preferences: Array, sequence: NDArray) -> RouterOutputs:
+    def route(self, generator: np.random.Generator, preferences: Array32, sequence: NDArray) -> RouterOutputs:
         """Route consecutive tokens of some sequences.
 
         preferences: [layers, experts, sequences]; sequence: [tokens] which one each token belongs to, tokens of one
@@ -123,7 +123,7 @@ def _partners(generator: np.random.Generator) -> NDArray[np.int64]:
     return partner
 
 
-def _normal(generator: np.random.Generator, deviation: float, *shape: int) -> Array:
+def _normal(generator: np.random.Generator, deviation: float, *shape: int) -> Array32:
     values = generator.standard_normal(shape, dtype=np.float32)
     values *= np.float32(deviation)
     return values
@@ -138,7 +138,7 @@ def _segments(generator: np.random.Generator, sequence: NDArray, held_tokens: fl
     return np.cumsum(starts)
 
 
-def _outputs(logits: Array, tail: float) -> tuple[NDArray[np.int64], Array, Array]:
+def _outputs(logits: Array32, tail: float) -> tuple[NDArray[np.int64], Array32, Array32]:
     """Top-2, their weights and the softmax; logits: [experts, tokens], overwritten; all have the tokens last."""
     token = np.arange(logits.shape[1])
     first = logits.argmax(axis=0)

@@ -5,16 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import linprog, nnls
 
 from .._util.safe_yaml import yaml_text
 from ..channel.profile import MEASURED, ChannelProfile, validated_profile
 from ..errors import ProfileError
-from ..latency import ExpertShape, expert_flop, last_answer_s, others, payload_bit
+from ..latency import Array, ExpertShape, expert_flop, last_answer_s, others, payload_bit
 from ..trace.times import LayerTimes
 
-Array = NDArray[np.float64]
 MIN_SIZES = 2
 MIN_GAIN = 0.2  # by which a burst, or a shared rate, must lower the error that is left without it
 BURST_STEPS = 256  # of the sizes that a burst may hide

@@ -5,12 +5,11 @@ from collections.abc import Iterable
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import WdmoeError, unknown_name
+from ..latency import Array
 from ..trace.times import LayerTimes
 
-Array = NDArray[np.float64]
 Average = Literal["ratios", "totals"]
 
 

@@ -1,4 +1,4 @@
-"""Read a growing journal of a routing trace beside the run that writes it: each time only what is new."""
+"""Read a growing journal of a routing trace next to the run that writes it: each time only what is new."""
 
 import hashlib
 import os
@@ -11,8 +11,8 @@ from typing import BinaryIO
 from numpy.typing import NDArray
 
 from .._util.bounded_read import NOT_BLOCKING
-from ..errors import TraceError
-from .format import FRAME_BYTES, Journal, RoutingTrace, join
+from .format import Journal, RoutingTrace, join
+from .journal import FRAME_BYTES
 
 GROUP_BYTES = 8 << 20  # of blocks that are given out together: what a long journal takes in memory
 
@@ -20,8 +20,8 @@ GROUP_BYTES = 8 << 20  # of blocks that are given out together: what a long jour
 class JournalTail:
     """The blocks of a journal, each once; nothing is written, no lock is taken.
 
-    A block that is torn, or not yet whole, is waited for. Where a run that goes on wrote the journal anew, all of it is
-    new again: `began_anew` says so once, and whoever counts starts over.
+    A block that is torn, or not yet whole, is waited for. Where a run that goes on wrote the journal again, all
+    of it is new: `began_again` says so once, and whoever counts starts over.
     """
 
     def __init__(self, path: Path):
@@ -36,7 +36,7 @@ class JournalTail:
         self._blocks = 0
         self._items_before = 0  # what was given out last
 
-    def began_anew(self) -> bool:
+    def began_again(self) -> bool:
         """Whether what was given out so far is no longer the beginning of the journal."""
         try:
             with self._opened() as file:
@@ -58,13 +58,13 @@ class JournalTail:
             return
         with file:
             if self._file is not None and not self._goes_on(file):
-                return  # written anew just now: `began_anew` will tell
+                return  # written again just now: `began_again` will tell
             self._file = _identity(file)
             group: list[dict[str, NDArray]] = []
             size = 0
             for frame in self._new_frames(file):
                 if self._journal is None:
-                    self._journal = _journal(self.path, frame)
+                    self._journal = Journal.of_frame(self.path, frame)
                     continue
                 group.append(self._journal.block(self._blocks, frame))
                 self._blocks += 1
@@ -117,10 +117,3 @@ class JournalTail:
 def _identity(file: BinaryIO) -> tuple[int, int]:
     entry = os.fstat(file.fileno())
     return entry.st_dev, entry.st_ino
-
-
-def _journal(path: Path, frame: bytes) -> Journal:
-    try:
-        return Journal.of_metadata(path, frame.decode())
-    except UnicodeDecodeError:
-        raise TraceError(f"{path}: its metadata is not readable") from None

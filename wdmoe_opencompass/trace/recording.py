@@ -14,11 +14,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from .._util.checksummed_safetensors import read_sealed, write_sealed
 from ..errors import TraceError
-from .format import Arrays, Count, Journal, RoutingTrace, check_sizes, checked_arrays, parsed_metadata
+from .format import RoutingTrace
+from .journal import Arrays, BlockJournal, Count, FileMetadata, checked_arrays, joined_arrays
 
 RECORDING_VERSION = 1
 RECORDING_SUFFIX = ".routing.safetensors"
@@ -29,7 +30,7 @@ SUM_TOLERANCE = 0.02  # of a token's probabilities against 1: half precision rou
 DEFAULT_BATCH_SIZE = 64  # sequences per forward pass: about the size with which Table II's row one fits
 
 
-class RecordingMetadata(BaseModel):
+class RecordingMetadata(FileMetadata):
     """Where a recording comes from.
 
     source:   `run`, written by one of our own runs; `import`, made from somebody else's arrays
@@ -39,7 +40,7 @@ class RecordingMetadata(BaseModel):
     router_normalises: whether the weights of a token's top-k have the same sum for every token
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    readable_versions = (RECORDING_VERSION,)
 
     format_version: Annotated[int, Field(strict=True)] = RECORDING_VERSION
     source: Literal["run", "import"]
@@ -252,12 +253,12 @@ def read_recording(path: Path | str) -> Recording:
     """Read a sealed recording; TraceError where it is missing, changed, torn, of another version or inconsistent."""
     path = Path(path)
     text, arrays = read_sealed(path, METADATA_KEY, "recording of a router", RECORDING_VERSION)
-    return new_recording(path, _metadata(path, text), arrays)
+    return new_recording(path, RecordingMetadata.parsed(path, text), arrays)
 
 
 def check_recording(source: Path | str, metadata: RecordingMetadata, arrays: dict[str, NDArray]) -> None:
     """Raise TraceError unless the arrays are those that the metadata says, and no token contradicts another."""
-    checked_arrays(source, metadata.sizes(), metadata.tables(), arrays)
+    checked_arrays(source, metadata, arrays)
     _check_tokens(source, arrays["sequence"], arrays["position"], len(arrays["prompt_length"]))
     _check_experts(source, metadata, arrays)
     if metadata.source == "run":
@@ -304,52 +305,21 @@ def _check_passes(source: Path | str, arrays: dict[str, NDArray]) -> None:
 
 def join_recording(metadata: RecordingMetadata, blocks: Iterable[dict[str, NDArray]]) -> Recording:
     """One recording from consecutive batches; their `batch` and `sequence` numbers are counted on."""
-    sizes = metadata.sizes()
-    parts: dict[str, list[NDArray]] = {
-        name: [np.zeros((0, *(sizes[axis] for axis in axes)), dtype=dtype)]
-        for table in metadata.tables()
-        for name, (dtype, axes) in table.items()
-    }
-    offset = dict(batch=0, sequence=0)
-    for block in blocks:
-        for name, array in block.items():
-            parts[name].append(array + np.int32(offset[name]) if name in offset else array)
-        offset["batch"] += len(block["first_item"])
-        offset["sequence"] += len(block["prompt_length"])
-    return Recording(
-        metadata, **(dict(weights=None, probabilities=None) | {name: np.concatenate(p) for name, p in parts.items()})
-    )
+    optional: dict[str, Any] = dict(weights=None, probabilities=None)
+    return Recording(metadata, **(optional | joined_arrays(metadata, blocks)))
 
 
-class RecordingJournal(Journal):
-    """The growing recording of a run; `resume`, `append` and `seal` as the trace's journal."""
+class RecordingJournal(BlockJournal[RecordingMetadata, Recording]):
+    """The growing recording of a run."""
 
-    metadata: RecordingMetadata | None  # type: ignore[assignment]
+    kind = RecordingMetadata
     contents = "a recording of a router"
     suffix = RECORDING_JOURNAL_SUFFIX
     sealed_suffix = RECORDING_SUFFIX
 
-    def __init__(self, path: Path, metadata: RecordingMetadata | None = None):
-        super().__init__(path, metadata)  # type: ignore[arg-type]
-
-    def _check_block(self, source: str, metadata: Any, block: dict[str, NDArray]) -> None:
-        check_recording(source, metadata, block)
-
-    def _join(self, metadata: Any, blocks: list[dict[str, NDArray]]) -> Recording:
-        return join_recording(metadata, blocks)
-
-    def _write(self, path: Path, joined: Any) -> None:
-        write_recording(path, joined)
-
-    def _parse_metadata(self, text: str) -> RecordingMetadata:  # type: ignore[override]
-        return _metadata(self.path, text)
-
-
-def _metadata(path: Path, text: str) -> RecordingMetadata:
-    metadata = parsed_metadata(path, text, RecordingMetadata, RECORDING_VERSION)
-    for table in metadata.tables():
-        check_sizes(path, metadata.sizes(), table)
-    return metadata
+    _check_block = staticmethod(check_recording)
+    _join = staticmethod(join_recording)
+    _write = staticmethod(write_recording)
 
 
 def why_not_of_trace(recording: Recording, trace: RoutingTrace) -> str | None:

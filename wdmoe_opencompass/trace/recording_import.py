@@ -94,7 +94,6 @@ def import_recording(
     return new_recording(path, metadata, arrays)
 
 
-# -- NPZ -------------------------------------------------------------------------------------------------------------
 def _read_npz(path: Path) -> tuple[dict[str, NDArray], dict[str, int]]:
     blob = read_regular(path, MAX_BYTES, TraceError, NotReadableNowError)
     try:
@@ -165,7 +164,6 @@ def _whole_number(path: Path, name: str, array: NDArray) -> int:
     return int(array.reshape(()))
 
 
-# -- JSON Lines ------------------------------------------------------------------------------------------------------
 def _read_lines(path: Path) -> tuple[dict[str, NDArray], dict[str, int]]:
     """The first line holds what belongs to all (HEADER_KEYS), every other one token in one layer (LINE_KEYS)."""
     lines = read_regular(path, MAX_LINES_BYTES, TraceError, NotReadableNowError).split(b"\n")
@@ -259,7 +257,6 @@ def _difference(first: list[tuple[int, int]], other: int, own: list[tuple[int, i
     return f"layer {other} has them in another order, or another number of times, than layer 0"
 
 
-# -- what both are checked for ---------------------------------------------------------------------------------------
 def _check_sizes(path: Path, arrays: dict[str, NDArray], sizes: dict[str, int]) -> None:
     for name, most in (("num_experts", MAX_EXPERTS), ("hidden_size", MAX_NUMBER), ("ffn_size", MAX_NUMBER)):
         if not 1 <= sizes[name] <= most:

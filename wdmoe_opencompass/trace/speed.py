@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .._util.atomic_write import write_whole
 from .._util.bounded_read import read_regular
 from ..errors import NotReadableNowError, TraceError
-from .format import Count, RoutingTrace
+from .format import RoutingTrace
+from .journal import Count
 
 SPEED_SUFFIX = ".speed.jsonl"
 MAX_SPEED_BYTES = 1 << 30

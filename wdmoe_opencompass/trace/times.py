@@ -1,6 +1,6 @@
-"""Measured times beside a routing trace: what each device took in each MoE layer of a testbed's passes. No torch here.
+"""Measured times next to a routing trace: what each device took in each MoE layer of a testbed's passes. No torch here.
 
-`*.times.safetensors` stands beside `*.trace.safetensors`, has the same passes in the same order, and is written by the
+`*.times.safetensors` lies next to `*.trace.safetensors`, has the same passes in the same order, and is written by the
 same rules: one block per finished batch in a journal (`*.times.part`), a torn last block is forgotten, sealed at the
 end by a rename.
 """
@@ -8,24 +8,15 @@ end by a rename.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from .._util.checksummed_safetensors import read_sealed, write_sealed
 from ..errors import TraceError
-from .format import (
-    Arrays,
-    Count,
-    Journal,
-    RoutingTrace,
-    check_sizes,
-    checked_arrays,
-    joined_arrays,
-    parsed_metadata,
-)
+from .format import RoutingTrace
+from .journal import Arrays, BlockJournal, Count, FileMetadata, NamedArrays, checked_arrays, joined_arrays
 
 TIMES_VERSION = 2
 TIMES_SUFFIX = ".times.safetensors"
@@ -66,14 +57,14 @@ class LayerTimes(NamedTuple):
     taken_over: bool = False
 
 
-class TimesMetadata(BaseModel):
+class TimesMetadata(FileMetadata):
     """Where measured times come from.
 
     devices: names, in the order of the arrays' last axis; payload_bits: bits per value on the wire; lab_hash: of the
     testbed's configuration, so that only runs of one testbed are compared.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    readable_versions = (TIMES_VERSION,)
 
     format_version: int = TIMES_VERSION
     model: str
@@ -90,9 +81,13 @@ class TimesMetadata(BaseModel):
         """Length of every named axis."""
         return {"layers": self.layers, "devices": len(self.devices)}
 
+    def tables(self) -> tuple[Arrays, ...]:
+        """Arrays per pass and per batch."""
+        return PER_PASS, PER_BATCH
+
 
 @dataclass(frozen=True)
-class MeasuredTimes:
+class MeasuredTimes(NamedArrays):
     """Measured times in memory: metadata and the arrays named in PER_PASS and PER_BATCH.
 
     [passes]: batch, pass_index and pass_tokens (real tokens of the pass). [passes, layers]: waiting_s, of a layer.
@@ -103,20 +98,14 @@ class MeasuredTimes:
     metadata: TimesMetadata
     arrays: dict[str, NDArray]
 
-    def __getattr__(self, name: str) -> NDArray:
-        try:
-            return self.__dict__["arrays"][name]
-        except KeyError:
-            raise AttributeError(name) from None
-
     def layer_times(self) -> list[LayerTimes]:
         """Every message, pass by pass: what a history takes."""
-        places = np.argwhere(self.arrays["tokens"] > 0)
-        columns = [self.arrays[name][tuple(places.T)].tolist() for name in ("tokens", *PARTS)]
-        waiting = self.arrays["waiting_s"][places[:, 0], places[:, 1]].tolist()
+        sent = np.argwhere(self.arrays["tokens"] > 0)  # [messages, 3] pass, layer, device
+        columns = [self.arrays[name][tuple(sent.T)].tolist() for name in ("tokens", *PARTS)]
+        waiting = self.arrays["waiting_s"][sent[:, 0], sent[:, 1]].tolist()
         return [
             LayerTimes(layer, device, *numbers)
-            for (_, layer, device), *numbers in zip(places.tolist(), *columns, waiting, strict=True)
+            for (_, layer, device), *numbers in zip(sent.tolist(), *columns, waiting, strict=True)
         ]
 
 
@@ -132,7 +121,7 @@ class TimesRecorder:
         self._passes: list[dict[str, NDArray]] = []
 
     def begin_pass(self, tokens: int) -> None:
-        """Open a forward pass of so many real tokens."""
+        """Open a forward pass of that many real tokens."""
         layers, devices = self._shape
         sizes = dict(layers=layers, devices=devices)
         row = {n: np.zeros([sizes[axis] for axis in axes], dtype) for n, (dtype, axes) in PER_PASS.items()}
@@ -143,11 +132,11 @@ class TimesRecorder:
     def add(self, times: Iterable[LayerTimes]) -> None:
         """Add what was measured in the open pass; several messages of a device in a layer add up."""
         row = self._passes[-1]
-        for one in times:
-            row["tokens"][one.layer, one.device] += one.tokens
+        for message in times:
+            row["tokens"][message.layer, message.device] += message.tokens
             for name in PARTS:
-                row[name][one.layer, one.device] += getattr(one, name)
-            row["waiting_s"][one.layer] = max(row["waiting_s"][one.layer], one.waiting_s)
+                row[name][message.layer, message.device] += getattr(message, name)
+            row["waiting_s"][message.layer] = max(row["waiting_s"][message.layer], message.waiting_s)
 
     def add_waiting(self, layer: int, waiting_s: float) -> None:
         """The waiting time of a layer, also of one in which no device answered."""
@@ -164,8 +153,8 @@ class TimesRecorder:
 
 
 def join_times(metadata: TimesMetadata, blocks: Sequence[dict[str, NDArray]]) -> MeasuredTimes:
-    """One file's content from consecutive batches; their `batch` numbers are counted anew."""
-    return MeasuredTimes(metadata, joined_arrays(metadata.sizes(), PER_PASS | PER_BATCH, blocks))
+    """One file's content from consecutive batches; their `batch` numbers are counted on."""
+    return MeasuredTimes(metadata, joined_arrays(metadata, blocks))
 
 
 def write_times(path: Path, times: MeasuredTimes) -> None:
@@ -177,8 +166,8 @@ def read_times(path: Path | str) -> MeasuredTimes:
     """Read sealed times; TraceError where they are missing, changed, torn, of another version or inconsistent."""
     path = Path(path)
     text, arrays = read_sealed(path, METADATA_KEY, "file of measured times", TIMES_VERSION)
-    metadata = _metadata(path, text)
-    checked_arrays(path, metadata.sizes(), (PER_PASS, PER_BATCH), arrays)
+    metadata = TimesMetadata.parsed(path, text)
+    checked_arrays(path, metadata, arrays)
     return MeasuredTimes(metadata, arrays)
 
 
@@ -199,33 +188,18 @@ def check_belongs(times: MeasuredTimes, trace: RoutingTrace) -> None:
             raise TraceError(f"the measured times of {own.dataset} are not of the passes of its trace: {name} differs")
 
 
-class TimesJournal(Journal):
-    """The growing file of measured times; `resume`, `append` and `seal` as the trace's journal."""
+class TimesJournal(BlockJournal[TimesMetadata, MeasuredTimes]):
+    """The growing file of measured times."""
 
-    metadata: TimesMetadata | None  # type: ignore[assignment]
+    kind = TimesMetadata
     contents = "measured times"
     suffix = TIMES_JOURNAL_SUFFIX
     sealed_suffix = TIMES_SUFFIX
-    tables = (PER_PASS, PER_BATCH)
-
-    def __init__(self, path: Path, metadata: TimesMetadata | None = None):
-        super().__init__(path, metadata)  # type: ignore[arg-type]
 
     def recorded(self) -> MeasuredTimes | None:
         """What whole blocks hold so far, for a history that goes on after a resume; None without a journal."""
         return self.joined() if self._read()[0] is not None else None
 
-    def _join(self, metadata: Any, blocks: list[dict[str, NDArray]]) -> MeasuredTimes:
-        return join_times(metadata, blocks)
-
-    def _write(self, path: Path, joined: Any) -> None:
-        write_times(path, joined)
-
-    def _parse_metadata(self, text: str) -> TimesMetadata:  # type: ignore[override]
-        return _metadata(self.path, text)
-
-
-def _metadata(path: Path, text: str) -> TimesMetadata:
-    metadata = parsed_metadata(path, text, TimesMetadata, TIMES_VERSION)
-    check_sizes(path, metadata.sizes(), PER_PASS)
-    return metadata
+    _check_block = staticmethod(checked_arrays)
+    _join = staticmethod(join_times)
+    _write = staticmethod(write_times)

@@ -10,8 +10,8 @@ from tests.builders.trace_blocks import block, metadata
 from wdmoe_opencompass.channel.profile import load_profile
 from wdmoe_opencompass.report.items import ItemResults
 from wdmoe_opencompass.report.publication import write_publication
+from wdmoe_opencompass.report.runs import ModelRun
 from wdmoe_opencompass.report.summary import write_report
-from wdmoe_opencompass.report.tables import ModelRun
 from wdmoe_opencompass.trace.format import SEALED_SUFFIX, join, write_trace
 
 MODELS = {"vanilla": "top_k", "wdmoe": "wlr"}

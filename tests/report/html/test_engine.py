@@ -30,7 +30,7 @@ from wdmoe_opencompass.replay import pooled_mean, replay
 from wdmoe_opencompass.report.batches import batch_sums
 from wdmoe_opencompass.report.html.counts import counts, packed_bytes
 from wdmoe_opencompass.report.html.page import script
-from wdmoe_opencompass.report.tables import ModelRun
+from wdmoe_opencompass.report.runs import ModelRun
 from wdmoe_opencompass.trace.format import PHASES
 
 PAPER = load_profile("paper_8_devices")

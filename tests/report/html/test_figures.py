@@ -14,8 +14,8 @@ from wdmoe_opencompass.latency import ExpertShape, device_latency_s, link_budget
 from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.report.batches import batch_sums
 from wdmoe_opencompass.report.figures import BANDWIDTHS_HZ, largest_pair_share
+from wdmoe_opencompass.report.records import ROWS
 from wdmoe_opencompass.report.statistics import latency_ratio_interval
-from wdmoe_opencompass.report.tables import ROWS
 
 BENCHMARKS = ("choice", "writing")
 CHANGED = changed_profile(changed_profile(PROFILE, "devices[2].distance_m", 333.5), "payload_bits", 8)

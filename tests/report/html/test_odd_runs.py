@@ -13,7 +13,7 @@ from tests.report.html.synthetic import write_run
 from wdmoe_opencompass.channel.profile import ChannelProfile, changed_profile
 from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.report.html.page import PARTS, write_page
-from wdmoe_opencompass.report.tables import ROWS
+from wdmoe_opencompass.report.records import ROWS
 
 pytestmark = pytest.mark.slow  # a browser opens a page for nearly every one of them
 

@@ -20,9 +20,9 @@ from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.report.batches import batch_sums
 from wdmoe_opencompass.report.html.page import make_page, write_page
+from wdmoe_opencompass.report.records import ROWS
 from wdmoe_opencompass.report.statistics import latency_interval, latency_ratio_interval
-from wdmoe_opencompass.report.summary import SHOWN
-from wdmoe_opencompass.report.tables import ROWS
+from wdmoe_opencompass.report.summary_files import SHOWN
 
 HOSTILE = "</script><script>window.hacked = 1</script><!-- <img src=x onerror='window.hacked = 2'>"
 
@@ -417,7 +417,7 @@ def test_the_command_writes_the_page_and_lists_it(run, tmp_path):
 
 
 def test_a_folder_without_tables_is_answered(tmp_path):
-    with pytest.raises(WdmoeError, match="no tables in its summary folder"):
+    with pytest.raises(WdmoeError, match="no summary folder in it; give the time-stamped folder"):
         make_page(tmp_path)
     assert isinstance(CliRunner().invoke(app, ["report", str(tmp_path), "--html"]).exception, WdmoeError)
 

@@ -9,11 +9,10 @@ import pytest
 from tests.report.html.synthetic import write_run
 from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.report.html.page import make_page
-from wdmoe_opencompass.report.summary import MAIN
-from wdmoe_opencompass.report.summary_files import SHAPES, read_checked
+from wdmoe_opencompass.report.summary_files import MAIN, SHAPES, WRITE_AGAIN, read_summary
 
 FILES = (*SHAPES, *(f"{name}.json" for name in MAIN), "frontier.json", "differences.json")
-ANEW = "; write it anew with --mode viz -r"
+AGAIN = f"; {WRITE_AGAIN}"
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,7 @@ def folder(run, tmp_path):
 @pytest.mark.parametrize("name", FILES)
 def test_what_the_summarizer_writes_is_taken_as_it_is(run, name):
     path = run / "summary" / name
-    assert read_checked(path) == json.loads(path.read_text())
+    assert read_summary(run, name) == json.loads(path.read_text())
 
 
 @pytest.mark.parametrize(
@@ -49,7 +48,7 @@ def test_a_damaged_file_is_one_sentence(folder, wdmoe, name, content, sentence):
     path = folder / "summary" / name
     path.write_text(json.dumps(content))
     done = wdmoe("report", str(folder), "--html")
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {path}: {sentence}{ANEW}\n")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {path}: {sentence}{AGAIN}\n")
     assert not (folder / "summary" / "report.html").exists()
 
 
@@ -60,7 +59,7 @@ def test_a_key_inside_a_file_is_named(folder):
     path.write_text(json.dumps(content))
     with pytest.raises(WdmoeError) as caught:
         make_page(folder)
-    assert str(caught.value) == f"{path}: models[1].files must be an object, got 5{ANEW}"
+    assert str(caught.value) == f"{path}: models[1].files must be an object, got 5{AGAIN}"
 
 
 @pytest.mark.parametrize("content", ["5", "{", "[]", '{"a": 1}'])
@@ -68,7 +67,7 @@ def test_a_damaged_manifest_is_one_sentence_and_left_alone(folder, wdmoe, conten
     path = folder / "summary" / "manifest.json"
     path.write_text(content)
     done = wdmoe("report", str(folder), "--html")
-    sentence = f"error: {path}: must be a JSON object of file names and their SHA-256{ANEW}\n"
+    sentence = f"error: {path}: must be a JSON object of file names and SHA-256{AGAIN}\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence)
     assert path.read_text() == content
 
@@ -77,7 +76,7 @@ def test_a_damaged_manifest_is_one_sentence_and_left_alone(folder, wdmoe, conten
 def test_what_no_page_can_hold_is_not_json(folder, text):
     path = folder / "summary" / "missing.json"
     path.write_bytes(text)
-    with pytest.raises(WdmoeError, match=r"missing\.json: not JSON; write it anew"):
+    with pytest.raises(WdmoeError, match=r"missing\.json: not JSON; write it again"):
         make_page(folder)
 
 

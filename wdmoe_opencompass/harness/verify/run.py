@@ -20,7 +20,8 @@ from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 
 from ..._util.file_names import dataset_file, files_below
 from ...errors import TraceError, WdmoeError
-from ...report.publication import MANIFEST_FILE, manifest
+from ...report.publication import manifest
+from ...report.summary_files import MANIFEST_FILE
 from ...run.failures import noted_failure
 from ...run.recovery import FAILURE_SUFFIX, read_whole, why_not_of
 from ...trace.format import JOURNAL_SUFFIX, SEALED_SUFFIX, RoutingTrace

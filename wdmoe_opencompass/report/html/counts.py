@@ -15,7 +15,7 @@ from ...channel.profile import ChannelProfile
 from ...channel.propagation import FadingSource, mean_amplitude
 from ...replay import check_same_devices
 from ...trace.format import RoutingTrace
-from ..tables import ModelRun
+from ..runs import ModelRun
 
 FORMAT = 1
 MAX_BYTES = 4_000_000  # of all packed arrays of a page, as text; its answers and tables take some too

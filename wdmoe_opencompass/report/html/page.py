@@ -1,6 +1,6 @@
 """The page itself: what a run's summary folder says, its traces' counts and its answers, in one file.
 
-Nothing is fetched when it is opened: styles, scripts and plotly.js stand in the file, and its content security policy
+Nothing is fetched when it is opened: styles, scripts and plotly.js are in the file, and its content security policy
 forbids every request. What models, datasets and files say goes into the page as JSON and reaches the screen as text.
 """
 
@@ -22,18 +22,12 @@ from ..._util.atomic_write import write_whole
 from ..._util.utf8_text import count_surrogates, replaced
 from ...errors import TraceError, WdmoeError
 from ...trace.format import PHASES, SEALED_SUFFIX, RoutingTrace, read_trace
-from ..compare import IDENTITY_FILE, ITEMS_FILE
+from .. import summary_files as names
 from ..figures import BANDWIDTHS_HZ, CAVEAT, MAX_MODELS, PAPERS_POLICIES, ROW_STYLE, largest_pair_share
-from ..frontier import FRONTIER
-from ..provenance import PROVENANCE_FILE
-from ..requests import REQUESTS
-from ..speed import SPEED
+from ..records import ROWS
+from ..runs import DENSE, ModelRun, benchmarks_of, vanilla_of
 from ..statistics import BATCH_RESAMPLES, MIN_GROUPS, TAILS
-from ..summary import COMPARISON, DIFFERENCES, FRONTIER_RECORDS_FILE, MAIN, SHOWN
-from ..summary_files import read_checked
-from ..tables import DATASETS_FILE, DENSE, GROUPS_FILE, MISSING_FILE, ROWS, ModelRun, benchmarks_of, vanilla_of
-from ..testbed_events import EVENTS
-from ..testbed_tables import FIGURE_10, PREDICTION, TABLE_3, TABLE_4
+from ..summary_files import WRITE_AGAIN, read_summary
 from .answers import answered_items
 from .counts import counts
 
@@ -51,7 +45,6 @@ PARTS = {  # of each script, in the order that they need each other
         *("items", "origin", "controls", "drawing", "start"),
     ),
 }
-TABLES = (DIFFERENCES, REQUESTS, SPEED, FRONTIER, COMPARISON, TABLE_3, TABLE_4, PREDICTION, EVENTS)  # shown as written
 LATENCY_KEYS = (
     *("row", "model", "dataset", "scope", "per", "phase", "latency_s", "latency_low_s", "latency_high_s", "saving"),
     *("saving_low", "saving_high", "no_interval", "tokens_per_batch", "passes_per_batch"),
@@ -69,7 +62,7 @@ class Page:
 
 
 def write_page(run_folder: Path) -> tuple[Path, Page]:
-    """Write `summary/report.html` of a run whose tables stand in its summary folder; -> its path and the page.
+    """Write `summary/report.html` of a run whose tables are in its summary folder; -> its path and the page.
 
     WdmoeError where there are no tables; OSError where the file cannot be written.
     """
@@ -97,24 +90,23 @@ def make_page(run_folder: Path) -> Page:
 
 
 def _without_counts(counted: Mapping[str, Any]) -> list[str]:
-    return [f"{one['abbr']}, {name}: {why}" for one in counted["models"] for name, why in one["left_out"].items()]
+    return [f"{model['abbr']}, {name}: {why}" for model in counted["models"] for name, why in model["left_out"].items()]
 
 
 def _cut_items(items: Mapping[str, Any]) -> list[str]:
-    shown = [(one["dataset"], len(one["items"]), one["count"]) for one in items["datasets"]]
+    shown = [(dataset["dataset"], len(dataset["items"]), dataset["count"]) for dataset in items["datasets"]]
     return [f"{name}: {n} of {count} items are shown" for name, n, count in shown if n < count]
 
 
 def _facts(run_folder: Path, runs: Sequence[ModelRun]) -> dict[str, Any]:
     """Everything of the page but counts and items."""
-    summary = run_folder / "summary"
-    groups, datasets = read_checked(summary / GROUPS_FILE), read_checked(summary / DATASETS_FILE)
+    groups, datasets = read_summary(run_folder, names.GROUPS_FILE), read_summary(run_folder, names.DATASETS_FILE)
     benchmarks = benchmarks_of(datasets, groups)
-    latency = read_checked(summary / "latency.json")
+    latency = read_summary(run_folder, "latency.json")
     traces = {run.abbr: run.traces for run in runs}
     return dict(
         format=1,
-        shown=SHOWN,
+        shown=names.SHOWN,
         benchmarks=benchmarks,
         groups={name: groups.get(name, [name]) for name in benchmarks},
         rows={
@@ -124,15 +116,15 @@ def _facts(run_folder: Path, runs: Sequence[ModelRun]) -> dict[str, Any]:
         caveat=CAVEAT,
         few=_few(runs),
         models=[_model(run, runs, benchmarks) for run in runs],
-        accuracy=read_checked(summary / "accuracy.json"),
-        differences=read_checked(summary / "accuracy_differences.json"),
+        accuracy=read_summary(run_folder, "accuracy.json"),
+        differences=read_summary(run_folder, "accuracy_differences.json"),
         latency=dict(keys=LATENCY_KEYS, records=[[one.get(key) for key in LATENCY_KEYS] for one in latency]),
-        frontier=read_checked(summary / FRONTIER_RECORDS_FILE),
-        missing=read_checked(summary / MISSING_FILE),
-        notes={name: read_checked(summary / f"{name}.json")["notes"] for name in MAIN},
-        tables={name: found for name in TABLES if (found := _table(summary / f"{name}.json"))},
-        figures=[name for name in (f"{FIGURE_10}.png",) if (summary / name).is_file()],
-        provenance=read_checked(summary / PROVENANCE_FILE),
+        frontier=read_summary(run_folder, names.FRONTIER_RECORDS_FILE),
+        missing=read_summary(run_folder, names.MISSING_FILE),
+        notes={name: read_summary(run_folder, f"{name}.json")["notes"] for name in names.MAIN},
+        tables={name: found for name in names.FURTHER if (found := _table(run_folder, name))},
+        figures=[name for name in (f"{names.FIGURE_10}.png",) if (run_folder / "summary" / name).is_file()],
+        provenance=read_summary(run_folder, names.PROVENANCE_FILE),
         sweep_hz=BANDWIDTHS_HZ.tolist(),
         tokens={abbr: {name: _tokens(parts) for name, parts in of.items()} for abbr, of in traces.items()},
         pairs={run.abbr: {name: _pairs(parts) for name, parts in run.traces.items()} for run in _routers(runs)},
@@ -147,10 +139,9 @@ def _runs(run_folder: Path) -> tuple[list[ModelRun], list[str]]:
 
     Only what provenance.json names is read, and only if it is what it was: what the tables left out stays out.
     """
-    facts = read_checked(run_folder / "summary" / PROVENANCE_FILE)
-    groups = read_checked(run_folder / "summary" / GROUPS_FILE)
-    known = run_folder / "summary" / IDENTITY_FILE
-    identities = read_checked(known) if known.is_file() else []  # not in summaries of earlier versions
+    facts = read_summary(run_folder, names.PROVENANCE_FILE)
+    groups = read_summary(run_folder, names.GROUPS_FILE)
+    identities = read_summary(run_folder, names.IDENTITY_FILE, otherwise=[])  # not in summaries of earlier versions
     runs, problems = [], []
     for one in facts["models"]:
         run = ModelRun(one["model"], one["policy"], (one["weights"], one.get("profile_hash", "")))
@@ -160,9 +151,9 @@ def _runs(run_folder: Path) -> tuple[list[ModelRun], list[str]]:
         run.identities = {record["dataset"]: record["facts"] for record in own if record["facts"]}
         run.asked = {record["dataset"]: record["asked"] for record in own}
         for dataset, digests in one["files"].items():
-            names = [name for name in digests if name.endswith(SEALED_SUFFIX)]
+            trace_names = [name for name in digests if name.endswith(SEALED_SUFFIX)]
             try:
-                run.traces[dataset] = [_trace(run_folder, run.abbr, name, digests[name]) for name in names]
+                run.traces[dataset] = [_trace(run_folder, run.abbr, name, digests[name]) for name in trace_names]
             except WdmoeError as reason:
                 problems.append(f"{run.abbr}, {dataset}: {reason}")
         runs.append(run)
@@ -175,9 +166,7 @@ def _trace(run_folder: Path, abbr: str, name: str, digest: str) -> RoutingTrace:
         raise TraceError(f"{name}: no file of the run's predictions")
     trace = read_trace(path)
     if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-        raise TraceError(
-            f"{path.name} is not the trace that the tables were made from; write them anew (--mode viz -r)"
-        )
+        raise TraceError(f"{path.name} is not the trace that the tables were made from; {WRITE_AGAIN}")
     return trace
 
 
@@ -256,7 +245,7 @@ def _group_counts(traces: Sequence[RoutingTrace]) -> set[int]:
 
 
 def _items(run_folder: Path, facts: Mapping[str, Any], most_bytes: int) -> dict[str, Any]:
-    marks = {(one["model"], one["dataset"]): one["right"] for one in read_checked(run_folder / "summary" / ITEMS_FILE)}
+    marks = {(one["model"], one["dataset"]): one["right"] for one in read_summary(run_folder, names.ITEMS_FILE)}
     scored = {(one["model"], one["dataset"]) for one in facts["accuracy"]}
     members = [dataset for of in facts["groups"].values() for dataset in of]
     asked = [(model["abbr"], dataset) for dataset in dict.fromkeys(members) for model in facts["models"]]
@@ -264,12 +253,10 @@ def _items(run_folder: Path, facts: Mapping[str, Any], most_bytes: int) -> dict[
     return answered_items(run_folder, facts["models"], rights, most_bytes)
 
 
-def _table(path: Path) -> dict[str, Any] | None:
-    """The rows and notes of a table that only some runs have."""
-    if not path.is_file():
-        return None
-    content = read_checked(path)
-    return {key: content[key] for key in ("rows", "notes")}
+def _table(run_folder: Path, name: str) -> dict[str, Any]:
+    """The rows and notes of a table that only some runs have; empty without it."""
+    content = read_summary(run_folder, f"{name}.json", otherwise={})
+    return {key: content[key] for key in ("rows", "notes") if content}
 
 
 def _json(content: Any) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..base import ChannelState, Routing, Selection, SelectionPolicy
-from ..loads import device_tokens
+from ..loads import routed_loads
 from ..validation import check_choice, check_number
 
 
@@ -15,7 +15,7 @@ from ..validation import check_choice, check_number
 class Bottleneck(SelectionPolicy):
     """Algorithm 2, Eq. (30) to (32), once per layer and forward pass, before anything is sent.
 
-    factor:      the bottleneck is relieved only where its predicted time is more than so many times Q3
+    factor:      the bottleneck is relieved only where its predicted time is more than this many times Q3
     quartile_of: `all`, Q3 is of all devices' predictions, 0 s for a device without a token now (the paper's words);
                  `loaded`, of the devices that have tokens (ours, for few tokens and many devices)
     candidates:  where a device holds several experts: `pairs`, every (token, expert) pair there that step 4 names;
@@ -56,7 +56,7 @@ class Bottleneck(SelectionPolicy):
 
     def select(self, routing: Routing, channel: ChannelState) -> Selection:
         """Predict, find the bottleneck, drop its least weights; no value leaves the model's device."""
-        tokens, _ = device_tokens(routing, channel)  # [devices] J_k
+        tokens, _ = routed_loads(routing, channel)  # [devices] J_k
         mean_s = mean_token_s(channel)
         predicted = mean_s * tokens
         quartile = third_quartile(predicted, (tokens > 0) | (self.quartile_of == "all"))
@@ -73,8 +73,8 @@ class Bottleneck(SelectionPolicy):
         if self.candidates == "visits":
             candidate = candidate & (there.sum(dim=1, keepdim=True) == 1)
         order = torch.where(candidate, weight, torch.inf).flatten().argsort(stable=True)
-        place = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
-        goes = candidate & (place.view(candidate.shape) < most) & is_late
+        rank = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
+        goes = candidate & (rank.view(candidate.shape) < most) & is_late
         return Selection(routing.top_k_index, ~goes)
 
 
@@ -92,7 +92,7 @@ def third_quartile(values: Tensor, counts: Tensor) -> Tensor:
     """
     ascending = torch.where(counts, values, torch.inf).sort().values
     position = 0.75 * (counts.sum(dtype=torch.float64) - 1).clamp(min=0)
-    places = torch.stack([position.floor(), position.ceil()]).long()
-    below, above = ascending.index_select(0, places)
+    positions = torch.stack([position.floor(), position.ceil()]).long()
+    below, above = ascending.index_select(0, positions)
     between = torch.lerp(below, above, position - position.floor())
     return torch.where(counts.any(), between, torch.zeros_like(between))

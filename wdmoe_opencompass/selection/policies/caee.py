@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..base import ChannelState, Knob, Renormalise, Routing, Selection, SelectionPolicy, is_earlier
+from ..loads import device_loads, device_time_s
 from ..validation import check_number
 
 ROUNDS = 16  # with more than two experts per token
@@ -54,7 +55,7 @@ class Caee(SelectionPolicy):
         counted = routing.is_real_token[:, None] & (device >= 0)
         keep = torch.ones_like(counted)
         for _ in range(1 if keep.shape[1] <= 2 else ROUNDS):
-            time = _device_time_s(device, keep & counted, channel)
+            time = device_time_s(channel, *device_loads(device, keep & counted, len(channel.communication_s)))
             may_go = self._candidates(routing, keep & counted & (routing.rank > 0), keep, _later_first(time)[device])
             keep = keep & ~_dropped(routing.top_k_weights.double(), device, keep & counted, may_go, time, channel)
         return Selection(routing.top_k_index, keep)
@@ -67,14 +68,6 @@ class Caee(SelectionPolicy):
         order = torch.where(may_go, 2 * turn + shares, torch.inf).argsort(dim=1, stable=True)
         gone = torch.where(may_go, shares, torch.inf).gather(1, order).cumsum(dim=1)
         return torch.zeros_like(may_go).scatter(1, order, gone <= left)
-
-
-def _device_time_s(device: Tensor, runs: Tensor, channel: ChannelState) -> Tensor:
-    """-> [devices] float64 seconds, Eq. (10), of the pairs [tokens, k] that run there; a token is sent once."""
-    visits = runs & ~(_same_device(device, runs) & is_earlier(device.shape[1], device.device)).any(dim=2)
-    seconds = channel.computation_s.double()[device] + visits * channel.communication_s.double()[device]
-    nothing = torch.zeros(len(channel.communication_s), dtype=torch.float64, device=device.device)
-    return nothing.index_add(0, device.clamp(min=0).flatten(), torch.where(runs, seconds, 0.0).flatten())
 
 
 def _dropped(

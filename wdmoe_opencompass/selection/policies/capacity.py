@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..base import ChannelState, Knob, Renormalise, Routing, Selection, SelectionPolicy
+from ..loads import rank_within
 from ..validation import check_choice, check_number
 
 
@@ -88,16 +89,11 @@ def first_of_each(holder: Tensor, score: Tensor, cap: Tensor, counts: Tensor) ->
     holder: [tokens, m] who holds the pair's expert, -1: nobody with a cap
     score:  [tokens, m]; equal ones in the order of the tokens
     cap:    [holders + 1]
-    counts: [tokens, m or 1] bool; the others take no place
+    counts: [tokens, m or 1] bool; the others are not counted
     """
     column = torch.where(counts, holder, -1).flatten() % len(cap)  # those without a cap are held by the last
-    order = score.flatten().argsort(descending=True, stable=True)
-    order = order[column[order].argsort(stable=True)]  # holder by holder, the highest score first
-    held_by = column[order]
-    starts = torch.searchsorted(held_by, torch.arange(len(cap), device=column.device))
-    place = torch.arange(len(order), device=column.device) - starts[held_by]
-    kept = place < cap[held_by]
-    return torch.empty_like(kept).scatter(0, order, kept).view(score.shape)
+    rank = rank_within(column[None], score.flatten()[None])[0]  # the highest score first
+    return (rank < cap[column]).view(score.shape)
 
 
 def _whole(cap: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ...errors import PolicyError
 from ..bandwidth_split import CURVE_TOLERANCE, optimal_split
 from ..base import ChannelState, Knob, Routing, Selection, SelectionPolicy
-from ..loads import device_tokens
+from ..loads import rank_within, routed_loads
 from ..validation import check_choice, check_number
 
 CANDIDATES, ROUNDS = 6, 4  # waiting latencies tried at once, and how often the bracket is narrowed around the best
@@ -95,8 +95,8 @@ def _drops_under_even_split(visits: "_Visits", channel: ChannelState, weight_s: 
     communication, computation = channel.communication_s.double(), channel.computation_s.double()
     may_go, one_visit = visits.may_go.double(), torch.ones_like(visits.weight)
 
-    def seconds(sent: Tensor, computed: Tensor, device: Tensor) -> Tensor:
-        return torch.where(sent > 0, sent * communication[device] + computed * computation[device], 0.0)
+    def seconds(load: Tensor, evaluations: Tensor, device: Tensor) -> Tensor:
+        return torch.where(load > 0, load * communication[device] + evaluations * computation[device], 0.0)
 
     def droppable(number: Tensor) -> Tensor:
         """[units] -> [devices] sums over what may go."""
@@ -210,7 +210,7 @@ class _Visits(NamedTuple):
     load:     [devices] visits, q_k of Eq. (9)
     pairs:    [devices] (token, expert) pairs computed
     together: [tokens, k - 1] the token's unit that counts as each pair's visit; -1 for the top expert's
-    places:   [tokens, k] the router's places from the highest weight to the lowest
+    slots:   [tokens, k] the router's slots from the highest weight to the lowest
     """
 
     weight: Tensor
@@ -221,7 +221,7 @@ class _Visits(NamedTuple):
     load: Tensor
     pairs: Tensor
     together: Tensor
-    places: Tensor
+    slots: Tensor
 
     @property
     def evaluations(self) -> Tensor:
@@ -229,48 +229,28 @@ class _Visits(NamedTuple):
         return self.pairs / self.load.clamp(min=1)
 
     def spread(self, goes: Tensor) -> Tensor:
-        """[units] -> [tokens, k] the pairs of the visits that go, in the router's places."""
+        """[units] -> [tokens, k] the pairs of the visits that go, in the router's slots."""
         units = goes.view(self.together.shape).gather(1, self.together.clamp(min=0)) & (self.together >= 0)
-        stay = self.places.shape[1] - units.shape[1]
-        pairs = torch.cat([torch.zeros_like(self.places[:, :stay], dtype=torch.bool), units], dim=1)
-        return torch.zeros_like(pairs).scatter(1, self.places, pairs)
+        stay = self.slots.shape[1] - units.shape[1]
+        pairs = torch.cat([torch.zeros_like(self.slots[:, :stay], dtype=torch.bool), units], dim=1)
+        return torch.zeros_like(pairs).scatter(1, self.slots, pairs)
 
 
 def _visits(routing: Routing, channel: ChannelState, stay: int) -> _Visits:
     """stay: how many of a token's highest weights are no units."""
-    places = routing.rank.argsort(dim=1)
-    device = channel.device_of_expert[routing.top_k_index.gather(1, places)]  # [tokens, k], highest weight first
+    slots = routing.rank.argsort(dim=1)
+    device = channel.device_of_expert[routing.top_k_index.gather(1, slots)]  # [tokens, k], highest weight first
     counted = routing.is_real_token[:, None] & (device >= 0)
     same = device[:, :, None] == device[:, None, :]  # [tokens, k, k]
     first = same.int().argmax(dim=2)
     is_visit = counted & (first == torch.arange(device.shape[1], device=device.device))
-    weight = (same * routing.shares.gather(1, places).double()[:, None, :]).sum(dim=2)
+    weight = (same * routing.shares.gather(1, slots).double()[:, None, :]).sum(dim=2)
 
-    load, pairs = device_tokens(routing, channel)
+    load, pairs = routed_loads(routing, channel)
     parts = (weight, same.sum(dim=2).double(), device.clamp(min=0), is_visit)
     weight, experts, at, may_go = (part[:, stay:].flatten() for part in parts)
-    return _Visits(
-        weight,
-        experts,
-        at,
-        may_go,
-        _rank_within(weight, at, may_go, len(load)),
-        load,
-        pairs,
-        first[:, stay:] - stay,
-        places,
-    )
-
-
-def _rank_within(weight: Tensor, device: Tensor, may_go: Tensor, devices: int) -> Tensor:
-    """-> [units] place among the droppable units of the same device, by weight."""
-    by_weight = torch.where(may_go, weight, torch.inf).argsort(stable=True)
-    order = by_weight[device[by_weight].argsort(stable=True)]  # by device, then by weight
-    counts = torch.zeros(devices, dtype=torch.long, device=device.device).index_add(0, device, torch.ones_like(device))
-    starts = counts.cumsum(0) - counts
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=device.device) - starts[device[order]]
-    return rank.double()
+    rank = rank_within(at[None], -torch.where(may_go, weight, torch.inf)[None])[0].double()
+    return _Visits(weight, experts, at, may_go, rank, load, pairs, first[:, stay:] - stay, slots)
 
 
 def _bracket(visits: _Visits, channel: ChannelState) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Expanded drop: places freed by a cap are filled with experts that a token reaches anyway."""
+"""Expanded drop: slots freed by a cap are filled with experts that a token reaches anyway."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..base import ChannelState, Routing, Selection
+from ..expert_choice import fill_slots
 from ..validation import check_choice
 from .capacity import CapacityDrop, first_of_each
 
@@ -17,12 +18,12 @@ class ExpandedDrop(CapacityDrop):
 
     That much is from the authors' code, where local means the experts of the device a token comes from. Tokens come
     from the base station here, so `local` is ours: experts at the base station, or on a device that holds one of the
-    token's own top-k experts. The rest is our completion, for k places per token:
+    token's own top-k experts. The rest is our completion, for k slots per token:
 
     - the router's own pairs are capped first, as `capacity` does (its parameters and choices hold here too);
-    - tokens with places left apply for all their other local experts; each expert, or device, takes applicants by
+    - tokens with slots left apply for all their other local experts; each expert, or device, takes applicants by
       score until its cap is reached;
-    - a token fills its free places with the best of those that took it, with the weights its router would give them.
+    - a token fills its free slots with the best of those that took it, with the weights its router would give them.
 
     So nothing is added where nothing was dropped, and no cap is exceeded (but for top experts that `may_lose_all` =
     False keeps). With one expert per device and none at the base station it is `capacity`.
@@ -46,15 +47,7 @@ class ExpandedDrop(CapacityDrop):
         if self.phase == "prefill" and routing.phase != "prefill":
             return own
         taken = self._takes(routing, channel, own.keep)  # [tokens, experts]
-        k = own.keep.shape[1]
-        scores = torch.where(taken, routing.probabilities, -1.0)
-        best, expert = (part[:, :k] for part in scores.sort(dim=1, descending=True, stable=True))
-        free_place = (~own.keep).cumsum(dim=1) - 1  # a dropped pair's place takes the expert of this number
-        offered = free_place.clamp(min=0)
-        added = ~own.keep & (best.gather(1, offered) >= 0)
-        index = torch.where(added, expert.gather(1, offered), routing.top_k_index)
-        weights = routing.weights_of(index).to(routing.top_k_weights.dtype)
-        return Selection(index, own.keep | added, torch.where(added, weights, routing.top_k_weights))
+        return fill_slots(routing, taken.scatter(1, routing.top_k_index, own.keep))
 
     def _takes(self, routing: Routing, channel: ChannelState, own_keep: Tensor) -> Tensor:
         """-> [tokens, experts] whether an expert that is no choice of the token's router takes it."""
@@ -71,9 +64,9 @@ class ExpandedDrop(CapacityDrop):
         """-> [tokens, experts] whether an expert is at the base station or on a device of one of the token's own."""
         if self.candidates == "all":
             return torch.ones_like(routing.probabilities, dtype=torch.bool)
-        places = len(channel.communication_s) + 1  # the last is the base station
-        place = channel.device_of_expert % places
-        reached = torch.zeros(len(routing.top_k_index), places, dtype=torch.bool, device=place.device)
-        reached = reached.scatter(1, place[routing.top_k_index], True)
+        holders = len(channel.communication_s) + 1  # the last is the base station
+        holder = channel.device_of_expert % holders
+        reached = torch.zeros(len(routing.top_k_index), holders, dtype=torch.bool, device=holder.device)
+        reached = reached.scatter(1, holder[routing.top_k_index], True)
         reached[:, -1] = True
-        return reached[:, place]
+        return reached[:, holder]

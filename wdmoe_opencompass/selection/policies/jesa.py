@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..bandwidth_split import optimal_split
 from ..base import ChannelState, Routing, Selection
-from ..expert_choice import device_cost, placed
+from ..expert_choice import device_cost, fill_slots
+from ..loads import device_loads
 from .des import Des
 
 ROUNDS = 10
@@ -34,30 +35,27 @@ class Jesa(Des):
 
     def select(self, routing: Routing, channel: ChannelState) -> Selection:
         """Run all rounds; once loads repeat the choice stays as it is, without asking the host."""
+
+        def loads_of(chosen: Tensor) -> Tensor:
+            """[tokens, experts] -> [2, devices] loads and evaluations."""
+            runs = chosen & routing.is_real_token[:, None]
+            return torch.stack(device_loads(channel.device_of_expert.expand(runs.shape), runs, len(even)))
+
         of_device = even = device_cost(channel, self.cost).double()
         chosen = self.chosen(routing, channel, of_device)
-        loads = torch.stack(device_loads(chosen, routing.is_real_token, channel))[None]  # [rounds, 2, devices]
+        loads = loads_of(chosen)[None]  # [rounds, 2, devices]
         repeated = torch.zeros((), dtype=torch.bool, device=chosen.device)
         for _ in range(ROUNDS - 1):
-            visits, evaluations = loads[-1]
-            sent_s = optimal_split(channel, visits, evaluations).communication_s
+            device_load, evaluations = loads[-1]
+            sent_s = optimal_split(channel, device_load, evaluations).communication_s
             if self.cost == "latency":
                 now = sent_s + channel.computation_s
             else:
                 now = even * (sent_s / channel.communication_s)
-            of_device = torch.where(visits > 0, now, of_device)
+            of_device = torch.where(device_load > 0, now, of_device)
             new = self.chosen(routing, channel, of_device)
             chosen = torch.where(repeated, chosen, new)
-            new_loads = torch.stack(device_loads(chosen, routing.is_real_token, channel))
+            new_loads = loads_of(chosen)
             repeated = repeated | (loads == new_loads).flatten(1).all(dim=1).any()
             loads = torch.cat([loads, new_loads[None]])
-        return placed(routing, chosen)
-
-
-def device_loads(chosen: Tensor, is_real_token: Tensor, channel: ChannelState) -> tuple[Tensor, Tensor]:
-    """-> [devices] float64 tokens sent, (token, expert) pairs computed, for chosen experts [tokens, experts] bool."""
-    devices = len(channel.communication_s)
-    column = (channel.device_of_expert % (devices + 1)).expand(chosen.shape)  # the last is the base station
-    counted = (chosen & is_real_token[:, None]).float()
-    pairs = counted.new_zeros(len(chosen), devices + 1).scatter_add(1, column, counted)[:, :devices]
-    return (pairs > 0).sum(dim=0).double(), pairs.sum(dim=0, dtype=torch.float64)
+        return fill_slots(routing, chosen)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...errors import PolicyError
 from ..base import ChannelState, Knob, Routing, Selection, SelectionPolicy
-from ..calibration import read_calibration
+from ..calibration import given_calibration
 from ..validation import check_number
 
 POLICY = "lexi"
@@ -46,9 +46,7 @@ class Lexi(SelectionPolicy):
     @cached_property
     def losses(self) -> NDArray[np.float64]:
         """D, [layers, k - 1] of 1, 2, ... experts."""
-        if self.calibration is None:
-            raise PolicyError(f"selection policy {POLICY!r} needs calibration: a file of `wdmoe calibrate`")
-        return read_calibration(self.calibration).need("fewer_experts_difference").double().numpy()
+        return given_calibration(POLICY, self.calibration).need("fewer_experts_difference").double().numpy()
 
     @cached_property
     def experts_of_layer(self) -> list[int]:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from ..base import ChannelState, Renormalise, Routing, Selection, SelectionPolicy
-from ..expert_choice import placed
+from ..expert_choice import fill_slots
 from ..validation import check_choice, check_number
 
 
@@ -52,4 +52,4 @@ class Oea(SelectionPolicy):
         union = (base & routing.is_real_token[:, None]).any(dim=0)  # [experts]
         fill = torch.where(union & ~base, routing.probabilities, -1.0)
         best, expert = fill.topk(k - k0, dim=1)
-        return placed(routing, base | nothing.scatter(1, expert, best >= 0))
+        return fill_slots(routing, base | nothing.scatter(1, expert, best >= 0))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...errors import PolicyError
 from ..base import ChannelState, Knob, Renormalise, Routing, Selection, SelectionPolicy
-from ..calibration import read_calibration
+from ..calibration import given_calibration
 from ..expert_choice import COSTS, Cost
 from ..validation import check_choice, check_number
 
@@ -28,8 +28,8 @@ class SiftMoe(SelectionPolicy):
     ``M_l[i, j]`` the mean over calibration tokens of ``|E_i(h) - E_j(h)|``, skipping being an expert that answers 0,
     and meet the layer's deadline; least energy decides. The norm is L2, and we ignore the deadline, which couples the
     tokens, with its bandwidth and bits per slot ([ours]): every token is a problem of its own. w_i are the weights as
-    the model uses them. The replacement takes the weight w_i of the place it fills; two places at one expert are one
-    payload, one evaluation and the sum of their weights (the lower place is dropped). Nothing is renormalised: the
+    the model uses them. The replacement takes the weight w_i of the slot it fills; two slots at one expert are one
+    payload, one evaluation and the sum of their weights (the lower slot is dropped). Nothing is renormalised: the
     bound is on the output as it is.
 
     eta:          in raw activation units; 1.5 is the authors' for Mixtral (200: Switch-base-8, 30: GPT-OSS-20B), the
@@ -40,11 +40,11 @@ class SiftMoe(SelectionPolicy):
     cost:         `energy`, joules as the paper has it; `latency`, seconds under evenly split bandwidth, for a
                   like-for-like run (our default). Experts at the base station cost nothing. A device that holds several
                   of a token's experts is sent it once; its energy is then counted once too, the computing included
-    may_lose_all: True, all experts may be skipped where eta allows it, as the rule reads; False, the top expert's place
+    may_lose_all: True, all experts may be skipped where eta allows it, as the rule reads; False, the top expert's slot
                   is kept or replaced, never skipped
 
     Exact where all (experts + 1)^k choices, at most MAX_CHOICES, can be tried: two of 63 experts, three of 15. Of
-    equally cheap ones the least harm wins. Beyond, a heuristic: a change moves one place, or all places at one device
+    equally cheap ones the least harm wins. Beyond, a heuristic: a change moves one slot, or all slots at one device
     (none of which may save anything alone), to one expert or skips them. k times the change that saves the most cost
     per harm added is made, then k times the one that saves the most, as long as one saves any and eta holds.
     """
@@ -68,15 +68,10 @@ class SiftMoe(SelectionPolicy):
         check_choice(POLICY, "cost", self.cost, COSTS)
         check_choice(POLICY, "may_lose_all", self.may_lose_all, (True, False))
         if self.eta > 0:
-            self._differences(torch.device("cpu"))
-
-    def _differences(self, device: torch.device) -> Tensor:
-        if self.calibration is None:
-            raise PolicyError(f"selection policy {POLICY!r} needs calibration: a file of `wdmoe calibrate`")
-        return _differences(self.calibration, device)
+            _differences(self.calibration, torch.device("cpu"))
 
     def select(self, routing: Routing, channel: ChannelState) -> Selection:
-        """Choose an expert, or none, for every place of every token."""
+        """Choose an expert, or none, for every slot of every token."""
         if self.eta == 0:
             return Selection(routing.top_k_index, torch.ones_like(routing.top_k_index, dtype=torch.bool))
         harm = self._harm(routing)  # [tokens, k, experts + 1]
@@ -93,8 +88,8 @@ class SiftMoe(SelectionPolicy):
         return _merged(routing, phi)
 
     def _harm(self, routing: Routing) -> Tensor:
-        """-> [tokens, k, experts + 1] float64 ``w_i M[i, phi]`` of every place and every expert, the last: skipping."""
-        differences = self._differences(routing.top_k_index.device)
+        """-> [tokens, k, experts + 1] float64 ``w_i M[i, phi]`` of every slot and every expert, the last: skipping."""
+        differences = _differences(self.calibration, routing.top_k_index.device)
         experts = routing.probabilities.shape[1]
         if routing.layer >= len(differences) or differences.shape[1] != experts:
             raise PolicyError(
@@ -116,9 +111,9 @@ class SiftMoe(SelectionPolicy):
 
 
 @lru_cache(maxsize=16)
-def _differences(path: str, device: torch.device) -> Tensor:
-    """-> [layers, experts, experts + 1] float64 M; a place keeps its own expert without harm."""
-    differences = read_calibration(path).need("output_difference").double().clone()
+def _differences(path: str | None, device: torch.device) -> Tensor:
+    """-> [layers, experts, experts + 1] float64 M; a slot keeps its own expert without harm."""
+    differences = given_calibration(POLICY, path).need("output_difference").double().clone()
     differences.diagonal(dim1=1, dim2=2).zero_()
     return differences.to(device)
 
@@ -133,10 +128,10 @@ def _of_all(harm: Tensor, most_harm: Tensor, channel: ChannelState, of_visit: Te
         return torch.cat([_of_all(*part, channel, of_visit, of_evaluation) for part in parts])
     evaluated = torch.zeros(len(choices), options, dtype=torch.float64, device=harm.device)
     evaluated = evaluated.scatter(1, choices, 1.0)[:, :-1]  # [choices, experts]
-    place = (channel.device_of_expert % len(of_visit)).expand(evaluated.shape)
+    device = (channel.device_of_expert % len(of_visit)).expand(evaluated.shape)
     visited = torch.zeros(len(choices), len(of_visit), dtype=torch.float64, device=harm.device)
-    visited = visited.scatter_add(1, place, evaluated) > 0
-    cost = evaluated @ of_evaluation[place[0]] + visited.double() @ of_visit  # [choices]
+    visited = visited.scatter_add(1, device, evaluated) > 0
+    cost = evaluated @ of_evaluation[device[0]] + visited.double() @ of_visit  # [choices]
     total = harm.new_zeros(tokens, len(choices))
     for number in range(k):
         total = total + harm[:, number, choices[:, number]]
@@ -158,7 +153,7 @@ def _one_by_one(
     alone = torch.eye(k, dtype=torch.bool, device=harm.device).expand(tokens, k, k)
 
     def paid(stay: Tensor) -> tuple[Tensor, Tensor]:
-        """[tokens, n, k] the places that stay -> [tokens, n, 1] their cost, [tokens, n, options] what each adds."""
+        """[tokens, n, k] the slots that stay -> [tokens, n, 1] their cost, [tokens, n, options] what each adds."""
         chosen, at = phi[:, None, :].expand(stay.shape), at_option[phi][:, None, :].expand(stay.shape)
         used = harm.new_zeros(*stay.shape[:2], options).scatter_add(2, chosen, stay.double()) > 0
         reached = harm.new_zeros(*stay.shape[:2], nowhere + 1).scatter_add(2, at, stay.double()) > 0
@@ -168,7 +163,7 @@ def _one_by_one(
 
     for turn in range(2 * k):
         at = at_option[phi]
-        change = torch.cat([alone, at[:, :, None] == at[:, None, :]], dim=1)  # [tokens, 2 k, k] places, all to one
+        change = torch.cat([alone, at[:, :, None] == at[:, None, :]], dim=1)  # [tokens, 2 k, k] slots, all to one
         rest, adds = paid(~change)
         now = harm.gather(2, phi[:, :, None])[:, :, 0]
         harms = (~change * now[:, None, :]).sum(dim=2, keepdim=True) + change.double() @ harm  # [tokens, 2 k, options]
@@ -183,7 +178,7 @@ def _one_by_one(
 
 
 def _merged(routing: Routing, phi: Tensor) -> Selection:
-    """-> the selection of phi [tokens, k]; places at one expert become one, that of the highest weight."""
+    """-> the selection of phi [tokens, k]; slots at one expert become one, that of the highest weight."""
     runs = phi < routing.probabilities.shape[1]
     same = (phi[:, :, None] == phi[:, None, :]) & runs[:, :, None]
     higher = routing.rank[:, None, :] < routing.rank[:, :, None]

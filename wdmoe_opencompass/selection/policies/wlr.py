@@ -101,8 +101,8 @@ def _wlr_after_rounds(routing: Routing, channel: ChannelState, going_round: Tens
     column = (rounds - going_round.clamp(max=rounds)) * devices + device.clamp(min=0)
     bins = torch.zeros(3, (rounds + 1) * devices, dtype=torch.float64, device=device.device)
     bins.index_add_(1, column.flatten(), torch.stack([weight, is_visit, counted]).flatten(1).double())
-    weight_sum, visits, evaluations = bins.view(3, rounds + 1, devices).cumsum(1)  # [rounds + 1, devices] each
-    latency = visits * channel.communication_s + evaluations * channel.computation_s
+    weight_sum, load, evaluations = bins.view(3, rounds + 1, devices).cumsum(1)  # [rounds + 1, devices] each
+    latency = load * channel.communication_s + evaluations * channel.computation_s
     return (weight_sum / latency.clamp(min=1e-300)).sum(dim=1).flip(0)
 
 
