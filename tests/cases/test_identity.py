@@ -1117,7 +1117,10 @@ def test_an_adapter_of_virtual_tokens_is_refused(files, tmp_path):
 
 def test_without_peft_one_sentence_says_what_to_install(files, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    with pytest.raises(ModelError, match=r"peft_path needs the package peft, which is not installed: pip install"):
+    with pytest.raises(
+        ModelError,
+        match=r"peft_path needs the package peft, which is not installed: pip install 'wdmoe_opencompass\[adapters\]'",
+    ):
         loaded(files, VANILLA, peft_path=str(files["lora"]), tokenizer_only=True)
 
 

@@ -20,7 +20,6 @@ from ..run.dataset_progress import Begun, DatasetWatch, spent_s
 from ..run.failures import note_failure, sentence
 from ..run.files import FAILURE_SUFFIX
 from ..run.lock import DatasetIsRunningError, exclusive
-from ..run.progress_line import METHODS, live_line, prompts_of
 from ..run.recovery import SEALED_SUFFIXES, keep_answers, redo_unfinished, whole_answers
 from .command import module_command, run_dumped
 from .encodable_answers import encodable_answers
@@ -29,6 +28,7 @@ from .loading import whole_weights
 from .models import WdmoeMixin, supply_batch_encode_plus
 from .name_checks import name_problems
 from .output_files import PREDICTIONS, RESULTS, output_file
+from .progress_line import METHODS, live_line, prompts_of
 
 LOCK_WAIT_S = 60.0
 

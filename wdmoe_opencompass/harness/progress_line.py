@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .dataset_progress import RUNNING, Begun, DatasetWatch, clock
+from ..run.dataset_progress import RUNNING, Begun, DatasetWatch, clock
 
 LOG = logging.getLogger(__name__)
 INTERVAL = "WDMOE_PROGRESS_S"  # environment variable: seconds between two lines in a log; 0: none at all
