@@ -18,10 +18,10 @@ from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.harness.partitioner import WdmoeNaivePartitioner, WdmoeNumWorkerPartitioner
 from wdmoe_opencompass.run.lock import exclusive
 from wdmoe_opencompass.run.recovery import (
-    beside,
     keep_answers,
     redo_stale_results,
     redo_unfinished,
+    sibling,
     whole_answers,
 )
 from wdmoe_opencompass.trace.format import Journal, join, read_trace, write_trace
@@ -86,7 +86,7 @@ def test_torn_predictions_are_run_again(files, content):
     assert predictions.with_name("d.json.unfinished").exists()
     assert not predictions.exists()
     assert not results.exists()
-    assert growing.exists()  # the answers beside it may go on from there
+    assert growing.exists()  # the answers next to it may go on from there
 
 
 def test_a_journal_that_has_all_items_is_sealed(files):
@@ -220,12 +220,12 @@ def test_measured_times_are_sealed_or_measured_again(files, left):
     times = join_times(times_metadata(), [times_block(4 * n, one) for n, one in enumerate(loads)])
     write_trace(sealed, trace_beside(times))
     predictions.write_text(json.dumps(GENERATED))
-    growing = TimesJournal(beside(predictions, ".times.part"), times.metadata)
+    growing = TimesJournal(sibling(predictions, ".times.part"), times.metadata)
     growing.resume(0)
     for number in range(1 if left == "of other passes" else 2):
         growing.append(times_block(4 * number, loads[number]))
     if left == "sealed":
-        growing.seal(beside(predictions, ".times.safetensors"))
+        growing.seal(sibling(predictions, ".times.safetensors"))
     elif left == "torn":
         growing.path.write_bytes(growing.path.read_bytes()[:-3])
     elif left == "nothing":
@@ -233,7 +233,7 @@ def test_measured_times_are_sealed_or_measured_again(files, left):
     why = redo_unfinished(predictions, results, ON_A_TESTBED, dataset("d"))
     assert predictions.exists() == (left in ("sealed", "journal")) == (why is None), why
     if why is None:
-        assert np.array_equal(read_times(beside(predictions, ".times.safetensors")).tokens, times.tokens)
+        assert np.array_equal(read_times(sibling(predictions, ".times.safetensors")).tokens, times.tokens)
     assert growing.path.exists() == (left in ("torn", "of other passes"))
 
 
@@ -241,7 +241,7 @@ def test_a_torn_journal_that_the_config_no_longer_asks_for_is_removed(files):
     predictions, results, sealed, _ = files
     predictions.write_text(json.dumps(GENERATED))
     seal(sealed, block(0), block(4))
-    journals = [beside(predictions, suffix) for suffix in (".routing.part", ".times.part")]
+    journals = [sibling(predictions, suffix) for suffix in (".routing.part", ".times.part")]
     for path in journals:
         path.write_bytes(b"torn")
     assert redo_unfinished(predictions, results, MOE, dataset("d")) is None
@@ -255,12 +255,12 @@ def test_a_whole_journal_that_the_config_no_longer_asks_for_is_sealed(files):
     times = join_times(times_metadata(), [times_block(4 * n, one) for n, one in enumerate(loads)])
     write_trace(sealed, trace_beside(times))
     predictions.write_text(json.dumps(GENERATED))
-    growing = TimesJournal(beside(predictions, ".times.part"), times.metadata)
+    growing = TimesJournal(sibling(predictions, ".times.part"), times.metadata)
     growing.resume(0)
     for number in range(2):
         growing.append(times_block(4 * number, loads[number]))
     assert redo_unfinished(predictions, results, MOE, dataset("d")) is None
-    assert np.array_equal(read_times(beside(predictions, ".times.safetensors")).tokens, times.tokens)
+    assert np.array_equal(read_times(sibling(predictions, ".times.safetensors")).tokens, times.tokens)
     assert not growing.path.exists()
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -60,8 +61,7 @@ def simulate(
     else:
         context = multiprocessing.get_context("spawn")
         with context.Pool(min(workers, len(names)), initializer=_begin_worker) as pool:
-            work = [(simulation, name) for name in longest_first]
-            for benchmark in pool.imap_unordered(_simulate_one, work):
+            for benchmark in pool.imap_unordered(partial(simulate_benchmark, simulation), longest_first):
                 found[benchmark.name] = benchmark
                 advance(1)
     return [found[name] for name in names]
@@ -75,10 +75,6 @@ def available_cores() -> int:
 def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted parent ends its workers
     torch.set_num_threads(1)
-
-
-def _simulate_one(work: tuple[Simulation, str]) -> SimulatedBenchmark:
-    return simulate_benchmark(*work)
 
 
 def simulate_benchmark(simulation: Simulation, name: str) -> SimulatedBenchmark:
