@@ -24,7 +24,7 @@ Advance = Callable[[float], None]
 
 
 def ignore(share: float) -> None:
-    """For callers that show no progress."""
+    """Default of callers that show no progress."""
 
 
 @dataclass(frozen=True)

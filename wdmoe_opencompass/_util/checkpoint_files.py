@@ -63,7 +63,7 @@ def _named_in_config(within: Path) -> str | None:
     """-> what a config.json says in `transformers_weights`, which goes before all else."""
     try:
         named = json.loads((within / CONFIG).read_bytes()).get("transformers_weights")
-    except (OSError, ValueError, AttributeError, RecursionError):  # whoever loads the config will say so
+    except (OSError, ValueError, AttributeError, RecursionError):  # loading the config will report it
         return None
     return named if isinstance(named, str) else None
 

@@ -1,7 +1,7 @@
 """Numbers that people write: decimal notation and nothing else, the same in every file and on the command line.
 
 YAML 1.1, YAML 1.2 and Python read `0040`, `1_000` and `1:40:00` each in its own way. None of them is a number here
-(our choice); whoever writes one is told what to write.
+(our choice); the error says what to write.
 """
 
 import re

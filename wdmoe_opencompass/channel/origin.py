@@ -1,7 +1,7 @@
 """Where each value of a channel profile comes from: the paper, a fit to it, an assumption, a tool, or its user.
 
 A profile's `origin` holds statements, such as "the paper: total_bandwidth_hz is 100e6". A value has an origin only
-while it equals what is stated (our choice): whoever edits a value, and however, makes it the user's own.
+while it equals what is stated (our choice): an edited value is the user's own.
 """
 
 import re

@@ -45,7 +45,7 @@ def local_search(
 class _Search:
     """Descents on one problem.
 
-    After the experts comes one empty slot per device, which nobody chose: a move is a swap with it.
+    After the experts comes one empty slot per device: a move is a swap with it.
     """
 
     def __init__(self, problem: PlacementProblem):

@@ -76,8 +76,8 @@ class ChannelState:
     device_of_expert: [experts] int64 placement; -1 is the base station, which costs nothing
     device_is_shared: whether some device holds several experts
     token_energy_j:   [devices] joules to send one token there and back and, where the profile tells, to compute it in
-                      one expert; None where nobody asked
-    curve:            what communication_s would be at other bandwidths; None where nobody asked
+                      one expert; None where not needed
+    curve:            what communication_s would be at other bandwidths; None where not needed
     mean_token_s:     [devices] seconds that each device was measured to take per token, Eq. (30); None in simulation
     """
 
@@ -173,7 +173,7 @@ class SelectionPolicy(ABC):
     tuned:        what is set to match a share of kept assignments; None where no parameter does
     neutral:      parameters at which it keeps the router's own top-k
     couples_tokens: whether what a token keeps depends on the other tokens of its forward pass, and so on how a dataset
-                  is cut into batches; True, as may be, where its author does not say otherwise
+                  is cut into batches; True unless the policy says otherwise
     """
 
     may_add: ClassVar[bool] = False

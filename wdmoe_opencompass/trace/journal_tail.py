@@ -21,7 +21,7 @@ class JournalTail:
     """The blocks of a journal, each once; nothing is written, no lock is taken.
 
     A block that is torn, or not yet whole, is waited for. If a resumed run wrote the journal again, all
-    of it is new: `began_again` says so once, and whoever counts starts over.
+    of it is new: `began_again` says so once, and the caller starts over.
     """
 
     def __init__(self, path: Path):

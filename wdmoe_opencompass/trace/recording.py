@@ -33,10 +33,10 @@ DEFAULT_BATCH_SIZE = 64  # sequences per forward pass: about the size with which
 class RecordingMetadata(FileMetadata):
     """Where a recording comes from.
 
-    source:   `run`, written by one of our own runs; `import`, made from somebody else's arrays
+    source:   `run`, written by one of our own runs; `import`, made from arrays of another tool
     routing:  how the run routed, as its tables call it: under a policy other than `top_k` later layers saw what it had
               dropped. An import is taken to be of the unchanged model
-    router_is_softmax: whether the weights come from one softmax over all experts; None where nobody has said
+    router_is_softmax: whether the weights come from one softmax over all experts; None where unknown
     router_normalises: whether the weights of a token's top-k have the same sum for every token
     """
 

@@ -98,7 +98,7 @@ class CapacityDrop(SelectionPolicy):
 def first_of_each(holder: Tensor, score: Tensor, cap: Tensor, counts: Tensor) -> Tensor:
     """Tell which pairs are among the `cap` pairs of highest score of their holder.
 
-    holder: [tokens, m] who holds the pair's expert, -1: nobody with a cap
+    holder: [tokens, m] the pair's expert or device, -1: without a cap
     score:  [tokens, m]; equal ones in the order of the tokens
     cap:    [holders + 1]
     counts: [tokens, m or 1] bool; the others are not counted
