@@ -12,7 +12,7 @@ ROUNDING = 1e-6  # of a float32 score, and of costs that count as equal
 
 
 def cheapest(table: Tensor, cost: Tensor, counts: Tensor, least: float) -> tuple[Tensor, Tensor]:
-    """Find the cheapest choice whose score is at least `least`, the best of equally cheap ones.
+    """Find the cheapest choice with a score of at least `least`, the best of equally cheap ones.
 
     table:  [tokens, groups, most + 1] score of taking 0, 1, ... experts from a group
     cost:   [tokens, choices]
