@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tests.builders.testbed_models import states_of
-from tests.testbed.labs import GROUPS, NAMES, lab_of
+from tests.testbed.testbeds import GROUPS, NAMES, make_testbed
 from tests.tiny import example_policy
 from tests.waiting import until
 from wdmoe_opencompass.routing.attachment import Attachment
@@ -22,11 +22,11 @@ STOPPED = FAULTS | dict(deadline_s=3.0)
 
 
 @contextmanager
-def base_station(tiny, lab):
+def base_station(tiny, testbed):
     model, layers = tiny
     with (
-        BaseStation(lab, layers) as client,
-        Attachment(model, example_policy("top_k"), states_of(model, lab), sender=client) as attached,
+        BaseStation(testbed, layers) as client,
+        Attachment(model, example_policy("top_k"), states_of(model, testbed), sender=client) as attached,
     ):
         yield client, attached
 
@@ -132,7 +132,7 @@ def run_with_fault(model_and_layers, devices, fault, chance, answer, groups=GROU
     shown = [rubbish if fault == "corrupt" and n == victim else one for n, one in enumerate(devices)]
     moment = chance.randrange(1, 3 * passes // 4)
     answers = []
-    with base_station(model_and_layers, lab_of(shown, groups, **FAULTS | dict(deadline_s=2.0))) as (client, _):
+    with base_station(model_and_layers, make_testbed(shown, groups, **FAULTS | dict(deadline_s=2.0))) as (client, _):
         for number in range(passes):
             if number == moment:
                 strike(devices[victim], fault)

@@ -18,10 +18,10 @@ from tests.testbed.faults import (
     kinds,
     run_with_fault,
 )
-from tests.testbed.labs import GROUPS, device_processes, lab_of, servers
+from tests.testbed.testbeds import GROUPS, device_processes, make_testbed, servers
 from tests.tiny import tiny_mixtral
 from tests.waiting import PATIENCE_S, until
-from wdmoe_opencompass.errors import LabError
+from wdmoe_opencompass.errors import TestbedError
 from wdmoe_opencompass.testbed.client import BaseStation
 from wdmoe_opencompass.testbed.device import DeviceServer
 from wdmoe_opencompass.testbed.experts import load_experts
@@ -30,7 +30,7 @@ from wdmoe_opencompass.testbed.experts import load_experts
 @pytest.mark.slow
 def test_killed_device_is_replaced_at_once_and_rejoins_when_it_is_back(processes, tiny):
     expected = logits(tiny[0])
-    with base_station(tiny, lab_of(processes, **FAULTS)) as (client, attached):
+    with base_station(tiny, make_testbed(processes, **FAULTS)) as (client, attached):
         assert torch.equal(logits(tiny[0]), expected)
         processes[2].stop()
         try:
@@ -50,7 +50,7 @@ def test_killed_device_is_replaced_at_once_and_rejoins_when_it_is_back(processes
 
 def test_stopped_device_is_given_up_at_the_deadline_and_rejoins(processes, tiny):
     expected = logits(tiny[0])
-    with base_station(tiny, lab_of(processes, **STOPPED | dict(health_s=60.0))) as (client, _):
+    with base_station(tiny, make_testbed(processes, **STOPPED | dict(health_s=60.0))) as (client, _):
         processes[1].process.send_signal(signal.SIGSTOP)
         try:
             began = time.monotonic()
@@ -67,7 +67,7 @@ def test_stopped_device_is_given_up_at_the_deadline_and_rejoins(processes, tiny)
 
 
 def test_health_check_finds_a_stopped_device_before_any_token_is_sent(processes, tiny):
-    with base_station(tiny, lab_of(processes, **STOPPED)) as (client, _):
+    with base_station(tiny, make_testbed(processes, **STOPPED)) as (client, _):
         processes[1].process.send_signal(signal.SIGSTOP)
         try:
             until(lambda: kinds(client, "b"))
@@ -83,7 +83,7 @@ def test_health_check_finds_a_stopped_device_before_any_token_is_sent(processes,
 def test_another_device_with_the_same_experts_takes_over_first(saved, tiny):
     groups = ((0, 1), (2,), (2, 0, 1), (3,))
     expected = logits(tiny[0])
-    with servers(saved, groups) as devices, base_station(tiny, lab_of(devices, groups, **FAULTS)) as (client, _):
+    with servers(saved, groups) as devices, base_station(tiny, make_testbed(devices, groups, **FAULTS)) as (client, _):
         assert torch.equal(logits(tiny[0]), expected)
         assert not any(one.taken_over for one in client.times)
         assert {one.device for one in client.times} == {0, 1, 3}
@@ -101,8 +101,8 @@ def test_rubbish_is_noticed_and_replaced(saved, tiny, spoil):
     expected = logits(tiny[0])
     with servers(saved) as devices:
         rubbish = Rubbish(devices[1], SPOILS[spoil], after=1)
-        lab = lab_of([devices[0], rubbish, *devices[2:]], **FAULTS)
-        with base_station(tiny, lab) as (client, _):
+        testbed = make_testbed([devices[0], rubbish, *devices[2:]], **FAULTS)
+        with base_station(tiny, testbed) as (client, _):
             assert torch.equal(logits(tiny[0]), expected)
             assert rubbish.spoiled >= 1
             assert kinds(client, "b")[0] == "bad_reply"
@@ -113,8 +113,8 @@ def test_device_that_fails_every_time_it_is_back_is_asked_less_and_less(saved, t
     expected = logits(tiny[0])
     with servers(saved, GROUPS[:2]) as devices:
         rubbish = Rubbish(devices[1], SPOILS["torn"])
-        lab = lab_of([devices[0], rubbish], GROUPS[:2], **FAULTS | dict(most_backoff_s=30.0))
-        with base_station(tiny, lab) as (client, _):
+        testbed = make_testbed([devices[0], rubbish], GROUPS[:2], **FAULTS | dict(most_backoff_s=30.0))
+        with base_station(tiny, testbed) as (client, _):
             end = time.monotonic() + 3
             while time.monotonic() < end or (rubbish.spoiled < 2 and time.monotonic() < end + PATIENCE_S):
                 assert torch.equal(logits(tiny[0]), expected)
@@ -125,7 +125,7 @@ def test_device_that_fails_every_time_it_is_back_is_asked_less_and_less(saved, t
 
 def test_refused_message_is_computed_elsewhere_and_the_device_stays(saved, tiny):
     expected = logits(tiny[0])
-    with servers(saved) as devices, base_station(tiny, lab_of(devices, **FAULTS)) as (client, _):
+    with servers(saved) as devices, base_station(tiny, make_testbed(devices, **FAULTS)) as (client, _):
         devices[1]._row_of.pop(2)  # from now on it does not know its expert
         assert torch.equal(logits(tiny[0]), expected)
         assert kinds(client, "b") == ["refused"] * 3
@@ -134,7 +134,7 @@ def test_refused_message_is_computed_elsewhere_and_the_device_stays(saved, tiny)
 
 def test_device_that_comes_back_with_other_experts_is_not_let_in(saved, tiny):
     expected = logits(tiny[0])
-    with servers(saved) as devices, base_station(tiny, lab_of(devices, **FAULTS)) as (client, _):
+    with servers(saved) as devices, base_station(tiny, make_testbed(devices, **FAULTS)) as (client, _):
         devices[1].stop(0)
         other = DeviceServer(load_experts(saved, (7,), "float32"), f"127.0.0.1:{devices[1].port}")
         other.start()
@@ -148,10 +148,10 @@ def test_missing_device_is_waited_for_but_not_all_of_them(saved, tiny):
     groups = GROUPS[:2]
     expected = logits(tiny[0])
     with servers(saved, groups) as devices:
-        lab = lab_of(devices, groups, **FAULTS | dict(connect_s=0.5))
+        testbed = make_testbed(devices, groups, **FAULTS | dict(connect_s=0.5))
         port = devices[1].port
         devices[1].stop(0)
-        with base_station(tiny, lab) as (client, _):
+        with base_station(tiny, testbed) as (client, _):
             assert torch.equal(logits(tiny[0]), expected)
             late = DeviceServer(load_experts(saved, (2,), "float32"), f"127.0.0.1:{port}")
             late.start()
@@ -160,8 +160,8 @@ def test_missing_device_is_waited_for_but_not_all_of_them(saved, tiny):
             assert 1 in {one.device for one in client.times}
             late.stop(0)
         devices[0].stop(0)
-        with pytest.raises(LabError, match="no device of the lab answers"):
-            BaseStation(lab, tiny[1])
+        with pytest.raises(TestbedError, match="no device of the testbed answers"):
+            BaseStation(testbed, tiny[1])
 
 
 @pytest.mark.parametrize(
@@ -169,14 +169,14 @@ def test_missing_device_is_waited_for_but_not_all_of_them(saved, tiny):
     [(((0, 2), (2,)), "float32", "holds experts"), (GROUPS[:2], "float16", "start it with --dtype float32")],
 )
 def test_wrong_device_at_the_start_is_an_error(saved, tiny, groups, dtype, sentence):
-    with servers(saved, groups, dtype) as devices, pytest.raises(LabError, match=sentence):
-        BaseStation(lab_of(devices, GROUPS[:2]), tiny[1])
+    with servers(saved, groups, dtype) as devices, pytest.raises(TestbedError, match=sentence):
+        BaseStation(make_testbed(devices, GROUPS[:2]), tiny[1])
 
 
 def test_other_weights_are_an_error(tiny, tmp_path):
     tiny_mixtral(seed=1).save_pretrained(tmp_path)
-    with servers(tmp_path) as devices, pytest.raises(LabError, match="other weights"):
-        BaseStation(lab_of(devices), tiny[1])
+    with servers(tmp_path) as devices, pytest.raises(TestbedError, match="other weights"):
+        BaseStation(make_testbed(devices), tiny[1])
 
 
 @pytest.mark.slow

@@ -5,16 +5,16 @@ import torch
 
 from tests.builders.testbed_models import logits, states_of
 from tests.testbed.faults import FAULTS, kinds
-from tests.testbed.labs import GROUPS, lab_of, servers
+from tests.testbed.testbeds import GROUPS, make_testbed, servers
 from tests.tiny import example_policy, tiny_mixtral
 from tests.waiting import until
-from wdmoe_opencompass.errors import LabError
+from wdmoe_opencompass.errors import TestbedError
 from wdmoe_opencompass.routing.attachment import Attachment
 from wdmoe_opencompass.routing.discovery import find_moe_layers
 from wdmoe_opencompass.testbed.client import BaseStation
 from wdmoe_opencompass.testbed.device import DeviceServer
 from wdmoe_opencompass.testbed.experts import load_experts
-from wdmoe_opencompass.testbed.lab import Lab
+from wdmoe_opencompass.testbed.lab_file import Testbed
 
 
 def test_lacking_experts_are_read_when_a_device_fails_and_forgotten_when_it_is_back(saved, tiny):
@@ -23,10 +23,10 @@ def test_lacking_experts_are_read_when_a_device_fails_and_forgotten_when_it_is_b
     layers = find_moe_layers(model)
     before = sum(one.numel() for layer in layers for one in layer.experts.parameters())
     with servers(saved) as devices:
-        lab = lab_of(devices, **FAULTS, experts_in_memory="own")
+        testbed = make_testbed(devices, **FAULTS, experts_in_memory="own")
         with (
-            BaseStation(lab, layers) as client,
-            Attachment(model, example_policy("top_k"), states_of(model, lab), sender=client),
+            BaseStation(testbed, layers) as client,
+            Attachment(model, example_policy("top_k"), states_of(model, testbed), sender=client),
         ):
             client.keep_own_experts(saved)
             kept = sum(one.numel() for layer in layers for one in layer.experts.parameters())
@@ -49,12 +49,12 @@ def test_lacking_experts_are_read_when_a_device_fails_and_forgotten_when_it_is_b
 def test_dropped_pairs_go_nowhere_with_few_experts_in_memory(saved, policy):
     model = tiny_mixtral().float()
     with servers(saved) as devices:
-        lab = lab_of(devices, experts_in_memory="own", send_padding=True)
-        with Attachment(model, example_policy(policy), states_of(model, lab)):
+        testbed = make_testbed(devices, experts_in_memory="own", send_padding=True)
+        with Attachment(model, example_policy(policy), states_of(model, testbed)):
             expected = logits(model)
         with (
-            BaseStation(lab, find_moe_layers(model)) as client,
-            Attachment(model, example_policy(policy), states_of(model, lab), sender=client) as attached,
+            BaseStation(testbed, find_moe_layers(model)) as client,
+            Attachment(model, example_policy(policy), states_of(model, testbed), sender=client) as attached,
         ):
             client.keep_own_experts(saved)
             assert torch.equal(logits(model), expected)
@@ -67,12 +67,12 @@ def test_dropped_pairs_go_nowhere_with_few_experts_in_memory(saved, policy):
 def test_a_base_station_without_the_experts_cannot_compute_padding():
     devices = [dict(name="a", address="127.0.0.1:1", experts=[0])]
     with pytest.raises(ValueError, match="own needs send_padding: true"):
-        Lab(devices=devices, experts_in_memory="own")
+        Testbed(devices=devices, experts_in_memory="own")
 
 
 def test_files_that_cannot_be_read_expert_by_expert_are_an_error_at_the_start(saved, tmp_path):
     layers = find_moe_layers(tiny_mixtral().float())
     with servers(saved, GROUPS[:1]) as devices:
-        lab = lab_of(devices, GROUPS[:1], experts_in_memory="own", send_padding=True)
-        with BaseStation(lab, layers) as client, pytest.raises(LabError, match="no such folder with a config"):
+        testbed = make_testbed(devices, GROUPS[:1], experts_in_memory="own", send_padding=True)
+        with BaseStation(testbed, layers) as client, pytest.raises(TestbedError, match="no such folder with a config"):
             client.keep_own_experts(tmp_path)

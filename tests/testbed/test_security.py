@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 from tests.builders.testbed_models import logits
 from tests.examples import FACTOR
 from tests.testbed.faults import base_station
-from tests.testbed.labs import GROUPS, lab_of, servers
+from tests.testbed.testbeds import GROUPS, make_testbed, servers
 from tests.waiting import PATIENCE_S
-from wdmoe_opencompass.errors import LabError
+from wdmoe_opencompass.errors import TestbedError
 from wdmoe_opencompass.routing.payload import Payload
 from wdmoe_opencompass.testbed import wire
 from wdmoe_opencompass.testbed.client import BaseStation
 from wdmoe_opencompass.testbed.device import DeviceServer, used_bytes
 from wdmoe_opencompass.testbed.experts import load_experts
 from wdmoe_opencompass.testbed.keys import make_keys
-from wdmoe_opencompass.testbed.lab import Lab
+from wdmoe_opencompass.testbed.lab_file import Testbed
 from wdmoe_opencompass.testbed.wire import COMPUTE, HELLO, PING, Nothing, Tokens, check_of_tokens, pack, raw, unpack
 
 HIDDEN = 32
@@ -229,47 +229,47 @@ def secured(saved, keys, name="a"):
     return one
 
 
-def secured_lab(device, keys, **settings):
+def secured_testbed(device, keys, **settings):
     entry = dict(name="a", address=f"127.0.0.1:{device.port}", experts=list(GROUPS[0]))
-    return Lab(devices=[entry], keys=str(keys), **(dict(connect_s=1.5) | settings))
+    return Testbed(devices=[entry], keys=str(keys), **(dict(connect_s=1.5) | settings))
 
 
 def test_right_keys_let_both_sides_in(saved, tiny, keys):
     expected = logits(tiny[0])
     device = secured(saved, keys / "good")
-    lab = secured_lab(device, keys / "good", send_padding=True, connect_s=10.0)
-    with base_station(tiny, lab) as (client, _):
+    testbed = secured_testbed(device, keys / "good", send_padding=True, connect_s=10.0)
+    with base_station(tiny, testbed) as (client, _):
         assert torch.equal(logits(tiny[0]), expected)
         assert len(client.times) == 3
     device.stop(0)
 
 
-def refused(device, lab, layers):
-    with pytest.raises(LabError, match="no device of the lab answers"):
-        BaseStation(lab, layers)
+def refused(device, testbed, layers):
+    with pytest.raises(TestbedError, match="no device of the testbed answers"):
+        BaseStation(testbed, layers)
     device.stop(0)
 
 
 def test_keys_of_another_authority_are_refused(saved, tiny, keys):
     device = secured(saved, keys / "good")
-    refused(device, secured_lab(device, keys / "other"), tiny[1])
+    refused(device, secured_testbed(device, keys / "other"), tiny[1])
 
 
 def test_without_a_key_nobody_gets_in(saved, tiny, keys):
     device = secured(saved, keys / "good")
-    lab = lab_of([device], GROUPS[:1], connect_s=1.5)
-    refused(device, lab, tiny[1])
+    testbed = make_testbed([device], GROUPS[:1], connect_s=1.5)
+    refused(device, testbed, tiny[1])
 
 
 def test_device_without_keys_is_not_trusted(saved, tiny, keys):
     device = DeviceServer(load_experts(saved, GROUPS[0], "float32"), "127.0.0.1:0")
     device.start()
-    refused(device, secured_lab(device, keys / "good"), tiny[1])
+    refused(device, secured_testbed(device, keys / "good"), tiny[1])
 
 
 def test_device_cannot_pass_for_another(saved, tiny, keys):
     device = secured(saved, keys / "good", name="b")
-    refused(device, secured_lab(device, keys / "good"), tiny[1])
+    refused(device, secured_testbed(device, keys / "good"), tiny[1])
 
 
 def test_device_key_does_not_let_one_call_another_device(saved, keys):
@@ -291,7 +291,7 @@ def test_expired_keys_are_refused_by_either_side(saved, tiny, keys, tmp_path):
 
     shutil.copytree(keys / "good", tmp_path / "expired")
     make_keys(tmp_path / "expired", ["a"], days=-1)  # by the same authority
-    with pytest.raises(LabError, match="valid from"):
+    with pytest.raises(TestbedError, match="valid from"):
         secured(saved, tmp_path / "expired")
     device = secured(saved, keys / "good")
     folder = tmp_path / "expired"
@@ -310,7 +310,7 @@ def test_expired_keys_are_refused_by_either_side(saved, tiny, keys, tmp_path):
 
 
 def test_without_keys_only_loopback(saved):
-    with pytest.raises(LabError, match="without keys only loopback"):
+    with pytest.raises(TestbedError, match="without keys only loopback"):
         DeviceServer(load_experts(saved, GROUPS[0], "float32"), "0.0.0.0:0")
 
 

@@ -179,8 +179,8 @@ class TraceSession:
         shared = ("model", "dataset", "policy", "layers", "hidden_size", "ffn_size")
         return TimesMetadata(
             devices=tuple(device.name for device in trace.profile.devices),
-            payload_bits=testbed.lab.payload_bits or own_bits,
-            lab_hash=testbed.lab.content_hash,
+            payload_bits=testbed.testbed.payload_bits or own_bits,
+            lab_hash=testbed.testbed.content_hash,
             **{name: getattr(trace, name) for name in shared},
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import LabError
+from ..errors import TestbedError
 from ..routing.discovery import MoeLayer
 from .experts import HeldExperts, fingerprint, load_experts, pair_answers
 from .wire import dtype_name
@@ -36,11 +36,11 @@ class OwnExperts:
     def free(self, experts: Iterable[int], path: str | Path) -> None:
         """Keep no weights of these experts in memory; path: the model's folder, to read them from when they are needed.
 
-        Raises LabError where the weights are not in memory, or the folder's layout cannot be read expert by expert.
+        Raises TestbedError where the weights are not in memory, or the folder's layout cannot be read expert by expert.
         """
         freed = set(experts)
         if self.fingerprints is None:
-            raise LabError("experts_in_memory: own needs the model's weights in memory, not offloaded")
+            raise TestbedError("experts_in_memory: own needs the model's weights in memory, not offloaded")
         if freed:
             load_experts(path, (min(freed),), self._dtype)  # now rather than when a device has failed
         self._folder = Path(path)

@@ -16,10 +16,10 @@ from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from ..channel.profile import BASE_STATION
-from ..errors import LabError
+from ..errors import TestbedError
 from .experts import HeldExperts, load_experts, pair_answers, sums_per_token
 from .keys import only_device, server_credentials
-from .lab import LOOPBACK_ONLY, is_loopback, split_address
+from .lab_file import LOOPBACK_ONLY, is_loopback, split_address
 from .wire import (
     CHANGED,
     DTYPES,
@@ -75,13 +75,13 @@ class Bucket:
 
 
 def check_address(listen: str, has_keys: bool) -> None:
-    """Raise LabError unless a device may listen there: without keys on loopback only."""
+    """Raise TestbedError unless a device may listen there: without keys on loopback only."""
     try:
         host, _ = split_address(listen, "--listen")
     except ValueError as error:
-        raise LabError(str(error)) from None
+        raise TestbedError(str(error)) from None
     if not has_keys and not is_loopback(host):
-        raise LabError(f"--listen {listen}: {LOOPBACK_ONLY}")
+        raise TestbedError(f"--listen {listen}: {LOOPBACK_ONLY}")
 
 
 class DeviceServer:
@@ -129,7 +129,7 @@ class DeviceServer:
             else:
                 self.port = self._server.add_secure_port(listen, server_credentials(keys, name or only_device(keys)))
         except RuntimeError:
-            raise LabError(
+            raise TestbedError(
                 f"--listen {listen}: the address cannot be bound; is another device running there?"
             ) from None
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import LabError
+from ..errors import TestbedError
 from ..routing.discovery import MoeLayer
 from ..routing.payload import Payload
 from ..trace.times import LayerTimes
 from .base_station_experts import OwnExperts
 from .experts import sums_per_token
-from .lab import Lab
+from .lab_file import Testbed
 from .link import Call, CallFailed, Link, read_sums
 from .wire import OVERHEAD_BYTES, Tokens, WireError, bytes_per_row, check_of_tokens, dtype_name, pack, raw, unpack
 
@@ -90,12 +90,17 @@ class Dispatcher:
     """
 
     def __init__(
-        self, lab: Lab, layers: list[MoeLayer], links: list[Link], own: OwnExperts, note: Callable[[Event], None]
+        self,
+        testbed: Testbed,
+        layers: list[MoeLayer],
+        links: list[Link],
+        own: OwnExperts,
+        note: Callable[[Event], None],
     ):
-        self.lab, self.layers, self.links, self.own, self.note = lab, layers, links, own, note
+        self.testbed, self.layers, self.links, self.own, self.note = testbed, layers, links, own, note
         self._numbers = itertools.count(1)
-        self._last_s = [0.0] * len(lab.devices)  # round trip of each device's last message
-        self._placements = [torch.tensor([*lab.device_of_expert(layer.num_experts), DROPPED]) for layer in layers]
+        self._last_s = [0.0] * len(testbed.devices)  # round trip of each device's last message
+        self._placements = [torch.tensor([*testbed.device_of_expert(layer.num_experts), DROPPED]) for layer in layers]
 
     @torch.no_grad()
     def compute(
@@ -150,11 +155,11 @@ class Dispatcher:
         Each token goes to one of the device's experts, in turn. The model's own weights are not needed.
         tokens:    of the message to each of these devices
         meanwhile: called with the longest message's once they are sent: what the base station does while it waits
-        Raises LabError where a device does not answer as it should, or a message would be too long.
+        Raises TestbedError where a device does not answer as it should, or a message would be too long.
         """
         longest, limit = max(tokens.values()), self._max_tokens(1)
         if longest > limit:
-            raise LabError(f"a message of {longest} tokens is longer than message_bytes allows ({limit} tokens)")
+            raise TestbedError(f"a message of {longest} tokens is longer than message_bytes allows ({limit} tokens)")
         shape, weights = self.layers[layer].shape, self.layers[layer].experts.down_proj
         hidden_states = torch.randn(longest, shape.hidden_size, generator=generator).to(weights.dtype)
         groups = [self._probing(self.links[device], count) for device, count in tokens.items()]
@@ -164,11 +169,11 @@ class Dispatcher:
         for group in groups:
             link = self.links[group.owner]
             if group.call is None or group.link is not link:
-                raise LabError(f"{link.device.name} is not there")
+                raise TestbedError(f"{link.device.name} is not there")
             try:
                 self._read(exchange, group, link, group.call)
             except CallFailed as failed:
-                raise LabError(f"{link.device.name} does not answer: {failed}") from None
+                raise TestbedError(f"{link.device.name} does not answer: {failed}") from None
         return exchange.times_until(max(group.call.done_at for group in groups if group.call))
 
     def _probing(self, link: Link, count: int) -> _Group:
@@ -181,7 +186,7 @@ class Dispatcher:
         """-> [tokens, k] the device that computes each pair, -1 for the base station, or DROPPED."""
         placement = self._placements[layer]
         device = placement[expert_index.clamp(max=len(placement) - 1)]
-        if self.lab.send_padding:
+        if self.testbed.send_padding:
             return device
         return device.masked_fill(~is_real_token.cpu()[:, None] & (device != DROPPED), -1)
 
@@ -206,10 +211,10 @@ class Dispatcher:
 
     def _max_tokens(self, pairs_per_token: int) -> int:
         """Tokens of a message that is no longer than the limit, nor is its answer."""
-        layer, bits = self.layers[0], self.lab.payload_bits
+        layer, bits = self.layers[0], self.testbed.payload_bits
         types = (layer.experts.down_proj.dtype, torch.float32)
         row_bytes = max(bytes_per_row(layer.shape.hidden_size, dtype, bits) for dtype in types)
-        return max(1, (self.lab.message_bytes - OVERHEAD_BYTES) // (row_bytes + 16 * pairs_per_token))
+        return max(1, (self.testbed.message_bytes - OVERHEAD_BYTES) // (row_bytes + 16 * pairs_per_token))
 
     def _send_all(self, exchange: _Exchange) -> None:
         """Pack every group, then send them; the exchange begins when the first one leaves.
@@ -229,12 +234,12 @@ class Dispatcher:
         message = Tokens(
             number=group.number,
             layer=exchange.layer,
-            hidden=pack(exchange.hidden_states[group.rows], self.lab.payload_bits),
+            hidden=pack(exchange.hidden_states[group.rows], self.testbed.payload_bits),
             pair_token=raw(group.pair_token.int()),
             pair_expert=raw(group.expert.int()),
             pair_weight=raw(group.weight),
             weight_dtype=dtype_name(group.weight.dtype),
-            sums_bits=self.lab.payload_bits or 0,
+            sums_bits=self.testbed.payload_bits or 0,
         )
         message.check = check_of_tokens(message)
         group.message = message.SerializeToString()
@@ -277,11 +282,11 @@ class Dispatcher:
     def _read(self, exchange: _Exchange, group: _Group, link: Link, call: Call) -> Tensor:
         try:
             reply = read_sums(call.answer(), group.number, link.session)
-            dtype = torch.float32 if self.lab.payload_bits else exchange.hidden_states.dtype
+            dtype = torch.float32 if self.testbed.payload_bits else exchange.hidden_states.dtype
             sums = unpack(reply.sums, exchange.hidden_states.shape[1], dtype)
             if len(sums) != len(group.rows):
                 raise WireError(f"it answers {len(sums)} of {len(group.rows)} tokens")
-            if reply.sums.bits != (self.lab.payload_bits or 0):
+            if reply.sums.bits != (self.testbed.payload_bits or 0):
                 raise WireError(f"it answers in {reply.sums.bits} bits")
             parts_s = link.parts(call, reply)
         except WireError as error:
@@ -296,7 +301,7 @@ class Dispatcher:
 
     def _compute_here(self, exchange: _Exchange, group: _Group) -> Tensor:
         """The group's sums by the base station's own weights, rounded as if they had travelled."""
-        here, bits = self.layers[exchange.layer].experts.down_proj.device, self.lab.payload_bits
+        here, bits = self.layers[exchange.layer].experts.down_proj.device, self.testbed.payload_bits
         sent = exchange.hidden_states[group.rows]
         if bits is not None:
             sent = Payload(bits, torch.empty(0)).rounded(sent)

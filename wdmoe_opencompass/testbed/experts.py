@@ -17,7 +17,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 from transformers.integrations.moe import grouped_mm_experts_forward
 
 from .._util.checkpoint_files import SAFETENSORS, indexed_files
-from ..errors import LabError
+from ..errors import TestbedError
 from ..routing.discovery import MoeLayer, find_moe_layers
 from .wire import DTYPES, dtype_name, raw
 
@@ -71,12 +71,14 @@ def sums_per_token(answers: Tensor, token: Tensor, tokens: int) -> Tensor:
 
 
 def check_can_be_sent(layer: MoeLayer) -> None:
-    """LabError where a layer's experts cannot run on another machine."""
+    """TestbedError where a layer's experts cannot run on another machine."""
     kind = type(layer.experts).__name__
     if not layer.contract.skips_dropped or getattr(layer.experts, "has_gate", None) not in (True, False):
-        raise LabError(f"{layer.name}: {kind} does not follow the contract of experts that the testbed can send to")
+        raise TestbedError(f"{layer.name}: {kind} does not follow the contract of experts that the testbed can send to")
     if hasattr(layer.experts.down_proj, "__tensor_flatten__") or not layer.experts.down_proj.is_floating_point():
-        raise LabError(f"{layer.name}: {kind} has quantised weights; the testbed needs float32, float16 or bfloat16")
+        raise TestbedError(
+            f"{layer.name}: {kind} has quantised weights; the testbed needs float32, float16 or bfloat16"
+        )
 
 
 def load_experts(
@@ -85,7 +87,7 @@ def load_experts(
     """Read these experts of every MoE layer; nothing else of the model is read.
 
     path: folder with config.json and safetensors files. dtype: float32, float16, bfloat16, or auto, the model's own.
-    Raises LabError where the folder, the experts or the layout do not fit.
+    Raises TestbedError where the folder, the experts or the layout do not fit.
     """
     folder = Path(path)
     model = _meta_model(folder)
@@ -94,10 +96,12 @@ def load_experts(
         check_can_be_sent(layer)
         for expert in experts:
             if not 0 <= expert < layer.num_experts:
-                raise LabError(f"experts must be < {layer.num_experts}, the model's number of experts, got {expert}")
+                raise TestbedError(
+                    f"experts must be < {layer.num_experts}, the model's number of experts, got {expert}"
+                )
     wanted = tuple(sorted(set(experts)))
     if not wanted:
-        raise LabError("experts must hold at least one entry, got none")
+        raise TestbedError("experts must hold at least one entry, got none")
     own_dtype = _dtype(model, dtype)
     names = {id(module): name for name, module in model.named_modules()}
     targets = {
@@ -112,7 +116,7 @@ def load_experts(
         weight = reader.read(key, is_sliced)
         shape = (len(wanted), *parameter.shape[1:]) if is_sliced else tuple(parameter.shape)
         if tuple(weight.shape) != shape:
-            raise LabError(f"{folder}: {key}: the files give {list(weight.shape)}, the model needs {list(shape)}")
+            raise TestbedError(f"{folder}: {key}: the files give {list(weight.shape)}, the model needs {list(shape)}")
         holder, _, leaf = name.rpartition(".")
         module = modules[id(original)].get_submodule(holder)
         own = weight.to(device=device, dtype=own_dtype).clone(memory_format=torch.contiguous_format)
@@ -131,16 +135,16 @@ def _dtype(model: Any, name: str) -> torch.dtype:
     if name == "auto":
         name = dtype_name(model.config.dtype or torch.float32)
     if name not in DTYPES:
-        raise LabError(f"dtype must be one of {', '.join(DTYPES)} or auto, got {name!r}")
+        raise TestbedError(f"dtype must be one of {', '.join(DTYPES)} or auto, got {name!r}")
     return DTYPES[name]
 
 
 def _meta_model(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
-        raise LabError(f"{folder}: no such folder with a config.json")
+        raise TestbedError(f"{folder}: no such folder with a config.json")
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if getattr(config, "quantization_config", None) is not None:
-        raise LabError(f"{folder}: the weights are quantised; the testbed needs float32, float16 or bfloat16")
+        raise TestbedError(f"{folder}: the weights are quantised; the testbed needs float32, float16 or bfloat16")
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval()
 
@@ -174,7 +178,7 @@ class _Reader:
         """-> the weight, with the wanted experts alone where it has one per expert."""
         sources = self.sources.get(target)
         if not sources:
-            raise LabError(
+            raise TestbedError(
                 f"{self.folder}: no weight of its files becomes {target}; the testbed knows the layouts that "
                 "transformers converts itself: one weight per expert (Mixtral, Qwen, OLMoE and their like) or all fused"
             )
@@ -192,7 +196,9 @@ class _Reader:
         weight = converted.get(target)
         weight = weight[0] if isinstance(weight, list) else weight
         if weight is None:
-            raise LabError(f"{self.folder}: {target}: transformers' rules make {', '.join(converted)} of its sources")
+            raise TestbedError(
+                f"{self.folder}: {target}: transformers' rules make {', '.join(converted)} of its sources"
+            )
         return weight[list(self.wanted)] if is_sliced and not is_one_each else weight
 
     def _slice(self, key: str, is_sliced: bool) -> Tensor:
@@ -204,7 +210,7 @@ class _Reader:
                 rows = opened.get_slice(key)
                 return torch.cat([rows[expert : expert + 1] for expert in self.wanted])
         except (OSError, SafetensorError) as error:
-            raise LabError(f"{file}: {key} cannot be read: {error}") from None
+            raise TestbedError(f"{file}: {key} cannot be read: {error}") from None
 
 
 def _files(folder: Path) -> dict[str, str]:
@@ -216,11 +222,11 @@ def _files(folder: Path) -> dict[str, str]:
             return dict(json.loads(index.read_text())["weight_map"])
         names = [path.name for path in sorted(folder.glob("*.safetensors"))]
         if not names:
-            raise LabError(f"{folder}: no safetensors files; the testbed reads no other weights")
+            raise TestbedError(f"{folder}: no safetensors files; the testbed reads no other weights")
         found = {}
         for name in names:
             with safe_open(folder / name, framework="pt") as opened:
                 found.update(dict.fromkeys(opened.keys(), name))
         return found
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise LabError(f"{folder}: its safetensors files cannot be read: {error}") from None
+        raise TestbedError(f"{folder}: its safetensors files cannot be read: {error}") from None

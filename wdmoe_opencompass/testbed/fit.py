@@ -47,10 +47,10 @@ class DeviceFit:
 
 
 @dataclass(frozen=True)
-class LabFit:
-    """What a lab was measured to do.
+class TestbedFit:
+    """What a testbed was measured to do.
 
-    devices:               in the lab's order
+    devices:               in the testbed's order
     message_s:             by which each further message of a layer delays the last answer
     shared_bit_per_s:      at which the bits of all but the slowest message pass what they share; None: at once
     layers:                how many exchanges were measured
@@ -64,8 +64,8 @@ class LabFit:
     median_relative_error: float
 
 
-def fit_lab(names: Sequence[str], times: Sequence[LayerTimes], shape: ExpertShape, payload_bits: int) -> LabFit:
-    """Fit a lab: a message of n tokens takes ``fixed + (n bits - burst) (1 / R_d + 1 / R_u) + n flop / C``.
+def fit_testbed(names: Sequence[str], times: Sequence[LayerTimes], shape: ExpertShape, payload_bits: int) -> TestbedFit:
+    """Fit a testbed: a message of n tokens takes ``fixed + (n bits - burst) (1 / R_d + 1 / R_u) + n flop / C``.
 
     names: of the devices, which a time's `device` is an index of. times: of exchanges (one pass_index and layer each)
     with messages of several sizes to each device alone, to all at once and to some, every token to one expert. bits of
@@ -92,7 +92,7 @@ def fit_lab(names: Sequence[str], times: Sequence[LayerTimes], shape: ExpertShap
 
     message_s, token_s = _fit_shared(seconds, tokens, waiting)
     error = np.abs(last_answer_s(seconds, tokens, message_s, token_s) / waiting - 1)
-    return LabFit(
+    return TestbedFit(
         tuple(fits),
         _rounded(message_s),
         _rounded(2 * bits / token_s) if token_s > MIN_TOKEN_S else None,
@@ -243,7 +243,7 @@ def _rounded(value: float) -> float:
 
 
 def measured_profile(
-    base: ChannelProfile, names: Sequence[str], fit: LabFit, payload_bits: int, name: str = "measured"
+    base: ChannelProfile, names: Sequence[str], fit: TestbedFit, payload_bits: int, name: str = "measured"
 ) -> ChannelProfile:
     """The profile with the rates of its devices as measured; placement and transmit powers stay as they are.
 
@@ -270,7 +270,7 @@ def measured_profile(
     return profile.with_statements("measured", statements | {"base_station.message_s": fit.message_s})
 
 
-def measured_profile_text(profile: ChannelProfile, fit: LabFit) -> str:
+def measured_profile_text(profile: ChannelProfile, fit: TestbedFit) -> str:
     """A measured profile as YAML; comments say how each device was measured, and what is not read."""
     sentences = [
         "Made by `wdmoe testbed measure`: rates, bursts, FLOP/s and fixed seconds fitted to the times of a probe; "

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..channel.profile import BASE_STATION
-from ..errors import LabError
+from ..errors import TestbedError
 
 AUTHORITY = "ca"
 CLOCK_SLACK = datetime.timedelta(hours=1)  # a board without a battery may start with a clock that is behind
@@ -26,7 +26,7 @@ def make_keys(folder: Path, devices: list[str], days: float = 365.0) -> list[Pat
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for name in devices:
         if name in (AUTHORITY, BASE_STATION) or devices.count(name) > 1 or not name or "/" in name:
-            raise LabError(f"devices: {name!r} is no name of a device, or stands twice")
+            raise TestbedError(f"devices: {name!r} is no name of a device, or stands twice")
     if (folder / f"{AUTHORITY}.key").exists():
         own_key, own = _read(folder, AUTHORITY)
     else:
@@ -55,10 +55,10 @@ def channel_credentials(folder: Path) -> Any:
 
 
 def only_device(folder: Path) -> str:
-    """The one device whose key lies in a folder, as on a board; LabError where it is not one."""
+    """The one device whose key lies in a folder, as on a board; TestbedError where it is not one."""
     names = sorted(path.stem for path in folder.glob("*.key") if path.stem not in (AUTHORITY, BASE_STATION))
     if len(names) != 1:
-        raise LabError(f"{folder}: holds keys of {len(names)} devices; say with --name which one this is")
+        raise TestbedError(f"{folder}: holds keys of {len(names)} devices; say with --name which one this is")
     return names[0]
 
 
@@ -69,14 +69,14 @@ def _checked(folder: Path, name: str) -> tuple[bytes, bytes, bytes]:
         known = x509.load_pem_x509_certificate(certificate)
         serialization.load_pem_private_key(key, None)
     except OSError as error:
-        raise LabError(
+        raise TestbedError(
             f"{error.filename}: cannot be read: {error.strerror}; make it with `wdmoe testbed keys`"
         ) from None
     except ValueError:
-        raise LabError(f"{folder}: {name}.pem or {name}.key is no certificate or key in PEM") from None
+        raise TestbedError(f"{folder}: {name}.pem or {name}.key is no certificate or key in PEM") from None
     now = datetime.datetime.now(datetime.UTC)
     if not known.not_valid_before_utc <= now <= known.not_valid_after_utc:
-        raise LabError(
+        raise TestbedError(
             f"{folder / name}.pem: valid from {known.not_valid_before_utc:%Y-%m-%d %H:%M} to "
             f"{known.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, now it is {now:%Y-%m-%d %H:%M}; "
             "make new ones with `wdmoe testbed keys`"
@@ -119,4 +119,4 @@ def _read(folder: Path, name: str) -> tuple[Any, x509.Certificate]:
         key = serialization.load_pem_private_key((folder / f"{name}.key").read_bytes(), None)
         return key, x509.load_pem_x509_certificate((folder / f"{name}.pem").read_bytes())
     except (OSError, ValueError):
-        raise LabError(f"{folder}: {name}.key or {name}.pem cannot be read; take a new folder") from None
+        raise TestbedError(f"{folder}: {name}.key or {name}.pem cannot be read; take a new folder") from None

@@ -13,9 +13,9 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from ..errors import LabError
+from ..errors import TestbedError
 from .keys import channel_credentials
-from .lab import Lab, LabDevice
+from .lab_file import Testbed, TestbedDevice
 from .wire import CHANGED, COMPUTE, HELLO, OVERHEAD_BYTES, PING, Holding, Nothing, Now, Sums, WireError, check_of_sums
 
 LOG = logging.getLogger(__name__)
@@ -70,19 +70,19 @@ class Call:
 class Link:
     """One device as the base station sees it.
 
-    check: holding -> None, raises LabError where the device does not hold what it should
+    check: holding -> None, raises TestbedError where the device does not hold what it should
     changed: (link, kind, reason), called when the device goes down, is refused, or is back
     """
 
     def __init__(
         self,
         number: int,
-        device: LabDevice,
-        lab: Lab,
+        device: TestbedDevice,
+        testbed: Testbed,
         check: Callable[["Link", Any], None],
         changed: Callable[["Link", str, str], None],
     ):
-        self.number, self.device, self.lab = number, device, lab
+        self.number, self.device, self.testbed = number, device, testbed
         self._check, self._changed = check, changed
         self.is_up = False
         self.session = 0
@@ -98,7 +98,7 @@ class Link:
         self._thread = threading.Thread(target=self._watch, name=f"health-{device.name}", daemon=True)
 
     def connect(self, timeout_s: float) -> None:
-        """Wait for the device and check what it holds; CallFailed where it does not come, LabError for another one."""
+        """Wait for the device and check what it holds; CallFailed if none answers, TestbedError if it is another."""
         self._open()
         self._greet(timeout_s, wait=True)
 
@@ -125,12 +125,12 @@ class Link:
         with self._lock:
             if self.is_up:
                 self.is_up = False
-                self._backoff_s = min(2 * self._backoff_s, self.lab.most_backoff_s)
+                self._backoff_s = min(2 * self._backoff_s, self.testbed.most_backoff_s)
         self._wake.set()
 
     def _open(self) -> None:
         """A fresh connection: an old one may hang in what was there before."""
-        limits = self.lab.message_bytes + OVERHEAD_BYTES
+        limits = self.testbed.message_bytes + OVERHEAD_BYTES
         options: list[tuple[str, Any]] = [
             ("grpc.max_send_message_length", limits),
             ("grpc.max_receive_message_length", limits),
@@ -142,11 +142,11 @@ class Link:
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.enable_retries", 0),
         ]
-        if self.lab.keys is None:
+        if self.testbed.keys is None:
             channel = grpc.insecure_channel(self.device.address, options=options)
         else:
             options.append(("grpc.ssl_target_name_override", self.device.name))
-            credentials = channel_credentials(Path(self.lab.keys))
+            credentials = channel_credentials(Path(self.testbed.keys))
             channel = grpc.secure_channel(self.device.address, credentials, options=options)
         with self._lock:
             old, self._channel = self._channel, channel
@@ -168,7 +168,7 @@ class Link:
             self.is_up = True
 
     def _watch(self) -> None:
-        pause_s = self.lab.health_s if self.is_up else self._backoff_s
+        pause_s = self.testbed.health_s if self.is_up else self._backoff_s
         while not self._closed.is_set():
             self._wake.wait(pause_s)
             self._wake.clear()
@@ -179,30 +179,30 @@ class Link:
     def _look(self) -> float:
         """Ask whether the device is there; -> seconds until the next time."""
         if self.is_up:
-            if self._in_flight == 0 and time.monotonic() - self._used_at >= self.lab.health_s:
+            if self._in_flight == 0 and time.monotonic() - self._used_at >= self.testbed.health_s:
                 try:
-                    self._ping(self.lab.deadline_s)
+                    self._ping(self.testbed.deadline_s)
                 except CallFailed as failed:
                     if not failed.stays_up:
                         self.down()
                         self._changed(self, failed.kind, f"health check: {failed}")
-            return self.lab.health_s if self.is_up else self._backoff_s
+            return self.testbed.health_s if self.is_up else self._backoff_s
         if self._closed.wait(self._backoff_s):
             return 0.0
         try:
             self._open()
-            self._greet(min(self.lab.deadline_s, 5.0))
-        except (CallFailed, LabError) as failed:
-            self._backoff_s = min(2 * self._backoff_s, self.lab.most_backoff_s)
-            if isinstance(failed, LabError):
+            self._greet(min(self.testbed.deadline_s, 5.0))
+        except (CallFailed, TestbedError) as failed:
+            self._backoff_s = min(2 * self._backoff_s, self.testbed.most_backoff_s)
+            if isinstance(failed, TestbedError):
                 self._changed(self, "refused", str(failed))
             return 0.0
         self._changed(self, "rejoined", f"{self.device.name} is back")
-        return self.lab.health_s
+        return self.testbed.health_s
 
     def compute(self, message: bytes) -> Call:
         """Send tokens; the answer is waited for later."""
-        return self._send(COMPUTE, message, self.lab.deadline_s)
+        return self._send(COMPUTE, message, self.testbed.deadline_s)
 
     def worked(self) -> None:
         """The last answer was good: the next absence starts with the shortest pause."""

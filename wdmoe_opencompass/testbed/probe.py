@@ -1,4 +1,4 @@
-"""A short probe of a lab's devices: messages of several sizes, sent as the layers of a run send them."""
+"""A short probe of a testbed's devices: messages of several sizes, sent as the layers of a run send them."""
 
 import itertools
 import random
@@ -14,7 +14,7 @@ from ..routing.discovery import MoeLayer
 from ..trace.times import LayerTimes
 from .client import BaseStation
 from .experts import load_experts, pair_answers
-from .lab import Lab
+from .lab_file import Testbed
 
 MIXED = 2  # exchanges of random sizes for each exchange of one size with all devices
 WARM_UP = 2  # rounds that are not counted: first connections, first products of a shape
@@ -22,7 +22,7 @@ Work = Callable[[int, Tensor], Any]
 
 
 def probe(
-    lab: Lab, layers: list[MoeLayer], sizes: Sequence[int], rounds: int, own_work: Work, seed: int = 0
+    testbed: Testbed, layers: list[MoeLayer], sizes: Sequence[int], rounds: int, own_work: Work, seed: int = 0
 ) -> tuple[list[LayerTimes], int]:
     """-> what every message of the probe took, and the bits per value on the wire.
 
@@ -31,15 +31,15 @@ def probe(
     each its own number of tokens), in random order; the layers take turns, and the base station computes meanwhile, as
     in a run.
 
-    own_work: called with the layer's number and the hidden states of the longest message. Raises LabError where a
+    own_work: called with the layer's number and the hidden states of the longest message. Raises TestbedError where a
     device does not answer.
     """
     generator = torch.Generator().manual_seed(seed)
     draw = random.Random(seed)
-    everybody = range(len(lab.devices))
+    everybody = range(len(testbed.devices))
     times: list[LayerTimes] = []
     exchange = itertools.count()
-    with BaseStation(lab, layers) as station:
+    with BaseStation(testbed, layers) as station:
         for number in range(WARM_UP + rounds):
             exchanges = [dict.fromkeys(devices, size) for size in sizes for devices in (everybody, *zip(everybody))]
             for _ in range(MIXED * len(sizes)):
@@ -52,12 +52,12 @@ def probe(
                 found = station.dispatcher.probe(layer, pass_index, tokens, generator, meanwhile)
                 times += found if number >= WARM_UP else []
     own_bits = torch.finfo(layers[0].experts.down_proj.dtype).bits
-    return times, lab.payload_bits or own_bits
+    return times, testbed.payload_bits or own_bits
 
 
-def work_of_own_experts(path: str | Path, lab: Lab, experts: int, dtype: str, device: str) -> Work:
-    """Load the experts that no device of the lab holds; -> computes a message's tokens with each of them."""
-    own = tuple(expert for expert, number in enumerate(lab.device_of_expert(experts)) if number < 0)
+def work_of_own_experts(path: str | Path, testbed: Testbed, experts: int, dtype: str, device: str) -> Work:
+    """Load the experts that no device of the testbed holds; -> computes a message's tokens with each of them."""
+    own = tuple(expert for expert, number in enumerate(testbed.device_of_expert(experts)) if number < 0)
     if not own:
         return lambda layer, hidden: None
     held = load_experts(path, own, dtype, device)

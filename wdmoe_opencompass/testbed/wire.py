@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import LabError
+from ..errors import TestbedError
 from ..routing.payload import vector_scale
 from . import wire_pb2
 
@@ -27,7 +27,7 @@ CHANGED = "the checksum is wrong: bytes were changed on the way"
 OVERHEAD_BYTES = 4096  # of a message beside its tokens: far more than names, numbers and HTTP/2 headers take
 
 
-class WireError(LabError):
+class WireError(TestbedError):
     """A message breaks a rule; its text says which."""
 
 

@@ -22,7 +22,7 @@ from ..channel.profile import (
     printable,
     sentence_of_file,
 )
-from ..errors import LabError, shown
+from ..errors import TestbedError, shown
 
 Seconds = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False, strict=True)]
 LOOPBACK_ONLY = "without keys only loopback addresses are allowed; make keys with `wdmoe testbed keys`"
@@ -32,7 +32,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class LabDevice(_Part):
+class TestbedDevice(_Part):
     """One device: its name (that of its certificate), its address and the experts it holds in every MoE layer."""
 
     name: Annotated[Name, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -42,7 +42,7 @@ class LabDevice(_Part):
     ]
 
 
-class Lab(_Part):
+class Testbed(_Part):
     """Devices of a testbed, as read from one YAML file.
 
     keys:          folder of `wdmoe testbed keys` (relative to the file); None only for loopback addresses
@@ -58,7 +58,7 @@ class Lab(_Part):
                    for bit as the local model, whose matrix products have those rows; else they are computed here
     """
 
-    devices: Annotated[tuple[LabDevice, ...], Field(min_length=1), FailFast()]
+    devices: Annotated[tuple[TestbedDevice, ...], Field(min_length=1), FailFast()]
     keys: Annotated[str, AfterValidator(printable)] | None = None
     payload_bits: Literal[4, 8, 16] | None = None
     deadline_s: Seconds = 10.0
@@ -70,7 +70,7 @@ class Lab(_Part):
     send_padding: Annotated[bool, Field(strict=True)] = False
 
     @model_validator(mode="after")
-    def _belongs_together(self) -> "Lab":
+    def _belongs_together(self) -> "Testbed":
         if self.experts_in_memory == "own" and not self.send_padding:
             raise ValueError(
                 "experts_in_memory: own needs send_padding: true, for the base station cannot compute padding then"
@@ -99,13 +99,13 @@ class Lab(_Part):
     def device_of_expert(self, num_experts: int) -> list[int]:
         """-> [num_experts] the first device that holds each expert, -1 where none does: the base station.
 
-        Raises LabError where a device names an expert that the model does not have.
+        Raises TestbedError where a device names an expert that the model does not have.
         """
         placement = [-1] * num_experts
         for number, device in enumerate(self.devices):
             for expert in device.experts:
                 if expert >= num_experts:
-                    raise LabError(
+                    raise TestbedError(
                         f"devices[{number}].experts must be < {num_experts}, the model's number of experts, "
                         f"got {expert}"
                     )
@@ -130,43 +130,43 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def load_lab(path: str | Path) -> Lab:
-    """Read a lab file; its folder of keys becomes an absolute path. Raises LabError naming file, key, rule, value."""
+def load_testbed(path: str | Path) -> Testbed:
+    """Read a lab file, its keys as an absolute path. Raises TestbedError naming file, key, rule and value."""
     path = Path(path)
-    data = read_mapping(path, LabError)
+    data = read_mapping(path, TestbedError)
     try:
-        lab = Lab.model_validate(data)
+        testbed = Testbed.model_validate(data)
     except ValidationError as error:
-        raise LabError(f"{path}: {sentence_of_file(error, _known_keys, data)}") from None
-    if lab.keys is None:
-        return lab
-    keys = path.parent.absolute() / lab.keys
+        raise TestbedError(f"{path}: {sentence_of_file(error, _known_keys, data)}") from None
+    if testbed.keys is None:
+        return testbed
+    keys = path.parent.absolute() / testbed.keys
     if not os.path.isdir(keys):
-        raise LabError(f"{path}: keys: no such folder {keys}; make it with `wdmoe testbed keys`")
-    return lab.model_copy(update=dict(keys=str(keys)))
+        raise TestbedError(f"{path}: keys: no such folder {keys}; make it with `wdmoe testbed keys`")
+    return testbed.model_copy(update=dict(keys=str(keys)))
 
 
-def profile_of_lab(profile: ChannelProfile, lab: Lab, source: str) -> ChannelProfile:
-    """The simulated channel of a lab: device by device the profile's, with the lab's placement and payload bits."""
-    if len(profile.devices) != len(lab.devices):
-        raise LabError(
+def profile_of_testbed(profile: ChannelProfile, testbed: Testbed, source: str) -> ChannelProfile:
+    """Return the profile, for as many devices, with the testbed's placement and payload bits."""
+    if len(profile.devices) != len(testbed.devices):
+        raise TestbedError(
             f"{source}: devices must be as many as in channel profile {profile.name} ({len(profile.devices)}), "
-            f"got {len(lab.devices)}"
+            f"got {len(testbed.devices)}"
         )
-    placement = lab.device_of_expert(1 + max(expert for device in lab.devices for expert in device.experts))
+    placement = testbed.device_of_expert(1 + max(expert for device in testbed.devices for expert in device.experts))
     experts = {expert: profile.devices[number].name for expert, number in enumerate(placement) if number >= 0}
     update: dict[str, Any] = dict(placement=Placement(others="base_station", experts=experts))
-    if lab.payload_bits is not None:
-        update["payload_bits"] = lab.payload_bits
+    if testbed.payload_bits is not None:
+        update["payload_bits"] = testbed.payload_bits
     return profile.model_copy(update=update)
 
 
-def write_lab(path: Path, lab: Lab) -> None:
-    """Write a lab file that `load_lab` reads back."""
-    data: dict[str, Any] = lab.model_dump(mode="json", exclude_none=True)
+def write_testbed(path: Path, testbed: Testbed) -> None:
+    """Write a lab file that `load_testbed` reads back."""
+    data: dict[str, Any] = testbed.model_dump(mode="json", exclude_none=True)
     path.write_text(yaml_text(data))
 
 
 def _known_keys(location: tuple) -> list[str]:
-    part: type[BaseModel] = LabDevice if location[:1] == ("devices",) else Lab
+    part: type[BaseModel] = TestbedDevice if location[:1] == ("devices",) else Testbed
     return list(part.model_fields)
