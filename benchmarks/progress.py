@@ -20,7 +20,7 @@ from wdmoe_opencompass import load_profile
 from wdmoe_opencompass.harness.progress_line import METHODS
 from wdmoe_opencompass.routing.attachment import Attachment, find_moe_layers
 from wdmoe_opencompass.routing.channel_state import ChannelStates
-from wdmoe_opencompass.run.dataset_progress import RUNNING, Begun, DatasetWatch
+from wdmoe_opencompass.run.dataset_progress import RUNNING, DatasetWatch, StartNote
 from wdmoe_opencompass.selection import build_policy
 from wdmoe_opencompass.trace.format import Journal
 
@@ -58,7 +58,7 @@ def main():
             "watch": DatasetWatch(Path(folder), "m", "d"),
         }
         prompts = ROWS * (ROUNDS + 1)
-        begun = Begun(items=prompts, prompts=prompts, first_prompt=0, started_s=time.time())
+        begun = StartNote(items=prompts, prompts=prompts, first_prompt=0, started_s=time.time())
         begun.write(watches["task"].begun)
 
         def batch(number):

@@ -346,7 +346,7 @@ def test_of_two_modules_with_scores_the_one_whose_highest_are_chosen_is_the_rout
     model = tiny_mixtral(layers=1)
     block = model.model.layers[0].mlp = TwoScores(model.model.layers[0].mlp.experts, deciding)
     if deciding is None:
-        with pytest.raises(ModelError, match="Linear and Linear both answer with one score per expert"):
+        with pytest.raises(ModelError, match="Linear and Linear both return one score per expert"):
             find_moe_layers(model)
     else:
         assert find_moe_layers(model)[0].router is getattr(block, deciding)

@@ -28,7 +28,7 @@ def test_a_vector_arrives_rounded_to_its_own_scale(bits):
     vectors = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)) * torch.tensor(
         [[1e-3], [1], [1e3], [1], [0]]
     )
-    arrived = Payload(bits, torch.arange(8)).rounded(vectors)
+    arrived = Payload(bits, torch.arange(8)).round(vectors)
     for sent, got in zip(vectors.tolist(), arrived.tolist()):
         assert got == pytest.approx(rounded(sent, bits), rel=1e-5, abs=1e-12)
     assert all(len(set(row)) <= 2**bits - 1 for row in arrived.tolist())
@@ -36,8 +36,8 @@ def test_a_vector_arrives_rounded_to_its_own_scale(bits):
 
 def test_values_of_no_more_bits_than_the_payload_travel_as_they_are():
     vectors = torch.randn(3, 5)
-    assert torch.equal(Payload(16, torch.arange(8)).rounded(vectors.bfloat16()), vectors.bfloat16())
-    assert torch.equal(Payload(32, torch.arange(8)).rounded(vectors), vectors)
+    assert torch.equal(Payload(16, torch.arange(8)).round(vectors.bfloat16()), vectors.bfloat16())
+    assert torch.equal(Payload(32, torch.arange(8)).round(vectors), vectors)
 
 
 def layer_by_hand(experts, hidden, index, weights, places, bits):

@@ -25,14 +25,14 @@ STOPPED = FAULTS | dict(deadline_s=3.0)
 def base_station(tiny, testbed):
     model, layers = tiny
     with (
-        BaseStation(testbed, layers) as client,
-        Attachment(model, example_policy("top_k"), states_of(model, testbed), sender=client) as attached,
+        BaseStation(testbed, layers) as station,
+        Attachment(model, example_policy("top_k"), states_of(model, testbed), sender=station) as attached,
     ):
-        yield client, attached
+        yield station, attached
 
 
-def kinds(client, name):
-    return [event.kind for event in client.events if event.device == name]
+def kinds(station, name):
+    return [event.kind for event in station.events if event.device == name]
 
 
 class Rubbish:
@@ -132,16 +132,16 @@ def run_with_fault(model_and_layers, devices, fault, chance, answer, groups=GROU
     shown = [rubbish if fault == "corrupt" and n == victim else one for n, one in enumerate(devices)]
     moment = chance.randrange(1, 3 * passes // 4)
     answers = []
-    with base_station(model_and_layers, make_testbed(shown, groups, **FAULTS | dict(deadline_s=2.0))) as (client, _):
+    with base_station(model_and_layers, make_testbed(shown, groups, **FAULTS | dict(deadline_s=2.0))) as (station, _):
         for number in range(passes):
             if number == moment:
                 strike(devices[victim], fault)
             answers.append(answer())
         if fault == "restart":
             devices[victim].ready()
-            until(lambda: "rejoined" in kinds(client, NAMES[victim]))
+            until(lambda: "rejoined" in kinds(station, NAMES[victim]))
             answers.append(answer())
-        events = kinds(client, NAMES[victim])
+        events = kinds(station, NAMES[victim])
     rubbish.stop()
     if fault == "stop":
         devices[victim].process.send_signal(signal.SIGCONT)

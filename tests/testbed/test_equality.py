@@ -22,12 +22,12 @@ def test_logits_equal_the_local_models(processes, tiny, policy):
     with Attachment(model, example_policy(policy), states_of(model, testbed)):
         expected = logits(model)
     with (
-        BaseStation(testbed, layers) as client,
-        Attachment(model, example_policy(policy), states_of(model, testbed), sender=client),
+        BaseStation(testbed, layers) as station,
+        Attachment(model, example_policy(policy), states_of(model, testbed), sender=station),
     ):
         found = logits(model)
     assert torch.equal(found, expected)
-    assert not client.events
+    assert not station.events
     assert torch.equal(logits(model), unpatched)
 
 
@@ -37,8 +37,8 @@ def test_padding_is_not_sent_and_does_not_matter(processes, tiny, padded):
     testbed = make_testbed(processes)
     expected = logits(model, padded=padded)
     with (
-        BaseStation(testbed, layers) as client,
-        Attachment(model, example_policy("top_k"), states_of(model, testbed), sender=client),
+        BaseStation(testbed, layers) as station,
+        Attachment(model, example_policy("top_k"), states_of(model, testbed), sender=station),
     ):
         found = logits(model, padded=padded)
     assert torch.allclose(found, expected, rtol=0, atol=ROUNDING)
@@ -53,8 +53,8 @@ def test_packed_payload_answers_as_the_simulated_one_does(processes, tiny, bits)
         expected = logits(model)
     assert not torch.equal(expected, logits(model))
     with (
-        BaseStation(testbed, layers) as client,
-        Attachment(model, example_policy("top_k"), states_of(model, testbed), sender=client),
+        BaseStation(testbed, layers) as station,
+        Attachment(model, example_policy("top_k"), states_of(model, testbed), sender=station),
     ):
         assert torch.equal(logits(model), expected)
 
@@ -66,8 +66,8 @@ def test_generation_equals_the_local_models(processes, tiny):
     expected = model.generate(**arguments)
     testbed = make_testbed(processes)
     with (
-        BaseStation(testbed, layers) as client,
-        Attachment(model, example_policy("top_k"), states_of(model, testbed), sender=client),
+        BaseStation(testbed, layers) as station,
+        Attachment(model, example_policy("top_k"), states_of(model, testbed), sender=station),
     ):
         assert torch.equal(model.generate(**arguments), expected)
 
@@ -76,14 +76,14 @@ def test_each_device_gets_one_message_per_layer_with_its_load_and_all_times(proc
     model, layers = tiny
     testbed = make_testbed(processes)
     with (
-        BaseStation(testbed, layers) as client,
-        Attachment(model, example_policy("top_k"), states_of(model, testbed), sender=client) as attached,
+        BaseStation(testbed, layers) as station,
+        Attachment(model, example_policy("top_k"), states_of(model, testbed), sender=station) as attached,
     ):
         logits(model)
         logits(model)
         block = attached.recorder.finish_batch(0, 8)
-        times = client.take_times()
-        assert not client.take_times()
+        times = station.take_times()
+        assert not station.take_times()
     loads = {
         (pass_index, layer, device): count
         for pass_index, one in enumerate(block["device_load"])
@@ -102,17 +102,17 @@ def test_each_device_gets_one_message_per_layer_with_its_load_and_all_times(proc
 def test_tokens_beyond_the_message_limit_go_in_several_messages(processes, tiny):
     model, layers = tiny
     testbed = make_testbed(processes, message_bytes=1 << 16)
-    client = BaseStation(testbed, layers)
+    station = BaseStation(testbed, layers)
     ids = torch.arange(3, 90).repeat(10)[None, :250].repeat(10, 1)
     expected = model(input_ids=ids).logits
-    with client, Attachment(model, example_policy("top_k"), states_of(model, testbed), sender=client) as attached:
+    with station, Attachment(model, example_policy("top_k"), states_of(model, testbed), sender=station) as attached:
         found = model(input_ids=ids).logits
         block = attached.recorder.finish_batch(0, 1)
     assert torch.allclose(found, expected, rtol=0, atol=ROUNDING)
-    per_device = [sum(one.tokens for one in client.times if one.device == device) for device in range(4)]
+    per_device = [sum(one.tokens for one in station.times if one.device == device) for device in range(4)]
     assert per_device == block["device_load"].sum(axis=(0, 1)).tolist()
-    assert len(client.times) > 4 * 3
-    assert not client.events
+    assert len(station.times) > 4 * 3
+    assert not station.events
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -123,8 +123,8 @@ def test_short_types_agree_within_their_own_rounding(saved, dtype):
     with servers(saved, GROUPS[:1], dtype) as devices:
         testbed = make_testbed(devices)
         with (
-            BaseStation(testbed, layers) as client,
-            Attachment(model, example_policy("top_k"), states_of(model, testbed), sender=client),
+            BaseStation(testbed, layers) as station,
+            Attachment(model, example_policy("top_k"), states_of(model, testbed), sender=station),
         ):
             found = logits(model)
     # Routing itself flips where two experts are close, so the bulk is compared.
@@ -134,5 +134,5 @@ def test_short_types_agree_within_their_own_rounding(saved, dtype):
 def test_rounding_twice_is_refused(processes, tiny):
     model, layers = tiny
     testbed = make_testbed(processes)
-    with BaseStation(testbed, layers) as client, pytest.raises(ModelError, match="lab file"):
-        Attachment(model, example_policy("top_k"), states_of(model, testbed), payload_bits=8, sender=client)
+    with BaseStation(testbed, layers) as station, pytest.raises(ModelError, match="lab file"):
+        Attachment(model, example_policy("top_k"), states_of(model, testbed), payload_bits=8, sender=station)

@@ -26,10 +26,10 @@ def test_logits_of_a_family_equal_the_local_models(tmp_path, family, top_k):
         states = local.channel_of_layer
     with servers(tmp_path) as devices:
         testbed = make_testbed(devices, send_padding=True)
-        with BaseStation(testbed, layers) as client, Attachment(model, build_policy("top_k"), states, sender=client):
+        with BaseStation(testbed, layers) as station, Attachment(model, build_policy("top_k"), states, sender=station):
             found = logits(model)
-            assert not client.events
-            assert len(client.times) > len(layers)
+            assert not station.events
+            assert len(station.times) > len(layers)
     if top_k == 2:
         assert torch.equal(found, expected)
     assert (found - expected).abs().max() <= SUM_ORDER * expected.abs().max()

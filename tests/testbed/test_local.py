@@ -36,11 +36,11 @@ def seconds_per_bit(tiny, testbed):
     model = tiny[0]
     ids = torch.randint(3, 97, (4, 250), generator=torch.Generator().manual_seed(0))
     expected = model(input_ids=ids).logits
-    with base_station(tiny, testbed) as (client, _):
+    with base_station(tiny, testbed) as (station, _):
         for _ in range(3):
             assert torch.equal(model(input_ids=ids).logits, expected)
-        assert not client.events
-        times = client.take_times()
+        assert not station.events
+        times = station.take_times()
     bits = 2 * 8 * 4 * model.config.hidden_size
     return [
         min((one.send_s + one.return_s) / (bits * one.tokens) for one in times if one.device == number)

@@ -25,24 +25,24 @@ def test_lacking_experts_are_read_when_a_device_fails_and_forgotten_when_it_is_b
     with servers(saved) as devices:
         testbed = make_testbed(devices, **FAULTS, experts_in_memory="own")
         with (
-            BaseStation(testbed, layers) as client,
-            Attachment(model, example_policy("top_k"), states_of(model, testbed), sender=client),
+            BaseStation(testbed, layers) as station,
+            Attachment(model, example_policy("top_k"), states_of(model, testbed), sender=station),
         ):
-            client.keep_own_experts(saved)
+            station.keep_own_experts(saved)
             kept = sum(one.numel() for layer in layers for one in layer.experts.parameters())
             assert kept == before / 4  # experts 6 and 7 of eight
             assert torch.equal(logits(model), expected)
-            assert not client._own._copies
+            assert not station._own_experts._copies
             port = devices[1].port
             devices[1].stop(0)
             assert torch.equal(logits(model), expected)
-            assert kinds(client, "b")[0] == "unavailable"
-            assert client._own._copies.keys() == {2}
+            assert kinds(station, "b")[0] == "unavailable"
+            assert station._own_experts._copies.keys() == {2}
             devices[1] = DeviceServer(load_experts(saved, (2,), "float32"), f"127.0.0.1:{port}")
             devices[1].start()
-            until(lambda: "rejoined" in kinds(client, "b"))
+            until(lambda: "rejoined" in kinds(station, "b"))
             assert torch.equal(logits(model), expected)
-            assert not client._own._copies
+            assert not station._own_experts._copies
 
 
 @pytest.mark.parametrize("policy", ["expanded_drop", "wlr"])
@@ -53,14 +53,14 @@ def test_dropped_pairs_go_nowhere_with_few_experts_in_memory(saved, policy):
         with Attachment(model, example_policy(policy), states_of(model, testbed)):
             expected = logits(model)
         with (
-            BaseStation(testbed, find_moe_layers(model)) as client,
-            Attachment(model, example_policy(policy), states_of(model, testbed), sender=client) as attached,
+            BaseStation(testbed, find_moe_layers(model)) as station,
+            Attachment(model, example_policy(policy), states_of(model, testbed), sender=station) as attached,
         ):
-            client.keep_own_experts(saved)
+            station.keep_own_experts(saved)
             assert torch.equal(logits(model), expected)
-            assert not client.events
+            assert not station.events
             loads = attached.recorder.finish_batch(0, 4)["device_load"]
-            sent = sum(one.tokens for one in client.take_times())
+            sent = sum(one.tokens for one in station.take_times())
             assert loads.sum() <= sent < loads.sum() * 2  # the padding too
 
 
@@ -74,5 +74,5 @@ def test_files_that_cannot_be_read_expert_by_expert_are_an_error_at_the_start(sa
     layers = find_moe_layers(tiny_mixtral().float())
     with servers(saved, GROUPS[:1]) as devices:
         testbed = make_testbed(devices, GROUPS[:1], experts_in_memory="own", send_padding=True)
-        with BaseStation(testbed, layers) as client, pytest.raises(TestbedError, match="no such folder with a config"):
-            client.keep_own_experts(tmp_path)
+        with BaseStation(testbed, layers) as station, pytest.raises(TestbedError, match="no such folder with a config"):
+            station.keep_own_experts(tmp_path)

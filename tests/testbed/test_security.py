@@ -208,7 +208,7 @@ def test_packed_vectors_arrive_as_the_payload_rounds_them(rows, values, bits, dt
     sent = torch.randn(rows, values, generator=generator).to(dtype) * 10 ** (seed % 7 - 3)
     sent[seed % rows] *= seed % 2  # a row of zeros now and then
     message = pack(sent, bits)
-    expected = sent if bits is None else Payload(bits, torch.empty(0)).rounded(sent)
+    expected = sent if bits is None else Payload(bits, torch.empty(0)).round(sent)
     assert torch.equal(unpack(message, values, dtype), expected)
     if bits is not None and torch.finfo(dtype).bits > bits:
         assert len(message.values) == rows * ((values * bits + 7) // 8)
@@ -238,9 +238,9 @@ def test_right_keys_let_both_sides_in(saved, tiny, keys):
     expected = logits(tiny[0])
     device = secured(saved, keys / "good")
     testbed = secured_testbed(device, keys / "good", send_padding=True, connect_s=10.0)
-    with base_station(tiny, testbed) as (client, _):
+    with base_station(tiny, testbed) as (station, _):
         assert torch.equal(logits(tiny[0]), expected)
-        assert len(client.times) == 3
+        assert len(station.times) == 3
     device.stop(0)
 
 

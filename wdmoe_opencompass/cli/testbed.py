@@ -68,7 +68,7 @@ def device(
     """Serve some experts of every MoE layer until a signal comes."""
     import torch
 
-    from ..testbed.device import DeviceServer, check_address, loaded
+    from ..testbed.device import DeviceServer, check_address, load_and_report
     from ..testbed.keys import only_device, server_credentials
 
     _log_to_stderr()
@@ -79,7 +79,7 @@ def device(
     if keys is not None:  # before the weights are read
         check_folder(keys, TestbedError)
         server_credentials(keys, name or only_device(keys))
-    held = loaded(model, _experts(experts), dtype, device, say)
+    held = load_and_report(model, _experts(experts), dtype, device, say)
     bits_per_s = None if rate is None else rate * 1e6
     server = DeviceServer(held, listen, keys, name, bits_per_s, message_bytes, workers, waiting)
     for number in (signal.SIGTERM, signal.SIGINT):

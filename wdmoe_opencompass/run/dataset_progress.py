@@ -19,7 +19,7 @@ from ..errors import WdmoeError, visible
 from ..replay import replay
 from ..trace.format import JOURNAL_SUFFIX, SEALED_SUFFIX, RoutingTrace, read_trace
 from ..trace.journal_tail import JournalTail
-from .failures import noted_failure
+from .failures import read_failure
 from .files import FAILURE_SUFFIX, changed_s, line_count, progress_file, read_if_there, version_of
 from .lock import holder, lock_file
 from .scores import main_score
@@ -34,7 +34,7 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, strict=True)]
 
 
-class Begun(BaseModel):
+class StartNote(BaseModel):
     """What a task notes of a dataset that it begins, goes on with, or is done with.
 
     prompts: what the model is given in all, one per item, under perplexity one per item and possible answer; None where
@@ -52,7 +52,7 @@ class Begun(BaseModel):
     took_s: Seconds | None = None
 
     @classmethod
-    def read(cls, path: Path) -> "Begun | None":
+    def read(cls, path: Path) -> "StartNote | None":
         """None where there is none, or it is torn."""
         try:
             return cls.model_validate_json(path.read_bytes())
@@ -69,7 +69,8 @@ class Begun(BaseModel):
 class DatasetProgress:
     """One line: how far a model is with a dataset, or with a part that a partitioner made of it.
 
-    state: one of STATES; reason: why it failed or was interrupted, or who runs it. prompts, prompts_done: see Begun.
+    state: one of STATES. reason: why it failed or was interrupted, or who runs it. prompts, prompts_done: see
+    StartNote.
     accuracy: percent, the metric that OpenCompass shows, named by `metric`; of the whole dataset: None before, and
     where the evaluation gave none.
     share_dropped: of the assignments so far. waiting_latency_s_per_batch: attention waiting latency, Eq. (11), summed
@@ -134,7 +135,7 @@ def clock(seconds: float | None) -> str:
 
 
 @dataclass
-class Counted:
+class BatchTotals:
     """What the batches of a dataset add up to. waiting_s: by bandwidth allocation, summed over the passes."""
 
     methods: Sequence[str] = METHODS
@@ -161,7 +162,7 @@ class Counted:
 
     def is_of(self, trace: RoutingTrace) -> bool:
         """Whether this is what the trace's batches add up to."""
-        other = Counted(self.methods, waiting_s=self.waiting_s)
+        other = BatchTotals(self.methods, waiting_s=self.waiting_s)
         other._add_counts(trace)
         return other == self
 
@@ -191,7 +192,7 @@ class DatasetWatch:
         self._sealed = beside(self.predictions, SEALED_SUFFIX)
         self._partial = partial_file(self.predictions)
         self._tail = JournalTail(self._journal)
-        self._counted = Counted(methods)
+        self._totals = BatchTotals(methods)
         self._why_uncounted: str | None = None
         self._sealed_seen: object = None
         self._answers_seen: object = None
@@ -213,7 +214,7 @@ class DatasetWatch:
         if self.is_traced:
             self._count()
             found.reason = self._why_uncounted
-        begun, counted = Begun.read(self.begun), self._counted
+        begun, counted = StartNote.read(self.begun), self._totals
         if begun is not None:
             found.items, found.prompts = begun.items, begun.prompts
         found.batches = counted.batches
@@ -232,7 +233,7 @@ class DatasetWatch:
             self._add_times(found, begun, now_s)
         return found
 
-    def _add_times(self, found: DatasetProgress, begun: Begun, now_s: float) -> None:
+    def _add_times(self, found: DatasetProgress, begun: StartNote, now_s: float) -> None:
         if found.state == FINISHED:
             found.elapsed_s = begun.took_s
             return
@@ -256,10 +257,10 @@ class DatasetWatch:
 
     def _count_journal(self) -> None:
         if self._tail.began_again():
-            self._counted, self._why_uncounted = Counted(self.methods), None
+            self._totals, self._why_uncounted = BatchTotals(self.methods), None
         if self._why_uncounted is None:
             for trace in self._tail.new_traces():
-                self._counted.add(trace)
+                self._totals.add(trace)
 
     def _count_sealed(self) -> None:
         seen = version_of(self._sealed)
@@ -267,9 +268,9 @@ class DatasetWatch:
             return
         self._sealed_seen, self._why_uncounted = seen, None
         trace = read_trace(self._sealed)
-        if not self._counted.is_of(trace):  # else all of it was counted while it grew
-            self._counted = Counted(self.methods)
-            self._counted.add(trace)
+        if not self._totals.is_of(trace):  # else all of it was counted while it grew
+            self._totals = BatchTotals(self.methods)
+            self._totals.add(trace)
 
     def _state(self, now_s: float) -> tuple[str, str | None]:
         if self.predictions.exists():
@@ -283,7 +284,7 @@ class DatasetWatch:
             return RUNNING, owner
         failed_s = changed_s(beside(self.predictions, FAILURE_SUFFIX))
         if failed_s is not None and failed_s >= (changed_s(self.begun) or 0.0):
-            return FAILED, _one_line(noted_failure(self.predictions) or "")
+            return FAILED, _one_line(read_failure(self.predictions) or "")
         if not is_lock_known and self._is_fresh(now_s):
             return RUNNING, None
         if any(path.exists() for path in (self._journal, self._partial, self.begun)):
@@ -319,7 +320,7 @@ class DatasetWatch:
         """
         scored_s, answered_s = changed_s(self.results), changed_s(self.predictions)
         if scored_s is None or (not is_summed_up and answered_s is not None and scored_s < answered_s):
-            why_not = noted_failure(self.results)
+            why_not = read_failure(self.results)
             if why_not is not None:
                 found.state, found.reason = FAILED, _one_line(f"the evaluation failed: {why_not}")
             elif self._matched is not None:
@@ -349,7 +350,7 @@ class DatasetWatch:
 def spent_s(run_folder: Path, model: str, name: str) -> float:
     """-> seconds that earlier tries of a dataset took, which none of them finished; to be asked before it goes on."""
     watch = DatasetWatch(run_folder, model, name)
-    before = Begun.read(watch.begun)
+    before = StartNote.read(watch.begun)
     if before is None or before.took_s is not None:
         return 0.0
     return before.earlier_s + max(0.0, (watch._last_change_s() or 0.0) - before.started_s)

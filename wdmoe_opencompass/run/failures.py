@@ -45,7 +45,7 @@ def note_failure(output: Path, reason: str) -> None:
     write_whole(beside(output, FAILURE_SUFFIX), one_line(reason) + "\n")
 
 
-def noted_failure(output: Path) -> str | None:
+def read_failure(output: Path) -> str | None:
     """-> the reason that was left; None where there is none."""
     try:
         return one_line(beside(output, FAILURE_SUFFIX).read_text(errors="replace")) or None

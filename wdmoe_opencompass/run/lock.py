@@ -29,7 +29,7 @@ def exclusive(predictions: Path, wait_s: float = 0.0) -> Iterator[None]:
     Where the file system knows no locks, a warning says so and there is none.
     """
     path = lock_file(predictions)
-    entry = _locked(path, time.monotonic() + wait_s)
+    entry = _acquire(path, time.monotonic() + wait_s)
     try:
         yield
     finally:
@@ -38,7 +38,7 @@ def exclusive(predictions: Path, wait_s: float = 0.0) -> Iterator[None]:
             os.close(entry)
 
 
-def _locked(path: Path, until: float) -> int | None:
+def _acquire(path: Path, until: float) -> int | None:
     while True:
         entry = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:

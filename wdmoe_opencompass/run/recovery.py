@@ -36,7 +36,7 @@ LABEL = "label: "  # how OpenCompass's perplexity inferencer calls each possible
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredFile:
     """Files next to a trace that a setting of `wdmoe` asks for; check raises TraceError where they are not its own."""
 
     setting: str
@@ -47,8 +47,8 @@ class Measured:
 
 
 MEASURED = (
-    Measured("testbed", "measured times", TimesJournal, read_times, check_belongs),
-    Measured("record_routing", "a recording", RecordingJournal, read_recording, check_of_trace),
+    MeasuredFile("testbed", "measured times", TimesJournal, read_times, check_belongs),
+    MeasuredFile("record_routing", "a recording", RecordingJournal, read_recording, check_of_trace),
 )
 
 
@@ -98,7 +98,7 @@ def _why_unfinished(predictions: Path, wdmoe: Any, dataset_cfg: Any) -> str | No
     return why
 
 
-def _why_without(kind: Measured, predictions: Path) -> str | None:
+def _why_without(kind: MeasuredFile, predictions: Path) -> str | None:
     """What was measured cannot be made up: a dataset where it is torn is run again."""
     sealed, journal = beside(predictions, kind.journal.sealed_suffix), beside(predictions, kind.journal.suffix)
     try:

@@ -11,7 +11,7 @@ from .._util.file_names import parts_in_order, parts_of
 from ..errors import WdmoeError
 from ..trace.format import JOURNAL_SUFFIX
 from .dataset_progress import FAILED, FINISHED, INTERRUPTED, METHODS, RUNNING, WAITING, DatasetProgress, DatasetWatch
-from .failures import noted_failure
+from .failures import read_failure
 from .files import FAILURE_SUFFIX, read_if_there
 from .scores import main_score
 
@@ -20,7 +20,7 @@ ACC_EVALUATOR = re.compile(r"(.*\.)?AccEvaluator")
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedDataset:
     """A dataset that the config gives to a model; is_traced, is_matched: see DatasetWatch."""
 
     model: str
@@ -61,29 +61,29 @@ class RunWatch:
         self.methods = methods
         self._watches: dict[tuple[str, str], DatasetWatch] = {}
         self._config = newest_config(run_folder)
-        self._planned = planned(self._config)
+        self._plan = read_plan(self._config)
 
     def look(self, now_s: float) -> RunProgress:
         """-> a line per dataset in the order of the config, those of its parts below it; now_s: seconds since 1970."""
         newest = newest_config(self.folder)
         if newest != self._config:  # started again
-            self._config, self._planned = newest, planned(newest)
+            self._config, self._plan = newest, read_plan(newest)
         lines: list[DatasetProgress] = []
-        for entry in self._planned:
+        for entry in self._plan:
             lines += self._of_dataset(entry, now_s)
         return RunProgress(lines, self._has_ended(lines, now_s))
 
-    def _of_dataset(self, entry: Planned, now_s: float) -> list[DatasetProgress]:
+    def _of_dataset(self, entry: PlannedDataset, now_s: float) -> list[DatasetProgress]:
         whole = self._watch(entry, entry.dataset)
         parts = [] if whole.predictions.exists() else self._parts_of(entry)
         if not parts:
             return [whole.look(now_s, self._is_summed_up())]
-        looked = [self._watch(entry, name).look(now_s) for name in parts]
-        return [self._join(entry, whole, looked), *looked]
+        snapshots = [self._watch(entry, name).look(now_s) for name in parts]
+        return [self._join(entry, whole, snapshots), *snapshots]
 
-    def _join(self, entry: Planned, whole: DatasetWatch, parts: list[DatasetProgress]) -> DatasetProgress:
+    def _join(self, entry: PlannedDataset, whole: DatasetWatch, parts: list[DatasetProgress]) -> DatasetProgress:
         """The dataset of some parts: more of them may begin later, so it is finished when all were scored together."""
-        result, why_not = read_if_there(whole.results), noted_failure(whole.results)
+        result, why_not = read_if_there(whole.results), read_failure(whole.results)
         score = main_score(result or {})
         states = [part.state for part in parts]
         state = next((state for state in (RUNNING, FAILED, INTERRUPTED, WAITING) if state in states), WAITING)
@@ -102,15 +102,15 @@ class RunWatch:
             setattr(joined, name, None if None in values else sum(values))
         return joined
 
-    def _watch(self, entry: Planned, name: str) -> DatasetWatch:
+    def _watch(self, entry: PlannedDataset, name: str) -> DatasetWatch:
         key = (entry.model, name)
         if key not in self._watches:
             is_matched = entry.is_matched and name == entry.dataset  # a part's score is not the dataset's
             self._watches[key] = DatasetWatch(self.folder, entry.model, name, entry.is_traced, is_matched, self.methods)
         return self._watches[key]
 
-    def _parts_of(self, entry: Planned) -> list[str]:
-        of_run = [other.dataset for other in self._planned if other.model == entry.model]
+    def _parts_of(self, entry: PlannedDataset) -> list[str]:
+        of_run = [other.dataset for other in self._plan if other.model == entry.model]
         begun = parts_of(self.folder / "progress", entry.model, entry.dataset, of_run)
         left = (".json", JOURNAL_SUFFIX, FAILURE_SUFFIX)
         predicted = parts_of(self.folder / "predictions", entry.model, entry.dataset, of_run, left)
@@ -152,7 +152,7 @@ def newest_config(run_folder: Path) -> Path:
     return configs[-1]
 
 
-def planned(config: Path) -> list[Planned]:
+def read_plan(config: Path) -> list[PlannedDataset]:
     """-> what a dumped config gives its models to run, in its order; the config is read, not executed.
 
     Raises WdmoeError where it is not the config of a run.
@@ -161,7 +161,7 @@ def planned(config: Path) -> list[Planned]:
         values = _assignments(ast.parse(config.read_text()))
         combinations: list[dict[str, Any]] = values.get("model_dataset_combinations") or [values]
         return [
-            Planned(_model_abbr(model), _dataset_abbr(dataset), "wdmoe" in model, _is_matched(dataset))
+            PlannedDataset(_model_abbr(model), _dataset_abbr(dataset), "wdmoe" in model, _is_matched(dataset))
             for combination in combinations
             for model in combination["models"]
             for dataset in combination["datasets"]

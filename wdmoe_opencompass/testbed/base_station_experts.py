@@ -13,7 +13,7 @@ from .experts import HeldExperts, fingerprint, load_experts, pair_answers
 from .wire import dtype_name
 
 
-class OwnExperts:
+class BaseStationExperts:
     """Computes experts at the base station.
 
     Without `free` it uses the model's weights, all of them. `free` gives the memory of some experts back; what is asked

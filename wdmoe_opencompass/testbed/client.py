@@ -15,11 +15,11 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from ..errors import TestbedError
 from ..routing.discovery import MoeLayer
 from ..trace.times import LayerTimes
-from .base_station_experts import OwnExperts
+from .base_station_experts import BaseStationExperts
 from .dispatch import Dispatcher, Event
 from .experts import check_can_be_sent
 from .lab_file import Testbed
-from .link import CallFailed, Link
+from .link import CallError, Link
 from .wire import dtype_name
 
 LOG = logging.getLogger(__name__)
@@ -71,12 +71,12 @@ class BaseStation:
         self.events: list[Event] = []
         self.waiting: deque[tuple[int, int, float]] = deque(maxlen=MAX_TIMES)
         self.on_layer: Callable[[list[LayerTimes]], None] | None = None
-        self._own = OwnExperts(layers)
+        self._own_experts = BaseStationExperts(layers)
         self._links = [
-            Link(number, device, testbed, self._check_holding, self._changed)
+            Link(number, device, testbed, self._check_holding, self._note_change)
             for number, device in enumerate(testbed.devices)
         ]
-        self.dispatcher = Dispatcher(testbed, layers, self._links, self._own, self._note)
+        self.dispatcher = Dispatcher(testbed, layers, self._links, self._own_experts, self._note)
         try:
             self._connect()
         except BaseException:
@@ -88,7 +88,7 @@ class BaseStation:
             try:
                 link.connect(self.testbed.connect_s)
                 return ""
-            except CallFailed as failed:
+            except CallError as failed:
                 return str(failed)
 
         with ThreadPoolExecutor(len(self._links)) as pool:
@@ -101,7 +101,7 @@ class BaseStation:
             )
         for link, reason in zip(self._links, missing):
             if reason:
-                self._changed(link, "unavailable", f"not there at the start: {reason}")
+                self._note_change(link, "unavailable", f"not there at the start: {reason}")
             link.watch()
 
     def close(self) -> None:
@@ -121,7 +121,7 @@ class BaseStation:
         path: the model's folder. Raises TestbedError where its files cannot be read expert by expert.
         """
         if self.testbed.experts_in_memory == "own":
-            self._own.free((expert for expert, device in enumerate(self.device_of_expert) if device >= 0), path)
+            self._own_experts.free((expert for expert, device in enumerate(self.device_of_expert) if device >= 0), path)
 
     def take_times(self) -> list[LayerTimes]:
         """-> the times since the last call."""
@@ -173,11 +173,11 @@ class BaseStation:
                 f"{name} takes messages of {holding.message_bytes} bytes, the lab file says "
                 f"{self.testbed.message_bytes}: start it with --message-bytes {self.testbed.message_bytes}"
             )
-        known = self._own.fingerprints
+        known = self._own_experts.fingerprints
         if known and list(holding.fingerprints) != [of[expert] for of in known for expert in holding.experts]:
             raise TestbedError(f"{name} holds other weights than the model's: it was started with another model")
 
-    def _changed(self, link: Link, kind: str, reason: str) -> None:
+    def _note_change(self, link: Link, kind: str, reason: str) -> None:
         self._note(Event(time.time(), link.device.name, kind, reason))
 
     def _note(self, event: Event) -> None:

@@ -120,7 +120,7 @@ class DeviceServer:
         )
         calls = {"Compute": self._compute, "Ping": self._ping, "Hello": self._hello}
         handlers = {
-            name: grpc.stream_unary_rpc_method_handler(self._answering(name, call)) for name, call in calls.items()
+            name: grpc.stream_unary_rpc_method_handler(self._make_handler(name, call)) for name, call in calls.items()
         }
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
         try:
@@ -149,13 +149,13 @@ class DeviceServer:
         """Finish what is being computed, then end."""
         self._server.stop(grace_s).wait()
 
-    def _answering(self, name: str, method: Callable[[bytes, float], Any]) -> Callable[[Iterator, Any], bytes]:
+    def _make_handler(self, name: str, method: Callable[[bytes, float], Any]) -> Callable[[Iterator, Any], bytes]:
         """The handler of one method: takes one message, and turns whatever is wrong with it into a logged status."""
 
         def handler(messages: Iterator[bytes], context: Any) -> bytes:
             try:
                 self._check_peer(context)
-                content = self._one_message(messages)
+                content = self._read_message(messages)
                 if self._links is not None:
                     self._links[0].take(len(content))
                 answer = method(content, time.monotonic()).SerializeToString()
@@ -185,7 +185,7 @@ class DeviceServer:
                 shown = names[0].decode(errors="replace") if names else "nobody"
                 raise _Refused(grpc.StatusCode.PERMISSION_DENIED, f"only {BASE_STATION} may call, this is {shown!r}")
 
-    def _one_message(self, messages: Iterator[bytes]) -> bytes:
+    def _read_message(self, messages: Iterator[bytes]) -> bytes:
         try:
             content = next(messages, None)
         except Exception:
@@ -271,7 +271,9 @@ class DeviceServer:
         return token, row, weights
 
 
-def loaded(path: str, experts: tuple[int, ...], dtype: str, device: str, say: Callable[[str], None]) -> HeldExperts:
+def load_and_report(
+    path: str, experts: tuple[int, ...], dtype: str, device: str, say: Callable[[str], None]
+) -> HeldExperts:
     """Load a device's experts and say how much memory that took, beside what their weights need."""
     before = used_bytes(device)
     held = load_experts(path, experts, dtype, device)

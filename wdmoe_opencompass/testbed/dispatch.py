@@ -13,10 +13,10 @@ from ..errors import TestbedError
 from ..routing.discovery import MoeLayer
 from ..routing.payload import Payload
 from ..trace.times import LayerTimes
-from .base_station_experts import OwnExperts
+from .base_station_experts import BaseStationExperts
 from .experts import sums_per_token
 from .lab_file import Testbed
-from .link import Call, CallFailed, Link, read_sums
+from .link import Call, CallError, Link, read_sums
 from .wire import OVERHEAD_BYTES, Tokens, WireError, bytes_per_row, check_of_tokens, dtype_name, pack, raw, unpack
 
 DROPPED = -2  # device of a pair that nobody computes; -1 is the base station
@@ -94,10 +94,10 @@ class Dispatcher:
         testbed: Testbed,
         layers: list[MoeLayer],
         links: list[Link],
-        own: OwnExperts,
+        own_experts: BaseStationExperts,
         note: Callable[[Event], None],
     ):
-        self.testbed, self.layers, self.links, self.own, self.note = testbed, layers, links, own, note
+        self.testbed, self.layers, self.links, self.own_experts, self.note = testbed, layers, links, own_experts, note
         self._numbers = itertools.count(1)
         self._last_s = [0.0] * len(testbed.devices)  # round trip of each device's last message
         self._placements = [torch.tensor([*testbed.device_of_expert(layer.num_experts), DROPPED]) for layer in layers]
@@ -122,7 +122,7 @@ class Dispatcher:
         answer, None where no token was for a device.
         """
         here = hidden_states.device
-        self.own.forget(expert for link in self.links if link.is_up for expert in link.device.experts)
+        self.own_experts.forget(expert for link in self.links if link.is_up for expert in link.device.experts)
         sent_index = expert_index.cpu()
         device = self._devices(layer, sent_index, is_real_token)
         groups = list(self._groups(device, sent_index, weights.cpu()))
@@ -131,7 +131,7 @@ class Dispatcher:
         answers = torch.zeros(*expert_index.shape, hidden_states.shape[1], device=here)  # [tokens, k, hidden]
         token, slot = (column.to(here) for column in (device == -1).nonzero(as_tuple=True))
         if len(token):
-            answers[token, slot] = self.own.answers(
+            answers[token, slot] = self.own_experts.answers(
                 layer, hidden_states[token], expert_index[token, slot], weights[token, slot]
             )
         answered_at = exchange.began
@@ -162,7 +162,7 @@ class Dispatcher:
             raise TestbedError(f"a message of {longest} tokens is longer than message_bytes allows ({limit} tokens)")
         shape, weights = self.layers[layer].shape, self.layers[layer].experts.down_proj
         hidden_states = torch.randn(longest, shape.hidden_size, generator=generator).to(weights.dtype)
-        groups = [self._probing(self.links[device], count) for device, count in tokens.items()]
+        groups = [self._probe_group(self.links[device], count) for device, count in tokens.items()]
         exchange = _Exchange(layer, pass_index, hidden_states, groups)
         self._send_all(exchange)
         meanwhile(hidden_states)
@@ -172,11 +172,11 @@ class Dispatcher:
                 raise TestbedError(f"{link.device.name} is not there")
             try:
                 self._read(exchange, group, link, group.call)
-            except CallFailed as failed:
+            except CallError as failed:
                 raise TestbedError(f"{link.device.name} does not answer: {failed}") from None
         return exchange.times_until(max(group.call.done_at for group in groups if group.call))
 
-    def _probing(self, link: Link, count: int) -> _Group:
+    def _probe_group(self, link: Link, count: int) -> _Group:
         placement = self._placements[0]
         first = [expert for expert in link.device.experts if placement[expert] == link.number]  # others: to take over
         rows, held = torch.arange(count), torch.tensor(first or link.device.experts)
@@ -253,21 +253,21 @@ class Dispatcher:
                 try:
                     group.link, group.call = link, link.compute(group.message)
                     return
-                except CallFailed:  # closed at this moment by its own thread
+                except CallError:  # closed at this moment by its own thread
                     continue
         group.link = group.call = None
 
     def _answer(self, exchange: _Exchange, group: _Group) -> Tensor:
         """-> [tokens, hidden] the group's sums: from its device, from another that holds its experts, or from here."""
-        failed: list[tuple[Link, CallFailed, float]] = []
+        failed: list[tuple[Link, CallError, float]] = []
         while group.link is not None and group.call is not None:
             link = group.link
             try:
                 sums = self._read(exchange, group, link, group.call)
-            except CallFailed as error:
+            except CallError as error:
                 failed.append((link, error, time.time()))
                 if not error.stays_up:
-                    link.down()
+                    link.mark_down()
                 self._send(group, tuple(tried.number for tried, *_ in failed))
                 continue
             break
@@ -290,8 +290,8 @@ class Dispatcher:
                 raise WireError(f"it answers in {reply.sums.bits} bits")
             parts_s = link.parts(call, reply)
         except WireError as error:
-            raise CallFailed("bad_reply", str(error)) from None
-        link.worked()
+            raise CallError("bad_reply", str(error)) from None
+        link.reset_backoff()
         total_s = self._last_s[link.number] = call.done_at - call.sent_at
         taken_over = link.number != group.owner
         exchange.times.append(
@@ -304,8 +304,8 @@ class Dispatcher:
         here, bits = self.layers[exchange.layer].experts.down_proj.device, self.testbed.payload_bits
         sent = exchange.hidden_states[group.rows]
         if bits is not None:
-            sent = Payload(bits, torch.empty(0)).rounded(sent)
+            sent = Payload(bits, torch.empty(0)).round(sent)
         pair_hidden = sent[group.pair_token].to(here)
-        answers = self.own.answers(exchange.layer, pair_hidden, group.expert.to(here), group.weight.to(here))
+        answers = self.own_experts.answers(exchange.layer, pair_hidden, group.expert.to(here), group.weight.to(here))
         sums = sums_per_token(answers, group.pair_token.to(here), len(group.rows)).cpu()
-        return sums.to(sent.dtype) if bits is None else Payload(bits, torch.empty(0)).rounded(sums)
+        return sums.to(sent.dtype) if bits is None else Payload(bits, torch.empty(0)).round(sums)

@@ -94,8 +94,8 @@ def fit_testbed(names: Sequence[str], times: Sequence[LayerTimes], shape: Expert
     error = np.abs(last_answer_s(seconds, tokens, message_s, token_s) / waiting - 1)
     return TestbedFit(
         tuple(fits),
-        _rounded(message_s),
-        _rounded(2 * bits / token_s) if token_s > MIN_TOKEN_S else None,
+        _round(message_s),
+        _round(2 * bits / token_s) if token_s > MIN_TOKEN_S else None,
         len(exchanges),
         float(np.median(error)),
     )
@@ -174,10 +174,10 @@ def _fit_device(name: str, messages: dict[int, list[LayerTimes]], bits: float, f
                 "longer messages"
             )
     fit = DeviceFit(
-        downlink_bit_per_s=_rounded(bits / (scale * per_token["send"])),
-        uplink_bit_per_s=_rounded(bits / (scale * per_token["return"])),
-        burst_bit=_rounded(burst * bits),
-        compute_flops=_rounded(flop / (scale * per_token["compute"])),
+        downlink_bit_per_s=_round(bits / (scale * per_token["send"])),
+        uplink_bit_per_s=_round(bits / (scale * per_token["return"])),
+        burst_bit=_round(burst * bits),
+        compute_flops=_round(flop / (scale * per_token["compute"])),
         fixed_s=0.0,
         messages=sum(map(len, messages.values())),
         tokens=(int(sizes[0]), int(sizes[-1])),
@@ -185,7 +185,7 @@ def _fit_device(name: str, messages: dict[int, list[LayerTimes]], bits: float, f
     is_alone = min(messages) == 1
     answered_s = np.array([message.waiting_s if is_alone else message.total_s for message in alone])
     beyond_s = answered_s - fit.total_s(np.array([message.tokens for message in alone]), bits, flop)
-    return replace(fit, fixed_s=_rounded(max(0.0, _weighted_median(beyond_s, 1 / answered_s))))
+    return replace(fit, fixed_s=_round(max(0.0, _weighted_median(beyond_s, 1 / answered_s))))
 
 
 def _burst_tokens(messages: Sequence[LayerTimes]) -> float:
@@ -238,7 +238,7 @@ def _slope(x: Array, seconds: Array) -> float:
     return _line(values[positive], middle[positive])[1] if positive.sum() >= MIN_SIZES else 0.0
 
 
-def _rounded(value: float) -> float:
+def _round(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 

@@ -44,13 +44,13 @@ def make_keys(folder: Path, devices: list[str], days: float = 365.0) -> list[Pat
 
 def server_credentials(folder: Path, name: str) -> Any:
     """What a device shows, and asks of everyone who calls it."""
-    key, certificate, authority = _checked(folder, name)
+    key, certificate, authority = _load(folder, name)
     return grpc.ssl_server_credentials([(key, certificate)], root_certificates=authority, require_client_auth=True)
 
 
 def channel_credentials(folder: Path) -> Any:
     """What the base station shows, and asks of the devices."""
-    key, certificate, authority = _checked(folder, BASE_STATION)
+    key, certificate, authority = _load(folder, BASE_STATION)
     return grpc.ssl_channel_credentials(root_certificates=authority, private_key=key, certificate_chain=certificate)
 
 
@@ -62,7 +62,7 @@ def only_device(folder: Path) -> str:
     return names[0]
 
 
-def _checked(folder: Path, name: str) -> tuple[bytes, bytes, bytes]:
+def _load(folder: Path, name: str) -> tuple[bytes, bytes, bytes]:
     try:
         key, certificate = (folder / f"{name}.key").read_bytes(), (folder / f"{name}.pem").read_bytes()
         authority = (folder / f"{AUTHORITY}.pem").read_bytes()

@@ -33,7 +33,7 @@ KIND = {
 }
 
 
-class CallFailed(Exception):
+class CallError(Exception):
     """A device did not give a usable answer; kind: timeout, unavailable, refused, bad_reply or failed."""
 
     def __init__(self, kind: str, reason: str, stays_up: bool = False):
@@ -46,9 +46,9 @@ class Call:
 
     def __init__(self, pool: ThreadPoolExecutor, send: Callable[[], bytes]):
         self.sent_at = self.done_at = math.nan
-        self._future = pool.submit(self._timed, send)
+        self._future = pool.submit(self._run, send)
 
-    def _timed(self, send: Callable[[], bytes]) -> bytes:
+    def _run(self, send: Callable[[], bytes]) -> bytes:
         self.sent_at = time.monotonic()
         try:
             return send()
@@ -56,15 +56,15 @@ class Call:
             self.done_at = time.monotonic()  # on this thread: also right while the one that waits computes
 
     def answer(self) -> bytes:
-        """Wait for the reply; CallFailed where none comes (the deadline went with the message)."""
+        """Wait for the reply; CallError where none comes (the deadline went with the message)."""
         try:
             return self._future.result()
         except grpc.RpcError as error:
             status = error.code()  # type: ignore[attr-defined]
             reason = f"{status.name}: {error.details()}"  # type: ignore[attr-defined]
-            raise CallFailed(KIND.get(status, "failed"), reason, status in STAYS_UP) from None
+            raise CallError(KIND.get(status, "failed"), reason, status in STAYS_UP) from None
         except (ValueError, CancelledError):
-            raise CallFailed("failed", "the link was closed") from None
+            raise CallError("failed", "the link was closed") from None
 
 
 class Link:
@@ -80,10 +80,10 @@ class Link:
         device: TestbedDevice,
         testbed: Testbed,
         check: Callable[["Link", Any], None],
-        changed: Callable[["Link", str, str], None],
+        on_change: Callable[["Link", str, str], None],
     ):
         self.number, self.device, self.testbed = number, device, testbed
-        self._check, self._changed = check, changed
+        self._check, self._on_change = check, on_change
         self.is_up = False
         self.session = 0
         self._lock = threading.Lock()
@@ -98,7 +98,7 @@ class Link:
         self._thread = threading.Thread(target=self._watch, name=f"health-{device.name}", daemon=True)
 
     def connect(self, timeout_s: float) -> None:
-        """Wait for the device and check what it holds; CallFailed if none answers, TestbedError if it is another."""
+        """Wait for the device and check what it holds; CallError if none answers, TestbedError if it is another."""
         self._open()
         self._greet(timeout_s, wait=True)
 
@@ -117,7 +117,7 @@ class Link:
                 self._channel.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def down(self) -> None:
+    def mark_down(self) -> None:
         """The device does not answer as it should: send it nothing until it is back.
 
         One that says it is back and fails again without one good answer is left alone for longer each time.
@@ -158,7 +158,7 @@ class Link:
         try:
             holding = Holding.FromString(reply)
         except DecodeError:
-            raise CallFailed("bad_reply", "what it holds cannot be read") from None
+            raise CallError("bad_reply", "what it holds cannot be read") from None
         self._check(self, holding)
         if holding.session != self.session:
             self._clock.clear()  # a board that was started anew counts from another moment
@@ -174,44 +174,44 @@ class Link:
             self._wake.clear()
             if self._closed.is_set():
                 return
-            pause_s = self._look()
+            pause_s = self._check_health()
 
-    def _look(self) -> float:
+    def _check_health(self) -> float:
         """Ask whether the device is there; -> seconds until the next time."""
         if self.is_up:
             if self._in_flight == 0 and time.monotonic() - self._used_at >= self.testbed.health_s:
                 try:
                     self._ping(self.testbed.deadline_s)
-                except CallFailed as failed:
+                except CallError as failed:
                     if not failed.stays_up:
-                        self.down()
-                        self._changed(self, failed.kind, f"health check: {failed}")
+                        self.mark_down()
+                        self._on_change(self, failed.kind, f"health check: {failed}")
             return self.testbed.health_s if self.is_up else self._backoff_s
         if self._closed.wait(self._backoff_s):
             return 0.0
         try:
             self._open()
             self._greet(min(self.testbed.deadline_s, 5.0))
-        except (CallFailed, TestbedError) as failed:
+        except (CallError, TestbedError) as failed:
             self._backoff_s = min(2 * self._backoff_s, self.testbed.most_backoff_s)
             if isinstance(failed, TestbedError):
-                self._changed(self, "refused", str(failed))
+                self._on_change(self, "refused", str(failed))
             return 0.0
-        self._changed(self, "rejoined", f"{self.device.name} is back")
+        self._on_change(self, "rejoined", f"{self.device.name} is back")
         return self.testbed.health_s
 
     def compute(self, message: bytes) -> Call:
         """Send tokens; the answer is waited for later."""
         return self._send(COMPUTE, message, self.testbed.deadline_s)
 
-    def worked(self) -> None:
+    def reset_backoff(self) -> None:
         """The last answer was good: the next absence starts with the shortest pause."""
         self._backoff_s = FIRST_BACKOFF_S
 
     def _send(self, method: str, message: bytes, timeout_s: float, wait: bool = False) -> Call:
         with self._lock:
             if self._closed.is_set():
-                raise CallFailed("unavailable", "the link is closed")
+                raise CallError("unavailable", "the link is closed")
             self._in_flight += 1
             call = self._channel.unary_unary(method)
 
@@ -231,10 +231,10 @@ class Link:
         try:
             now = Now.FromString(reply)
         except DecodeError:
-            raise CallFailed("bad_reply", "its clock cannot be read") from None
+            raise CallError("bad_reply", "its clock cannot be read") from None
         clock = now.clock
         if now.session != self.session:
-            raise CallFailed("bad_reply", RESTARTED)
+            raise CallError("bad_reply", RESTARTED)
         if math.isfinite(clock):
             self._learn_clock(call, clock, clock)
 

@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import TestbedError
 from .keys import make_keys
 from .lab_file import Testbed, TestbedDevice, write_testbed
-from .link import CallFailed, Link
+from .link import CallError, Link
 
 PREFIX = "wdmoe"
 PORT = 50051
@@ -223,7 +223,7 @@ def _wait_until_healthy(testbed: Testbed) -> None:
         link = Link(number, device, testbed, lambda link, holding: None, lambda link, kind, reason: None)
         try:
             link.connect(testbed.connect_s)
-        except CallFailed as failed:
+        except CallError as failed:
             raise TestbedError(f"{device.name} does not answer at {device.address}: {failed}") from None
         finally:
             link.close()
