@@ -265,7 +265,7 @@ def test_ten_thousand_devices_of_a_lab_are_read_in_seconds(tmp_path):
     start = time.process_time()
     assert len(load_testbed(tmp_path / "x.yaml").devices) == 10_000
     many = "devices: [{name: a, address: '127.0.0.1:1', experts: [" + ", ".join(map(str, range(300_000))) + ", 7]}]"
-    assert "expert 7 stands twice" in refused(tmp_path / "x.yaml", many, load_testbed, TestbedError)
+    assert "expert 7 is listed twice" in refused(tmp_path / "x.yaml", many, load_testbed, TestbedError)
     assert time.process_time() - start < 10
 
 

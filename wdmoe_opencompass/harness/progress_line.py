@@ -116,7 +116,7 @@ class _Shown:
             LOG.warning("no line of progress: %s: %s", type(error).__name__, error)
 
     def _line(self, last_words: str | None) -> str:
-        found = self.watch.counted(RUNNING, time.time())
+        found = self.watch.look_without_accuracy(RUNNING, time.time())
         if last_words is not None:
             found.state, found.elapsed_s, found.remaining_s = last_words, None, None
         return f"progress: {found.line()}"

@@ -190,7 +190,7 @@ def _output_difference(layer: MoeLayer, hidden_states: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _fewer_experts_difference(model: Any, layer: MoeLayer) -> Tensor:
-    """-> [k - 1] mean Frobenius norm of the layer's output with 1, 2, ... experts minus that with k, Gaussian inputs."""
+    """-> [k - 1] mean Frobenius norm of the output with 1, 2, ... experts minus the output with k; Gaussian inputs."""
     block = model.get_submodule(layer.name)
     weights = next(layer.router.parameters())
     generator = torch.Generator().manual_seed(0)

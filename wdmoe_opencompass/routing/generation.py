@@ -85,7 +85,7 @@ class FinishedBeams:
         """Answer, as transformers does, whether beam search goes on.
 
         can_improve: [prompts, 1] bool. is_finished, hits: [prompts, beams] bool. early_stopping: as in `generate`.
-        Returns: [1] bool or a scalar, as transformers returns it.
+        Returns: [] bool, transformers' own answer.
         """
         over = ~can_improve.any(dim=1) | hits.all(dim=1)
         if early_stopping is True:

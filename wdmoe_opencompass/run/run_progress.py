@@ -1,4 +1,4 @@
-"""How far a whole run is: every dataset of every model that its config names; nothing of it is run or locked."""
+"""How far a whole run is: every dataset of every model in its config. Nothing is run or locked."""
 
 import ast
 import re
@@ -15,7 +15,7 @@ from .failures import read_failure
 from .files import FAILURE_SUFFIX, read_if_there
 from .scores import main_score
 
-QUIET_S = 120.0  # a run whose answers are all there, and of which nothing was evaluated for so long, is taken as done
+QUIET_S = 120.0  # a run with all answers counts as done if nothing was evaluated for this time
 ACC_EVALUATOR = re.compile(r"(.*\.)?AccEvaluator")
 
 
@@ -31,7 +31,7 @@ class PlannedDataset:
 
 @dataclass
 class RunProgress:
-    """One look at a run; has_ended: nothing more will happen, all datasets finished or not."""
+    """The progress of a run. has_ended: nothing more will happen, whether all datasets are finished or not."""
 
     datasets: list[DatasetProgress]
     has_ended: bool
@@ -47,16 +47,16 @@ class RunProgress:
         return any(dataset.state in (FAILED, INTERRUPTED) for dataset in self.datasets)
 
     def counts(self) -> str:
-        """How many lines are in which state, in words."""
+        """How many datasets are in each state, in words."""
         states = [dataset.state for dataset in self.datasets]
         return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
 
 
 class RunWatch:
-    """Looks at a run's folder again and again, on any machine that sees it."""
+    """Watches a run's folder, on any machine that can read it."""
 
     def __init__(self, run_folder: Path, methods: Sequence[str] = METHODS):
-        """WdmoeError where this is not the folder of a run."""
+        """Raise WdmoeError if this is not the folder of a run."""
         self.folder = run_folder
         self.methods = methods
         self._watches: dict[tuple[str, str], DatasetWatch] = {}
@@ -64,7 +64,7 @@ class RunWatch:
         self._plan = read_plan(self._config)
 
     def look(self, now_s: float) -> RunProgress:
-        """-> a line per dataset in the order of the config, those of its parts below it; now_s: seconds since 1970."""
+        """-> a line per dataset in the config's order, followed by its parts. now_s: seconds since 1970."""
         newest = newest_config(self.folder)
         if newest != self._config:  # started again
             self._config, self._plan = newest, read_plan(newest)
@@ -82,7 +82,7 @@ class RunWatch:
         return [self._join(entry, whole, snapshots), *snapshots]
 
     def _join(self, entry: PlannedDataset, whole: DatasetWatch, parts: list[DatasetProgress]) -> DatasetProgress:
-        """The dataset of some parts: more of them may begin later, so it is finished when all were scored together."""
+        """Join parts to a dataset. More parts may begin later, so it is finished when all were scored together."""
         result, why_not = read_if_there(whole.results), read_failure(whole.results)
         score = main_score(result or {})
         states = [part.state for part in parts]
@@ -129,7 +129,7 @@ class RunWatch:
         return True
 
     def _is_summed_up(self) -> bool:
-        """Whether the last start of the run has written its summary: that comes last, also when tasks failed."""
+        """Whether the run's last start has written its summary: that comes last, even if tasks failed."""
         stamp = self._config.stem.rpartition("_")[0]
         return (self.folder / "summary" / f"summary_{stamp}.txt").exists()
 
@@ -145,7 +145,7 @@ class RunWatch:
 
 
 def newest_config(run_folder: Path) -> Path:
-    """-> the config that OpenCompass dumped last; WdmoeError where this is not the folder of a run."""
+    """-> the config that OpenCompass dumped last; WdmoeError if this is not the folder of a run."""
     configs = sorted((run_folder / "configs").glob("*.py"))
     if not configs:
         raise WdmoeError(f"{run_folder}: no configs/*.py in it; give the time-stamped folder of a run")
@@ -153,9 +153,9 @@ def newest_config(run_folder: Path) -> Path:
 
 
 def read_plan(config: Path) -> list[PlannedDataset]:
-    """-> what a dumped config gives its models to run, in its order; the config is read, not executed.
+    """-> the models and datasets of a dumped config, in its order; the config is read, not executed.
 
-    Raises WdmoeError where it is not the config of a run.
+    Raises WdmoeError if it is not the config of a run.
     """
     try:
         values = _assignments(ast.parse(config.read_text()))
@@ -215,7 +215,7 @@ def _dataset_abbr(cfg: Any) -> str:
 
 
 def _is_matched(cfg: Any) -> bool:
-    """Whether the dataset is scored by AccEvaluator, and nothing is done to predictions or gold before."""
+    """Whether AccEvaluator scores the dataset, with predictions and gold unchanged."""
     evaluation = cfg.get("eval_cfg") or {}
     evaluator = evaluation.get("evaluator") or {}
     return (

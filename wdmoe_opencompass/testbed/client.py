@@ -1,4 +1,4 @@
-"""The base station of a testbed: connected to its devices, it lets a model's MoE layers compute there."""
+"""The base station of a testbed: it connects to the devices and computes a model's MoE layers there."""
 
 import copy
 import logging
@@ -36,7 +36,7 @@ ALL_EXPERTS_FUNCTIONS.register(TESTBED_EXPERTS, _testbed_forward)
 
 
 class _SentExperts:
-    """Makes an experts module send its tokens; `remove` undoes it."""
+    """Makes an experts module send its tokens to the devices; `remove` undoes it."""
 
     def __init__(self, experts: Any, forward: Callable[[Tensor, Tensor, Tensor], Tensor]):
         self.experts, self.config = experts, experts.config
@@ -45,7 +45,7 @@ class _SentExperts:
         experts.config._experts_implementation_internal = TESTBED_EXPERTS
 
     def remove(self) -> None:
-        """Give the module its own implementation back."""
+        """Restore the module's own implementation."""
         self.experts.config = self.config
         self.experts.__dict__.pop(SEND, None)
 
@@ -53,12 +53,12 @@ class _SentExperts:
 class BaseStation:
     """Connects to the devices of a testbed and computes MoE layers there; `close` at the end.
 
-    layers: of the model, from `find_moe_layers`. Raises TestbedError if the testbed, a device or the model does
-    not fit, or no device answers; a missing device is waited for in the background.
+    layers: of the model, from `find_moe_layers`. Raises TestbedError if the testbed, a device or the model does not
+    fit, or no device answers; it waits for a missing device in the background.
 
-    times:   LayerTimes since `take_times` was called last
-    waiting: (pass, layer, seconds) of every layer that had a token for a device, answered or not, since `take_waiting`
-    events:  every Event since the start
+    times:    LayerTimes since the last `take_times`
+    waiting:  (pass, layer, seconds) of every layer with a token for a device, answered or not, since `take_waiting`
+    events:   every Event since the start
     on_layer: called with the LayerTimes of each layer when it is done, before the next layer's experts are chosen
     """
 
@@ -105,7 +105,7 @@ class BaseStation:
             link.watch()
 
     def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         for link in self._links:
             link.close()
 
@@ -116,27 +116,27 @@ class BaseStation:
         self.close()
 
     def keep_own_experts(self, path: str | Path) -> None:
-        """Free what the testbed's `experts_in_memory: own` says; the model is no longer whole then.
+        """Under `experts_in_memory: own`, release the experts that devices hold; the model is then incomplete.
 
-        path: the model's folder. Raises TestbedError where its files cannot be read expert by expert.
+        path: the model's folder. Raises TestbedError if its files cannot be read expert by expert.
         """
         if self.testbed.experts_in_memory == "own":
             self._own_experts.free((expert for expert, device in enumerate(self.device_of_expert) if device >= 0), path)
 
     def take_times(self) -> list[LayerTimes]:
-        """-> the times since the last call."""
+        """Return the times since the last call."""
         taken, self.times = list(self.times), deque(maxlen=MAX_TIMES)
         return taken
 
     def take_waiting(self) -> list[tuple[int, int, float]]:
-        """-> the waiting times since the last call."""
+        """Return the waiting times since the last call."""
         taken, self.waiting = list(self.waiting), deque(maxlen=MAX_TIMES)
         return taken
 
     def send_layer(self, number: int, current_pass: Callable[[], tuple[int, Tensor]]) -> _SentExperts:
-        """Let layer `number` compute its experts here from now on; -> what undoes it.
+        """Compute the experts of MoE layer `number` on the devices from now on; -> a handle that undoes it.
 
-        current_pass: -> the running forward pass's index, and [tokens] bool which of its tokens are no padding
+        current_pass: -> index of the running forward pass, and [tokens] bool, False for padding and finished rows
         """
 
         def forward(hidden_states: Tensor, expert_index: Tensor, weights: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""One MoE layer on a testbed: its tokens go to the devices that hold their experts, and every answer comes somehow."""
+"""One MoE layer on a testbed: send its tokens to the devices that hold their experts, and get every answer."""
 
 import itertools
 import time
@@ -24,12 +24,12 @@ DROPPED = -2  # device of a pair that nobody computes; -1 is the base station
 
 @dataclass(frozen=True)
 class Event:
-    """Something went wrong with a device, or right again.
+    """A device failed or came back.
 
-    at:     seconds since 1970
-    kind:   timeout, unavailable, refused, bad_reply or failed: of a message, whose tokens somebody else took over; or
-            of a health check (layer -1); rejoined: the device is back
-    by:     who took over: another device, or base_station; empty where nothing had to be
+    at:   seconds since 1970
+    kind: timeout, unavailable, refused, bad_reply or failed, of a message or a health check (layer -1); rejoined: the
+          device is back
+    by:   who took over the message's tokens: another device, or base_station; empty if there were none
     """
 
     at: float
@@ -47,7 +47,7 @@ class _Group:
     """The pairs of one layer that one device computes.
 
     rows:       [tokens] of the layer's hidden states, ascending
-    slot:       [tokens] where the sum goes: the first of the token's k slots that the device holds
+    slot:       [tokens] of the sum: the first of the token's k slots whose expert the device holds
     pair_token: [pairs] index into rows; expert, weight: [pairs]
     """
 
@@ -79,12 +79,12 @@ class _Exchange:
     times: list[LayerTimes] = field(default_factory=list)
 
     def times_until(self, answered_at: float) -> list[LayerTimes]:
-        """-> the times, each with the waiting time of the layer, whose last answer came at this moment."""
+        """-> the times, each with the waiting time of the layer up to its last answer."""
         return [times._replace(waiting_s=answered_at - self.began) for times in self.times]
 
 
 class Dispatcher:
-    """Computes MoE layers on the devices; what a device does not answer, another one or the base station computes.
+    """Computes MoE layers on the devices; if one does not answer, another device or the base station computes.
 
     note: called with every Event of a message
     """
@@ -112,14 +112,15 @@ class Dispatcher:
         pass_index: int,
         is_real_token: Tensor,
     ) -> tuple[Tensor, list[LayerTimes], float | None]:
-        """Compute a layer's experts, wherever they are; index `experts` is nobody's pair.
+        """Compute a layer's experts, wherever they are.
 
-        Tokens that are no load are computed here, not left out: a perplexity of left-padded prompts reads the logits of
-        the last padding.
+        Padding and finished rows are computed here, not left out: a perplexity of left-padded prompts reads the logits
+        of the last padding token.
 
-        hidden_states: [tokens, hidden]; expert_index, weights: [tokens, k]; is_real_token: [tokens]
-        Returns: [tokens, hidden] the answers, weighted and summed; what each message took; the seconds until the last
-        answer, None where no token was for a device.
+        layer: its number. hidden_states: [tokens, hidden]. expert_index: [tokens, k], `experts` for a dropped pair.
+        weights: [tokens, k]. pass_index: of the forward pass. is_real_token: [tokens] bool.
+        Returns: [tokens, hidden] weighted sums; the times of each message; the seconds until the last answer, None if
+        no token was for a device.
         """
         here = hidden_states.device
         self.own_experts.forget(expert for link in self.links if link.is_up for expert in link.device.experts)
@@ -150,12 +151,12 @@ class Dispatcher:
         generator: torch.Generator,
         meanwhile: Callable[[Tensor], Any],
     ) -> list[LayerTimes]:
-        """Send some devices random hidden states for a layer, to all at once; -> their times.
+        """Send random hidden states for a layer to some devices at once; -> the times.
 
         Each token goes to one of the device's experts, in turn. The model's own weights are not needed.
-        tokens:    of the message to each of these devices
-        meanwhile: called with the longest message's once they are sent: what the base station does while it waits
-        Raises TestbedError where a device does not answer as it should, or a message would be too long.
+        tokens:    by device, how many its message has
+        meanwhile: work of the base station while it waits; called with the longest message's hidden states
+        Raises TestbedError if a device does not answer correctly, or a message would be too long.
         """
         longest, limit = max(tokens.values()), self._max_tokens(1)
         if longest > limit:
@@ -198,8 +199,8 @@ class Dispatcher:
             if not len(token):
                 continue
             for rows in torch.unique_consecutive(token).split(most):
-                mine = (token >= rows[0]) & (token <= rows[-1])
-                its_token, its_slot = token[mine], slot[mine]
+                inside = (token >= rows[0]) & (token <= rows[-1])
+                its_token, its_slot = token[inside], slot[inside]
                 yield _Group(
                     owner,
                     rows,
@@ -210,7 +211,7 @@ class Dispatcher:
                 )
 
     def _max_tokens(self, pairs_per_token: int) -> int:
-        """Tokens of a message that is no longer than the limit, nor is its answer."""
+        """Most tokens of a message for which neither it nor its answer exceeds the limit."""
         layer, bits = self.layers[0], self.testbed.payload_bits
         types = (layer.experts.down_proj.dtype, torch.float32)
         row_bytes = max(bytes_per_row(layer.shape.hidden_size, dtype, bits) for dtype in types)
@@ -219,8 +220,8 @@ class Dispatcher:
     def _send_all(self, exchange: _Exchange) -> None:
         """Pack every group, then send them; the exchange begins when the first one leaves.
 
-        Each takes a moment to leave, nearly at once with the others but in no sure order; the device whose last round
-        trip was the longest is asked to begin.
+        They leave at nearly the same time, but in no fixed order; the device with the longest last round trip is asked
+        first.
         """
         for group in exchange.groups:
             self._pack(exchange, group)
@@ -229,7 +230,7 @@ class Dispatcher:
             self._send(group)
 
     def _pack(self, exchange: _Exchange, group: _Group) -> None:
-        """Make the message of a group; whoever gets it answers with the same number."""
+        """Make the message of a group; its reply carries the same number."""
         group.number = next(self._numbers)
         message = Tokens(
             number=group.number,
@@ -245,7 +246,7 @@ class Dispatcher:
         group.message = message.SerializeToString()
 
     def _send(self, group: _Group, but: tuple[int, ...] = ()) -> None:
-        """Send a group to its device, or to another that is up and holds its experts; else leave it to be done here."""
+        """Send a group to its device, or to another that is up and holds its experts; otherwise it is computed here."""
         wanted = set(group.expert.tolist())
         others = (link for link in self.links if link.number != group.owner)
         for link in (self.links[group.owner], *others):
@@ -258,7 +259,7 @@ class Dispatcher:
         group.link = group.call = None
 
     def _answer(self, exchange: _Exchange, group: _Group) -> Tensor:
-        """-> [tokens, hidden] the group's sums: from its device, from another that holds its experts, or from here."""
+        """-> [tokens, hidden] the group's sums, from its device, another with its experts, or the base station."""
         failed: list[tuple[Link, CallError, float]] = []
         while group.link is not None and group.call is not None:
             link = group.link
@@ -300,7 +301,7 @@ class Dispatcher:
         return sums
 
     def _compute_here(self, exchange: _Exchange, group: _Group) -> Tensor:
-        """The group's sums by the base station's own weights, rounded as if they had travelled."""
+        """-> [tokens, hidden] the group's sums by the base station's weights, rounded as if they had been sent."""
         here, bits = self.layers[exchange.layer].experts.down_proj.device, self.testbed.payload_bits
         sent = exchange.hidden_states[group.rows]
         if bits is not None:

@@ -26,9 +26,9 @@ EXPERT_NUMBER = re.compile(r"(?<=experts\.)\d+(?=\.)")
 
 @dataclass(frozen=True)
 class HeldExperts:
-    """Experts of every MoE layer: one module per layer, of the model's own class, with these experts' weights alone.
+    """Experts of every MoE layer: one module per layer, of the model's own class, with the weights of these experts.
 
-    experts: their numbers in the model, ascending: row r of a module's weights is expert experts[r]
+    experts: their numbers in the model, ascending; row r of a module's weights is expert experts[r]
     """
 
     experts: tuple[int, ...]
@@ -42,7 +42,7 @@ class HeldExperts:
         return sum(weight.numel() * weight.element_size() for layer in self.layers for weight in layer.parameters())
 
     def fingerprints(self) -> list[int]:
-        """One number per layer and expert, layer by layer, that tells other weights apart."""
+        """One number per layer and expert, layer by layer, that differs for other weights."""
         rows = range(len(self.experts))
         return [fingerprint(layer, row) for layer in self.layers for row in rows]
 
@@ -57,21 +57,26 @@ def fingerprint(experts: Any, row: int) -> int:
 
 
 @torch.no_grad()
-def pair_answers(experts: Any, hidden: Tensor, expert: Tensor, weights: Tensor) -> Tensor:
-    """-> [pairs, hidden] float32 weighted answer of each pair's expert, by transformers' own grouped products.
+def pair_answers(experts: Any, hidden_states: Tensor, row: Tensor, weights: Tensor) -> Tensor:
+    """Compute (token, expert) pairs by transformers' grouped products.
 
-    hidden: [pairs, hidden]; expert: [pairs] row of the module's weights; weights: [pairs]
+    experts: module. hidden_states: [pairs, hidden]. row: [pairs] row of the module's weights. weights: [pairs].
+    Returns: [pairs, hidden] float32 weighted output of each pair's expert.
     """
-    return grouped_mm_experts_forward(experts, hidden, expert[:, None], weights[:, None]).float()
+    return grouped_mm_experts_forward(experts, hidden_states, row[:, None], weights[:, None]).float()
 
 
 def sums_per_token(answers: Tensor, token: Tensor, tokens: int) -> Tensor:
-    """-> [tokens, hidden] float32 sum of the answers [pairs, hidden] of each token, in the order of the pairs."""
+    """Sum the answers of each token, in the order of the pairs.
+
+    answers: [pairs, hidden] float32. token: [pairs] index of each pair's token. tokens: how many.
+    Returns: [tokens, hidden] float32.
+    """
     return torch.zeros(tokens, answers.shape[1], device=answers.device).index_add_(0, token, answers)
 
 
 def check_can_be_sent(layer: MoeLayer) -> None:
-    """TestbedError where a layer's experts cannot run on another machine."""
+    """Raise TestbedError if a layer's experts cannot run on another machine."""
     kind = type(layer.experts).__name__
     if not layer.contract.skips_dropped or getattr(layer.experts, "has_gate", None) not in (True, False):
         raise TestbedError(f"{layer.name}: {kind} does not follow the contract of experts that the testbed can send to")
@@ -84,10 +89,10 @@ def check_can_be_sent(layer: MoeLayer) -> None:
 def load_experts(
     path: str | Path, experts: tuple[int, ...], dtype: str = "auto", device: str | torch.device = "cpu"
 ) -> HeldExperts:
-    """Read these experts of every MoE layer; nothing else of the model is read.
+    """Read these experts of every MoE layer, and nothing else of the model.
 
     path: folder with config.json and safetensors files. dtype: float32, float16, bfloat16, or auto, the model's own.
-    Raises TestbedError where the folder, the experts or the layout do not fit.
+    Raises TestbedError if the folder, the experts or the layout do not fit.
     """
     folder = Path(path)
     model = _meta_model(folder)
@@ -126,7 +131,7 @@ def load_experts(
 
 
 def layers_without_weights(path: str | Path, dtype: str = "auto") -> list[MoeLayer]:
-    """-> the MoE layers of a model, for what needs shapes alone: no weights are read; dtype as in load_experts."""
+    """-> the MoE layers of a model with their shapes; no weights are read. dtype: as in load_experts."""
     model = _meta_model(Path(path))
     return find_moe_layers(model.to(_dtype(model, dtype)))
 
@@ -150,14 +155,14 @@ def _meta_model(folder: Path) -> Any:
 
 
 def _empty(experts: Any, count: int) -> Any:
-    """The same module for `count` experts; its weights are still to come."""
+    """-> the same module for `count` experts, without weights yet."""
     module = copy.deepcopy(experts)
     module.num_experts = count
     return module
 
 
 class _Reader:
-    """Reads weights by transformers' own rules of conversion, but only what belongs to the wanted experts."""
+    """Reads the weights of the wanted experts only, by transformers' conversion rules."""
 
     def __init__(self, folder: Path, model: Any, targets: set[str], wanted: tuple[int, ...]):
         self.folder, self.model, self.wanted = folder, model, wanted
@@ -175,7 +180,11 @@ class _Reader:
                 self.sources.setdefault(found[0], []).append((key, found[1]))
 
     def read(self, target: str, is_sliced: bool) -> Tensor:
-        """-> the weight, with the wanted experts alone where it has one per expert."""
+        """Read a weight.
+
+        target: its name in the model. is_sliced: whether its first axis is the experts.
+        Returns: [wanted experts, ...] if it is, else the whole weight. Raises TestbedError if the files do not have it.
+        """
         sources = self.sources.get(target)
         if not sources:
             raise TestbedError(

@@ -33,7 +33,7 @@ class _Part(BaseModel):
 
 
 class TestbedDevice(_Part):
-    """One device: its name (that of its certificate), its address and the experts it holds in every MoE layer."""
+    """A device: its name, as in its certificate, its address, and the experts it holds in every MoE layer."""
 
     name: Annotated[Name, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     address: Annotated[str, Field(max_length=MAX_NAME_LENGTH + 100), AfterValidator(printable)]
@@ -43,19 +43,19 @@ class TestbedDevice(_Part):
 
 
 class Testbed(_Part):
-    """Devices of a testbed, as read from one YAML file.
+    """A testbed, as read from a YAML file.
 
     keys:          folder of `wdmoe testbed keys` (relative to the file); None only for loopback addresses
-    payload_bits:  hidden states travel as whole numbers of so many bits; None sends them in the model's own type
-    deadline_s:    of one message and its answer; then the device's experts are taken over
+    payload_bits:  bits of the whole numbers in which hidden states travel; None: the model's own type
+    deadline_s:    for a message and its answer; after it the device's experts are taken over
     connect_s:     how long to wait for the devices at the start
-    health_s:      how often an idle device is asked whether it is there
-    most_backoff_s: longest wait between two attempts to reach a device that is gone
+    health_s:      interval between health checks of an idle device
+    most_backoff_s: longest wait between two attempts to reach a missing device
     message_bytes: longest message; more tokens go in several
-    experts_in_memory: `all`, the base station keeps the whole model; `own`, once it is loaded only the experts that no
-                   device holds: to take over it reads the lacking ones from the model's files
-    send_padding:  send tokens that are no load too (padding, finished rows): then even batches with padding answer bit
-                   for bit as the local model, whose matrix products have those rows; else they are computed here
+    experts_in_memory: `all`: the base station keeps the whole model; `own`: after loading it keeps only the experts
+                   that no device holds, and reads others from the model's files to take over
+    send_padding:  send padding and finished rows too. Batches with padding are then bit for bit those of the local
+                   model, because the matrix products have the same rows; otherwise they are computed here
     """
 
     devices: Annotated[tuple[TestbedDevice, ...], Field(min_length=1), FailFast()]
@@ -77,13 +77,13 @@ class Testbed(_Part):
             )
         name, times = Counter(device.name for device in self.devices).most_common(1)[0]
         if times > 1:
-            raise ValueError(f"devices: the name {name!r} stands twice, each device needs its own")
+            raise ValueError(f"devices: the name {name!r} is used twice; each device needs a different one")
         for number, device in enumerate(self.devices):
             if device.name == BASE_STATION:
-                raise ValueError(f"devices: the name {BASE_STATION!r} is kept for the base station")
+                raise ValueError(f"devices: the name {BASE_STATION!r} is reserved for the base station")
             expert, times = Counter(device.experts).most_common(1)[0]
             if times > 1:
-                raise ValueError(f"devices[{number}].experts: expert {expert} stands twice")
+                raise ValueError(f"devices[{number}].experts: expert {expert} is listed twice")
             host, _ = split_address(device.address, f"devices[{number}].address")
             if self.keys is None and not is_loopback(host):
                 raise ValueError(f"devices[{number}].address: {device.address}: {LOOPBACK_ONLY}")
@@ -91,15 +91,15 @@ class Testbed(_Part):
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 over what decides the times: devices, their hosts and experts, payload, padding."""
+        """SHA-256 of everything that affects the times: devices, their hosts and experts, payload, padding."""
         devices = [(device.name, split_address(device.address)[0], device.experts) for device in self.devices]
         content = dict(devices=devices, payload_bits=self.payload_bits, send_padding=self.send_padding)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def device_of_expert(self, num_experts: int) -> list[int]:
-        """-> [num_experts] the first device that holds each expert, -1 where none does: the base station.
+        """-> [num_experts] the first device that holds each expert, -1 for the base station.
 
-        Raises TestbedError where a device names an expert that the model does not have.
+        Raises TestbedError if a device names an expert that the model does not have.
         """
         placement = [-1] * num_experts
         for number, device in enumerate(self.devices):
@@ -115,7 +115,7 @@ class Testbed(_Part):
 
 
 def split_address(address: str, key: str = "address") -> tuple[str, int]:
-    """`HOST:PORT` (an IPv6 host in brackets) -> host, port; ValueError in one sentence."""
+    """`HOST:PORT` (an IPv6 host in brackets) -> host, port; ValueError for anything else."""
     host, colon, port = address.rpartition(":")
     if not colon or not host or re.fullmatch("[0-9]{1,5}", port) is None or int(port) >= 1 << 16:
         raise ValueError(f"{key} must be HOST:PORT, got {shown(address)}")
@@ -123,7 +123,7 @@ def split_address(address: str, key: str = "address") -> tuple[str, int]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine itself; a name other than localhost is not."""
+    """Whether a host is this machine; of all names only localhost is."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""The base station's link to one device: calls, its clock, whether it is there, and how it comes back."""
+"""The base station's link to a device: calls, clock, health checks and reconnection."""
 
 import logging
 import math
@@ -22,7 +22,7 @@ LOG = logging.getLogger(__name__)
 FIRST_BACKOFF_S = 0.25
 MAX_AT_ONCE = 8  # calls of one device under way; more wait for their turn
 CLOCK_WINDOW_S = 60.0  # how long an estimate of a device's clock is good: crystals drift by some 50 us a second
-RESTARTED = "it was started anew since it said what it holds"
+RESTARTED = "it was restarted after it said what it holds"
 STAYS_UP = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
 KIND = {
     grpc.StatusCode.DEADLINE_EXCEEDED: "timeout",
@@ -34,7 +34,7 @@ KIND = {
 
 
 class CallError(Exception):
-    """A device did not give a usable answer; kind: timeout, unavailable, refused, bad_reply or failed."""
+    """A device gave no usable answer; kind: timeout, unavailable, refused, bad_reply or failed."""
 
     def __init__(self, kind: str, reason: str, stays_up: bool = False):
         super().__init__(reason)
@@ -42,7 +42,7 @@ class CallError(Exception):
 
 
 class Call:
-    """One message on its way, sent and waited for by a thread of its link; `answer` waits for the reply."""
+    """A message under way, sent by a thread of its link; `answer` waits for the reply."""
 
     def __init__(self, pool: ThreadPoolExecutor, send: Callable[[], bytes]):
         self.sent_at = self.done_at = math.nan
@@ -53,10 +53,10 @@ class Call:
         try:
             return send()
         finally:
-            self.done_at = time.monotonic()  # on this thread: also right while the one that waits computes
+            self.done_at = time.monotonic()  # on this thread: correct even while the waiting thread computes
 
     def answer(self) -> bytes:
-        """Wait for the reply; CallError where none comes (the deadline went with the message)."""
+        """Wait for the reply; CallError if none comes (the message carries the deadline)."""
         try:
             return self._future.result()
         except grpc.RpcError as error:
@@ -68,10 +68,10 @@ class Call:
 
 
 class Link:
-    """One device as the base station sees it.
+    """A device, as the base station sees it.
 
-    check: holding -> None, raises TestbedError where the device does not hold what it should
-    changed: (link, kind, reason), called when the device goes down, is refused, or is back
+    check: holding -> None, raises TestbedError if the device does not hold the right experts
+    on_change: (link, kind, reason), called when the device goes down, is refused, or is back
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Link:
         self._greet(timeout_s, wait=True)
 
     def watch(self) -> None:
-        """Look after the device in the background until `close`."""
+        """Check the device in the background until `close`."""
         self._thread.start()
 
     def close(self) -> None:
@@ -118,9 +118,9 @@ class Link:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def mark_down(self) -> None:
-        """The device does not answer as it should: send it nothing until it is back.
+        """Send the device nothing until it is back.
 
-        One that says it is back and fails again without one good answer is left alone for longer each time.
+        If it comes back and fails again without a good answer, the next pause is longer.
         """
         with self._lock:
             if self.is_up:
@@ -129,7 +129,7 @@ class Link:
         self._wake.set()
 
     def _open(self) -> None:
-        """A fresh connection: an old one may hang in what was there before."""
+        """Open a new connection: the old one may hang."""
         limits = self.testbed.message_bytes + OVERHEAD_BYTES
         options: list[tuple[str, Any]] = [
             ("grpc.max_send_message_length", limits),
@@ -161,7 +161,7 @@ class Link:
             raise CallError("bad_reply", "what it holds cannot be read") from None
         self._check(self, holding)
         if holding.session != self.session:
-            self._clock.clear()  # a board that was started anew counts from another moment
+            self._clock.clear()  # a restarted board counts from another moment
         self.session = holding.session
         self._ping(timeout_s)
         with self._lock:
@@ -177,7 +177,7 @@ class Link:
             pause_s = self._check_health()
 
     def _check_health(self) -> float:
-        """Ask whether the device is there; -> seconds until the next time."""
+        """Ask the device whether it is up; -> seconds until the next check."""
         if self.is_up:
             if self._in_flight == 0 and time.monotonic() - self._used_at >= self.testbed.health_s:
                 try:
@@ -201,11 +201,11 @@ class Link:
         return self.testbed.health_s
 
     def compute(self, message: bytes) -> Call:
-        """Send tokens; the answer is waited for later."""
+        """Send tokens without waiting for the answer."""
         return self._send(COMPUTE, message, self.testbed.deadline_s)
 
     def reset_backoff(self) -> None:
-        """The last answer was good: the next absence starts with the shortest pause."""
+        """After a good answer, let the next absence start with the shortest pause."""
         self._backoff_s = FIRST_BACKOFF_S
 
     def _send(self, method: str, message: bytes, timeout_s: float, wait: bool = False) -> Call:
@@ -244,9 +244,9 @@ class Link:
         self._clock.append((call.done_at, uncertainty, offset))
 
     def parts(self, call: Call, sums: Any) -> tuple[float, float, float, float]:
-        """-> seconds of sending, waiting at the device, computing, returning; WireError where they cannot be.
+        """-> seconds of sending, queueing at the device, computing, returning; WireError if they are impossible.
 
-        The device's clock is set to ours by the exchange with the least time under way in the last minute.
+        The device's clock is aligned to ours by the exchange with the shortest transfer of the last minute.
         """
         total_s = call.done_at - call.sent_at
         times = (sums.received_at, sums.queue_s, sums.compute_s, sums.answered_at)
@@ -263,7 +263,7 @@ class Link:
 
 
 def read_sums(reply: bytes, number: int, session: int) -> Any:
-    """The reply to message `number` of a device in this session; WireError where it is not one."""
+    """Parse the reply to message `number` of a device in this session; WireError if it is not that."""
     try:
         sums = Sums.FromString(reply)
     except DecodeError:

@@ -26,7 +26,7 @@ PREFIX = "wdmoe"
 PORT = 50051
 START_S = 180.0  # importing torch on several cold devices at once, on few cores
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
-QUEUE_BYTES = 64 << 20  # no packet is ever dropped for want of room: the rate alone decides
+QUEUE_BYTES = 64 << 20  # so large that no packet is dropped: only the rate limits
 BURST_S = 0.0001
 
 
@@ -47,7 +47,7 @@ class _Network:
     net: str = ""
 
     def add(self, device: LocalDevice) -> None:
-        """A namespace with one cable to this one, both ends limited to the device's rate."""
+        """Add a namespace with a cable to this one, both ends limited to the device's rate."""
         number = len(self.names)
         name = f"{PREFIX}-{os.getpid()}-{number}"
         here, there = f"{PREFIX}{os.getpid()}h{number}"[-15:], f"{PREFIX}{os.getpid()}d{number}"[-15:]
@@ -66,13 +66,13 @@ class _Network:
             _run("tc", "-n", name, "qdisc", "add", "dev", there, *limit, str(QUEUE_BYTES))
 
     def remove(self) -> None:
-        """Take all of it away; a cable goes with its namespace."""
+        """Remove the namespaces, and with them their cables."""
         for name in self.names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
 def namespaces_problem() -> str | None:
-    """Why network namespaces cannot be used here; None where they can."""
+    """Why network namespaces cannot be used here; None if they can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "network namespaces need root on Linux"
     for tool in ("ip", "tc"):
@@ -92,7 +92,7 @@ def namespaces_problem() -> str | None:
 
 
 def spread(devices: int, rates: list[float | None], experts: str | None = None) -> list[LocalDevice]:
-    """Devices `device_0`, ...: each holds the expert of its own number, or what `experts` says (`0,1;2;3`).
+    """Name devices `device_0`, ...: each holds the expert with its number, or those that `experts` lists (`0,1;2;3`).
 
     rates: one for all, one each, or none.
     """
@@ -125,11 +125,11 @@ def local_testbed(
 ) -> Iterator[Testbed]:
     """Start the devices, write the lab file, and wait until all answer; everything ends with the block.
 
-    namespaces: each device in its own, with its rate set by `tc tbf`; else on loopback, the rate limited in the device.
-    settings: of the lab file.
+    namespaces: a network namespace per device, its rate limited by `tc tbf`; otherwise loopback, and the devices limit
+    their rates. settings: of the lab file.
     """
     if lab_file.exists():
-        raise TestbedError(f"{lab_file}: is there already; take it away, or name another file with --lab")
+        raise TestbedError(f"{lab_file}: exists already; remove it, or name another file with --lab")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{PREFIX}-keys-")))
         keys = folder / "keys"
@@ -174,7 +174,7 @@ def local_testbed(
 
 
 class _Process:
-    """A device; what it says goes on to `say` under its name."""
+    """A device process; its output goes to `say` under its name."""
 
     def __init__(self, name: str, words: list[str], say: Callable[[str], None]):
         self.name = name
@@ -234,7 +234,7 @@ def _die_with_parent() -> None:
 
 
 def _free_net() -> str:
-    """Two numbers of a private network that no address of this machine uses."""
+    """-> the first two numbers of a private network that this machine does not use."""
     used = {ip["local"].rsplit(".", 2)[0] for link in _addresses() for ip in link["addr_info"] if "." in ip["local"]}
     for second in range(200, 250):
         if f"10.{second}" not in used:
@@ -247,7 +247,7 @@ def _addresses() -> list[dict[str, Any]]:
 
 
 def _remove_leftovers() -> None:
-    """Namespaces of a testbed whose process was killed."""
+    """Remove namespaces left by a testbed that was killed."""
     for line in _ip("netns", "list").splitlines():
         found = re.match(rf"({PREFIX}-(\d+)-\d+)\b", line)
         if found and not Path(f"/proc/{found[2]}").exists():
