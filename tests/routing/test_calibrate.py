@@ -71,10 +71,10 @@ def test_sensitivity_is_the_squared_gradient():
         return torch.nn.functional.cross_entropy(logits, chunk[0, 1:], reduction="sum").item()
 
     gradient = torch.zeros(3, 32, dtype=torch.float64)
-    for place in range(96):
+    for entry in range(96):
         step = torch.zeros(96, dtype=torch.float64)
-        step[place] = 0.02
-        gradient.view(-1)[place] = (loss(step.view(3, 32)) - loss(-step.view(3, 32))) / 0.04
+        step[entry] = 0.02
+        gradient.view(-1)[entry] = (loss(step.view(3, 32)) - loss(-step.view(3, 32))) / 0.04
     measured = calibrate(model, [chunk], "tiny").sensitivity[-1].item()
     assert measured == pytest.approx(gradient.square().sum().item() / 3, rel=0.02)
 

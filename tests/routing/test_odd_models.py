@@ -105,17 +105,17 @@ def test_llama_4_with_two_experts_per_token_drops_by_zero_scores():
 
 
 def test_two_models_that_share_a_config_do_not_touch_each_other():
-    one = tiny_mixtral()
-    other = MixtralForCausalLM(one.config).eval()
-    assert other.model.layers[0].mlp.experts.config is one.model.layers[0].mlp.experts.config
+    model = tiny_mixtral()
+    other = MixtralForCausalLM(model.config).eval()
+    assert other.model.layers[0].mlp.experts.config is model.model.layers[0].mlp.experts.config
     ids, mask = prompts()
     plain = logits(other)
-    with attached(one, "wlr") as first, torch.no_grad():
+    with attached(model, "wlr") as first, torch.no_grad():
         assert torch.equal(logits(other), plain)
         with attached(other, "top_k") as second:
-            one(input_ids=ids, attention_mask=mask)
+            model(input_ids=ids, attention_mask=mask)
             assert torch.equal(logits(other), plain)
-            one(input_ids=ids, attention_mask=mask)
+            model(input_ids=ids, attention_mask=mask)
             assert len(first.recorder.finish_batch(0, 4)["tokens"]) == 2
             assert len(second.recorder.finish_batch(0, 4)["tokens"]) == 1
 

@@ -123,13 +123,13 @@ FAULT_KINDS = ("kill", "stop", "restart", "corrupt")
 
 
 def run_with_fault(model_and_layers, devices, fault, chance, answer, groups=GROUPS, passes=20):
-    """One run of so many answers in which a random device has a fault at a random moment; it is well again afterwards.
+    """One run of `passes` answers in which a random device has a fault at a random moment; it recovers afterwards.
 
     -> the answers, and what happened to the device
     """
     victim = chance.randrange(len(devices))
     rubbish = Rubbish(devices[victim], chance.choice(list(SPOILS.values())), after=chance.randrange(40))
-    shown = [rubbish if fault == "corrupt" and n == victim else one for n, one in enumerate(devices)]
+    shown = [rubbish if fault == "corrupt" and n == victim else device for n, device in enumerate(devices)]
     moment = chance.randrange(1, 3 * passes // 4)
     answers = []
     with base_station(model_and_layers, make_testbed(shown, groups, **FAULTS | dict(deadline_s=2.0))) as (station, _):

@@ -42,8 +42,10 @@ def probe(sizes=(1, 4, 16, 64, 256), repeats=5, seed=0, **physics):
     physics = dict(message_s=MESSAGE_S) | physics
     noise = None if seed is None else np.random.default_rng(seed)
     who = [np.ones(DEVICES, int), np.array([1, 0, 1, 1]), np.array([0, 1, 1, 0]), *np.eye(DEVICES, dtype=int)]
-    exchanges = [size * one for size in sizes for _ in range(repeats) for one in who]
-    return [one for number, loads in enumerate(exchanges) for one in layer_times(0, loads, noise, number, **physics)]
+    exchanges = [size * loads for size in sizes for _ in range(repeats) for loads in who]
+    return [
+        message for number, loads in enumerate(exchanges) for message in layer_times(0, loads, noise, number, **physics)
+    ]
 
 
 def synthetic_profile(**changes):

@@ -86,17 +86,17 @@ def test_each_device_gets_one_message_per_layer_with_its_load_and_all_times(proc
         assert not station.take_times()
     loads = {
         (pass_index, layer, device): count
-        for pass_index, one in enumerate(block["device_load"])
-        for layer, row in enumerate(one)
+        for pass_index, layers in enumerate(block["device_load"])
+        for layer, row in enumerate(layers)
         for device, count in enumerate(row)
         if count
     }
-    assert {(one.pass_index, one.layer, one.device): one.tokens for one in times} == loads
+    assert {(message.pass_index, message.layer, message.device): message.tokens for message in times} == loads
     assert len(times) == len(loads)
-    for one in times:
-        assert min(one.send_s, one.queue_s, one.compute_s, one.return_s) >= 0
-        assert one.send_s + one.queue_s + one.compute_s + one.return_s == pytest.approx(one.total_s)
-        assert one.total_s <= one.waiting_s + 1e-9
+    for message in times:
+        assert min(message.send_s, message.queue_s, message.compute_s, message.return_s) >= 0
+        assert message.send_s + message.queue_s + message.compute_s + message.return_s == pytest.approx(message.total_s)
+        assert message.total_s <= message.waiting_s + 1e-9
 
 
 def test_tokens_beyond_the_message_limit_go_in_several_messages(processes, tiny):
@@ -109,7 +109,7 @@ def test_tokens_beyond_the_message_limit_go_in_several_messages(processes, tiny)
         found = model(input_ids=ids).logits
         block = attached.recorder.finish_batch(0, 1)
     assert torch.allclose(found, expected, rtol=0, atol=ROUNDING)
-    per_device = [sum(one.tokens for one in station.times if one.device == device) for device in range(4)]
+    per_device = [sum(message.tokens for message in station.times if message.device == device) for device in range(4)]
     assert per_device == block["device_load"].sum(axis=(0, 1)).tolist()
     assert len(station.times) > 4 * 3
     assert not station.events

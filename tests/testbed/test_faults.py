@@ -36,14 +36,14 @@ def test_killed_device_is_replaced_at_once_and_rejoins_when_it_is_back(processes
         try:
             assert torch.equal(logits(tiny[0]), expected)
             assert kinds(station, "c")[0] == "unavailable"
-            assert {one.device for one in station.times if one.pass_index == 1} == {0, 1, 3}
+            assert {message.device for message in station.times if message.pass_index == 1} == {0, 1, 3}
         finally:
             processes[2].start()
             processes[2].ready()
         until(lambda: "rejoined" in kinds(station, "c"))
         station.take_times()
         assert torch.equal(logits(tiny[0]), expected)
-        assert {one.device for one in station.take_times()} == {0, 1, 2, 3}
+        assert {message.device for message in station.take_times()} == {0, 1, 2, 3}
         loads = attached.recorder.finish_batch(0, 4)["device_load"]
         assert (loads == loads[:1]).all()  # what the devices do changes nothing of what was chosen
 
@@ -85,13 +85,13 @@ def test_another_device_with_the_same_experts_takes_over_first(saved, tiny):
     expected = logits(tiny[0])
     with servers(saved, groups) as devices, base_station(tiny, make_testbed(devices, groups, **FAULTS)) as (station, _):
         assert torch.equal(logits(tiny[0]), expected)
-        assert not any(one.taken_over for one in station.times)
-        assert {one.device for one in station.times} == {0, 1, 3}
+        assert not any(message.taken_over for message in station.times)
+        assert {message.device for message in station.times} == {0, 1, 3}
         devices[0].stop(0)
         station.take_times()
         assert torch.equal(logits(tiny[0]), expected)
-        taken = [one for one in station.take_times() if one.taken_over]
-        assert {one.device for one in taken} == {2}
+        taken = [message for message in station.take_times() if message.taken_over]
+        assert {message.device for message in taken} == {2}
         assert len(taken) == 3
         assert station.events[0].by in ("c", "")
 
@@ -157,7 +157,7 @@ def test_missing_device_is_waited_for_but_not_all_of_them(saved, tiny):
             late.start()
             until(lambda: "rejoined" in kinds(station, "b"))
             assert torch.equal(logits(tiny[0]), expected)
-            assert 1 in {one.device for one in station.times}
+            assert 1 in {message.device for message in station.times}
             late.stop(0)
         devices[0].stop(0)
         with pytest.raises(TestbedError, match="no device of the testbed answers"):
@@ -188,5 +188,5 @@ def test_twenty_random_faults_cost_no_answer(saved, tiny):
         for trial in range(20):
             fault = FAULT_KINDS[trial % len(FAULT_KINDS)]
             answers, events = run_with_fault(tiny, devices, fault, chance, lambda: logits(tiny[0]))
-            assert all(torch.equal(one, expected) for one in answers), (trial, fault)
+            assert all(torch.equal(answer, expected) for answer in answers), (trial, fault)
             assert events, (trial, fault)

@@ -47,7 +47,7 @@ def test_lab_is_read_back_as_written(tmp_path):
     assert load_testbed(tmp_path / "lab.yaml") == testbed
 
 
-def test_first_device_that_holds_an_expert_is_its_place():
+def test_an_expert_belongs_to_the_first_device_that_holds_it():
     assert Testbed(**GOOD).device_of_expert(5) == [0, 0, -1, 1, -1]
     with pytest.raises(TestbedError, match=r"devices\[1\].experts must be < 3"):
         Testbed(**GOOD).device_of_expert(3)

@@ -43,7 +43,11 @@ def seconds_per_bit(tiny, testbed):
         times = station.take_times()
     bits = 2 * 8 * 4 * model.config.hidden_size
     return [
-        min((one.send_s + one.return_s) / (bits * one.tokens) for one in times if one.device == number)
+        min(
+            (message.send_s + message.return_s) / (bits * message.tokens)
+            for message in times
+            if message.device == number
+        )
         for number in range(len(testbed.devices))
     ]
 
@@ -111,12 +115,12 @@ def runs(pid):
 
 def test_devices_are_spread():
     devices = spread(3, [100.0], "0,1;2;3")
-    assert [(one.name, one.experts, one.rate) for one in devices] == [
+    assert [(device.name, device.experts, device.rate) for device in devices] == [
         ("device_0", (0, 1), 100.0),
         ("device_1", (2,), 100.0),
         ("device_2", (3,), 100.0),
     ]
-    assert [one.rate for one in spread(2, [])] == [None, None]
+    assert [device.rate for device in spread(2, [])] == [None, None]
     with pytest.raises(TestbedError, match="one number for all devices, or 3"):
         spread(3, [1.0, 2.0])
     with pytest.raises(TestbedError, match="--experts names 1 devices"):

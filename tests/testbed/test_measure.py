@@ -159,7 +159,7 @@ def simulated(loads, rng, number, burst_bit=12_800.0, work_s=0.5e-3):
 def test_a_profile_fitted_to_simulated_events_predicts_layers_that_it_never_saw(seed):
     rng = np.random.default_rng(seed)
     who = [np.ones(DEVICES, int), *np.eye(DEVICES, dtype=int)]
-    exchanges = [size * one for size in (1, 4, 16, 64, 256) for one in who for _ in range(10)]
+    exchanges = [size * loads for size in (1, 4, 16, 64, 256) for loads in who for _ in range(10)]
     exchanges += [rng.choice([0, 1, 4, 16, 64, 256], DEVICES) for _ in range(50)]
     exchanges = [loads for loads in exchanges if loads.any()]
     times = [row for number, loads in enumerate(exchanges) for row in simulated(loads, rng, number)]
@@ -201,7 +201,9 @@ def on_one_radio(loads, number, noise):
 
 def test_a_radio_that_all_devices_share_is_told_from_rates_of_their_own():
     rng = np.random.default_rng(0)
-    exchanges = [size * one for size in (1, 4, 16, 64, 256) for one in np.eye(DEVICES, dtype=int) for _ in range(10)]
+    exchanges = [
+        size * loads for size in (1, 4, 16, 64, 256) for loads in np.eye(DEVICES, dtype=int) for _ in range(10)
+    ]
     exchanges += [rng.choice([0, 1, 4, 16, 64, 256], DEVICES) for _ in range(100)]
     exchanges = [loads for loads in exchanges if loads.any()]
     times = [row for number, loads in enumerate(exchanges) for row in on_one_radio(loads, number, rng)]
@@ -250,7 +252,7 @@ def test_the_prediction_is_loads_times_bits_over_rate_plus_computing_plus_the_fi
     hertz = np.full(DEVICES, 1e6)
     assert device_latency_s(budget, hertz, loads) == approx(planted_s(loads), rel=1e-4)
     assert waiting_latency_s(budget, 7 * hertz, loads) == approx(planted_waiting_s(loads), rel=1e-4)
-    measured = {one.device: one.total_s for one in layer_times(0, loads[0, 0])}
+    measured = {message.device: message.total_s for message in layer_times(0, loads[0, 0])}
     for k, seconds in measured.items():
         assert device_latency_s(budget, hertz, loads[0, 0])[k] == approx(seconds, rel=1e-4)
 
@@ -278,8 +280,8 @@ def test_a_measured_profile_is_written_read_and_shown(tmp_path):
         app, ["profile", "show", str(path), "--hidden-size", str(HIDDEN), "--ffn-size", str(FFN), "--json"]
     )
     records = json.loads(shown.output)["devices"]
-    assert [one["downlink_bit_per_s"] for one in records] == [one.downlink_bit_per_s for one in fit.devices]
-    assert [one["fixed_s"] for one in records] == [one.fixed_s for one in fit.devices]
+    assert [record["downlink_bit_per_s"] for record in records] == [device.downlink_bit_per_s for device in fit.devices]
+    assert [record["fixed_s"] for record in records] == [device.fixed_s for device in fit.devices]
     assert records[3]["token_latency_s"] == approx(
         BITS / RATE_DOWN[3] + BITS / RATE_UP[3] + FLOP / FLOP_PER_S[3], rel=0.05
     )

@@ -21,7 +21,7 @@ def test_lacking_experts_are_read_when_a_device_fails_and_forgotten_when_it_is_b
     expected = logits(tiny[0])
     model = tiny_mixtral().float()
     layers = find_moe_layers(model)
-    before = sum(one.numel() for layer in layers for one in layer.experts.parameters())
+    before = sum(weight.numel() for layer in layers for weight in layer.experts.parameters())
     with servers(saved) as devices:
         testbed = make_testbed(devices, **FAULTS, experts_in_memory="own")
         with (
@@ -29,7 +29,7 @@ def test_lacking_experts_are_read_when_a_device_fails_and_forgotten_when_it_is_b
             Attachment(model, example_policy("top_k"), states_of(model, testbed), sender=station),
         ):
             station.keep_own_experts(saved)
-            kept = sum(one.numel() for layer in layers for one in layer.experts.parameters())
+            kept = sum(weight.numel() for layer in layers for weight in layer.experts.parameters())
             assert kept == before / 4  # experts 6 and 7 of eight
             assert torch.equal(logits(model), expected)
             assert not station._own_experts._copies
@@ -60,7 +60,7 @@ def test_dropped_pairs_go_nowhere_with_few_experts_in_memory(saved, policy):
             assert torch.equal(logits(model), expected)
             assert not station.events
             loads = attached.recorder.finish_batch(0, 4)["device_load"]
-            sent = sum(one.tokens for one in station.take_times())
+            sent = sum(message.tokens for message in station.take_times())
             assert loads.sum() <= sent < loads.sum() * 2  # the padding too
 
 

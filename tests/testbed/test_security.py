@@ -36,8 +36,8 @@ GROWTH_BYTES = 8 << 20  # the allocator's own ups and downs; 800 messages of 50 
 
 @pytest.fixture(scope="module")
 def device(saved):
-    with servers(saved, ((0, 2),), message_bytes=LIMIT) as (one,):
-        yield one
+    with servers(saved, ((0, 2),), message_bytes=LIMIT) as (device,):
+        yield device
 
 
 def call(device, content, method=COMPUTE, timeout=PATIENCE_S):
@@ -128,21 +128,21 @@ def test_oversized_truncated_and_endless_messages_are_refused(device, caplog):
 
 
 def test_full_queue_refuses_and_goes_on(saved):
-    with servers(saved, ((0, 2),), workers=1, waiting=1) as (one,):
-        one._computing.acquire()
+    with servers(saved, ((0, 2),), workers=1, waiting=1) as (device,):
+        device._computing.acquire()
         try:
             answers = []
-            threads = [threading.Thread(target=lambda: answers.append(call(one, tokens())[0])) for _ in range(12)]
+            threads = [threading.Thread(target=lambda: answers.append(call(device, tokens())[0])) for _ in range(12)]
             for thread in threads:
                 thread.start()
             while not answers.count("RESOURCE_EXHAUSTED"):
                 assert any(thread.is_alive() for thread in threads)
         finally:
-            one._computing.release()
+            device._computing.release()
         for thread in threads:
             thread.join()
         assert set(answers) == {"OK", "RESOURCE_EXHAUSTED"}
-        assert call(one, tokens())[0] == "OK"
+        assert call(device, tokens())[0] == "OK"
 
 
 def fuzzed(chance, good):
@@ -225,7 +225,7 @@ def keys(tmp_path_factory):
 
 def secured(saved, keys, name="a"):
     one = DeviceServer(load_experts(saved, GROUPS[0], "float32"), "127.0.0.1:0", keys, name)
-    one.start()
+    device.start()
     return one
 
 

@@ -58,13 +58,13 @@ class DeviceProcess:
 def servers(model, groups=GROUPS, dtype="float32", **settings):
     """The same devices in this process: quick to start, they cannot be killed."""
     running = [DeviceServer(load_experts(model, experts, dtype), "127.0.0.1:0", **settings) for experts in groups]
-    for one in running:
-        one.start()
+    for server in running:
+        server.start()
     try:
         yield running
     finally:
-        for one in running:
-            one.stop(0)
+        for server in running:
+            server.stop(0)
 
 
 @contextmanager
