@@ -325,10 +325,10 @@ def decodes(model, layers, new_tokens=4):
 
 HEADER = """# MoE families of transformers {version}
 
-Every MoE causal language model (`...ForCausalLM`); models of images, audio or an encoder are not listed. Written by
-`make families` from what happens to a tiny random model of each family (`tests/routing/families.py`); a test compares.
-On every family that works run `top_k`, a policy that only drops and, where the router is a softmax, one that may give a
-token other experts; all policies run on {all_policies_on}.
+Every MoE causal language model (`...ForCausalLM`); models of images, audio or an encoder are not listed. `make families`
+writes this file from checks of a tiny random model of each family (`tests/routing/families.py`), and a test compares.
+Every family that works was run with `top_k`, with a policy that only drops and, if the router is a softmax, with one
+that may give a token other experts; all policies were run on {all_policies_on}.
 There:
 
 - `top_k` leaves the logits bit-identical to the unpatched model;
@@ -337,9 +337,9 @@ There:
 
 **Router**: *softmax*, policies read the full softmax over all experts; *other* (sigmoid, sparsemixer, ...) and *one
 expert*, they read the weights as the model uses them, 0 outside the top-k. **Normalised**: whether the top-k weights of
-every token have the same sum, which is when `renormalise='model'` scales kept weights back to it. **Dropped**: whether
-the computation of a dropped expert is skipped, or done with weight zero. **Shared**: shared experts run at the base
-station and are no device load. Experts and top-k are those of the default configuration, where it has them.
+every token have the same sum; `renormalise='model'` then scales kept weights back to it. **Dropped**: whether a dropped
+expert is skipped, or computed with weight zero. **Shared**: whether there are shared experts; they run at the base
+station and add no device load. Experts and top-k are those of the default configuration, if it has them.
 
 | model class | router | normalised | experts | top-k | shared | dropped | result |
 |---|---|---|---|---|---|---|---|
