@@ -325,10 +325,11 @@ def decodes(model, layers, new_tokens=4):
 
 HEADER = """# MoE families of transformers {version}
 
-Every MoE causal language model (`...ForCausalLM`); models of images, audio or an encoder are not listed. `make families`
-writes this file from checks of a tiny random model of each family (`tests/routing/families.py`), and a test compares.
-Every family that works was run with `top_k`, with a policy that only drops and, if the router is a softmax, with one
-that may give a token other experts; all policies were run on {all_policies_on}.
+Every MoE causal language model (`...ForCausalLM`); models of images, audio or an encoder are not listed. Written by
+`make families` from checks of a tiny random model of each family (`tests/routing/families.py`); a test compares.
+Every working family ran with `top_k`, with a policy that only drops and, if the router is a softmax, with one that may
+give a token other experts. All policies ran on
+{all_policies_on}.
 There:
 
 - `top_k` leaves the logits bit-identical to the unpatched model;

@@ -218,16 +218,12 @@ class Attachment:
         self.recorder.record(routing, channel, selection.expert_index, selection.keep)
         if self.router_recorder is not None:
             self.router_recorder.record(routing)
-        if self.sender is not None:
-            weights = self._kept_weights(layer, output.top_k_weights, selection) if self.changes_experts else None
-            return SelectedExperts(
-                selection.expert_index, selection.keep, output.top_k_weights if weights is None else weights
-            )
-        if not self.changes_experts:
+        weights = output.top_k_weights
+        if self.changes_experts:
+            weights = self._kept_weights(layer, weights, selection)
+        elif self.sender is None:
             return None  # the model keeps its own tensors: bit for bit the unpatched model
-        return SelectedExperts(
-            selection.expert_index, selection.keep, self._kept_weights(layer, output.top_k_weights, selection)
-        )
+        return SelectedExperts(selection.expert_index, selection.keep, weights)
 
     def _channel(self, pass_index: int, number: int, layer: MoeLayer, device: torch.device) -> ChannelState:
         with exact(device):  # states are kept for later passes

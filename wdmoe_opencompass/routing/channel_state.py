@@ -22,8 +22,7 @@ class MeasuredMeans(Protocol):
     def mean_token_s(self, layer: int) -> Any:
         """Mean time per token on each device.
 
-        layer: its number.
-        Returns: [devices] seconds per token. Source: Eq. (30).
+        layer: its number. Returns: [devices] seconds per token. Source: Eq. (30).
         """
         ...
 

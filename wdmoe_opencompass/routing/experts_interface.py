@@ -33,12 +33,7 @@ class RouterOutput(NamedTuple):
 
 
 class SelectedExperts(NamedTuple):
-    """What a policy keeps of it.
-
-    expert_index: [tokens, k] expert numbers
-    keep:         [tokens, k] bool
-    weights:      [tokens, k] 0 where keep is False
-    """
+    """What a policy keeps of it: expert_index, keep and weights, [tokens, k]; weights are 0 where keep is False."""
 
     expert_index: Tensor
     keep: Tensor

@@ -11,8 +11,7 @@ MIN_BITS = 2
 def vector_scale(vectors: Tensor, bits: int) -> Tensor:
     """Find the scale of each vector, by which its whole numbers are multiplied.
 
-    vectors: [..., values] float. bits: per value.
-    Returns: [..., 1] float32. Source: our choice.
+    vectors: [..., values] float. bits: per value. Returns: [..., 1] float32. Source: our choice.
     """
     levels = 2 ** (bits - 1) - 1
     return vectors.float().abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / levels
@@ -36,8 +35,7 @@ class Payload:
     def round(self, vectors: Tensor) -> Tensor:
         """Round vectors as sending does.
 
-        vectors: [..., values] float.
-        Returns: [..., values] what arrives, of the same type.
+        vectors: [..., values] float. Returns: [..., values] what arrives, of the same type.
         """
         if torch.finfo(vectors.dtype).bits <= self.bits:
             return vectors

@@ -180,11 +180,7 @@ class _Reader:
                 self.sources.setdefault(found[0], []).append((key, found[1]))
 
     def read(self, target: str, is_sliced: bool) -> Tensor:
-        """Read a weight.
-
-        target: its name in the model. is_sliced: whether its first axis is the experts.
-        Returns: [wanted experts, ...] if it is, else the whole weight. Raises TestbedError if the files do not have it.
-        """
+        """-> the weight `target`, of the wanted experts only if its first axis is the experts (is_sliced)."""
         sources = self.sources.get(target)
         if not sources:
             raise TestbedError(

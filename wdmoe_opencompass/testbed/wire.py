@@ -43,8 +43,7 @@ def pack(vectors: Tensor, bits: int | None = None) -> Any:
     """Pack vectors into a message.
 
     vectors: [rows, values] float. bits: per value, rounded as routing.payload.Payload does; None, or no fewer bits than
-    the type has: in their own type.
-    Returns: a Vectors message.
+    the type has: in their own type. Returns: a Vectors message.
     """
     vectors = vectors.detach().contiguous().cpu()
     message = Vectors(rows=len(vectors), dtype=dtype_name(vectors.dtype))
@@ -119,10 +118,7 @@ def bytes_per_row(values: int, dtype: torch.dtype, bits: int | None) -> int:
 
 
 def raw(tensor: Tensor) -> bytes:
-    """Return the bytes of a tensor.
-
-    tensor: [...] of any type.
-    """
+    """-> the bytes of a tensor. tensor: [...] of any type."""
     return tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes()
 
 
