@@ -275,13 +275,13 @@ def _zeroing(layer, answer, scaled_back):
     def hook(module, args):
         if len(args) < 3:  # Llama 4: every expert is given every token, expert by expert, times its score
             return (args[0] * kept_experts.T.reshape(-1, 1),)
-        hidden, index, weights = args
+        hidden_states, index, weights = args
         kept = weights * kept_experts.gather(1, index)
         if answer.weights is not None:
             index, kept = answer.expert_index, torch.where(answer.keep, answer.weights, 0)
         if scaled_back:
             kept = kept / kept.sum(1, keepdim=True).clamp(min=1e-9) * weights.sum(1, keepdim=True)
-        return hidden, index, kept
+        return hidden_states, index, kept
 
     return hook
 

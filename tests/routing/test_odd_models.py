@@ -35,7 +35,7 @@ def kept_and_expected(model):
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """Dropped rows are marked, not left out: what experts do where the host must not be waited for."""
-    monkeypatch.setattr(dropping_experts, "can_leave_rows_out", lambda hidden: False)
+    monkeypatch.setattr(dropping_experts, "can_leave_rows_out", lambda hidden_states: False)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
@@ -215,13 +215,13 @@ def test_an_exception_between_two_layers_leaves_nothing_behind(policy):
 
 def test_experts_outside_a_forward_pass_of_the_model_are_refused():
     model = tiny_mixtral()
-    hidden = torch.randn(1, 3, 32)
+    hidden_states = torch.randn(1, 3, 32)
     with attached(model, "wlr"):
         with pytest.raises(ModelError, match=r"model.layers.0.mlp was run outside a forward pass"):
-            model.model.layers[0].mlp(hidden)
+            model.model.layers[0].mlp(hidden_states)
         logits(model)
         with pytest.raises(ModelError, match="outside a forward pass"):
-            model.model.layers[0].mlp(hidden)
+            model.model.layers[0].mlp(hidden_states)
 
 
 @pytest.mark.parametrize(
@@ -299,12 +299,12 @@ class TwoScores(nn.Module):
         self.experts, self.first, self.second = experts, nn.Linear(32, 8), nn.Linear(32, 8)
         self.deciding = deciding
 
-    def forward(self, hidden):
-        tokens = hidden.flatten(0, 1)
+    def forward(self, hidden_states):
+        tokens = hidden_states.flatten(0, 1)
         scores = dict(first=self.first(tokens), second=self.second(tokens))
         chosen = scores[self.deciding] if self.deciding else -scores["first"]
         weights, index = chosen.softmax(-1).topk(2)
-        return self.experts(tokens, index, weights).view(hidden.shape)
+        return self.experts(tokens, index, weights).view(hidden_states.shape)
 
 
 def test_a_part_of_an_attached_model_and_what_it_is_part_of_are_refused():
@@ -361,8 +361,8 @@ class OneArgument(nn.Module):
         self.experts._is_expert_parallel, self.experts.is_transposed = False, False
         self.experts.down_proj = down_proj
 
-    def forward(self, hidden):
-        return self.experts(hidden)
+    def forward(self, hidden_states):
+        return self.experts(hidden_states)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def check(folder, model):
     rows = sorted(WANTED)
     assert held.experts == tuple(rows)
     assert len(held.layers) == len(layers)
-    hidden = torch.randn(6, layers[0].shape.hidden_size, generator=torch.Generator().manual_seed(0))
+    hidden_states = torch.randn(6, layers[0].shape.hidden_size, generator=torch.Generator().manual_seed(0))
     row, weights = torch.tensor([0, 1, 1, 0, 1, 0]), torch.rand(6)
     for layer, mine in zip(layers, held.layers):
         for name, parameter in layer.experts.named_parameters():
@@ -33,7 +33,7 @@ def check(folder, model):
             assert torch.equal(mine.get_parameter(name), part)
         expert = torch.tensor(rows)[row]
         assert torch.equal(
-            pair_answers(mine, hidden, row, weights), pair_answers(layer.experts, hidden, expert, weights)
+            pair_answers(mine, hidden_states, row, weights), pair_answers(layer.experts, hidden_states, expert, weights)
         )
 
 

@@ -51,11 +51,11 @@ def call(device, content, method=COMPUTE, timeout=PATIENCE_S):
 
 def tokens(**changes):
     """A good message of three tokens for experts 0 and 2, but for the changes."""
-    hidden = torch.linspace(-1, 1, 3 * HIDDEN).view(3, HIDDEN)
+    hidden_states = torch.linspace(-1, 1, 3 * HIDDEN).view(3, HIDDEN)
     good = dict(
         number=1,
         layer=0,
-        hidden=pack(hidden),
+        hidden=pack(hidden_states),
         pair_token=raw(torch.tensor([0, 1, 1, 2], dtype=torch.int32)),
         pair_expert=raw(torch.tensor([0, 0, 2, 2], dtype=torch.int32)),
         pair_weight=raw(torch.tensor([0.5, 0.25, 0.75, 1.0])),
