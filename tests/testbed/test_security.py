@@ -224,9 +224,9 @@ def keys(tmp_path_factory):
 
 
 def secured(saved, keys, name="a"):
-    one = DeviceServer(load_experts(saved, GROUPS[0], "float32"), "127.0.0.1:0", keys, name)
+    device = DeviceServer(load_experts(saved, GROUPS[0], "float32"), "127.0.0.1:0", keys, name)
     device.start()
-    return one
+    return device
 
 
 def secured_testbed(device, keys, **settings):
