@@ -503,7 +503,7 @@ def test_a_display_that_fails_and_a_full_disk_leave_the_run_alone(run, folder, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(StartNote, "write", full)
-    monkeypatch.setattr(DatasetWatch, "counted", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(DatasetWatch, "look_without_accuracy", lambda *arguments: 1 / 0)
     with caplog.at_level(logging.WARNING), shown(run, monkeypatch, 0.02):
         until(lambda: "no line of progress" in caplog.text)
     assert "No space left on device" in caplog.text
