@@ -20,7 +20,7 @@ from wdmoe_opencompass import load_profile
 from wdmoe_opencompass.harness.progress_line import METHODS
 from wdmoe_opencompass.routing.attachment import Attachment, find_moe_layers
 from wdmoe_opencompass.routing.channel_state import ChannelStates
-from wdmoe_opencompass.run.dataset_progress import RUNNING, Begun, DatasetWatch
+from wdmoe_opencompass.run.dataset_progress import RUNNING, DatasetWatch, StartNote
 from wdmoe_opencompass.selection import build_policy
 from wdmoe_opencompass.trace.format import Journal
 
@@ -58,7 +58,7 @@ def main():
             "watch": DatasetWatch(Path(folder), "m", "d"),
         }
         prompts = ROWS * (ROUNDS + 1)
-        begun = Begun(items=prompts, prompts=prompts, first_prompt=0, started_s=time.time())
+        begun = StartNote(items=prompts, prompts=prompts, first_prompt=0, started_s=time.time())
         begun.write(watches["task"].begun)
 
         def batch(number):
@@ -68,8 +68,10 @@ def main():
         for number in range(ROUNDS + 1):
             run_s = seconds(lambda number=number: batch(number))
             for name, watch in watches.items():
-                shares[name].append(seconds(lambda watch=watch: watch.counted(RUNNING, time.time())) / run_s)
-            idle.append(seconds(lambda: watches["task"].counted(RUNNING, time.time())))
+                shares[name].append(
+                    seconds(lambda watch=watch: watch.look_without_accuracy(RUNNING, time.time())) / run_s
+                )
+            idle.append(seconds(lambda: watches["task"].look_without_accuracy(RUNNING, time.time())))
     answer = {f"{name}_share": round(statistics.median(values[1:]), 5) for name, values in shares.items()}
     print(f"looks over the run's own time, {NEW_TOKENS} passes of {ROWS} rows per look, {ROUNDS} rounds, median")
     print(json.dumps(answer | {"idle_ms": round(1000 * statistics.median(idle), 3)}))

@@ -2,7 +2,7 @@
 
     python benchmarks/testbed.py                 four device processes behind links of three rates; some ten minutes
 
-Each lab is probed by `wdmoe testbed measure`, then `eval_configs/eval_testbed.py` runs through the opencompass command.
+`wdmoe testbed measure` probes each testbed, then `eval_configs/eval_testbed.py` runs through the opencompass command.
 As root on Linux the links are network namespaces with `tc tbf`. The last line is JSON.
 """
 
@@ -22,12 +22,12 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests.testbed.faults import FAULT_KINDS, run_with_fault  # noqa: E402
-from tests.testbed.labs import device_processes  # noqa: E402
+from tests.testbed.testbeds import device_processes  # noqa: E402
 from wdmoe_opencompass.report.batches import grouped_sums  # noqa: E402
 from wdmoe_opencompass.report.records import latency_ratio  # noqa: E402
 from wdmoe_opencompass.routing.discovery import find_moe_layers  # noqa: E402
 from wdmoe_opencompass.testbed.experts import layers_without_weights  # noqa: E402
-from wdmoe_opencompass.testbed.local_lab import local_lab, namespaces_problem, spread  # noqa: E402
+from wdmoe_opencompass.testbed.local_testbed import local_testbed, namespaces_problem, spread  # noqa: E402
 from wdmoe_opencompass.testbed.probe import probe  # noqa: E402
 from wdmoe_opencompass.trace.times import read_times  # noqa: E402
 
@@ -50,15 +50,17 @@ def overhead_s(work_dir):
     layers = layers_without_weights(MODEL, "float32")
     lab_file = work_dir / "overhead_lab.yaml"
     lab_file.unlink(missing_ok=True)
-    with local_lab(str(MODEL), spread(4, []), lab_file, namespaces_problem() is None, "float32", say=quiet) as lab:
-        times, _ = probe(lab, layers, sizes, 20, lambda layer, hidden_states: None)
+    with local_testbed(
+        str(MODEL), spread(4, []), lab_file, namespaces_problem() is None, "float32", say=quiet
+    ) as testbed:
+        times, _ = probe(testbed, layers, sizes, 20, lambda layer, hidden_states: None)
     exchanges = {}
     for message in times:
         exchanges.setdefault(message.pass_index, []).append(message)
     together = [
         exchange
         for exchange in exchanges.values()
-        if len(exchange) == len(lab.devices) and len({message.tokens for message in exchange}) == 1
+        if len(exchange) == len(testbed.devices) and len({message.tokens for message in exchange}) == 1
     ]
     medians = {
         n: statistics.median(beyond_s(exchange) for exchange in together if exchange[0].tokens == n) for n in sizes

@@ -31,7 +31,7 @@ from tests.testbed.synthetic import measured_times, random_loads, times_block, t
 from wdmoe_opencompass.channel.profile import ChannelProfile, list_profiles, load_profile
 from wdmoe_opencompass.errors import TraceError, WdmoeError
 from wdmoe_opencompass.selection.calibration import Calibration, read_calibration
-from wdmoe_opencompass.testbed.lab import Lab, load_lab
+from wdmoe_opencompass.testbed.lab_file import Testbed, load_testbed
 from wdmoe_opencompass.trace.format import METADATA_KEY, Journal, join, read_trace, write_trace
 from wdmoe_opencompass.trace.recording import METADATA_KEY as RECORDING_KEY
 from wdmoe_opencompass.trace.recording import RecordingJournal, read_recording, write_recording
@@ -456,24 +456,26 @@ def fuzz_labs(count: int, seed: int) -> dict[str, Any]:
             mutation = PROFILE_MUTATIONS[int(rng.integers(len(PROFILE_MUTATIONS)))]
             content = mutation(rng, source)
             path.write_bytes(content)
-            found.read(mutation.__name__, functools.partial(load_lab, path), functools.partial(_wrong_lab, content))
+            found.read(
+                mutation.__name__, functools.partial(load_testbed, path), functools.partial(_wrong_testbed, content)
+            )
     return found.counts()
 
 
-def _wrong_lab(content: bytes, lab: Lab) -> str | None:
+def _wrong_testbed(content: bytes, testbed: Testbed) -> str | None:
     try:
         text = content.decode("utf-8-sig")
         _check_plain(text)
-        read = {key: value for key, value in lab.model_dump(exclude_unset=True).items() if key != "keys"}
+        read = {key: value for key, value in testbed.model_dump(exclude_unset=True).items() if key != "keys"}
         given = yaml.load(text, LOADER)
         given.pop("keys", None)
         _check_same(given, read)
     except (yaml.YAMLError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
-    names = [device.name for device in lab.devices]
-    hosts = {device.address.rpartition(":")[0] for device in lab.devices}
+    names = [device.name for device in testbed.devices]
+    hosts = {device.address.rpartition(":")[0] for device in testbed.devices}
     if len(set(names)) < len(names) or (
-        lab.keys is None
+        testbed.keys is None
         and not all(host == "localhost" or host == "[::1]" or host.startswith("127.") for host in hosts)
     ):
         return f"accepted {names} at {hosts}"

@@ -25,17 +25,17 @@ from wdmoe_opencompass._util import safe_yaml
 from wdmoe_opencompass._util.bounded_read import read_regular
 from wdmoe_opencompass.channel.profile import changed_profile
 from wdmoe_opencompass.errors import (
-    LabError,
     OtherVersionError,
     PolicyError,
     ProfileError,
+    TestbedError,
     TraceError,
     WdmoeError,
     show,
     unknown_name,
 )
 from wdmoe_opencompass.selection.calibration import Calibration, read_calibration
-from wdmoe_opencompass.testbed.lab import load_lab
+from wdmoe_opencompass.testbed.lab_file import load_testbed
 from wdmoe_opencompass.trace import format as traces
 from wdmoe_opencompass.trace.format import METADATA_KEY, Journal, join, read_trace, write_trace
 from wdmoe_opencompass.trace.recording import METADATA_KEY as RECORDING_KEY
@@ -44,7 +44,7 @@ from wdmoe_opencompass.trace.times import METADATA_KEY as TIMES_KEY
 from wdmoe_opencompass.trace.times import read_times, write_times
 
 TEXT = yaml.safe_dump(GOOD)
-READERS = {"profile": (load_profile, ProfileError), "lab": (load_lab, LabError)}
+READERS = {"profile": (load_profile, ProfileError), "lab": (load_testbed, TestbedError)}
 OTHERS = {
     "trace": read_trace,
     "times": read_times,
@@ -263,9 +263,9 @@ def test_ten_thousand_devices_of_a_lab_are_read_in_seconds(tmp_path):
     text = "devices:\n" + "".join(device.format(k, 1 + k, k + 20_000) for k in range(10_000))
     (tmp_path / "x.yaml").write_text(text)
     start = time.process_time()
-    assert len(load_lab(tmp_path / "x.yaml").devices) == 10_000
+    assert len(load_testbed(tmp_path / "x.yaml").devices) == 10_000
     many = "devices: [{name: a, address: '127.0.0.1:1', experts: [" + ", ".join(map(str, range(300_000))) + ", 7]}]"
-    assert "expert 7 stands twice" in refused(tmp_path / "x.yaml", many, load_lab, LabError)
+    assert "expert 7 is listed twice" in refused(tmp_path / "x.yaml", many, load_testbed, TestbedError)
     assert time.process_time() - start < 10
 
 
@@ -285,7 +285,9 @@ def test_ten_thousand_devices_of_a_lab_are_read_in_seconds(tmp_path):
 def test_hostile_values_of_a_lab_get_one_sentence(tmp_path, changes, sentence):
     data = yaml.safe_load(yaml.safe_dump(LAB))
     data["devices"][0] |= changes
-    assert sentence in refused(tmp_path / "x.yaml", yaml.safe_dump(data, allow_unicode=True), load_lab, LabError)
+    assert sentence in refused(
+        tmp_path / "x.yaml", yaml.safe_dump(data, allow_unicode=True), load_testbed, TestbedError
+    )
 
 
 @pytest.mark.parametrize(
@@ -300,8 +302,8 @@ def test_hostile_values_of_a_lab_get_one_sentence(tmp_path, changes, sentence):
 def test_hostile_settings_of_a_lab_get_one_sentence(tmp_path, changes, sentence):
     path = tmp_path / "x.yaml"
     path.write_text(yaml.safe_dump(LAB | changes))
-    with pytest.raises(LabError) as caught:
-        load_lab(path)
+    with pytest.raises(TestbedError) as caught:
+        load_testbed(path)
     assert sentence in str(caught.value)
 
 

@@ -13,8 +13,8 @@ def logits(model, rows=4, padded=True):
     return model(input_ids=ids, attention_mask=mask).logits  # of padding too: perplexities read its last one
 
 
-def states_of(model, lab):
-    """Channel states under the lab's placement."""
+def states_of(model, testbed):
+    """Channel states under the testbed's placement."""
     states = channel_states(model, "testbed_4_devices")
-    placement = torch.tensor(lab.device_of_expert(model.config.num_local_experts))
+    placement = torch.tensor(testbed.device_of_expert(model.config.num_local_experts))
     return lambda *moment: dataclasses.replace(states(*moment), device_of_expert=placement)

@@ -20,7 +20,7 @@ from wdmoe_opencompass._util.checkpoint_files import checkpoint_files, missing_f
 from wdmoe_opencompass.errors import ModelError
 from wdmoe_opencompass.harness.infer_task import WdmoeInferTask, build_model
 from wdmoe_opencompass.identity import weights_digest
-from wdmoe_opencompass.routing.checkpoint import check_checkpoint, checked_loading
+from wdmoe_opencompass.routing.checkpoint import check_checkpoint, check_loading
 
 QUICKSTART = ROOT / "quickstart" / "model"
 ROUTER = "model.layers.1.block_sparse_moe.gate.weight"
@@ -156,7 +156,7 @@ def test_a_checkpoint_with_any_tensor_changed_is_refused_by_its_name(checkpoints
         check_checkpoint(changed, {})
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
-    with checked_loading("changed"), pytest.raises(ModelError):
+    with check_loading("changed"), pytest.raises(ModelError):
         AutoModelForCausalLM.from_pretrained(changed)
 
 
@@ -277,7 +277,7 @@ def test_a_sound_checkpoint_passes_in_every_layout(checkpoints, tmp_path, layout
     assert missing_files(tmp_path, model_kwargs) == []
     if layout not in ("experts merged", "transformers 4"):  # which are other tensors
         assert weights_digest(tmp_path, model_kwargs=model_kwargs) == weights_digest(checkpoints["mixtral"][1])
-    with checked_loading("sound"):
+    with check_loading("sound"):
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path, **model_kwargs).eval()
     ids, mask = prompts()
     with torch.no_grad():
@@ -349,7 +349,7 @@ def test_a_quantised_checkpoint_passes_and_without_its_router_does_not(checkpoin
     model = AutoModelForCausalLM.from_pretrained(plain, quantization_config=asked, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path)
     assert "quantised" in check_checkpoint(tmp_path, {})
-    with checked_loading("quantised"):
+    with check_loading("quantised"):
         AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     change(tmp_path, **{ROUTER: None})
     with pytest.raises(ModelError, match=re.escape(f"1 missing ({ROUTER})")):
@@ -364,7 +364,7 @@ def test_the_language_model_of_a_checkpoint_with_images_passes(tmp_path):
     text = tiny_model("llama4_text").config.to_dict()
     Llama4ForConditionalGeneration(Llama4Config(text_config=text, vision_config=vision)).save_pretrained(tmp_path)
     assert check_checkpoint(tmp_path, {}) is None
-    with checked_loading("images"):
+    with check_loading("images"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     router = next(name for name in tensors if name.endswith("router.weight"))

@@ -10,7 +10,7 @@ from opencompass.runners import LocalRunner
 
 from tests.conftest import ROOT
 from wdmoe_opencompass.harness import command, eval_task, infer_task
-from wdmoe_opencompass.run.failures import noted_failure
+from wdmoe_opencompass.run.failures import read_failure
 
 OURS = "wdmoe_opencompass.harness"
 INFER = dict(
@@ -65,10 +65,10 @@ def test_tasks_after_one_that_fails_are_run_and_scored(tmp_path, tasks, caplog):
     predictions, results = tmp_path / "run" / "predictions", tmp_path / "run" / "results"
     assert len(json.loads((predictions / "answering" / "sound.json").read_text())) == 4
     assert 0 <= json.loads((results / "answering" / "sound.json").read_text())["accuracy"] <= 100
-    assert noted_failure(predictions / "raising" / "sound.json") == "RuntimeError: no weights"
-    assert noted_failure(predictions / "exiting" / "sound.json") == "SystemExit: no licence"
-    assert "nowhere.jsonl" in noted_failure(predictions / "answering" / "no file.json")
-    assert noted_failure(results / "answering" / "odd.json") == "KeyError: 'no such [answer] | key'"
+    assert read_failure(predictions / "raising" / "sound.json") == "RuntimeError: no weights"
+    assert read_failure(predictions / "exiting" / "sound.json") == "SystemExit: no licence"
+    assert "nowhere.jsonl" in read_failure(predictions / "answering" / "no file.json")
+    assert read_failure(results / "answering" / "odd.json") == "KeyError: 'no such [answer] | key'"
     assert {path.name for path in results.rglob("*.json")} == {"sound.json"}
 
 

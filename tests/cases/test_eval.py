@@ -13,7 +13,7 @@ from tests.cases.conftest import FAULTS
 from tests.conftest import ROOT
 from wdmoe_opencompass.harness import eval_task
 from wdmoe_opencompass.harness.eval_task import NO_PREDICTIONS, NotScored, WdmoeEvalTask
-from wdmoe_opencompass.run.failures import MAX_REASON, note_failure, noted_failure
+from wdmoe_opencompass.run.failures import MAX_REASON, note_failure, read_failure
 from wdmoe_opencompass.run.recovery import redo_stale_results
 from wdmoe_opencompass.run.run_progress import RunWatch
 
@@ -156,13 +156,13 @@ def test_an_evaluator_that_fails_harms_its_own_dataset_alone(tmp_path, evaluator
     assert FAILING[evaluator] in str(told.value)
     assert "m/first" not in str(told.value)
     assert not results(tmp_path, "odd").exists()
-    reason = noted_failure(results(tmp_path, "odd"))
+    reason = read_failure(results(tmp_path, "odd"))
     assert FAILING[evaluator] in reason
     assert len(reason) < MAX_REASON + 100
     assert "\n" not in reason
     for name in ("first", "last"):
         assert 0 <= strict(results(tmp_path, name))["accuracy"] <= 100
-        assert noted_failure(results(tmp_path, name)) is None
+        assert read_failure(results(tmp_path, name)) is None
 
 
 def test_only_what_was_not_scored_is_scored_when_started_again(tmp_path):
@@ -172,7 +172,7 @@ def test_only_what_was_not_scored_is_scored_when_started_again(tmp_path):
     scored = {name: results(tmp_path, name).stat().st_mtime_ns for name in ("first", "last")}
     cfg["datasets"][0][1]["eval_cfg"]["evaluator"]["type"] = "tests.cases.odd_evaluators.SoundEvaluator"
     WdmoeEvalTask(cfg).run_or_raise(in_children=True)  # mended, and started again
-    assert noted_failure(results(tmp_path, "odd")) is None
+    assert read_failure(results(tmp_path, "odd")) is None
     assert strict(results(tmp_path, "odd"))["accuracy"] == strict(results(tmp_path, "last"))["accuracy"]
     assert scored == {name: results(tmp_path, name).stat().st_mtime_ns for name in scored}  # not again
 
@@ -248,7 +248,7 @@ def test_a_dataset_without_predictions_keeps_the_reason_of_its_inference(tmp_pat
     (tmp_path / "predictions" / "m" / "odd.json").unlink()
     with pytest.raises(NotScored, match=f"m/odd: {NO_PREDICTIONS}"):
         WdmoeEvalTask(cfg).run_or_raise(in_children=True)
-    assert noted_failure(results(tmp_path, "odd")) is None
+    assert read_failure(results(tmp_path, "odd")) is None
     assert results(tmp_path, "last").exists()
 
 
@@ -320,7 +320,7 @@ def test_watch_promises_an_evaluation_only_where_there_is_one(tmp_path, names, c
 def test_a_reason_of_an_earlier_start_is_no_reason_of_this_one(tmp_path):
     note_failure(tmp_path / "r.json", "killed")
     redo_stale_results(tmp_path / "d.json", tmp_path / "r.json")
-    assert noted_failure(tmp_path / "r.json") is None
+    assert read_failure(tmp_path / "r.json") is None
 
 
 def test_a_task_config_names_nothing_that_the_stock_task_would_not_take(tmp_path):

@@ -16,8 +16,8 @@ from wdmoe_opencompass._util.number_text import number_of
 from wdmoe_opencompass._util.safe_yaml import parse_mapping, yaml_text
 from wdmoe_opencompass.channel.profile import load_profile
 from wdmoe_opencompass.cli import app
-from wdmoe_opencompass.errors import LabError, ModelError, PolicyError, ProfileError, WdmoeError
-from wdmoe_opencompass.testbed.lab import Lab, load_lab, write_lab
+from wdmoe_opencompass.errors import ModelError, PolicyError, ProfileError, TestbedError, WdmoeError
+from wdmoe_opencompass.testbed.lab_file import Testbed, load_testbed, write_testbed
 
 TEXT = yaml.safe_dump(GOOD)
 DISTANCE = "distance_m: 10.0"
@@ -91,7 +91,7 @@ REFUSED = {  # written -> what to write
 @pytest.mark.parametrize("text", REFUSED)
 def test_other_notations_are_refused_with_file_line_key_value_and_what_to_write(tmp_path, text):
     sentence = refused(tmp_path, text)
-    assert sentence.startswith(f"{tmp_path / 'lab.yaml'}: line {LINE}: devices[0].distance_m must be ")
+    assert sentence.startswith(f"{tmp_path / 'testbed.yaml'}: line {LINE}: devices[0].distance_m must be ")
     assert REFUSED[text] in sentence
     if text.strip("'\"[]~") and text not in ("null", "true"):
         assert text.strip("'\"[]") in sentence
@@ -153,11 +153,11 @@ def test_labs_are_read_by_the_same_rules(tmp_path):
     path = tmp_path / "lab.yaml"
     for text in ("010", "1_0", "1:30", "'10'", "10 s", ".inf", "yes"):
         path.write_text(yaml.safe_dump(LAB) + f"deadline_s: {text}\n")
-        with pytest.raises(LabError, match=rf"{path}: line \d+: deadline_s must be "):
-            load_lab(path)
+        with pytest.raises(TestbedError, match=rf"{path}: line \d+: deadline_s must be "):
+            load_testbed(path)
     for text, is_sent in (("yes", True), ("off", False), ("true", True)):  # YAML 1.1's words where they are meant
         path.write_text(yaml.safe_dump(LAB) + f"deadline_s: 1e1\nsend_padding: {text}\n")
-        assert (load_lab(path).deadline_s, load_lab(path).send_padding) == (10.0, is_sent)
+        assert (load_testbed(path).deadline_s, load_testbed(path).send_padding) == (10.0, is_sent)
 
 
 PLAIN = st.text("0123456789abcdefox_+-.:eE ijnfINFATyYsOoN,~", min_size=1, max_size=9)
@@ -211,9 +211,9 @@ def test_every_text_is_written_so_that_it_is_read_as_that_text(text):
 
 def test_a_lab_with_names_that_look_like_numbers_is_read_back(tmp_path):
     devices = [dict(name=name, address="127.0.0.1:5000", experts=[n]) for n, name in enumerate(["1e5", "no", "016"])]
-    lab = Lab.model_validate(dict(devices=devices))
-    write_lab(tmp_path / "lab.yaml", lab)
-    assert load_lab(tmp_path / "lab.yaml") == lab
+    testbed = Testbed.model_validate(dict(devices=devices))
+    write_testbed(tmp_path / "lab.yaml", testbed)
+    assert load_testbed(tmp_path / "lab.yaml") == testbed
 
 
 OPTIONS = [

@@ -13,7 +13,7 @@ for dataset in datasets:
     dataset["abbr"] += "_small"
     dataset["reader_cfg"]["test_range"] = "[0:24]"
 models = []
-for name, lab in (("local", None), ("live", "tmp/test_testbed/lab.yaml")):
-    wdmoe = dict(profile="testbed_4_devices", policy="top_k", testbed=lab)
+for name, lab_file in (("local", None), ("live", "tmp/test_testbed/lab.yaml")):
+    wdmoe = dict(profile="testbed_4_devices", policy="top_k", testbed=lab_file)
     models.append(dict(quickstart_models[0], abbr=f"quickstart-{name}-hf", batch_size=4, wdmoe=wdmoe))
 infer["runner"]["max_num_workers"] = 1  # one base station at a time

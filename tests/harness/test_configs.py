@@ -11,7 +11,7 @@ from opencompass.utils.run import get_config_from_arg
 
 from tests.conftest import ROOT
 from wdmoe_opencompass.harness.settings import parse_settings
-from wdmoe_opencompass.testbed.lab import Lab, write_lab
+from wdmoe_opencompass.testbed.lab_file import Testbed, write_testbed
 
 CONFIGS = ROOT / "eval_configs"
 ALL = sorted(CONFIGS.rglob("*.py"))
@@ -69,7 +69,7 @@ def test_classes_arguments_profiles_and_policies_of_every_model_are_real(path, t
             if settings.get("testbed"):  # the user starts it: `wdmoe testbed up`
                 settings["testbed"] = str(tmp_path / "lab.yaml")
                 devices = [dict(name=f"d{k}", address=f"127.0.0.1:{k + 1}", experts=[k]) for k in range(4)]
-                write_lab(tmp_path / "lab.yaml", Lab(devices=devices))
+                write_testbed(tmp_path / "lab.yaml", Testbed(devices=devices))
             parse_settings(settings)
 
 

@@ -60,7 +60,7 @@ def test_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(tmp_pa
     with disk(run, needed // 2):
         done = run_task(task)
         assert done.returncode == 2
-        assert "No space left on device; what was finished is kept" in done.stdout + done.stderr
+        assert "No space left on device; finished work is kept" in done.stdout + done.stderr
         assert "\nerror: " in done.stderr
         assert "Traceback" not in done.stdout + done.stderr
         finished = {path.name: path.read_bytes() for path in predictions.glob("*.json")}

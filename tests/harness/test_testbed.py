@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from tests.builders.stock_models import MODEL, PROMPTS, VANILLA
-from tests.testbed.labs import servers
-from wdmoe_opencompass.errors import LabError, ModelError
+from tests.testbed.testbeds import servers
+from wdmoe_opencompass.errors import ModelError, TestbedError
 from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel
 from wdmoe_opencompass.harness.settings import parse_settings
 from wdmoe_opencompass.harness.trace_session import forget_events
-from wdmoe_opencompass.testbed.lab import Lab, write_lab
+from wdmoe_opencompass.testbed.lab_file import Testbed, write_testbed
 from wdmoe_opencompass.trace.format import read_trace
 from wdmoe_opencompass.trace.times import check_belongs, read_times
 
@@ -26,19 +26,19 @@ def devices():
         yield running
 
 
-def written_lab(folder, devices, **settings):
+def write_lab_file(folder, devices, **settings):
     entries = [
         dict(name=f"d{number}", address=f"127.0.0.1:{device.port}", experts=list(experts))
         for number, (device, experts) in enumerate(zip(devices, GROUPS))
     ]
-    write_lab(folder / "lab.yaml", Lab(devices=entries, **(dict(send_padding=True) | settings)))
+    write_testbed(folder / "lab.yaml", Testbed(devices=entries, **(dict(send_padding=True) | settings)))
     return str(folder / "lab.yaml")
 
 
 def test_perplexities_answers_and_trace_are_those_of_the_local_run(devices, tmp_path):
-    lab = written_lab(tmp_path, devices)
+    lab_file = write_lab_file(tmp_path, devices)
     local = WdmoeHuggingFaceBaseModel(**MODEL, wdmoe=SETTINGS)
-    live = WdmoeHuggingFaceBaseModel(**MODEL, wdmoe=dict(SETTINGS, testbed=lab))
+    live = WdmoeHuggingFaceBaseModel(**MODEL, wdmoe=dict(SETTINGS, testbed=lab_file))
     (tmp_path / "x.json").touch()
     live.open_trace(tmp_path / "x.json", "live", "x", len(PROMPTS), 0)
     with torch.no_grad():
@@ -57,8 +57,8 @@ def test_perplexities_answers_and_trace_are_those_of_the_local_run(devices, tmp_
 
 def test_bottleneck_reads_what_was_measured_and_drops_tokens_of_a_slow_device(tmp_path):
     with servers(MODEL["path"], GROUPS[:3]) as fast, servers(MODEL["path"], GROUPS[3:], rate_bit_per_s=2e6) as slow:
-        lab = written_lab(tmp_path, [*fast, *slow], send_padding=False)
-        live = WdmoeHuggingFaceBaseModel(**MODEL, wdmoe=dict(SETTINGS, policy="bottleneck", testbed=lab))
+        lab_file = write_lab_file(tmp_path, [*fast, *slow], send_padding=False)
+        live = WdmoeHuggingFaceBaseModel(**MODEL, wdmoe=dict(SETTINGS, policy="bottleneck", testbed=lab_file))
         live.open_trace(tmp_path / "x.json", "live", "x", 2 * len(PROMPTS), 0)
         with torch.no_grad():
             live.get_ppl(PROMPTS)
@@ -76,8 +76,8 @@ def test_bottleneck_reads_what_was_measured_and_drops_tokens_of_a_slow_device(tm
 
 def test_what_happened_to_devices_lies_beside_the_trace(tmp_path):
     with servers(MODEL["path"], GROUPS) as devices:
-        lab = written_lab(tmp_path, devices, payload_bits=8)
-        live = WdmoeHuggingFaceBaseModel(**MODEL, wdmoe=dict(SETTINGS, testbed=lab))
+        lab_file = write_lab_file(tmp_path, devices, payload_bits=8)
+        live = WdmoeHuggingFaceBaseModel(**MODEL, wdmoe=dict(SETTINGS, testbed=lab_file))
         live.open_trace(tmp_path / "x.json", "live", "x", len(PROMPTS), 0)
         devices[2].stop(0)
         with torch.no_grad():
@@ -104,14 +104,18 @@ def test_what_happened_in_batches_that_are_redone_is_forgotten(tmp_path):
 @pytest.mark.parametrize(
     ("wdmoe", "error", "sentence"),
     [
-        (dict(SETTINGS, testbed="no.yaml"), LabError, "no.yaml: cannot be read"),
+        (dict(SETTINGS, testbed="no.yaml"), TestbedError, "no.yaml: cannot be read"),
         (dict(SETTINGS, testbed="LAB", quantise_payload=True), ModelError, "the lab file's payload_bits decides"),
-        (dict(VANILLA, testbed="LAB"), LabError, "devices must be as many as in channel profile paper_8_devices (8)"),
+        (
+            dict(VANILLA, testbed="LAB"),
+            TestbedError,
+            "devices must be as many as in channel profile paper_8_devices (8)",
+        ),
     ],
 )
 def test_lab_that_does_not_fit_is_an_error_before_anything_is_loaded(devices, tmp_path, wdmoe, error, sentence):
-    lab = written_lab(tmp_path, devices)
-    wdmoe = {key: lab if value == "LAB" else value for key, value in wdmoe.items()}
+    lab_file = write_lab_file(tmp_path, devices)
+    wdmoe = {key: lab_file if value == "LAB" else value for key, value in wdmoe.items()}
     with pytest.raises(error) as caught:
         parse_settings(wdmoe)
     assert sentence in str(caught.value)

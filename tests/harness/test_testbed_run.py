@@ -17,7 +17,7 @@ from wdmoe_opencompass.trace.format import read_trace
 LAB = ROOT / "tmp" / "test_testbed" / "lab.yaml"  # as the config says
 
 
-def run_in_a_lab(work_dir, meanwhile):
+def run_on_a_testbed(work_dir, meanwhile):
     """Run the config with devices of 200, 200, 100 and 20 Mbit/s; -> its folder, output of everything."""
     LAB.parent.mkdir(parents=True, exist_ok=True)
     up = [sys.executable, "-m", "wdmoe_opencompass.cli.testbed", "up", "--model", "quickstart/model"]
@@ -56,7 +56,7 @@ def stop_a_device_for_a_while(pid, work_dir):
 @pytest.mark.slow
 def test_run_with_live_devices_answers_as_the_local_one_though_one_stops(tmp_path):
     try:
-        folder, output = run_in_a_lab(tmp_path / "outputs", stop_a_device_for_a_while)
+        folder, output = run_on_a_testbed(tmp_path / "outputs", stop_a_device_for_a_while)
     finally:
         shutil.rmtree(LAB.parent, ignore_errors=True)
     local, live = (folder / "predictions" / f"quickstart-{name}-hf" for name in ("local", "live"))

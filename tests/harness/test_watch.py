@@ -34,9 +34,9 @@ from wdmoe_opencompass.run.dataset_progress import (
     INTERRUPTED,
     RUNNING,
     WAITING,
-    Begun,
     DatasetProgress,
     DatasetWatch,
+    StartNote,
     spent_s,
 )
 from wdmoe_opencompass.run.lock import exclusive, holder
@@ -83,7 +83,7 @@ def grown(folder, blocks, first=0, **changes):
     return growing
 
 
-def looked(run, now_s=None):
+def snapshots(run, now_s=None):
     found = RunWatch(run).look(time.time() if now_s is None else now_s)
     return {(one.model, one.dataset): one for one in found.datasets}
 
@@ -157,11 +157,11 @@ def test_a_long_journal_is_given_out_in_pieces(tmp_path, monkeypatch):
 # -- one dataset -----------------------------------------------------------------------------------------------------
 def test_numbers_of_a_running_dataset_are_those_of_a_replay_of_all_its_batches(run, folder):
     watch = DatasetWatch(run, MODEL, "d")
-    Begun(items=12, prompts=24, first_prompt=0, started_s=1000.0).write(watch.begun)
+    StartNote(items=12, prompts=24, first_prompt=0, started_s=1000.0).write(watch.begun)
     growing = grown(folder, 1)
     with exclusive(folder / "d.json"):
         for blocks in (1, 3, 4):
-            for number in range(int(watch._counted.batches), blocks):
+            for number in range(int(watch._totals.batches), blocks):
                 if number:
                     growing.append(block(4 * number, seed=number))
             os.utime(growing.path, (1010.0, 1010.0))
@@ -177,13 +177,13 @@ def test_numbers_of_a_running_dataset_are_those_of_a_replay_of_all_its_batches(r
 def test_a_run_that_goes_on_counts_nothing_twice_and_times_only_its_own_batches(run, folder):
     watch = DatasetWatch(run, MODEL, "d")
     grown(folder, 3)
-    Begun(items=20, prompts=20, first_prompt=0, started_s=1000.0).write(watch.begun)
+    StartNote(items=20, prompts=20, first_prompt=0, started_s=1000.0).write(watch.begun)
     os.utime(folder / "d.trace.part", (1030.0, 1030.0))
     killed = watch.look(5000.0)
     assert (killed.state, killed.prompts_done, killed.elapsed_s, killed.remaining_s) == (INTERRUPTED, 12, 30, None)
     assert spent_s(run, MODEL, "d") == 30
     again = grown(folder, 3, first=2)  # the third batch is done again
-    Begun(items=20, prompts=20, first_prompt=8, started_s=6000.0, earlier_s=30.0).write(watch.begun)
+    StartNote(items=20, prompts=20, first_prompt=8, started_s=6000.0, earlier_s=30.0).write(watch.begun)
     os.utime(folder / "d.trace.part", (6005.0, 6005.0))
     with exclusive(folder / "d.json"):
         found = watch.look(6006.0)
@@ -206,7 +206,7 @@ def test_a_finished_dataset_keeps_its_numbers_and_is_not_computed_again(run, fol
     watch = DatasetWatch(run, MODEL, "d", is_matched=True)
     growing = grown(folder, 3)
     watch.look(0.0)
-    begun = Begun(items=12, prompts=12, first_prompt=0, started_s=1.0, took_s=75.0)
+    begun = StartNote(items=12, prompts=12, first_prompt=0, started_s=1.0, took_s=75.0)
     begun.write(watch.begun)
     watch.predictions.write_text(json.dumps({str(n): dict(prediction=n % 2, gold=str(n % 3)) for n in range(12)}))
     growing.seal(folder / "d.trace.safetensors")
@@ -229,11 +229,11 @@ def test_a_finished_dataset_keeps_its_numbers_and_is_not_computed_again(run, fol
 def test_accuracy_is_shown_only_where_equal_answers_are_the_score(run, folder):
     for name in "de":
         (folder / f"{name}.json").write_text(json.dumps({"0": dict(prediction="A", gold="A")}))
-    found = looked(run)
+    found = snapshots(run)
     assert found[MODEL, "d"].accuracy == 100
     assert found[MODEL, "e"].accuracy is None
     (folder / "d.json").write_text(json.dumps({"0": dict(prediction="A")}))
-    assert looked(run)[MODEL, "d"].accuracy is None
+    assert snapshots(run)[MODEL, "d"].accuracy is None
 
 
 def test_a_finished_run_keeps_its_accuracies_when_copying_changes_the_times_of_its_files(run, folder):
@@ -242,31 +242,31 @@ def test_a_finished_run_keeps_its_accuracies_when_copying_changes_the_times_of_i
     results.write_text(json.dumps(dict(score=41.5)))
     (folder / "e.json").write_text(json.dumps({"0": dict(prediction="A", gold="A")}))
     os.utime(results, (1.0, 1.0))  # older than the predictions: of those before
-    assert looked(run)[MODEL, "e"].accuracy is None
+    assert snapshots(run)[MODEL, "e"].accuracy is None
     (run / "summary").mkdir()
     (run / "summary" / f"summary_{STAMP}.txt").write_text("")  # written after all evaluation
-    assert looked(run)[MODEL, "e"].accuracy == 41.5
+    assert snapshots(run)[MODEL, "e"].accuracy == 41.5
     (run / "configs" / "20260102_000000_7.py").write_text(CONFIG)  # started again, and not yet summed up
-    assert looked(run)[MODEL, "e"].accuracy is None
+    assert snapshots(run)[MODEL, "e"].accuracy is None
 
 
 def test_states_are_told_apart_from_the_files(run, folder):
-    assert {one.state for one in looked(run).values()} == {WAITING}
+    assert {one.state for one in snapshots(run).values()} == {WAITING}
     predictions = folder / "d.json"
     with exclusive(predictions):
-        assert looked(run)[MODEL, "d"].state == RUNNING
+        assert snapshots(run)[MODEL, "d"].state == RUNNING
         assert holder(predictions) is not None
     assert holder(predictions) is None
-    Begun(items=1, prompts=1, first_prompt=0, started_s=1.0).write(run / "progress" / MODEL / "d.json")
-    assert looked(run)[MODEL, "d"].state == INTERRUPTED
+    StartNote(items=1, prompts=1, first_prompt=0, started_s=1.0).write(run / "progress" / MODEL / "d.json")
+    assert snapshots(run)[MODEL, "d"].state == INTERRUPTED
     (folder / "d.failed.txt").write_text("No space\nleft\n")
-    assert (looked(run)[MODEL, "d"].state, looked(run)[MODEL, "d"].reason) == (FAILED, "No space left")
+    assert (snapshots(run)[MODEL, "d"].state, snapshots(run)[MODEL, "d"].reason) == (FAILED, "No space left")
     os.utime(folder / "d.failed.txt", (1.0, 1.0))  # of a try before
-    assert looked(run)[MODEL, "d"].state == INTERRUPTED
+    assert snapshots(run)[MODEL, "d"].state == INTERRUPTED
     predictions.write_text('{"0": {"pred')
-    assert "torn" in looked(run)[MODEL, "d"].reason
+    assert "torn" in snapshots(run)[MODEL, "d"].reason
     predictions.write_text('{"0": {}}')
-    assert (looked(run)[MODEL, "d"].state, looked(run)[MODEL, "d"].reason) == (
+    assert (snapshots(run)[MODEL, "d"].state, snapshots(run)[MODEL, "d"].reason) == (
         FINISHED,
         "there is no routing trace of these predictions",
     )
@@ -275,9 +275,9 @@ def test_states_are_told_apart_from_the_files(run, folder):
 def test_looking_does_not_take_the_lock_from_the_task_that_wants_it(run, folder):
     lock = folder / ".d.json.lock"
     lock.write_text("process 1 on gone")  # of a task that was killed
-    assert looked(run)[MODEL, "d"].state == WAITING
+    assert snapshots(run)[MODEL, "d"].state == WAITING
     with exclusive(folder / "d.json"):
-        looked(run)
+        snapshots(run)
         with pytest.raises(BlockingIOError), lock.open() as other:
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -289,27 +289,27 @@ def test_where_the_file_system_knows_no_locks_fresh_files_are_a_running_dataset(
         raise OSError("no locks")
 
     monkeypatch.setattr(progress_module, "holder", none)
-    assert looked(run)[MODEL, "d"].state == RUNNING
-    assert looked(run, time.time() + 1000)[MODEL, "d"].state == INTERRUPTED
+    assert snapshots(run)[MODEL, "d"].state == RUNNING
+    assert snapshots(run, time.time() + 1000)[MODEL, "d"].state == INTERRUPTED
 
 
 def test_a_dense_model_is_known_by_the_answers_it_left(run):
     folder = run / "predictions" / DENSE
     folder.mkdir(parents=True)
     with exclusive(folder / "d.json"):
-        found = looked(run)[DENSE, "d"]
+        found = snapshots(run)[DENSE, "d"]
         assert (found.state, found.prompts_done, found.share_dropped) == (RUNNING, None, None)
-        Begun(items=5, prompts=5, first_prompt=0, started_s=time.time()).write(run / "progress" / DENSE / "d.json")
+        StartNote(items=5, prompts=5, first_prompt=0, started_s=time.time()).write(run / "progress" / DENSE / "d.json")
         (folder / "tmp_d.jsonl").write_text('{"idx": "0"}\n{"idx": "1"}\n{"idx')
-        assert looked(run)[DENSE, "d"].prompts_done == 2
-        assert looked(run)[DENSE, "d"].prompts == 5
+        assert snapshots(run)[DENSE, "d"].prompts_done == 2
+        assert snapshots(run)[DENSE, "d"].prompts == 5
 
 
 def test_a_trace_of_another_version_costs_only_its_own_numbers(run, folder):
     path = grown(folder, 1).path
     frame = json.dumps(dict(format_version=3)).encode()
     path.write_bytes(len(frame).to_bytes(8, "little") + hashlib.sha256(frame).digest() + frame)
-    found = looked(run)[MODEL, "d"]
+    found = snapshots(run)[MODEL, "d"]
     assert (found.prompts_done, found.share_dropped) == (None, None)
     assert "format_version must be 7, got 3" in found.reason
 
@@ -320,13 +320,13 @@ def test_parts_of_a_dataset_stand_below_it_and_it_is_finished_when_they_were_sco
         grown(folder, number + 1)
         Journal(folder / "d.trace.part").seal(folder / f"d_{number}.trace.safetensors")
         (folder / f"d_{number}.json").write_text('{"0": {}}')
-    found = looked(run)
+    found = snapshots(run)
     assert list(found)[:4] == [(MODEL, name) for name in ("d", "d_0", "d_1", "e")]
     assert (found[MODEL, "d"].state, found[MODEL, "d_1"].state) == (WAITING, FINISHED)
     assert found[MODEL, "d"].prompts_done == 12
     (run / "results" / MODEL).mkdir(parents=True)
     (run / "results" / MODEL / "d.json").write_text(json.dumps(dict(accuracy=50.0)))
-    found = looked(run)[MODEL, "d"]
+    found = snapshots(run)[MODEL, "d"]
     assert (found.state, found.accuracy) == (FINISHED, 50)
 
 
@@ -471,7 +471,7 @@ def test_prompts_are_counted_as_the_inferencer_makes_them(infer_cfg, prompts):
 def shown(run, monkeypatch, every_s, methods=("uniform",)):
     monkeypatch.setenv(INTERVAL, str(every_s))
     watch = DatasetWatch(run, MODEL, "d", methods=methods)
-    with live_line(watch, Begun(items=12, prompts=12, first_prompt=0, started_s=time.time())):
+    with live_line(watch, StartNote(items=12, prompts=12, first_prompt=0, started_s=time.time())):
         yield watch
 
 
@@ -487,8 +487,8 @@ def test_a_log_gets_whole_lines_beside_the_bar_of_opencompass(run, folder, monke
         for number in tqdm(range(1, 3)):
             growing.append(block(4 * number, seed=number))
             until(lambda number=number: len(progress_lines()) >= number)
-        assert Begun.read(watch.begun).took_s is None
-    assert Begun.read(watch.begun).took_s > 0.05
+        assert StartNote.read(watch.begun).took_s is None
+    assert StartNote.read(watch.begun).took_s > 0.05
     lines = progress_lines()
     assert len(lines) >= 3
     line_of = r"progress: tiny/d: (running|finished, elapsed \d:\d\d:\d\d), \d+/12 prompts"
@@ -502,8 +502,8 @@ def test_a_display_that_fails_and_a_full_disk_leave_the_run_alone(run, folder, m
     def full(self, path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Begun, "write", full)
-    monkeypatch.setattr(DatasetWatch, "counted", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(StartNote, "write", full)
+    monkeypatch.setattr(DatasetWatch, "look_without_accuracy", lambda *arguments: 1 / 0)
     with caplog.at_level(logging.WARNING), shown(run, monkeypatch, 0.02):
         until(lambda: "no line of progress" in caplog.text)
     assert "No space left on device" in caplog.text
@@ -517,14 +517,14 @@ def test_a_machine_without_a_thread_to_spare_runs_on(run, folder, monkeypatch, c
     monkeypatch.setattr(threading.Thread, "start", none)
     with shown(run, monkeypatch, 0.02) as watch:
         pass
-    assert Begun.read(watch.begun).took_s is not None
+    assert StartNote.read(watch.begun).took_s is not None
     assert "can't start new thread" in caplog.text
 
 
 def test_an_inference_that_fails_is_not_noted_as_done(run, folder, monkeypatch, capfd):
     with pytest.raises(ValueError), shown(run, monkeypatch, 60) as watch:
         raise ValueError
-    assert Begun.read(watch.begun).took_s is None
+    assert StartNote.read(watch.begun).took_s is None
     assert "finished" not in capfd.readouterr().err
 
 

@@ -11,9 +11,9 @@ from tests.testbed.synthetic import (
     FFN,
     HIDDEN,
     PAYLOAD_BITS,
-    lab_profile,
     measured_times,
     probe,
+    synthetic_profile,
     trace_beside,
 )
 from wdmoe_opencompass import ExpertShape
@@ -25,7 +25,7 @@ from wdmoe_opencompass.report.runs import MeasuredRun, ModelRun, measured_runs
 from wdmoe_opencompass.report.summary import write_report
 from wdmoe_opencompass.report.testbed_tables import (
     MAX_POINTS,
-    OTHER_LAB,
+    OTHER_TESTBED,
     figure_10,
     measured_sums,
     table_3,
@@ -34,7 +34,7 @@ from wdmoe_opencompass.report.testbed_tables import (
     waiting_records,
     write_testbed,
 )
-from wdmoe_opencompass.testbed.fit import fit_lab, measured_profile, measured_profile_text
+from wdmoe_opencompass.testbed.fit import fit_testbed, measured_profile, measured_profile_text
 from wdmoe_opencompass.trace.format import write_trace
 from wdmoe_opencompass.trace.times import write_times
 
@@ -42,9 +42,9 @@ BATCHES = 12
 
 
 def fitted_profile():
-    names = [device.name for device in lab_profile().devices]
-    fits = fit_lab(names, probe(message_s=0.0), ExpertShape(HIDDEN, FFN), PAYLOAD_BITS)
-    return measured_profile(lab_profile(), names, fits, PAYLOAD_BITS)
+    names = [device.name for device in synthetic_profile().devices]
+    fits = fit_testbed(names, probe(message_s=0.0), ExpertShape(HIDDEN, FFN), PAYLOAD_BITS)
+    return measured_profile(synthetic_profile(), names, fits, PAYLOAD_BITS)
 
 
 def run_of(abbr, policy, slower=1.0, seed=0, profile=None, batches=BATCHES, **changes):
@@ -119,7 +119,7 @@ def test_the_gain_is_against_vanilla_with_an_interval_that_holds_it():
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
-    [(dict(lab_hash="another"), OTHER_LAB), (dict(batches=5), "not of the same items")],
+    [(dict(lab_hash="another"), OTHER_TESTBED), (dict(batches=5), "not of the same items")],
 )
 def test_what_cannot_be_compared_has_no_gain_shown(changes, reason):
     records = waiting_records(measured_of(two_runs(**changes)), ["d"])
@@ -248,8 +248,8 @@ def run_folder(tmp_path):
     for run in on_disk(tmp_path, two_runs()):
         write_trace(tmp_path / "predictions" / run.abbr / "d.trace.safetensors", run.traces["d"][0])
     profile = tmp_path / "lab.yaml"
-    names = [device.name for device in lab_profile().devices]
-    fits = fit_lab(names, probe(message_s=0.0), ExpertShape(HIDDEN, FFN), PAYLOAD_BITS)
+    names = [device.name for device in synthetic_profile().devices]
+    fits = fit_testbed(names, probe(message_s=0.0), ExpertShape(HIDDEN, FFN), PAYLOAD_BITS)
     profile.write_text(measured_profile_text(fitted_profile(), fits))
     return tmp_path
 

@@ -1,6 +1,6 @@
 """A tiny random one of every MoE causal language model of the installed transformers, and what can be done with it.
 
-`python -m tests.routing.families` writes docs/model_families.md anew.
+`python -m tests.routing.families` writes docs/model_families.md again.
 """
 
 from dataclasses import dataclass, field
@@ -275,13 +275,13 @@ def _zeroing(layer, answer, scaled_back):
     def hook(module, args):
         if len(args) < 3:  # Llama 4: every expert is given every token, expert by expert, times its score
             return (args[0] * kept_experts.T.reshape(-1, 1),)
-        hidden, index, weights = args
+        hidden_states, index, weights = args
         kept = weights * kept_experts.gather(1, index)
         if answer.weights is not None:
             index, kept = answer.expert_index, torch.where(answer.keep, answer.weights, 0)
         if scaled_back:
             kept = kept / kept.sum(1, keepdim=True).clamp(min=1e-9) * weights.sum(1, keepdim=True)
-        return hidden, index, kept
+        return hidden_states, index, kept
 
     return hook
 
@@ -326,9 +326,10 @@ def decodes(model, layers, new_tokens=4):
 HEADER = """# MoE families of transformers {version}
 
 Every MoE causal language model (`...ForCausalLM`); models of images, audio or an encoder are not listed. Written by
-`make families` from what happens to a tiny random model of each family (`tests/routing/families.py`); a test compares.
-On every family that works run `top_k`, a policy that only drops and, where the router is a softmax, one that may give a
-token other experts; all policies run on {all_policies_on}.
+`make families` from checks of a tiny random model of each family (`tests/routing/families.py`); a test compares.
+Every working family ran with `top_k`, with a policy that only drops and, if the router is a softmax, with one that may
+give a token other experts. All policies ran on
+{all_policies_on}.
 There:
 
 - `top_k` leaves the logits bit-identical to the unpatched model;
@@ -337,9 +338,9 @@ There:
 
 **Router**: *softmax*, policies read the full softmax over all experts; *other* (sigmoid, sparsemixer, ...) and *one
 expert*, they read the weights as the model uses them, 0 outside the top-k. **Normalised**: whether the top-k weights of
-every token have the same sum, which is when `renormalise='model'` scales kept weights back to it. **Dropped**: whether
-the computation of a dropped expert is skipped, or done with weight zero. **Shared**: shared experts run at the base
-station and are no device load. Experts and top-k are those of the default configuration, where it has them.
+every token have the same sum; `renormalise='model'` then scales kept weights back to it. **Dropped**: whether a dropped
+expert is skipped, or computed with weight zero. **Shared**: whether there are shared experts; they run at the base
+station and add no device load. Experts and top-k are those of the default configuration, if it has them.
 
 | model class | router | normalised | experts | top-k | shared | dropped | result |
 |---|---|---|---|---|---|---|---|

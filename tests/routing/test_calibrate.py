@@ -36,14 +36,14 @@ def test_everything_measured_equals_plain_loops(family, top_k, monkeypatch):
     model = tiny_model(family, top_k=top_k)
     measured = calibrate(model, CHUNKS, "tiny")
     layers = find_moe_layers(model)
-    for number, (hidden, index, weights) in enumerate(experts_called(model)):
+    for number, (hidden_states, index, weights) in enumerate(experts_called(model)):
         assert torch.equal(measured.top_k_index[number], index)
         assert torch.allclose(measured.top_k_weights[number], weights)
         ratios = [sorted(row, reverse=True)[1] / max(row) for row in weights.tolist()]
         assert measured.ratio_median[number].item() == pytest.approx(np.sort(ratios)[(len(ratios) - 1) // 2], rel=1e-5)
         experts, distances = layers[number].experts, np.zeros((8, 9))
         with torch.no_grad():
-            for token in hidden[:5]:
+            for token in hidden_states[:5]:
                 answers = [experts(token[None], torch.tensor([[e]]), torch.ones(1, 1))[0] for e in range(8)]
                 for i in range(8):
                     distances[i] += [(answers[i] - other).norm().item() for other in answers] + [
@@ -71,10 +71,10 @@ def test_sensitivity_is_the_squared_gradient():
         return torch.nn.functional.cross_entropy(logits, chunk[0, 1:], reduction="sum").item()
 
     gradient = torch.zeros(3, 32, dtype=torch.float64)
-    for place in range(96):
+    for entry in range(96):
         step = torch.zeros(96, dtype=torch.float64)
-        step[place] = 0.02
-        gradient.view(-1)[place] = (loss(step.view(3, 32)) - loss(-step.view(3, 32))) / 0.04
+        step[entry] = 0.02
+        gradient.view(-1)[entry] = (loss(step.view(3, 32)) - loss(-step.view(3, 32))) / 0.04
     measured = calibrate(model, [chunk], "tiny").sensitivity[-1].item()
     assert measured == pytest.approx(gradient.square().sum().item() / 3, rel=0.02)
 

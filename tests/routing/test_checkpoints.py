@@ -10,7 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from tests.routing.families import FAMILIES, tiny_model
 from wdmoe_opencompass.errors import ModelError
-from wdmoe_opencompass.routing.checkpoint import check_checkpoint, checked_loading
+from wdmoe_opencompass.routing.checkpoint import check_checkpoint, check_loading
 
 EVERY = 7  # tensors, of which one is tried: layers are alike
 IGNORED = ("axk1", "e_score_correction_bias")  # transformers says that its checkpoints need not have it
@@ -23,7 +23,7 @@ def test_a_family(family, tmp_path):
     for folder, how in ((tmp_path / "one", {}), (tmp_path / "shards", dict(max_shard_size="50kB"))):
         model.save_pretrained(folder, **how)
         assert check_checkpoint(folder, {}) is None
-        with checked_loading(family):
+        with check_loading(family):
             AutoModelForCausalLM.from_pretrained(folder)
     shutil.copytree(tmp_path / "one", tmp_path / "changed")
     tensors = load_file(tmp_path / "one" / "model.safetensors")

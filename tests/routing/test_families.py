@@ -26,7 +26,7 @@ BREAK_THE_CONTRACT = {
     "doge": "DogeCDMoE (model.layers.0.mlp) routes to experts, but the model has no experts",
     "jetmoe": "JetMoeParallelExperts (model.layers.0.mlp.input_linear) routes to experts, but the model has no experts",
     "longcat_flash": "LongcatFlashTopkRouter (model.layers.0.mlp.router) routes to experts, but the model has",
-    "zaya": "no router beside ZayaExperts answers with one score for each of its 8 experts; ZayaRouter answers [16, 9]",
+    "zaya": "no router next to ZayaExperts returns one score for each of its 8 experts; ZayaRouter returns [16, 9]",
 }
 WORKING = sorted(set(FAMILIES) - set(BREAK_THE_CONTRACT))
 

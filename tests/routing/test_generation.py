@@ -112,7 +112,7 @@ def test_loads_under_wlr_equal_a_replay_step_by_step(family):
 
     def dropping(number, layer):
         def hook(module, args):
-            hidden, index, weights = args
+            hidden_states, index, weights = args
             full = scores[number].flatten(0, -2).softmax(-1)
             if layer.router_kind != "softmax":
                 full = torch.zeros_like(full).scatter(1, index, weights)
@@ -121,7 +121,7 @@ def test_loads_under_wlr_equal_a_replay_step_by_step(family):
             kept = [row[flags].tolist() for row, flags in zip(index, keep, strict=True)]
             loads.append(oracles.loads(kept, real.tolist(), channel.device_of_expert.tolist(), devices=8)[0])
             scale = weights.sum(1, keepdim=True) / (weights * keep).sum(1, keepdim=True) if layer.normalises else 1
-            return hidden, index, weights * keep * scale
+            return hidden_states, index, weights * keep * scale
 
         return hook
 

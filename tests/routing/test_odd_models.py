@@ -35,7 +35,7 @@ def kept_and_expected(model):
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """Dropped rows are marked, not left out: what experts do where the host must not be waited for."""
-    monkeypatch.setattr(dropping_experts, "can_leave_rows_out", lambda hidden: False)
+    monkeypatch.setattr(dropping_experts, "can_leave_rows_out", lambda hidden_states: False)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
@@ -105,17 +105,17 @@ def test_llama_4_with_two_experts_per_token_drops_by_zero_scores():
 
 
 def test_two_models_that_share_a_config_do_not_touch_each_other():
-    one = tiny_mixtral()
-    other = MixtralForCausalLM(one.config).eval()
-    assert other.model.layers[0].mlp.experts.config is one.model.layers[0].mlp.experts.config
+    model = tiny_mixtral()
+    other = MixtralForCausalLM(model.config).eval()
+    assert other.model.layers[0].mlp.experts.config is model.model.layers[0].mlp.experts.config
     ids, mask = prompts()
     plain = logits(other)
-    with attached(one, "wlr") as first, torch.no_grad():
+    with attached(model, "wlr") as first, torch.no_grad():
         assert torch.equal(logits(other), plain)
         with attached(other, "top_k") as second:
-            one(input_ids=ids, attention_mask=mask)
+            model(input_ids=ids, attention_mask=mask)
             assert torch.equal(logits(other), plain)
-            one(input_ids=ids, attention_mask=mask)
+            model(input_ids=ids, attention_mask=mask)
             assert len(first.recorder.finish_batch(0, 4)["tokens"]) == 2
             assert len(second.recorder.finish_batch(0, 4)["tokens"]) == 1
 
@@ -215,13 +215,13 @@ def test_an_exception_between_two_layers_leaves_nothing_behind(policy):
 
 def test_experts_outside_a_forward_pass_of_the_model_are_refused():
     model = tiny_mixtral()
-    hidden = torch.randn(1, 3, 32)
+    hidden_states = torch.randn(1, 3, 32)
     with attached(model, "wlr"):
         with pytest.raises(ModelError, match=r"model.layers.0.mlp was run outside a forward pass"):
-            model.model.layers[0].mlp(hidden)
+            model.model.layers[0].mlp(hidden_states)
         logits(model)
         with pytest.raises(ModelError, match="outside a forward pass"):
-            model.model.layers[0].mlp(hidden)
+            model.model.layers[0].mlp(hidden_states)
 
 
 @pytest.mark.parametrize(
@@ -299,12 +299,12 @@ class TwoScores(nn.Module):
         self.experts, self.first, self.second = experts, nn.Linear(32, 8), nn.Linear(32, 8)
         self.deciding = deciding
 
-    def forward(self, hidden):
-        tokens = hidden.flatten(0, 1)
+    def forward(self, hidden_states):
+        tokens = hidden_states.flatten(0, 1)
         scores = dict(first=self.first(tokens), second=self.second(tokens))
         chosen = scores[self.deciding] if self.deciding else -scores["first"]
         weights, index = chosen.softmax(-1).topk(2)
-        return self.experts(tokens, index, weights).view(hidden.shape)
+        return self.experts(tokens, index, weights).view(hidden_states.shape)
 
 
 def test_a_part_of_an_attached_model_and_what_it_is_part_of_are_refused():
@@ -346,7 +346,7 @@ def test_of_two_modules_with_scores_the_one_whose_highest_are_chosen_is_the_rout
     model = tiny_mixtral(layers=1)
     block = model.model.layers[0].mlp = TwoScores(model.model.layers[0].mlp.experts, deciding)
     if deciding is None:
-        with pytest.raises(ModelError, match="Linear and Linear both answer with one score per expert"):
+        with pytest.raises(ModelError, match="Linear and Linear both return one score per expert"):
             find_moe_layers(model)
     else:
         assert find_moe_layers(model)[0].router is getattr(block, deciding)
@@ -361,8 +361,8 @@ class OneArgument(nn.Module):
         self.experts._is_expert_parallel, self.experts.is_transposed = False, False
         self.experts.down_proj = down_proj
 
-    def forward(self, hidden):
-        return self.experts(hidden)
+    def forward(self, hidden_states):
+        return self.experts(hidden_states)
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,10 @@ def from_device_map(model, folder):
     names = {name.rsplit(".", 1)[0] for name, _ in model.named_parameters() if ".layers." not in name}
     blocks = {name for name, module in model.named_modules() if name.rsplit(".", 1)[-1].isdigit()}
     last = max(blocks)
-    places = dict.fromkeys(names | blocks, "cpu") | {last: "disk"}
-    return AutoModelForCausalLM.from_pretrained(folder / "model", device_map=places, offload_folder=folder / "offload")
+    device_map = dict.fromkeys(names | blocks, "cpu") | {last: "disk"}
+    return AutoModelForCausalLM.from_pretrained(
+        folder / "model", device_map=device_map, offload_folder=folder / "offload"
+    )
 
 
 def from_device_map_auto(model, folder):

@@ -24,7 +24,7 @@ def block_of(model, run, policy="top_k", items=4, **parameters):
 
 
 class KeepEvery(SelectionPolicy):
-    """Keeps the masked pairs of a fixed pattern; stands for any dropping policy."""
+    """Keeps the masked pairs of a fixed pattern; it represents any dropping policy."""
 
     def select(self, routing, channel):
         keep = torch.ones_like(routing.top_k_index, dtype=torch.bool)
@@ -201,17 +201,17 @@ def test_a_subclass_of_top_k_that_drops_changes_the_model():
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 def test_padding_and_phase_are_told_from_the_cache_also_by_place(kind):
-    """The mask of a static cache covers all its places, those to come included."""
+    """The mask of a static cache covers all its slots, even those not yet filled."""
     model = tiny_mixtral()
     ids, mask = prompts(side="left")
-    places = torch.cat([mask, torch.ones(4, 1, dtype=mask.dtype)], dim=1)
+    slot_mask = torch.cat([mask, torch.ones(4, 1, dtype=mask.dtype)], dim=1)
     if kind == "static":
-        places = torch.cat([places, torch.zeros(4, 9, dtype=mask.dtype)], dim=1)
+        slot_mask = torch.cat([slot_mask, torch.zeros(4, 9, dtype=mask.dtype)], dim=1)
     cache = StaticCache(model.config, max_cache_len=21) if kind == "static" else DynamicCache(config=model.config)
 
     def run(m):
-        m(ids, places if kind == "static" else mask, None, cache)
-        m(ids[:, :1], places, None, cache)
+        m(ids, slot_mask if kind == "static" else mask, None, cache)
+        m(ids[:, :1], slot_mask, None, cache)
 
     block = block_of(model, run)
     assert block["tokens"].tolist() == [mask.sum().item(), 4]
@@ -287,13 +287,13 @@ def test_experts_of_one_device_are_one_transfer_and_two_evaluations():
     assert (block["device_load"] == block["expert_evaluations"]).all()
 
 
-@pytest.mark.parametrize("places", [[0, 1, 2, 3, 4, 5, 6, 7], [0, 0, 1, 1, -1, 2, 2, -1]])
+@pytest.mark.parametrize("placement", [[0, 1, 2, 3, 4, 5, 6, 7], [0, 0, 1, 1, -1, 2, 2, -1]])
 @pytest.mark.parametrize("policy", ["top_k", "wlr"])
-def test_recorded_loads_equal_a_token_by_token_count(places, policy):
+def test_recorded_loads_equal_a_token_by_token_count(placement, policy):
     model = tiny_mixtral(top_k=3)
     ids, mask = prompts(rows=6)
     states = channel_states(model)
-    states._device_of_expert = places
+    states._device_of_expert = placement
     seen = []
     with Attachment(model, build_policy(policy), states) as attachment, torch.no_grad():
         attachment.policy = Watching(attachment.policy, seen)
@@ -302,8 +302,8 @@ def test_recorded_loads_equal_a_token_by_token_count(places, policy):
     for layer, (chosen, keep) in enumerate(seen):
         for ending, kept in (("_before", torch.ones_like(keep)), ("", keep)):
             pairs = [row[flags].tolist() for row, flags in zip(chosen, kept, strict=True)]
-            sent, computed = oracles.loads(pairs, mask.flatten().tolist(), places, devices=8)
-            assert block[f"device_load{ending}"][0, layer].tolist() == sent
+            device_load, computed = oracles.loads(pairs, mask.flatten().tolist(), placement, devices=8)
+            assert block[f"device_load{ending}"][0, layer].tolist() == device_load
             assert block[f"expert_evaluations{ending}"][0, layer].tolist() == computed
             real = [pair for pair, counts in zip(pairs, mask.flatten().tolist(), strict=True) if counts]
             assert block[f"assignments{ending}"][0, layer] == sum(map(len, real))
@@ -335,12 +335,12 @@ class Failing:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("place", ["model.embed_tokens", "model.layers.1", "lm_head"])
-def test_an_exception_inside_a_forward_pass_leaves_no_counts(place, error):
+@pytest.mark.parametrize("name", ["model.embed_tokens", "model.layers.1", "lm_head"])
+def test_an_exception_inside_a_forward_pass_leaves_no_counts(name, error):
     model = tiny_mixtral()
     ids, mask = prompts()
     with attach(model) as attachment, torch.no_grad():
-        handle = model.get_submodule(place).register_forward_pre_hook(Failing(error))
+        handle = model.get_submodule(name).register_forward_pre_hook(Failing(error))
         with pytest.raises(error, match="broken"):
             model(input_ids=ids, attention_mask=mask)
         handle.remove()

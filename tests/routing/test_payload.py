@@ -28,7 +28,7 @@ def test_a_vector_arrives_rounded_to_its_own_scale(bits):
     vectors = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)) * torch.tensor(
         [[1e-3], [1], [1e3], [1], [0]]
     )
-    arrived = Payload(bits, torch.arange(8)).rounded(vectors)
+    arrived = Payload(bits, torch.arange(8)).round(vectors)
     for sent, got in zip(vectors.tolist(), arrived.tolist()):
         assert got == pytest.approx(rounded(sent, bits), rel=1e-5, abs=1e-12)
     assert all(len(set(row)) <= 2**bits - 1 for row in arrived.tolist())
@@ -36,47 +36,50 @@ def test_a_vector_arrives_rounded_to_its_own_scale(bits):
 
 def test_values_of_no_more_bits_than_the_payload_travel_as_they_are():
     vectors = torch.randn(3, 5)
-    assert torch.equal(Payload(16, torch.arange(8)).rounded(vectors.bfloat16()), vectors.bfloat16())
-    assert torch.equal(Payload(32, torch.arange(8)).rounded(vectors), vectors)
+    assert torch.equal(Payload(16, torch.arange(8)).round(vectors.bfloat16()), vectors.bfloat16())
+    assert torch.equal(Payload(32, torch.arange(8)).round(vectors), vectors)
 
 
-def layer_by_hand(experts, hidden, index, weights, places, bits):
+def layer_by_hand(experts, hidden_states, index, weights, placement, bits):
     """One MoE layer token by token, expert by expert: each device answers a token once."""
-    total = torch.zeros_like(hidden)
+    total = torch.zeros_like(hidden_states)
     for token, (experts_of, weights_of) in enumerate(zip(index.tolist(), weights)):
         at = {}
         for expert, weight in zip(experts_of, weights_of):
             if expert == experts.num_experts:
                 continue
-            place = places[expert]
-            read = hidden[token] if place < 0 else torch.tensor(rounded(hidden[token].tolist(), bits))
+            device = placement[expert]
+            read = hidden_states[token] if device < 0 else torch.tensor(rounded(hidden_states[token].tolist(), bits))
             answer = experts(read[None], torch.tensor([[expert]]), torch.ones(1, 1))[0] * weight
-            at.setdefault(place, []).append(answer)
-        for place, answers in at.items():
+            at.setdefault(device, []).append(answer)
+        for device, answers in at.items():
             answer = sum(answers)
-            total[token] += answer if place < 0 else torch.tensor(rounded(answer.tolist(), bits))
+            total[token] += answer if device < 0 else torch.tensor(rounded(answer.tolist(), bits))
     return total
 
 
 @pytest.mark.parametrize("gpu_like", [False, True])
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("places", [[0, 1, 2, 3, 4, 5, 6, 7], [0, 0, 0, 1, 1, -1, -1, 2], [-1] * 8])
-def test_a_layer_equals_tokens_sent_one_by_one(places, bits, gpu_like, monkeypatch):
+@pytest.mark.parametrize("placement", [[0, 1, 2, 3, 4, 5, 6, 7], [0, 0, 0, 1, 1, -1, -1, 2], [-1] * 8])
+def test_a_layer_equals_tokens_sent_one_by_one(placement, bits, gpu_like, monkeypatch):
     if gpu_like:
-        monkeypatch.setattr(dropping_experts, "can_leave_rows_out", lambda hidden: False)
+        monkeypatch.setattr(dropping_experts, "can_leave_rows_out", lambda hidden_states: False)
     generator = torch.Generator().manual_seed(1)
     model = tiny_model("olmoe", top_k=3)
     experts = find_moe_layers(model)[0].experts
-    hidden = torch.randn(6, 32, generator=generator)
+    hidden_states = torch.randn(6, 32, generator=generator)
     index = torch.stack([torch.randperm(8, generator=generator)[:3] for _ in range(6)])
     index[1, 2], index[4, 0] = 8, 8  # dropped
     weights = torch.rand(6, 3, generator=generator) * (index < 8)
     with torch.no_grad():
-        expected = layer_by_hand(experts, hidden, index, weights, places, bits)
-        handle = dropping_experts.DroppingExperts(experts, Payload(bits, torch.tensor(places)))
-        assert torch.allclose(experts(hidden, index, weights), expected, atol=1e-4)
+        expected = layer_by_hand(experts, hidden_states, index, weights, placement, bits)
+        handle = dropping_experts.DroppingExperts(experts, Payload(bits, torch.tensor(placement)))
+        assert torch.allclose(experts(hidden_states, index, weights), expected, atol=1e-4)
         handle.remove()
-        assert not torch.allclose(experts(hidden, index.clamp(max=7), weights), expected, atol=1e-4) or places[0] < 0
+        assert (
+            not torch.allclose(experts(hidden_states, index.clamp(max=7), weights), expected, atol=1e-4)
+            or placement[0] < 0
+        )
 
 
 @pytest.mark.parametrize("policy", ["top_k", "wlr"])

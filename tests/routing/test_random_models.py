@@ -17,12 +17,12 @@ from wdmoe_opencompass.selection import POLICIES
 DEVICES = 8
 
 
-def run(model, policy, places=None, ids_and_mask=None):
+def run(model, policy, placement=None, ids_and_mask=None):
     """-> the block of one forward pass, its logits, the mask, and what the policy answered in each layer."""
     ids, mask = ids_and_mask or prompts(rows=5)
     layers = find_moe_layers(model)
     states = ChannelStates(load_profile("paper_8_devices"), layers[0].shape, layers[0].num_experts)
-    states._device_of_expert = places or states._device_of_expert
+    states._device_of_expert = placement or states._device_of_expert
     with Attachment(model, example_for(layers, policy), states) as attachment, torch.no_grad():
         if policy != "top_k":  # a watched top_k would not be vanilla any more
             attachment.policy = Watching(attachment.policy)
@@ -84,11 +84,11 @@ def test_invariants_of_every_policy(policy, model, side, rows, at_base_station, 
         return
     ids, mask = prompts(rows=rows, seed=seed, side=side)
     tokens, real = mask.sum().item(), mask.flatten().tolist()
-    places = [-1 if expert < at_base_station else expert % DEVICES for expert in range(experts)]
+    placement = [-1 if expert < at_base_station else expert % DEVICES for expert in range(experts)]
     with torch.no_grad():
         plain = model(input_ids=ids, attention_mask=mask).logits
 
-    block, logits, _, answers = run(model, policy, places, (ids, mask))
+    block, logits, _, answers = run(model, policy, placement, (ids, mask))
 
     assert logits.isfinite().all()
     assert (policy != "top_k") or torch.equal(logits, plain)
@@ -103,8 +103,8 @@ def test_invariants_of_every_policy(policy, model, side, rows, at_base_station, 
         assert (block["weight_sum"] <= block["weight_sum_before"] + 1e-6).all()
     for number, (index, keep, _) in enumerate(answers):
         kept = [row[flags].tolist() for row, flags in zip(index, keep, strict=True)]
-        sent, computed = oracles.loads(kept, real, places, DEVICES)
-        assert block["device_load"][0, number].tolist() == sent
+        device_load, computed = oracles.loads(kept, real, placement, DEVICES)
+        assert block["device_load"][0, number].tolist() == device_load
         assert block["expert_evaluations"][0, number].tolist() == computed
     with torch.no_grad():
         assert torch.equal(model(input_ids=ids, attention_mask=mask).logits, plain)

@@ -239,9 +239,9 @@ def changed(**changes):
     return change
 
 
-def put(place, value):
+def put(position, value):
     def change(array):
-        array[place] = value
+        array[position] = value
         return array
 
     return change

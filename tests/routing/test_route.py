@@ -197,7 +197,7 @@ def test_a_mass_that_cannot_be_is_refused(changes, mass, sentence):
 def test_a_trace_of_a_models_run_has_no_vanilla_of_its_own():
     routed = route(run_recording(), "wlr")
     own = type(routed)(routed.metadata.model_copy(update=dict(routed_from="model")), routed.arrays)
-    with pytest.raises(TraceError, match="is of a model's run, whose router outputs depend on drops"):
+    with pytest.raises(TraceError, match="comes from a model's run: its router outputs depend on drops"):
         vanilla_trace(own)
 
 

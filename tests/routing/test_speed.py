@@ -33,7 +33,7 @@ def test_batches_are_found_by_where_they_end(path):
 @pytest.mark.parametrize(("answered", "left"), [(0, []), (4, [4]), (8, [4, 8]), (9, [4, 8]), (10, [4, 8, 10])])
 def test_a_run_that_goes_on_forgets_batches_that_are_redone(path, answered, left):
     keep_speed(path, answered)
-    assert [one.end for one in measured_batches(path, TRACE).values()] == left
+    assert [batch.end for batch in measured_batches(path, TRACE).values()] == left
     assert path.exists() == bool(left)
     for end, items in ((4, 4), (8, 4), (10, 2))[len(left) :]:
         append_speed(path, speed(end, items))
@@ -91,12 +91,12 @@ def test_random_damage_never_adds_a_batch(path):
     whole, rng = path.read_bytes(), np.random.default_rng(0)
     for _ in seeds(300):
         broken = bytearray(whole)
-        for place in rng.integers(0, len(broken), 3):
-            broken[place] = rng.integers(256)
+        for position in rng.integers(0, len(broken), 3):
+            broken[position] = rng.integers(256)
         path.write_bytes(broken)
         found = measured_batches(path, TRACE)
         assert set(found) <= {0, 1, 2}
-        assert all(TRACE.items[number] == one.items for number, one in found.items())
+        assert all(TRACE.items[number] == batch.items for number, batch in found.items())
 
 
 def test_a_folder_or_too_large_a_file_measured_nothing(tmp_path, path, monkeypatch):

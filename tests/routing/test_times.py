@@ -62,7 +62,7 @@ def test_sealed_times_read_back_as_the_joined_batches(tmp_path):
 def test_messages_read_back_as_they_were_measured():
     times = join_times(times_metadata(), [block(5)])
     measured = [
-        one for of_pass in random_loads(5) for layer, row in enumerate(of_pass) for one in layer_times(layer, row)
+        times for of_pass in random_loads(5) for layer, row in enumerate(of_pass) for times in layer_times(layer, row)
     ]
     assert len(times.layer_times()) == len(measured)
     for ours, theirs in zip(times.layer_times(), measured, strict=True):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.testbed.labs import GROUPS, device_processes, servers
+from tests.testbed.testbeds import GROUPS, device_processes, servers
 from tests.tiny import tiny_mixtral
 from wdmoe_opencompass.routing.discovery import find_moe_layers
 

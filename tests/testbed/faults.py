@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tests.builders.testbed_models import states_of
-from tests.testbed.labs import GROUPS, NAMES, lab_of
+from tests.testbed.testbeds import GROUPS, NAMES, make_testbed
 from tests.tiny import example_policy
 from tests.waiting import until
 from wdmoe_opencompass.routing.attachment import Attachment
@@ -22,17 +22,17 @@ STOPPED = FAULTS | dict(deadline_s=3.0)
 
 
 @contextmanager
-def base_station(tiny, lab):
+def base_station(tiny, testbed):
     model, layers = tiny
     with (
-        BaseStation(lab, layers) as client,
-        Attachment(model, example_policy("top_k"), states_of(model, lab), sender=client) as attached,
+        BaseStation(testbed, layers) as station,
+        Attachment(model, example_policy("top_k"), states_of(model, testbed), sender=station) as attached,
     ):
-        yield client, attached
+        yield station, attached
 
 
-def kinds(client, name):
-    return [event.kind for event in client.events if event.device == name]
+def kinds(station, name):
+    return [event.kind for event in station.events if event.device == name]
 
 
 class Rubbish:
@@ -123,25 +123,25 @@ FAULT_KINDS = ("kill", "stop", "restart", "corrupt")
 
 
 def run_with_fault(model_and_layers, devices, fault, chance, answer, groups=GROUPS, passes=20):
-    """One run of so many answers in which a random device has a fault at a random moment; it is well again afterwards.
+    """One run of `passes` answers in which a random device has a fault at a random moment; it recovers afterwards.
 
     -> the answers, and what happened to the device
     """
     victim = chance.randrange(len(devices))
     rubbish = Rubbish(devices[victim], chance.choice(list(SPOILS.values())), after=chance.randrange(40))
-    shown = [rubbish if fault == "corrupt" and n == victim else one for n, one in enumerate(devices)]
+    shown = [rubbish if fault == "corrupt" and n == victim else device for n, device in enumerate(devices)]
     moment = chance.randrange(1, 3 * passes // 4)
     answers = []
-    with base_station(model_and_layers, lab_of(shown, groups, **FAULTS | dict(deadline_s=2.0))) as (client, _):
+    with base_station(model_and_layers, make_testbed(shown, groups, **FAULTS | dict(deadline_s=2.0))) as (station, _):
         for number in range(passes):
             if number == moment:
                 strike(devices[victim], fault)
             answers.append(answer())
         if fault == "restart":
             devices[victim].ready()
-            until(lambda: "rejoined" in kinds(client, NAMES[victim]))
+            until(lambda: "rejoined" in kinds(station, NAMES[victim]))
             answers.append(answer())
-        events = kinds(client, NAMES[victim])
+        events = kinds(station, NAMES[victim])
     rubbish.stop()
     if fault == "stop":
         devices[victim].process.send_signal(signal.SIGCONT)

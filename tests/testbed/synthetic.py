@@ -42,17 +42,19 @@ def probe(sizes=(1, 4, 16, 64, 256), repeats=5, seed=0, **physics):
     physics = dict(message_s=MESSAGE_S) | physics
     noise = None if seed is None else np.random.default_rng(seed)
     who = [np.ones(DEVICES, int), np.array([1, 0, 1, 1]), np.array([0, 1, 1, 0]), *np.eye(DEVICES, dtype=int)]
-    exchanges = [size * one for size in sizes for _ in range(repeats) for one in who]
-    return [one for number, loads in enumerate(exchanges) for one in layer_times(0, loads, noise, number, **physics)]
+    exchanges = [size * loads for size in sizes for _ in range(repeats) for loads in who]
+    return [
+        message for number, loads in enumerate(exchanges) for message in layer_times(0, loads, noise, number, **physics)
+    ]
 
 
-def lab_profile(**changes):
+def synthetic_profile(**changes):
     data = load_profile("testbed_4_devices").model_dump(mode="json", exclude_none=True)
     return ChannelProfile.model_validate(data | dict(payload_bits=PAYLOAD_BITS) | changes)
 
 
 def times_metadata(**changes):
-    names = tuple(device.name for device in lab_profile().devices)
+    names = tuple(device.name for device in synthetic_profile().devices)
     of = dict(model="tiny", dataset="d", policy="top_k", layers=3, devices=names)
     return TimesMetadata(**(of | dict(hidden_size=HIDDEN, ffn_size=FFN, payload_bits=PAYLOAD_BITS) | changes))
 
@@ -84,7 +86,7 @@ def measured_times(batches=8, seed=0, slower=1.0, most=60, **changes):
 
 def trace_beside(times, profile=None, **changes):
     """The routing trace of the same passes."""
-    profile = profile or lab_profile()
+    profile = profile or synthetic_profile()
     own = times.metadata
     metadata = trace_metadata(
         model=own.model,

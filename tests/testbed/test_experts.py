@@ -8,9 +8,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.routing.families import tiny_model
-from tests.testbed.labs import DeviceProcess
+from tests.testbed.testbeds import DeviceProcess
 from tests.tiny import tiny_mixtral
-from wdmoe_opencompass.errors import LabError
+from wdmoe_opencompass.errors import TestbedError
 from wdmoe_opencompass.routing.discovery import find_moe_layers
 from wdmoe_opencompass.testbed.device import MEMORY_CONSTANT_BYTES
 from wdmoe_opencompass.testbed.experts import load_experts, pair_answers
@@ -25,7 +25,7 @@ def check(folder, model):
     rows = sorted(WANTED)
     assert held.experts == tuple(rows)
     assert len(held.layers) == len(layers)
-    hidden = torch.randn(6, layers[0].shape.hidden_size, generator=torch.Generator().manual_seed(0))
+    hidden_states = torch.randn(6, layers[0].shape.hidden_size, generator=torch.Generator().manual_seed(0))
     row, weights = torch.tensor([0, 1, 1, 0, 1, 0]), torch.rand(6)
     for layer, mine in zip(layers, held.layers):
         for name, parameter in layer.experts.named_parameters():
@@ -33,7 +33,7 @@ def check(folder, model):
             assert torch.equal(mine.get_parameter(name), part)
         expert = torch.tensor(rows)[row]
         assert torch.equal(
-            pair_answers(mine, hidden, row, weights), pair_answers(layer.experts, hidden, expert, weights)
+            pair_answers(mine, hidden_states, row, weights), pair_answers(layer.experts, hidden_states, expert, weights)
         )
 
 
@@ -78,7 +78,7 @@ def broken(folder, change):
     ],
 )
 def test_files_that_lack_the_experts_are_one_sentence(tmp_path, change, sentence):
-    with pytest.raises(LabError, match=sentence):
+    with pytest.raises(TestbedError, match=sentence):
         load_experts(broken(tmp_path, change), WANTED)
 
 
@@ -88,7 +88,7 @@ def test_bad_arguments_are_one_sentence(saved, tmp_path):
         ((saved, (1,), "int8"), "dtype must be one of"),
         ((tmp_path, (1,)), "no such folder with a config.json"),
     ):
-        with pytest.raises(LabError, match=sentence):
+        with pytest.raises(TestbedError, match=sentence):
             load_experts(*arguments)
 
 

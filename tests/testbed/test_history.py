@@ -19,7 +19,7 @@ def message(layer, device, tokens, total_s):
 
 def history_of(*messages, **parameters):
     history = MeasuredHistory(layers=2, devices=3, **parameters)
-    history.add(message(*one) for one in messages)
+    history.add(message(*fields) for fields in messages)
     return history
 
 

@@ -1,4 +1,4 @@
-"""A lab on one machine: rates, namespaces, and that nothing is left of it."""
+"""A testbed on one machine: rates, namespaces, and that nothing is left of it."""
 
 import signal
 import subprocess
@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tests.testbed.faults import base_station
-from tests.testbed.labs import GROUPS, lab_of, servers
+from tests.testbed.testbeds import GROUPS, make_testbed, servers
 from tests.waiting import PATIENCE_S, until
-from wdmoe_opencompass.errors import LabError
-from wdmoe_opencompass.testbed.lab import load_lab
-from wdmoe_opencompass.testbed.local_lab import namespaces_problem, spread
+from wdmoe_opencompass.errors import TestbedError
+from wdmoe_opencompass.testbed.lab_file import load_testbed
+from wdmoe_opencompass.testbed.local_testbed import namespaces_problem, spread
 
 PROBLEM = namespaces_problem()
 SLOW, FAST = 2.0, 200.0  # Mbit/s
@@ -28,7 +28,7 @@ def up(saved, lab_file, *options):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def seconds_per_bit(tiny, lab):
+def seconds_per_bit(tiny, testbed):
     """-> least seconds under way per bit of hidden states there and back, for each device; the logits are right.
 
     Whatever else the machine does only adds to them.
@@ -36,22 +36,26 @@ def seconds_per_bit(tiny, lab):
     model = tiny[0]
     ids = torch.randint(3, 97, (4, 250), generator=torch.Generator().manual_seed(0))
     expected = model(input_ids=ids).logits
-    with base_station(tiny, lab) as (client, _):
+    with base_station(tiny, testbed) as (station, _):
         for _ in range(3):
             assert torch.equal(model(input_ids=ids).logits, expected)
-        assert not client.events
-        times = client.take_times()
+        assert not station.events
+        times = station.take_times()
     bits = 2 * 8 * 4 * model.config.hidden_size
     return [
-        min((one.send_s + one.return_s) / (bits * one.tokens) for one in times if one.device == number)
-        for number in range(len(lab.devices))
+        min(
+            (message.send_s + message.return_s) / (bits * message.tokens)
+            for message in times
+            if message.device == number
+        )
+        for number in range(len(testbed.devices))
     ]
 
 
 def test_device_itself_can_limit_its_rate(saved, tiny):
     with servers(saved, GROUPS[:1], rate_bit_per_s=SLOW * 1e6) as devices:
-        lab = lab_of(devices, GROUPS[:1], send_padding=True)
-        (slow,) = seconds_per_bit(tiny, lab)
+        testbed = make_testbed(devices, GROUPS[:1], send_padding=True)
+        (slow,) = seconds_per_bit(tiny, testbed)
     assert 1 <= slow * SLOW * 1e6 < MOST
 
 
@@ -63,9 +67,9 @@ def test_lab_in_namespaces_has_its_rates_and_leaves_nothing(saved, tiny, tmp_pat
     try:
         until(lab_file.exists)
         assert f"{process.pid}-1" in subprocess.run(["ip", "netns"], capture_output=True, text=True).stdout
-        lab = load_lab(lab_file)
-        assert [device.address.split(".")[0] for device in lab.devices] == ["10", "10"]
-        fast, slow = seconds_per_bit(tiny, lab)
+        testbed = load_testbed(lab_file)
+        assert [device.address.split(".")[0] for device in testbed.devices] == ["10", "10"]
+        fast, slow = seconds_per_bit(tiny, testbed)
         assert LEAST <= slow * SLOW * 1e6 < MOST
         assert slow > 4 * fast
     finally:
@@ -89,7 +93,7 @@ def test_lab_without_root_limits_rates_in_the_devices_and_ends_with_its_command(
 
 
 @pytest.mark.slow
-def test_devices_die_with_a_killed_lab(saved, tmp_path):
+def test_devices_die_with_a_killed_testbed(saved, tmp_path):
     lab_file = tmp_path / "lab.yaml"
     process = up(saved, lab_file, "--devices", "1", "--no-namespaces")
     until(lab_file.exists)
@@ -111,13 +115,13 @@ def runs(pid):
 
 def test_devices_are_spread():
     devices = spread(3, [100.0], "0,1;2;3")
-    assert [(one.name, one.experts, one.rate) for one in devices] == [
+    assert [(device.name, device.experts, device.rate) for device in devices] == [
         ("device_0", (0, 1), 100.0),
         ("device_1", (2,), 100.0),
         ("device_2", (3,), 100.0),
     ]
-    assert [one.rate for one in spread(2, [])] == [None, None]
-    with pytest.raises(LabError, match="one number for all devices, or 3"):
+    assert [device.rate for device in spread(2, [])] == [None, None]
+    with pytest.raises(TestbedError, match="one number for all devices, or 3"):
         spread(3, [1.0, 2.0])
-    with pytest.raises(LabError, match="--experts names 1 devices"):
+    with pytest.raises(TestbedError, match="--experts names 1 devices"):
         spread(2, [], "0,1")

@@ -23,9 +23,9 @@ from tests.testbed.synthetic import (
     PAYLOAD_BITS,
     RATE_DOWN,
     RATE_UP,
-    lab_profile,
     layer_times,
     probe,
+    synthetic_profile,
 )
 from wdmoe_opencompass import ExpertShape, allocate, draw_channel, link_budget, load_profile
 from wdmoe_opencompass.channel.profile import MEASURED, changed_profile
@@ -34,17 +34,17 @@ from wdmoe_opencompass.errors import PolicyError, ProfileError
 from wdmoe_opencompass.latency import device_latency_s, waiting_latency_s
 from wdmoe_opencompass.routing.channel_state import ChannelStates
 from wdmoe_opencompass.selection import Routing, build_policy
-from wdmoe_opencompass.testbed.fit import fit_lab, measured_profile, measured_profile_text
+from wdmoe_opencompass.testbed.fit import fit_testbed, measured_profile, measured_profile_text
 from wdmoe_opencompass.trace.times import LayerTimes
 
 SHAPE = ExpertShape(HIDDEN, FFN)
-NAMES = [device.name for device in lab_profile().devices]
+NAMES = [device.name for device in synthetic_profile().devices]
 HASH_BEFORE = "927d2b173d0b"
 FITTED = 0.03  # relative: medians of 5 messages with 3 % noise, 5 sizes, and a slope that the fixed time hides
 
 
 def fit_of(times):
-    return fit_lab(NAMES, times, SHAPE, PAYLOAD_BITS)
+    return fit_testbed(NAMES, times, SHAPE, PAYLOAD_BITS)
 
 
 @cache
@@ -54,7 +54,7 @@ def planted_fit():
 
 @cache
 def planted_profile():
-    return measured_profile(lab_profile(), NAMES, planted_fit(), PAYLOAD_BITS)
+    return measured_profile(synthetic_profile(), NAMES, planted_fit(), PAYLOAD_BITS)
 
 
 def planted_waiting_s(loads):
@@ -71,11 +71,11 @@ def planted_s(loads):
 
 @pytest.mark.parametrize(("seed", "within"), [(None, 1e-5), (0, FITTED), (1, FITTED)])
 def test_the_planted_rates_come_back(seed, within):
-    fit_of_lab = fit_of(probe(sizes=(1, 8, 64, 512, 2048), repeats=9, seed=seed))
-    assert fit_of_lab.message_s == approx(MESSAGE_S, rel=10 * within)
-    assert fit_of_lab.median_relative_error < within
-    assert fit_of_lab.layers == 5 * 9 * 7
-    for k, fit in enumerate(fit_of_lab.devices):
+    fit_of_testbed = fit_of(probe(sizes=(1, 8, 64, 512, 2048), repeats=9, seed=seed))
+    assert fit_of_testbed.message_s == approx(MESSAGE_S, rel=10 * within)
+    assert fit_of_testbed.median_relative_error < within
+    assert fit_of_testbed.layers == 5 * 9 * 7
+    for k, fit in enumerate(fit_of_testbed.devices):
         assert fit.downlink_bit_per_s == approx(RATE_DOWN[k], rel=within)
         assert fit.uplink_bit_per_s == approx(RATE_UP[k], rel=within)
         assert fit.compute_flops == approx(FLOP_PER_S[k], rel=within)
@@ -159,13 +159,13 @@ def simulated(loads, rng, number, burst_bit=12_800.0, work_s=0.5e-3):
 def test_a_profile_fitted_to_simulated_events_predicts_layers_that_it_never_saw(seed):
     rng = np.random.default_rng(seed)
     who = [np.ones(DEVICES, int), *np.eye(DEVICES, dtype=int)]
-    exchanges = [size * one for size in (1, 4, 16, 64, 256) for one in who for _ in range(10)]
+    exchanges = [size * loads for size in (1, 4, 16, 64, 256) for loads in who for _ in range(10)]
     exchanges += [rng.choice([0, 1, 4, 16, 64, 256], DEVICES) for _ in range(50)]
     exchanges = [loads for loads in exchanges if loads.any()]
     times = [row for number, loads in enumerate(exchanges) for row in simulated(loads, rng, number)]
     fit = fit_of(times)
     assert fit.message_s == approx(0.5e-3, rel=0.2)
-    profile = measured_profile(lab_profile(), NAMES, fit, PAYLOAD_BITS)
+    profile = measured_profile(synthetic_profile(), NAMES, fit, PAYLOAD_BITS)
     budget = link_budget(profile, draw_channel(profile), SHAPE)
     loads = np.floor(2 ** rng.uniform(-1, 8, (300, DEVICES))).astype(int)
     loads = loads[loads.any(axis=1)]
@@ -201,14 +201,16 @@ def on_one_radio(loads, number, noise):
 
 def test_a_radio_that_all_devices_share_is_told_from_rates_of_their_own():
     rng = np.random.default_rng(0)
-    exchanges = [size * one for size in (1, 4, 16, 64, 256) for one in np.eye(DEVICES, dtype=int) for _ in range(10)]
+    exchanges = [
+        size * loads for size in (1, 4, 16, 64, 256) for loads in np.eye(DEVICES, dtype=int) for _ in range(10)
+    ]
     exchanges += [rng.choice([0, 1, 4, 16, 64, 256], DEVICES) for _ in range(100)]
     exchanges = [loads for loads in exchanges if loads.any()]
     times = [row for number, loads in enumerate(exchanges) for row in on_one_radio(loads, number, rng)]
     fit = fit_of(times)
     assert [device.downlink_bit_per_s for device in fit.devices] == approx([SHARED] * DEVICES, rel=0.05)
     assert fit.shared_bit_per_s == approx(SHARED, rel=0.05)
-    profile = measured_profile(lab_profile(), NAMES, fit, PAYLOAD_BITS)
+    profile = measured_profile(synthetic_profile(), NAMES, fit, PAYLOAD_BITS)
     budget = link_budget(profile, draw_channel(profile), SHAPE)
     loads = rng.integers(0, 200, (200, DEVICES))
     predicted = waiting_latency_s(budget, np.full(DEVICES, 1e6), loads)
@@ -250,7 +252,7 @@ def test_the_prediction_is_loads_times_bits_over_rate_plus_computing_plus_the_fi
     hertz = np.full(DEVICES, 1e6)
     assert device_latency_s(budget, hertz, loads) == approx(planted_s(loads), rel=1e-4)
     assert waiting_latency_s(budget, 7 * hertz, loads) == approx(planted_waiting_s(loads), rel=1e-4)
-    measured = {one.device: one.total_s for one in layer_times(0, loads[0, 0])}
+    measured = {message.device: message.total_s for message in layer_times(0, loads[0, 0])}
     for k, seconds in measured.items():
         assert device_latency_s(budget, hertz, loads[0, 0])[k] == approx(seconds, rel=1e-4)
 
@@ -269,7 +271,7 @@ def test_every_allocation_leaves_measured_rates_as_they_are(method, scope):
 
 def test_a_measured_profile_is_written_read_and_shown(tmp_path):
     fit = fit_of(probe())
-    profile = measured_profile(lab_profile(), NAMES, fit, PAYLOAD_BITS, name="lab")
+    profile = measured_profile(synthetic_profile(), NAMES, fit, PAYLOAD_BITS, name="lab")
     path = tmp_path / "lab.yaml"
     path.write_text(measured_profile_text(profile, fit))
     assert load_profile(path) == profile
@@ -278,8 +280,8 @@ def test_a_measured_profile_is_written_read_and_shown(tmp_path):
         app, ["profile", "show", str(path), "--hidden-size", str(HIDDEN), "--ffn-size", str(FFN), "--json"]
     )
     records = json.loads(shown.output)["devices"]
-    assert [one["downlink_bit_per_s"] for one in records] == [one.downlink_bit_per_s for one in fit.devices]
-    assert [one["fixed_s"] for one in records] == [one.fixed_s for one in fit.devices]
+    assert [record["downlink_bit_per_s"] for record in records] == [device.downlink_bit_per_s for device in fit.devices]
+    assert [record["fixed_s"] for record in records] == [device.fixed_s for device in fit.devices]
     assert records[3]["token_latency_s"] == approx(
         BITS / RATE_DOWN[3] + BITS / RATE_UP[3] + FLOP / FLOP_PER_S[3], rel=0.05
     )
@@ -370,4 +372,4 @@ def test_the_hash_of_a_physical_profile_is_what_it_was():
 
 def test_a_profile_of_other_devices_is_refused():
     with pytest.raises(ProfileError, match="testbed_4_devices: its devices must be those measured, a, b"):
-        measured_profile(lab_profile(), ["a", "b"], fit_of(probe()), 16)
+        measured_profile(synthetic_profile(), ["a", "b"], fit_of(probe()), 16)

@@ -4,10 +4,10 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.testbed.faults import SPOILS, Rubbish
-from tests.testbed.labs import lab_of, servers
+from tests.testbed.testbeds import make_testbed, servers
 from wdmoe_opencompass import load_profile
 from wdmoe_opencompass.cli.testbed import main
-from wdmoe_opencompass.testbed.lab import write_lab
+from wdmoe_opencompass.testbed.lab_file import write_testbed
 
 QUICKSTART = ROOT / "quickstart" / "model"  # large enough that computing grows with the tokens
 LIMIT = 20e6  # bit/s of each direction, slow enough that other processes on the cores matter little
@@ -16,7 +16,7 @@ LIMIT = 20e6  # bit/s of each direction, slow enough that other processes on the
 @pytest.fixture
 def lab_file(saved, tmp_path):
     with servers(saved, rate_bit_per_s=LIMIT) as devices:
-        write_lab(tmp_path / "lab.yaml", lab_of(devices))
+        write_testbed(tmp_path / "lab.yaml", make_testbed(devices))
         yield tmp_path / "lab.yaml"
 
 
@@ -34,7 +34,7 @@ def measure(lab_file, saved, *options):
 def test_probe_of_live_devices_is_a_profile_of_their_rates(tmp_path, capsys):
     lab_file = tmp_path / "lab.yaml"
     with servers(QUICKSTART, rate_bit_per_s=LIMIT) as devices:
-        write_lab(lab_file, lab_of(devices))
+        write_testbed(lab_file, make_testbed(devices))
         assert measure(lab_file, QUICKSTART, "--tokens", "8,64,512", "--rounds", "3") == 0
     profile = load_profile(lab_file.with_name("measured.yaml"))
     assert (profile.rates, profile.payload_bits) == ("measured", 32)
@@ -65,7 +65,7 @@ def test_bad_options_are_one_sentence(lab_file, saved, capsys, options, sentence
 def test_device_that_does_not_answer_is_named(saved, tmp_path, capsys):
     with servers(saved) as devices:
         rubbish = Rubbish(devices[1], SPOILS["torn"])
-        write_lab(tmp_path / "lab.yaml", lab_of([devices[0], rubbish, *devices[2:]]))
+        write_testbed(tmp_path / "lab.yaml", make_testbed([devices[0], rubbish, *devices[2:]]))
         assert measure(tmp_path / "lab.yaml", saved) == 2
         rubbish.stop()
     assert "error: b does not answer: the reply cannot be read" in capsys.readouterr().err

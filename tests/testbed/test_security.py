@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 from tests.builders.testbed_models import logits
 from tests.examples import FACTOR
 from tests.testbed.faults import base_station
-from tests.testbed.labs import GROUPS, lab_of, servers
+from tests.testbed.testbeds import GROUPS, make_testbed, servers
 from tests.waiting import PATIENCE_S
-from wdmoe_opencompass.errors import LabError
+from wdmoe_opencompass.errors import TestbedError
 from wdmoe_opencompass.routing.payload import Payload
 from wdmoe_opencompass.testbed import wire
 from wdmoe_opencompass.testbed.client import BaseStation
 from wdmoe_opencompass.testbed.device import DeviceServer, used_bytes
 from wdmoe_opencompass.testbed.experts import load_experts
 from wdmoe_opencompass.testbed.keys import make_keys
-from wdmoe_opencompass.testbed.lab import Lab
+from wdmoe_opencompass.testbed.lab_file import Testbed
 from wdmoe_opencompass.testbed.wire import COMPUTE, HELLO, PING, Nothing, Tokens, check_of_tokens, pack, raw, unpack
 
 HIDDEN = 32
@@ -36,8 +36,8 @@ GROWTH_BYTES = 8 << 20  # the allocator's own ups and downs; 800 messages of 50 
 
 @pytest.fixture(scope="module")
 def device(saved):
-    with servers(saved, ((0, 2),), message_bytes=LIMIT) as (one,):
-        yield one
+    with servers(saved, ((0, 2),), message_bytes=LIMIT) as (device,):
+        yield device
 
 
 def call(device, content, method=COMPUTE, timeout=PATIENCE_S):
@@ -51,11 +51,11 @@ def call(device, content, method=COMPUTE, timeout=PATIENCE_S):
 
 def tokens(**changes):
     """A good message of three tokens for experts 0 and 2, but for the changes."""
-    hidden = torch.linspace(-1, 1, 3 * HIDDEN).view(3, HIDDEN)
+    hidden_states = torch.linspace(-1, 1, 3 * HIDDEN).view(3, HIDDEN)
     good = dict(
         number=1,
         layer=0,
-        hidden=pack(hidden),
+        hidden=pack(hidden_states),
         pair_token=raw(torch.tensor([0, 1, 1, 2], dtype=torch.int32)),
         pair_expert=raw(torch.tensor([0, 0, 2, 2], dtype=torch.int32)),
         pair_weight=raw(torch.tensor([0.5, 0.25, 0.75, 1.0])),
@@ -128,21 +128,21 @@ def test_oversized_truncated_and_endless_messages_are_refused(device, caplog):
 
 
 def test_full_queue_refuses_and_goes_on(saved):
-    with servers(saved, ((0, 2),), workers=1, waiting=1) as (one,):
-        one._computing.acquire()
+    with servers(saved, ((0, 2),), workers=1, waiting=1) as (device,):
+        device._computing.acquire()
         try:
             answers = []
-            threads = [threading.Thread(target=lambda: answers.append(call(one, tokens())[0])) for _ in range(12)]
+            threads = [threading.Thread(target=lambda: answers.append(call(device, tokens())[0])) for _ in range(12)]
             for thread in threads:
                 thread.start()
             while not answers.count("RESOURCE_EXHAUSTED"):
                 assert any(thread.is_alive() for thread in threads)
         finally:
-            one._computing.release()
+            device._computing.release()
         for thread in threads:
             thread.join()
         assert set(answers) == {"OK", "RESOURCE_EXHAUSTED"}
-        assert call(one, tokens())[0] == "OK"
+        assert call(device, tokens())[0] == "OK"
 
 
 def fuzzed(chance, good):
@@ -208,7 +208,7 @@ def test_packed_vectors_arrive_as_the_payload_rounds_them(rows, values, bits, dt
     sent = torch.randn(rows, values, generator=generator).to(dtype) * 10 ** (seed % 7 - 3)
     sent[seed % rows] *= seed % 2  # a row of zeros now and then
     message = pack(sent, bits)
-    expected = sent if bits is None else Payload(bits, torch.empty(0)).rounded(sent)
+    expected = sent if bits is None else Payload(bits, torch.empty(0)).round(sent)
     assert torch.equal(unpack(message, values, dtype), expected)
     if bits is not None and torch.finfo(dtype).bits > bits:
         assert len(message.values) == rows * ((values * bits + 7) // 8)
@@ -224,52 +224,52 @@ def keys(tmp_path_factory):
 
 
 def secured(saved, keys, name="a"):
-    one = DeviceServer(load_experts(saved, GROUPS[0], "float32"), "127.0.0.1:0", keys, name)
-    one.start()
-    return one
+    device = DeviceServer(load_experts(saved, GROUPS[0], "float32"), "127.0.0.1:0", keys, name)
+    device.start()
+    return device
 
 
-def secured_lab(device, keys, **settings):
+def secured_testbed(device, keys, **settings):
     entry = dict(name="a", address=f"127.0.0.1:{device.port}", experts=list(GROUPS[0]))
-    return Lab(devices=[entry], keys=str(keys), **(dict(connect_s=1.5) | settings))
+    return Testbed(devices=[entry], keys=str(keys), **(dict(connect_s=1.5) | settings))
 
 
 def test_right_keys_let_both_sides_in(saved, tiny, keys):
     expected = logits(tiny[0])
     device = secured(saved, keys / "good")
-    lab = secured_lab(device, keys / "good", send_padding=True, connect_s=10.0)
-    with base_station(tiny, lab) as (client, _):
+    testbed = secured_testbed(device, keys / "good", send_padding=True, connect_s=10.0)
+    with base_station(tiny, testbed) as (station, _):
         assert torch.equal(logits(tiny[0]), expected)
-        assert len(client.times) == 3
+        assert len(station.times) == 3
     device.stop(0)
 
 
-def refused(device, lab, layers):
-    with pytest.raises(LabError, match="no device of the lab answers"):
-        BaseStation(lab, layers)
+def refused(device, testbed, layers):
+    with pytest.raises(TestbedError, match="no device of the testbed answers"):
+        BaseStation(testbed, layers)
     device.stop(0)
 
 
 def test_keys_of_another_authority_are_refused(saved, tiny, keys):
     device = secured(saved, keys / "good")
-    refused(device, secured_lab(device, keys / "other"), tiny[1])
+    refused(device, secured_testbed(device, keys / "other"), tiny[1])
 
 
 def test_without_a_key_nobody_gets_in(saved, tiny, keys):
     device = secured(saved, keys / "good")
-    lab = lab_of([device], GROUPS[:1], connect_s=1.5)
-    refused(device, lab, tiny[1])
+    testbed = make_testbed([device], GROUPS[:1], connect_s=1.5)
+    refused(device, testbed, tiny[1])
 
 
 def test_device_without_keys_is_not_trusted(saved, tiny, keys):
     device = DeviceServer(load_experts(saved, GROUPS[0], "float32"), "127.0.0.1:0")
     device.start()
-    refused(device, secured_lab(device, keys / "good"), tiny[1])
+    refused(device, secured_testbed(device, keys / "good"), tiny[1])
 
 
 def test_device_cannot_pass_for_another(saved, tiny, keys):
     device = secured(saved, keys / "good", name="b")
-    refused(device, secured_lab(device, keys / "good"), tiny[1])
+    refused(device, secured_testbed(device, keys / "good"), tiny[1])
 
 
 def test_device_key_does_not_let_one_call_another_device(saved, keys):
@@ -291,7 +291,7 @@ def test_expired_keys_are_refused_by_either_side(saved, tiny, keys, tmp_path):
 
     shutil.copytree(keys / "good", tmp_path / "expired")
     make_keys(tmp_path / "expired", ["a"], days=-1)  # by the same authority
-    with pytest.raises(LabError, match="valid from"):
+    with pytest.raises(TestbedError, match="valid from"):
         secured(saved, tmp_path / "expired")
     device = secured(saved, keys / "good")
     folder = tmp_path / "expired"
@@ -310,7 +310,7 @@ def test_expired_keys_are_refused_by_either_side(saved, tiny, keys, tmp_path):
 
 
 def test_without_keys_only_loopback(saved):
-    with pytest.raises(LabError, match="without keys only loopback"):
+    with pytest.raises(TestbedError, match="without keys only loopback"):
         DeviceServer(load_experts(saved, GROUPS[0], "float32"), "0.0.0.0:0")
 
 

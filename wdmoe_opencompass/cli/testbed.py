@@ -14,7 +14,7 @@ import typer
 from .._util.atomic_write import write_whole
 from .._util.given_paths import check_folder, check_out_file, check_out_folder
 from .._util.number_text import decimal
-from ..errors import LabError
+from ..errors import TestbedError
 from .console import Progress, print_event, print_json
 from .options import DTYPE_NAMES, AsJson, JsonLines, examples, names, new_app, open_profile, profile_names, run
 
@@ -68,7 +68,7 @@ def device(
     """Serve some experts of every MoE layer until a signal comes."""
     import torch
 
-    from ..testbed.device import DeviceServer, check_address, loaded
+    from ..testbed.device import DeviceServer, check_address, load_and_report
     from ..testbed.keys import only_device, server_credentials
 
     _log_to_stderr()
@@ -77,9 +77,9 @@ def device(
         torch.set_num_threads(threads)
     say = _say(as_json)
     if keys is not None:  # before the weights are read
-        check_folder(keys, LabError)
+        check_folder(keys, TestbedError)
         server_credentials(keys, name or only_device(keys))
-    held = loaded(model, _experts(experts), dtype, device, say)
+    held = load_and_report(model, _experts(experts), dtype, device, say)
     bits_per_s = None if rate is None else rate * 1e6
     server = DeviceServer(held, listen, keys, name, bits_per_s, message_bytes, workers, waiting)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -100,7 +100,7 @@ def keys(
     """Make the certificates and keys of a lab: each device gets ca.pem, NAME.pem and NAME.key, and nothing else."""
     from ..testbed.keys import make_keys
 
-    check_out_folder(folder, LabError)
+    check_out_folder(folder, TestbedError)
     written = make_keys(folder, [name.strip() for name in devices.split(",") if name.strip()], days)
     if as_json:
         print_json(dict(written=[str(path) for path in written], secret=str(folder / "ca.key")))
@@ -141,7 +141,7 @@ def up(
     """A lab on this machine: devices as processes behind links of a given rate."""
     from pydantic import ValidationError
 
-    from ..testbed.local_lab import local_lab, namespaces_problem, spread
+    from ..testbed.local_testbed import local_testbed, namespaces_problem, spread
 
     _log_to_stderr()
     say = _say(as_json)
@@ -151,15 +151,15 @@ def up(
     try:
         rates: list[float | None] = [decimal(text) for text in rate.split(",") if text]
     except ValueError as reason:
-        raise LabError(f"--rate must be numbers of Mbit/s like 200,200,100,20, got {rate!r} ({reason})") from None
+        raise TestbedError(f"--rate must be numbers of Mbit/s like 200,200,100,20, got {rate!r} ({reason})") from None
     if any(one is None or one <= 0 for one in rates):
-        raise LabError(f"--rate must be > 0, got {rate}")
-    check_out_file(lab, LabError)
+        raise TestbedError(f"--rate must be > 0, got {rate}")
+    check_out_file(lab, TestbedError)
     _check_model(model)
     settings = dict(payload_bits=payload_bits, deadline_s=deadline_s, send_padding=send_padding)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with local_lab(
+        with local_testbed(
             model,
             spread(devices, rates, experts),
             lab,
@@ -173,7 +173,7 @@ def up(
                 raise SystemExit(_run(command))
             signal.pause()
     except ValidationError as error:
-        raise LabError(f"{error.errors()[0]['loc'][-1]}: {error.errors()[0]['msg']}") from None
+        raise TestbedError(f"{error.errors()[0]['loc'][-1]}: {error.errors()[0]['msg']}") from None
     except KeyboardInterrupt:
         say("ended")
 
@@ -205,35 +205,35 @@ def measure(
 ) -> None:
     """Probe the devices of a lab, all at once as a run does, and fit a channel profile of measured rates."""
     from ..testbed.experts import layers_without_weights
-    from ..testbed.fit import fit_lab, measured_profile, measured_profile_text
-    from ..testbed.lab import load_lab, profile_of_lab
+    from ..testbed.fit import fit_testbed, measured_profile, measured_profile_text
+    from ..testbed.lab_file import load_testbed, profile_of_testbed
     from ..testbed.probe import probe, work_of_own_experts
 
     _log_to_stderr()
     if out.suffix not in (".yaml", ".yml"):
-        raise LabError(f"--out must be a .yaml file, got {out}")
-    check_out_file(out, LabError)
+        raise TestbedError(f"--out must be a .yaml file, got {out}")
+    check_out_file(out, TestbedError)
     _check_model(model)
     sizes = _sizes(tokens)
     of_profile = open_profile(profile)
-    its_lab = load_lab(lab)
-    base = profile_of_lab(of_profile, its_lab, str(lab))
+    testbed = load_testbed(lab)
+    base = profile_of_testbed(of_profile, testbed, str(lab))
     layers = layers_without_weights(model, dtype)
-    own_work = work_of_own_experts(model, its_lab, layers[0].num_experts, dtype, device)
-    with Progress(f"measuring {len(its_lab.devices)} devices"):
-        times, payload_bits = probe(its_lab, layers, sizes, rounds, own_work, seed)
+    own_work = work_of_own_experts(model, testbed, layers[0].num_experts, dtype, device)
+    with Progress(f"measuring {len(testbed.devices)} devices"):
+        times, payload_bits = probe(testbed, layers, sizes, rounds, own_work, seed)
     names_of_devices = [one.name for one in base.devices]
-    fit = fit_lab(names_of_devices, times, layers[0].shape, payload_bits)
+    fit = fit_testbed(names_of_devices, times, layers[0].shape, payload_bits)
     fitted = measured_profile(base, names_of_devices, fit, payload_bits, out.stem)
     write_whole(out, measured_profile_text(fitted, fit))
     if as_json:
         print_json(dict(profile=str(out), hash=fitted.content_hash, **asdict(fit)))
         return
-    for name, device_of_lab, one in zip(names_of_devices, its_lab.devices, fit.devices):
+    for name, testbed_device, one in zip(names_of_devices, testbed.devices, fit.devices):
         rates = f"{one.downlink_bit_per_s / 1e6:.4g} Mbit/s down, {one.uplink_bit_per_s / 1e6:.4g} up"
         computing = f"{one.compute_flops / 1e9:.4g} GFLOP/s, {1e3 * one.fixed_s:.3g} ms per message"
         rates += f" after a burst of {one.burst_bit / 8:.0f} bytes" if one.burst_bit else ""
-        print(f"{device_of_lab.name} ({name}): {rates}, {computing}")
+        print(f"{testbed_device.name} ({name}): {rates}, {computing}")
     shared = f", {fit.shared_bit_per_s / 1e6:.4g} Mbit/s for all but the slowest" if fit.shared_bit_per_s else ""
     print(
         f"{1e3 * fit.message_s:.3g} ms for each further message of a layer{shared}; median relative error of the "
@@ -245,15 +245,15 @@ def measure(
 def _check_model(model: str) -> None:
     """Before every device looks for it, or a lab is asked."""
     if not (Path(model) / "config.json").is_file():
-        raise LabError(f"{model}: no such folder with a config.json")
+        raise TestbedError(f"{model}: no such folder with a config.json")
 
 
 def _run(command: list[str]) -> int:
-    """-> exit code of a command of the user's; LabError where there is none of this name."""
+    """-> exit code of a command of the user's; TestbedError where there is none of this name."""
     try:
         return subprocess.run(command).returncode
     except OSError as error:
-        raise LabError(f"{command[0]}: cannot be run: {error.strerror}") from None
+        raise TestbedError(f"{command[0]}: cannot be run: {error.strerror}") from None
 
 
 def _interrupt(*_: Any) -> None:
@@ -268,7 +268,7 @@ def _experts(text: str) -> tuple[int, ...]:
             first, _, last = part.partition("-")
             found += range(int(first), int(last or first) + 1)
     except ValueError:
-        raise LabError(f"--experts must be like 0,1 or 0-3, got {text!r}") from None
+        raise TestbedError(f"--experts must be like 0,1 or 0-3, got {text!r}") from None
     return tuple(found)
 
 
@@ -278,7 +278,7 @@ def _sizes(text: str) -> tuple[int, ...]:
     except ValueError:
         sizes = ()
     if not sizes or min(sizes) < 1:
-        raise LabError(f"--tokens must be whole numbers >= 1 like 1,16,256, got {text!r}")
+        raise TestbedError(f"--tokens must be whole numbers >= 1 like 1,16,256, got {text!r}")
     return sizes
 
 

@@ -22,7 +22,7 @@ from .._util.file_names import sibling
 from .._util.json_values import map_values
 from .._util.utf8_text import SURROGATE
 from ..errors import WdmoeError
-from ..run.failures import note_failure, noted_failure, own_words, sentence
+from ..run.failures import note_failure, own_words, read_failure, sentence
 from ..run.files import FAILURE_SUFFIX
 from ..run.scores import NOT_FINITE
 from .command import end_with_the_runner, module_command, run_dumped
@@ -96,7 +96,7 @@ class WdmoeEvalTask(OpenICLEvalTask):
         child.join()
         if results.exists():  # written whole, whatever its process did afterwards
             return None
-        reason = noted_failure(results) or _how_it_ended(child)
+        reason = read_failure(results) or _how_it_ended(child)
         self._note(results, reason)
         return reason
 

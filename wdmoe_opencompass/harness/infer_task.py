@@ -16,7 +16,7 @@ from opencompass.utils import build_model_from_cfg, dataset_abbr_from_cfg, model
 from .._util.caches import use_writable
 from .._util.file_names import sibling
 from ..errors import WdmoeError
-from ..run.dataset_progress import Begun, DatasetWatch, spent_s
+from ..run.dataset_progress import DatasetWatch, StartNote, spent_s
 from ..run.failures import note_failure, sentence
 from ..run.files import FAILURE_SUFFIX
 from ..run.lock import DatasetIsRunningError, exclusive
@@ -192,7 +192,7 @@ class WdmoeInferTask(OpenICLInferTask):
     ) -> AbstractContextManager[None]:
         items = len(self.dataset.test)
         watch = DatasetWatch(Path(self.work_dir), model_abbr, dataset, traced, methods=METHODS)
-        begun = Begun(
+        begun = StartNote(
             items=items,
             prompts=prompts_of(items, self.infer_cfg),
             first_prompt=first_prompt,

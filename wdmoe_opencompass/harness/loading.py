@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..routing.checkpoint import check_checkpoint, checked_loading
+from ..routing.checkpoint import check_checkpoint, check_loading
 from .adapters import whole_adapter
 from .plan.weights import local_folder
 
@@ -17,5 +17,5 @@ def whole_weights(path: str, model_kwargs: dict[str, Any], peft_path: str | None
     """
     if (folder := local_folder(path, model_kwargs.get("revision"))) is not None:
         check_checkpoint(folder, model_kwargs)
-    with checked_loading(path), whole_adapter(peft_path):
+    with check_loading(path), whole_adapter(peft_path):
         yield

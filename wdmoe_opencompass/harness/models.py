@@ -110,7 +110,7 @@ class WdmoeMixin:
             return None
         from ..testbed.client import BaseStation
 
-        return BaseStation(self.settings.load_lab(), layers)
+        return BaseStation(self.settings.load_testbed(), layers)
 
     def _has_stop_strings(self, kwargs: dict[str, Any]) -> bool:
         """Whether `generate` will look for stop strings, which it needs the tokenizer for."""

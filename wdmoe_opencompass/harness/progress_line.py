@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..run.dataset_progress import RUNNING, Begun, DatasetWatch, clock
+from ..run.dataset_progress import RUNNING, DatasetWatch, StartNote, clock
 
 LOG = logging.getLogger(__name__)
 INTERVAL = "WDMOE_PROGRESS_S"  # environment variable: seconds between two lines in a log; 0: none at all
@@ -37,7 +37,7 @@ def prompts_of(items: int, infer_cfg: Mapping[str, Any]) -> int | None:
 
 
 @contextmanager
-def live_line(watch: DatasetWatch, begun: Begun) -> Iterator[None]:
+def live_line(watch: DatasetWatch, begun: StartNote) -> Iterator[None]:
     """Note that a dataset begins, show how far it is while the block runs, and note that it is done.
 
     One line every half minute into a log, and one at the end; on a terminal one that changes, below OpenCompass's own
@@ -58,7 +58,7 @@ def live_line(watch: DatasetWatch, begun: Begun) -> Iterator[None]:
     _note(watch, begun.model_copy(update=dict(took_s=took_s)))
 
 
-def _note(watch: DatasetWatch, begun: Begun) -> None:
+def _note(watch: DatasetWatch, begun: StartNote) -> None:
     try:
         begun.write(watch.begun)
     except OSError as error:
@@ -116,7 +116,7 @@ class _Shown:
             LOG.warning("no line of progress: %s: %s", type(error).__name__, error)
 
     def _line(self, last_words: str | None) -> str:
-        found = self.watch.counted(RUNNING, time.time())
+        found = self.watch.look_without_accuracy(RUNNING, time.time())
         if last_words is not None:
             found.state, found.elapsed_s, found.remaining_s = last_words, None, None
         return f"progress: {found.line()}"

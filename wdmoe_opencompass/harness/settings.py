@@ -10,7 +10,7 @@ from ..errors import ModelError, PolicyError, unknown_name
 from ..selection import POLICIES, SelectionPolicy, build_policy
 from ..selection.calibration import Calibration, read_calibration
 from ..selection.kept_share import ChannelOfLayer, match_kept_share
-from ..testbed.lab import Lab, load_lab, profile_of_lab
+from ..testbed.lab_file import Testbed, load_testbed, profile_of_testbed
 from ..trace.format import Perplexity
 
 
@@ -52,21 +52,21 @@ class WdmoeSettings(BaseModel):
     def load_profile(self) -> ChannelProfile:
         """Read the profile, with the placement and payload bits of the lab, if there is one.
 
-        Raises ProfileError or LabError where one of them breaks a rule, or they do not fit each other.
+        Raises ProfileError or TestbedError where one of them breaks a rule, or they do not fit each other.
         """
         profile = load_profile(self.profile)
-        return profile if self.testbed is None else profile_of_lab(profile, self.load_lab(), self.testbed)
+        return profile if self.testbed is None else profile_of_testbed(profile, self.load_testbed(), self.testbed)
 
     @property
     def payload_is_rounded(self) -> bool:
         """Whether hidden states are rounded to the profile's payload_bits: simulated, or packed for the devices."""
-        on_the_wire = self.testbed is not None and self.load_lab().payload_bits is not None
+        on_the_wire = self.testbed is not None and self.load_testbed().payload_bits is not None
         return self.quantise_payload or on_the_wire
 
-    def load_lab(self) -> Lab:
-        """Read the lab file; LabError where it breaks a rule."""
+    def load_testbed(self) -> Testbed:
+        """Read the lab file; TestbedError where it breaks a rule."""
         assert self.testbed is not None
-        return load_lab(self.testbed)
+        return load_testbed(self.testbed)
 
     def build_policy(self, channel_of_layer: ChannelOfLayer | None = None) -> SelectionPolicy:
         """Build the policy, matched to kept_share where the channel is given; PolicyError where something is wrong."""

@@ -22,7 +22,7 @@ from ..report.items import item_results
 from ..report.publication import write_publication
 from ..report.runs import DENSE, ModelRun, benchmarks_of
 from ..report.summary import write_report
-from ..run.failures import note_failure, noted_failure, own_words
+from ..run.failures import note_failure, own_words, read_failure
 from ..run.files import FAILURE_SUFFIX, read_whole
 from ..run.recovery import remove_torn_results, why_not_of, why_not_parts_of
 from ..run.scores import NOT_FINITE, main_score, metric_rank
@@ -215,7 +215,7 @@ class WdmoeSummarizer(DefaultSummarizer):
                         forget(run, dataset)
             if reasons:
                 failures = [
-                    noted_failure(files.path(name, ".json"))
+                    read_failure(files.path(name, ".json"))
                     for name in (dataset, *files.parts_of(dataset, FAILURE_SUFFIX))
                 ]
                 told = [failure for failure in failures if failure is not None]
@@ -248,7 +248,7 @@ class WdmoeSummarizer(DefaultSummarizer):
         result = read_whole(results) if results.exists() else None
         if result is not None:
             return result
-        failure = noted_failure(results)
+        failure = read_failure(results)
         if failure is not None:
             raise WdmoeError(f"the evaluation failed: {failure}")
         dataset = dataset_abbr_from_cfg(dataset_cfg)

@@ -44,7 +44,7 @@ class Expected:
 
     @classmethod
     def of(cls, model_cfg: Any, recorded: Sequence[TraceMetadata], dataset_cfgs: Sequence[Any] = ()) -> "Expected":
-        """Read a model's config; ModelError, PolicyError, ProfileError or LabError where it breaks a rule.
+        """Read a model's config; ModelError, PolicyError, ProfileError or TestbedError where it breaks a rule.
 
         dataset_cfgs: of the run, whose arguments its traces must have been recorded with.
         Where its profile, lab or calibration file is not on this machine, what the first of the traces carries stands

@@ -174,13 +174,13 @@ class TraceSession:
                 for event in events:
                     file.write(json.dumps(asdict(event) | whose | {ANSWERED: trace.next_item}) + "\n")
 
-    def _times_metadata(self, trace: TraceMetadata, testbed: "BaseStation") -> TimesMetadata:
+    def _times_metadata(self, trace: TraceMetadata, station: "BaseStation") -> TimesMetadata:
         own_bits = torch.finfo(self.attachment.layers[0].experts.down_proj.dtype).bits
         shared = ("model", "dataset", "policy", "layers", "hidden_size", "ffn_size")
         return TimesMetadata(
             devices=tuple(device.name for device in trace.profile.devices),
-            payload_bits=testbed.lab.payload_bits or own_bits,
-            lab_hash=testbed.lab.content_hash,
+            payload_bits=station.testbed.payload_bits or own_bits,
+            lab_hash=station.testbed.content_hash,
             **{name: getattr(trace, name) for name in shared},
         )
 

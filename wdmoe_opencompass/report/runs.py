@@ -241,7 +241,7 @@ class MeasuredRun:
         return [pair for pairs in found for pair in pairs] if all(found) else []
 
     @property
-    def labs(self) -> set[tuple[str, tuple[str, ...]]]:
+    def testbeds(self) -> set[tuple[str, tuple[str, ...]]]:
         """The testbeds it was measured on."""
         every = [times.metadata for pairs in self.measured.values() for _, times in pairs]
         return {(metadata.lab_hash, metadata.devices) for metadata in every}

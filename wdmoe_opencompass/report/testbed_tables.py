@@ -23,7 +23,7 @@ from .statistics import Interval, latency_interval
 from .summary_files import FIGURE_10, TABLE_3, TABLE_4
 from .tables import BATCH_METHOD, accuracy_notes, column_of, table_1
 
-OTHER_LAB = "measured on another testbed than vanilla's"
+OTHER_TESTBED = "measured on another testbed than vanilla's"
 MAX_POINTS = 24  # on a line of Figure 10; more numbers of tokens are put together, equally many layers in each
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")  # Okabe-Ito
 
@@ -102,10 +102,10 @@ def _gain(
     vanilla = vanilla_of(measured_run.run, [other.run for other in measured], benchmark)
     if vanilla is None or vanilla is measured_run.run or (vanilla.abbr, benchmark) not in sums:
         return nothing
-    labs = next(other.labs for other in measured if other.run is vanilla)
+    testbeds = next(other.testbeds for other in measured if other.run is vanilla)
     first = sums[vanilla.abbr, benchmark]
-    if labs != measured_run.labs or not first.latency_s.sum():
-        return nothing | dict(no_interval=OTHER_LAB if labs != measured_run.labs else "vanilla waited 0 s")
+    if testbeds != measured_run.testbeds or not first.latency_s.sum():
+        return nothing | dict(no_interval=OTHER_TESTBED if testbeds != measured_run.testbeds else "vanilla waited 0 s")
     ratio, why = latency_ratio(first, own, "batch")
     low, high = (1 - ratio.high, 1 - ratio.low) if ratio else (None, None)
     return dict(gain=1 - _mean_s(own) / _mean_s(first), gain_low=low, gain_high=high, no_interval=why)

@@ -1,4 +1,4 @@
-"""Attach a selection policy to a transformers MoE model, undoably."""
+"""Attach a selection policy to a transformers MoE model, and detach it again."""
 
 import inspect
 from collections.abc import Callable
@@ -24,31 +24,30 @@ __all__ = ["Attachment", "MoeLayer", "find_moe_layers"]
 
 
 class Sender(Protocol):
-    """Computes experts somewhere else, as testbed.client.BaseStation does."""
+    """Computes experts on other machines, as testbed.client.BaseStation does."""
 
     def send_layer(self, number: int, current_pass: Callable[[], tuple[int, Tensor]]) -> Handle:
-        """Let MoE layer `number` compute its experts there from now on; -> what undoes it.
+        """Compute the experts of MoE layer `number` there from now on; -> a handle that undoes it.
 
-        current_pass: -> the running forward pass's index, and [tokens] bool, False for padding and finished rows, which
-        need not travel
+        current_pass: -> index of the running forward pass, and [tokens] bool, False for padding and finished rows,
+        which need not be sent
         """
 
 
 class Attachment:
-    """A policy at work in a model; `detach` gives the model back as it was.
+    """A policy attached to a model; `detach` restores the model.
 
-    channel_of_layer: (pass index, layer, torch device) -> ChannelState there at that moment.
-    renormalise: kept weights are scaled back to the sum of the router's top-k: `model`, where the model's own router
-    normalises its top-k; True, always; False, never; None, as the policy's author does.
-    payload_bits: what is sent to and from the devices is rounded to so many bits per value; None leaves it as it is.
-    sender: sends the tokens to real devices (and rounds what it sends, so payload_bits must be None); tokens that are
-    no load, padding for one, are not sent and not computed unless it sends padding.
-    router_recorder: keeps what the router chose for every token; None, as at first, keeps counts alone.
+    channel_of_layer: (pass index, layer, torch device) -> ChannelState of that layer at that moment.
+    renormalise: whether kept weights are scaled back to the sum of the router's top-k. `model`: if the model's own
+    router normalises its top-k; True: always; False: never; None: as the policy's author does.
+    payload_bits: bits per value to which payloads to and from the devices are rounded; None: not rounded.
+    sender: sends the tokens to real devices and rounds what it sends, so payload_bits must be None.
+    router_recorder: keeps the router's output for every token; None, the default, keeps counts only.
 
-    What a policy reads as `probabilities` is the full softmax where the router is one (scaled and normalised ones, and
-    those that choose within groups or with a bias, included). Any other router (sigmoid, sparsemixer, one expert per
-    token) gives the weights as the model uses them, and 0 outside the top-k. Shared experts run at the base station:
-    they are not routed to, so they are no device load.
+    A policy reads the full softmax as `probabilities` if the router is one, including scaled and normalised softmaxes
+    and those that choose within groups or with a bias. For any other router (sigmoid, sparsemixer, one expert per
+    token) it reads the weights as the model uses them, and 0 outside the top-k. Shared experts run at the base station
+    without routing, so they add no device load.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class Attachment:
     ):
         if any(
             "_wdmoe_attachment" in vars(module) for module in model.modules()
-        ):  # a part of it, or what it is part of
+        ):  # a part of it, or a model that it is a part of
             raise ModelError("a selection policy is attached to this model already; detach it first")
         self.model: Any = model
         self.policy = policy
@@ -125,11 +124,11 @@ class Attachment:
             module._wdmoe_attachment = self
 
     def _marked(self) -> list[Any]:
-        """Modules that say it, also to whoever is given a part of the model, or what it is a part of."""
+        """Modules that carry the mark, so that it is found from a part of the model too."""
         return [self.model, *(layer.experts for layer in self.layers)]
 
     def detach(self) -> None:
-        """Undo everything; harmless when called twice."""
+        """Restore the model; harmless when called twice."""
         if getattr(self.model, "_wdmoe_attachment", None) is not self:
             return
         self._undo()
@@ -144,7 +143,7 @@ class Attachment:
 
     @property
     def changes_experts(self) -> bool:
-        """Whether the model's answers may differ from the unpatched model's."""
+        """Whether the model's output may differ from the unpatched model's."""
         return self.payload_bits is not None or type(self.policy) is not TopK  # a subclass may drop
 
     def _payload(self, number: int, layer: MoeLayer) -> Payload | None:
@@ -160,7 +159,7 @@ class Attachment:
         self.detach()
 
     def _begin_pass(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if self._pass is not None:  # an interrupt has left it open
+        if self._pass is not None:  # left open by an interrupt
             self.forget_batch()
         given = dict(zip(self._arguments, args)) | kwargs
         tokens = given.get("input_ids")
@@ -187,7 +186,7 @@ class Attachment:
                 self.router_recorder.end_pass(failed=answer is None)
 
     def forget_batch(self) -> None:
-        """Forget what was counted since the last whole batch, and an open forward pass."""
+        """Discard the counts since the last whole batch, and an open forward pass."""
         self._pass = None
         self.recorder.reset()
         self.clock.reset()
@@ -195,22 +194,22 @@ class Attachment:
             self.router_recorder.reset()
 
     def _current_pass(self) -> tuple[int, Tensor]:
-        assert self._pass is not None  # else a layer's selection has raised
+        assert self._pass is not None  # otherwise a layer's selection has raised
         pass_index, _, is_real_token = self._pass
         return pass_index, is_real_token
 
-    def _select(self, number: int, layer: MoeLayer, choice: RouterOutput) -> SelectedExperts | None:
+    def _select(self, number: int, layer: MoeLayer, output: RouterOutput) -> SelectedExperts | None:
         if self._pass is None:
             raise ModelError(f"{layer.name} was run outside a forward pass of the attached model")
         pass_index, phase, is_real_token = self._pass
-        device = choice.top_k_index.device
+        device = output.top_k_index.device
         self.clock.devices.add(device)
         channel = self._channel(pass_index, number, layer, device)
         with exact(device):
             routing = Routing(
-                _probabilities(layer, choice),
-                choice.top_k_index,
-                choice.top_k_weights,
+                _probabilities(layer, output),
+                output.top_k_index,
+                output.top_k_weights,
                 is_real_token.to(device),
                 number,
                 phase,  # type: ignore[arg-type]
@@ -219,16 +218,12 @@ class Attachment:
         self.recorder.record(routing, channel, selection.expert_index, selection.keep)
         if self.router_recorder is not None:
             self.router_recorder.record(routing)
-        if self.sender is not None:
-            weights = self._kept_weights(layer, choice.top_k_weights, selection) if self.changes_experts else None
-            return SelectedExperts(
-                selection.expert_index, selection.keep, choice.top_k_weights if weights is None else weights
-            )
-        if not self.changes_experts:
-            return None  # the model's own tensors go on untouched: bit for bit the unpatched model
-        return SelectedExperts(
-            selection.expert_index, selection.keep, self._kept_weights(layer, choice.top_k_weights, selection)
-        )
+        weights = output.top_k_weights
+        if self.changes_experts:
+            weights = self._kept_weights(layer, weights, selection)
+        elif self.sender is None:
+            return None  # the model keeps its own tensors: bit for bit the unpatched model
+        return SelectedExperts(selection.expert_index, selection.keep, weights)
 
     def _channel(self, pass_index: int, number: int, layer: MoeLayer, device: torch.device) -> ChannelState:
         with exact(device):  # states are kept for later passes
@@ -247,7 +242,7 @@ class Attachment:
 
 
 def _real_tokens(mask: Any, tokens: Tensor, past: int) -> Tensor:
-    """-> [rows, tokens] bool from an attention mask over all tokens so far, or all places of a cache; None: all are."""
+    """-> [rows, tokens] bool from an attention mask over all tokens so far, or all slots of a cache; None: all are."""
     if mask is None:
         return torch.ones(tokens.shape, dtype=torch.bool, device=tokens.device)
     if not isinstance(mask, Tensor) or mask.ndim != 2:
@@ -261,9 +256,9 @@ def _real_tokens(mask: Any, tokens: Tensor, past: int) -> Tensor:
     return real != 0
 
 
-def _probabilities(layer: MoeLayer, choice: RouterOutput) -> Tensor:
-    """-> [tokens, experts] float32 the full softmax; of a router of another kind the weights as the model uses them."""
+def _probabilities(layer: MoeLayer, output: RouterOutput) -> Tensor:
+    """-> [tokens, experts] float32 the full softmax; for other routers the weights as the model uses them."""
     if layer.router_kind == "softmax":
-        return choice.scores.float() if layer.scores_are_probabilities else torch.softmax(choice.scores.float(), dim=-1)
-    full = torch.zeros(choice.scores.shape, dtype=torch.float32, device=choice.top_k_index.device)
-    return full.scatter(1, choice.top_k_index, choice.top_k_weights.float())
+        return output.scores.float() if layer.scores_are_probabilities else torch.softmax(output.scores.float(), dim=-1)
+    full = torch.zeros(output.scores.shape, dtype=torch.float32, device=output.top_k_index.device)
+    return full.scatter(1, output.top_k_index, output.top_k_weights.float())

@@ -22,12 +22,15 @@ GAUSSIAN_BATCHES, GAUSSIAN_TOKENS = 8, 128
 DIFFERENCE_TOKENS = 64  # each computed by every expert
 ROWS_AT_ONCE = 2048
 CHUNK_TOKENS = 128
-MAX_TEXT_BYTES = 1 << 28  # our choice: of a text, of which some thousand tokens are used
+MAX_TEXT_BYTES = 1 << 28  # our choice; some thousand tokens of the text are used
 Advance = Callable[[float], None]
 
 
 def calibrate_from_traces(traces: Sequence[RoutingTrace]) -> Calibration:
-    """The median ratio of the second to the first router weight per layer, from its histogram (1/50 wide bins)."""
+    """Median ratio of the second to the first router weight per layer, from its histogram (bins of 1/50).
+
+    Raises TraceError if a layer has no token with two experts.
+    """
     counts = np.sum([trace.ratio_counts.sum(axis=0) for trace in traces], axis=0)  # [layers, bins]
     if not counts.sum(axis=1).all():
         raise TraceError(f"the trace of {traces[0].metadata.dataset} holds no token with two experts")
@@ -41,14 +44,14 @@ def calibrate_from_traces(traces: Sequence[RoutingTrace]) -> Calibration:
 
 
 def load_model(name: str, dtype: str) -> tuple[Any, Any]:
-    """-> model and tokenizer of a folder or hub name, on what devices there are; ModelError where they do not load."""
+    """-> model and tokenizer of a folder or hub name, on the devices present; ModelError if they do not load."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from .checkpoint import checked_loading
+    from .checkpoint import check_loading
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        with checked_loading(name):
+        with check_loading(name):
             model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, device_map="auto").eval()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{name}: cannot be loaded: {' '.join(str(error).split())[:200]}") from None
@@ -56,7 +59,11 @@ def load_model(name: str, dtype: str) -> tuple[Any, Any]:
 
 
 def read_chunks(tokenizer: Any, text: Path, tokens: int) -> list[Tensor]:
-    """-> the first `tokens` tokens of a text as [1, CHUNK_TOKENS] pieces; ModelError where it holds too few."""
+    """Read the first tokens of a text.
+
+    tokenizer: of the model. text: file. tokens: how many.
+    Returns: a list of [1, CHUNK_TOKENS] token ids, the last shorter. Raises ModelError if the text holds too few.
+    """
     content = read_regular(text, MAX_TEXT_BYTES, ModelError)
     try:
         ids = tokenizer(content.decode(), add_special_tokens=False)["input_ids"][:tokens]
@@ -69,9 +76,11 @@ def read_chunks(tokenizer: Any, text: Path, tokens: int) -> list[Tensor]:
 
 
 def calibrate(model: Any, chunks: Sequence[Tensor], name: str, advance: Advance = lambda share: None) -> Calibration:
-    """Run a model on chunks of token ids [rows, tokens] (no padding) and measure everything of Calibration.
+    """Run a model on text and measure every field of Calibration.
 
-    advance: told each part's share of the work.
+    model: in evaluation mode. chunks: [rows, tokens] token ids each, without padding. name: of the model.
+    advance: called with the share of the work after each part.
+    Raises ModelError if its MoE layers differ in size or route to one expert.
     """
     layers = find_moe_layers(model)
     if len({(layer.num_experts, layer.top_k) for layer in layers}) > 1:
@@ -80,7 +89,7 @@ def calibrate(model: Any, chunks: Sequence[Tensor], name: str, advance: Advance 
         raise ModelError(f"{name}: one expert per token leaves nothing to drop, and nothing to calibrate")
     routed, inputs = _routing_of(model, layers, chunks)
     advance(0.4)
-    differences = [_output_difference(layer, hidden) for layer, hidden in zip(layers, inputs)]
+    differences = [_output_difference(layer, hidden_states) for layer, hidden_states in zip(layers, inputs)]
     advance(0.2)
     fewer = [_fewer_experts_difference(model, layer) for layer in layers]
     advance(0.2)
@@ -99,7 +108,7 @@ def calibrate(model: Any, chunks: Sequence[Tensor], name: str, advance: Advance 
 
 
 class _Sampling(SelectionPolicy):
-    """Notes what the router chooses, and what it chose, on the host."""
+    """Keeps every expert, and copies the router's output to the host."""
 
     def __init__(self) -> None:
         self.routed: list[Routing] = []
@@ -119,7 +128,7 @@ class _Sampling(SelectionPolicy):
 
 
 def _no_channel(experts: int) -> Callable[[int, int, torch.device], ChannelState]:
-    """Everything at the base station."""
+    """All experts at the base station."""
 
     def state(pass_index: int, layer: int, device: torch.device) -> ChannelState:
         nothing = torch.zeros(1, device=device)
@@ -135,8 +144,8 @@ def _routing_of(model: Any, layers: Sequence[MoeLayer], chunks: Sequence[Tensor]
     def keep(number: int) -> Callable:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
             held = sum(len(part) for part in inputs[number])
-            hidden = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-            inputs[number].append(hidden.flatten(0, -2)[: DIFFERENCE_TOKENS - held].detach())
+            hidden_states = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+            inputs[number].append(hidden_states.flatten(0, -2)[: DIFFERENCE_TOKENS - held].detach())
 
         return hook
 
@@ -165,51 +174,50 @@ def _join(parts: Sequence[Routing]) -> Routing:
 
 
 @torch.no_grad()
-def _output_difference(layer: MoeLayer, hidden: Tensor) -> Tensor:
+def _output_difference(layer: MoeLayer, hidden_states: Tensor) -> Tensor:
     """-> [experts, experts + 1] mean distances of the experts' outputs on the same tokens; last column: their norms."""
     experts = layer.num_experts
     total = torch.zeros(experts, experts + 1)
-    for tokens in hidden.split(max(1, ROWS_AT_ONCE // experts)):
-        index = torch.arange(experts, device=tokens.device).repeat(len(tokens))[:, None]
+    for tokens in hidden_states.split(max(1, ROWS_AT_ONCE // experts)):
+        expert_index = torch.arange(experts, device=tokens.device).repeat(len(tokens))[:, None]
         rows = tokens.repeat_interleave(experts, dim=0)
-        answers = layer.experts(rows, index, torch.ones_like(index, dtype=tokens.dtype))
+        answers = layer.experts(rows, expert_index, torch.ones_like(expert_index, dtype=tokens.dtype))
         outputs = answers.float().view(len(tokens), experts, -1)
         distances = torch.cat([torch.cdist(outputs, outputs), outputs.norm(dim=2, keepdim=True)], dim=2)
         total += distances.sum(dim=0).cpu()
-    return total / len(hidden)
+    return total / len(hidden_states)
 
 
 @torch.no_grad()
 def _fewer_experts_difference(model: Any, layer: MoeLayer) -> Tensor:
-    """-> [k - 1] mean Frobenius norm of the layer's answer with 1, 2, ... experts less that with k, Gaussian inputs."""
+    """-> [k - 1] mean Frobenius norm of the output with 1, 2, ... experts minus the output with k; Gaussian inputs."""
     block = model.get_submodule(layer.name)
     weights = next(layer.router.parameters())
     generator = torch.Generator().manual_seed(0)
     losses = torch.zeros(layer.top_k - 1)
     for _ in range(GAUSSIAN_BATCHES):
-        hidden = torch.randn(1, GAUSSIAN_TOKENS, model.config.get_text_config().hidden_size, generator=generator).to(
-            weights
-        )
-        full = _answer_with(block, layer, hidden, layer.top_k)
+        hidden_size = model.config.get_text_config().hidden_size
+        hidden_states = torch.randn(1, GAUSSIAN_TOKENS, hidden_size, generator=generator).to(weights)
+        full = _answer_with(block, layer, hidden_states, layer.top_k)
         for experts in range(1, layer.top_k):
-            losses[experts - 1] += (_answer_with(block, layer, hidden, experts) - full).norm().cpu()
+            losses[experts - 1] += (_answer_with(block, layer, hidden_states, experts) - full).norm().cpu()
     return losses / GAUSSIAN_BATCHES
 
 
-def _answer_with(block: Any, layer: MoeLayer, hidden: Tensor, experts: int) -> Tensor:
-    """What the layer answers when every token keeps its `experts` highest weights."""
+def _answer_with(block: Any, layer: MoeLayer, hidden_states: Tensor, experts: int) -> Tensor:
+    """Compute the layer with the `experts` highest weights of every token."""
 
-    def select(choice: RouterOutput) -> SelectedExperts:
-        weights = choice.top_k_weights
+    def select(output: RouterOutput) -> SelectedExperts:
+        weights = output.top_k_weights
         least = weights.topk(experts, dim=1).values[:, -1:]
         kept = torch.where(weights >= least, weights, 0)
         if layer.normalises:
             kept = kept * (weights.sum(1, keepdim=True) / kept.sum(1, keepdim=True))
-        return SelectedExperts(choice.top_k_index, torch.ones_like(choice.top_k_index, dtype=torch.bool), kept)
+        return SelectedExperts(output.top_k_index, torch.ones_like(output.top_k_index, dtype=torch.bool), kept)
 
     handles = layer.contract.hook_selection(layer.router, layer.experts, select)
     try:
-        answer = block(hidden)
+        answer = block(hidden_states)
     except TypeError as error:
         raise ModelError(f"{layer.name} cannot be run on hidden states alone: {error}") from None
     finally:

@@ -17,20 +17,23 @@ CURVE_SHARES = np.geomspace(1e-5, 1, 256)  # of the total bandwidth; read in log
 
 
 class MeasuredMeans(Protocol):
-    """What a testbed has measured so far."""
+    """The measurements of a testbed so far."""
 
     def mean_token_s(self, layer: int) -> Any:
-        """-> [devices] mean seconds per token in a layer, Eq. (30)."""
+        """Mean time per token on each device.
+
+        layer: its number. Returns: [devices] seconds per token. Source: Eq. (30).
+        """
         ...
 
 
 class ChannelStates:
     """The channel state of every layer of every forward pass, under evenly split bandwidth, Eq. (6) and (7).
 
-    A profile of measured rates has no curve over the bandwidth: they are the same at any.
-    Set `dataset` and `items_before` (see `draw_channel`) before each batch; states are kept on the device that asked
-    until the draw changes.
-    Where a testbed measures, `history` (testbed/history.py) adds its mean times per token as they are at the moment.
+    A profile of measured rates has no curve over the bandwidth: its rates do not depend on it.
+    Set `dataset` and `items_before` (see `draw_channel`) before each batch. States are cached per torch device until
+    the draw changes.
+    On a testbed, `history` (testbed/history.py) adds the current mean times per token.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class ChannelStates:
         self._held: dict[Any, ChannelState] = {}
 
     def __call__(self, pass_index: int, layer: int, device: torch.device) -> ChannelState:
-        """State of one layer of one pass, as tensors on `device`."""
+        """State of a layer of a pass, as tensors on `device`."""
         moment = (self.dataset, self.items_before, pass_index, layer)
         lasting = {"run": (), "pass": moment[:3], "layer": moment}
         coherence = "run" if self.profile.fading.model == "none" else self.profile.fading.coherence
@@ -76,7 +79,7 @@ class ChannelStates:
             tensor(communication_latency_s(budget, even_hz)),
             tensor(budget.computation_s),
             torch.tensor(self._device_of_expert, device=device),
-            device_is_shared=any(place >= 0 and count > 1 for place, count in Counter(self._device_of_expert).items()),
+            device_is_shared=any(number >= 0 and held > 1 for number, held in Counter(self._device_of_expert).items()),
             token_energy_j=tensor(energy.downlink_j + energy.uplink_j + computation_j),
             curve=None if budget.measured is not None else curve(),
         )

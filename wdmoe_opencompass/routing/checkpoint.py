@@ -1,7 +1,7 @@
 """Whether a checkpoint's tensors are the model's, by name and shape: before loading, from the headers, and after.
 
-transformers initialises at random what a checkpoint lacks and drops what its model does not know, with a warning. A run
-of such a model would publish numbers of a random router.
+transformers initialises missing tensors at random and drops unknown ones, with a warning only. A run of such a model
+would publish the numbers of a random router.
 """
 
 import json
@@ -54,9 +54,9 @@ INDEXED_EXPERT = re.compile(r"^(.*\bexperts\.)(\d+)(\..+)$")
 
 
 def check_checkpoint(folder: Path, model_kwargs: dict[str, Any]) -> str | None:
-    """Load a folder's weights as `from_pretrained(folder, **model_kwargs)` would, with their headers in their place.
+    """Load a folder's weights as `from_pretrained(folder, **model_kwargs)` would, but only their headers.
 
-    Returns: None, or in words why that cannot be done before loading
+    Returns: None, or a sentence on why this cannot be checked before loading.
     Raises ModelError naming the tensors that are missing, unexpected or of another shape.
     """
     if "gguf_file" in model_kwargs:
@@ -107,7 +107,7 @@ def config_arguments(model_kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_loaded(path: str, model: Any, info: dict[str, Any], is_one_of_several: bool = False) -> None:
-    """ModelError where transformers' own report of a loading names tensors.
+    """Raise ModelError if transformers' report on a loading names tensors.
 
     info: `missing_keys`, `unexpected_keys`, `mismatched_keys` of `from_pretrained(..., output_loading_info=True)`
     is_one_of_several: the model is the language model of a checkpoint that also reads images or sound
@@ -117,16 +117,16 @@ def check_loaded(path: str, model: Any, info: dict[str, Any], is_one_of_several:
 
 
 @contextmanager
-def checked_loading(path: str) -> Iterator[None]:
-    """Models that the Auto classes load within it have all of their checkpoint's tensors, or ModelError is raised."""
+def check_loading(path: str) -> Iterator[None]:
+    """Within it, the Auto classes raise ModelError if a model does not get all of its checkpoint's tensors."""
     with ExitStack() as stack:
         for auto in (AutoModelForCausalLM, AutoModel):
-            stack.enter_context(_checked(auto, path))
+            stack.enter_context(_check_loads(auto, path))
         yield
 
 
 @contextmanager
-def _checked(auto: Any, path: str) -> Iterator[None]:
+def _check_loads(auto: Any, path: str) -> Iterator[None]:
     own, load = vars(auto).get("from_pretrained"), auto.from_pretrained
 
     def from_pretrained(*args: Any, **kwargs: Any) -> Any:
@@ -164,9 +164,9 @@ def _headers(files: list[Path]) -> dict[str, Tensor]:
 
 
 def _safetensors_header(file: Path) -> dict[str, Tensor]:
-    """8 bytes, the length of a JSON object that tells each tensor's shape (huggingface/safetensors, README, "Format").
+    """8 bytes, the length of a JSON object with each tensor's shape (huggingface/safetensors, README, "Format").
 
-    Read by hand: safetensors maps the whole file, which a machine of less memory than the weights may not allow.
+    Read by hand: safetensors maps the whole file, and a machine with less memory than the weights may refuse that.
     """
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
@@ -186,7 +186,7 @@ Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def _as_stored(model: Any, info: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[set[str], dict[str, Shapes]]:
-    """-> what is missing, and shapes stored and wanted of the rest, by the names that the checkpoint has for them."""
+    """-> missing tensors, and shapes stored and wanted of reshaped ones, by their names in the checkpoint."""
     missing: set[str] = set()
     reshaped: dict[str, Shapes] = {}
     wanted = model.state_dict()
@@ -208,7 +208,7 @@ def _as_stored(model: Any, info: dict[str, Any], tensors: dict[str, Tensor]) -> 
 
 
 def _stored_names(model: Any, name: str, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """-> the tensors of a checkpoint that one of the model's is made of; itself where that cannot be told."""
+    """-> the tensors of a checkpoint that become a tensor of the model; the tensor itself if that is unknown."""
     try:
         return revert_weight_conversion(model, {name: wanted[name].to("meta")})
     except Exception:  # some conversions need their other tensors too
@@ -242,9 +242,9 @@ def _differences(blank: Any, tensors: dict[str, Tensor]) -> tuple[set[str], set[
 
 
 def _without_any(blank: Any, tensors: dict[str, Tensor]) -> set[str]:
-    """-> tensors of the model of whose modules a quantised checkpoint holds nothing at all, under no name.
+    """-> tensors of the model in modules of which a quantised checkpoint holds no tensor at all.
 
-    A quantiser stores a weight as several tensors of its own names, all in the weight's module.
+    A quantiser stores a weight as several tensors with names of its choice, all in the weight's module.
     """
     modules = {name[: dot.start()] for name in tensors for dot in re.finditer(r"\.", name)}
     wanted = set(blank.state_dict()) - set(blank.all_tied_weights_keys)
@@ -261,7 +261,7 @@ def _module(name: str) -> str:
 
 
 def _holes(tensors: Iterable[str]) -> set[str]:
-    """-> names of experts that are skipped: transformers would number those behind them one lower."""
+    """-> names of missing experts: transformers would number the experts after them one lower."""
     numbers: dict[tuple[str, str], set[int]] = defaultdict(set)
     for name in tensors:
         if match := INDEXED_EXPERT.match(name):
@@ -278,7 +278,7 @@ def _is_one_of_several(config: Any) -> bool:
 
 
 def _unexpected(model: Any, info: dict[str, Any], is_one_of_several: bool) -> set[str]:
-    """-> tensors that the model has no place for, without those of other models around a language model."""
+    """-> tensors that the model does not use, without those of other models around a language model."""
     unexpected = set(info["unexpected_keys"])
     if not is_one_of_several:
         return unexpected
@@ -303,7 +303,7 @@ def _first(names: set[str]) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' own warnings, its table of what differs and its progress bar."""
+    """Silence transformers' warnings, its table of differences and its progress bar."""
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()

@@ -14,11 +14,11 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 class PhaseClock:
-    """Measures what prefill and decode of a batch take: `begin_pass` and `end_pass` per pass, at last `stop`.
+    """Measures how long prefill and decode of a batch take: `begin_pass` and `end_pass` per pass, then `stop`.
 
-    Prefill is the forward pass over the prompts, from its begin until its result is there. Decode lasts from the begin
-    of the first decode pass until `stop`, the choice of tokens and the test for their end between the passes included.
-    Selection, recording and a testbed's network are part of what is measured.
+    Prefill is the forward pass over the prompts, until its result is ready. Decode lasts from the start of the first
+    decode pass until `stop`, and includes the choice of tokens and the stopping criteria between the passes.
+    Selection, recording and a testbed's network are included.
 
     seconds: by phase, since `reset`; devices: torch devices that route, which are waited for
     """
@@ -28,23 +28,23 @@ class PhaseClock:
         self.reset()
 
     def reset(self) -> None:
-        """Forget an unfinished batch."""
+        """Discard an unfinished batch."""
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self._open: tuple[str, float] | None = None  # phase, when it began
 
     def begin_pass(self, phase: str) -> None:
-        """A forward pass begins; decode passes that follow each other are measured as one."""
+        """Begin a forward pass; successive decode passes are measured together."""
         if self._open is None or self._open[0] != phase:
             self.stop()
             self._open = phase, time.perf_counter()
 
     def end_pass(self) -> None:
-        """A forward pass was handed to the accelerator."""
+        """End a forward pass, which the accelerator may still be computing."""
         if self._open is not None and self._open[0] == "prefill":
             self.stop()
 
     def stop(self) -> None:
-        """End the phase that is running, if one is: all of its work is done when this returns."""
+        """End the running phase, if there is one, and wait for all of its work."""
         if self._open is not None:
             phase, began = self._open
             for device in self.devices:
@@ -55,7 +55,7 @@ class PhaseClock:
 
 
 def device_names(devices: Collection[torch.device]) -> str:
-    """What a model runs on, in words: `2 x NVIDIA H200`; of a processor with the number of torch's threads."""
+    """Name what a model runs on: `2 x NVIDIA H200`; for a processor with the number of torch's threads."""
     names = Counter(map(_device_name, devices))
     return ", ".join(name if count == 1 else f"{count} x {name}" for name, count in sorted(names.items()))
 

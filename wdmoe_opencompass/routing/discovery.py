@@ -25,11 +25,11 @@ class MoeLayer:
     """One MoE layer of a model: its modules, its sizes, and what its router does to its weights.
 
     name:        of the module that holds router and experts
-    contract:    how router and experts talk to each other
-    shape:       sizes of one expert (of what is sent to it, where a model projects tokens down first)
-    router_kind: `softmax`, the weights are the router's softmax over all experts, perhaps scaled or normalised over the
-                 top-k; `one expert`, which shows no kind; `other`; `unknown`, the weights are not loaded
-    scores_are_probabilities: the router gives that softmax in the logits' place
+    contract:    how the router calls the experts
+    shape:       sizes of one expert; of its input, if the model projects tokens down first
+    router_kind: `softmax`: the weights are the router's softmax over all experts, perhaps scaled or normalised over the
+                 top-k; `one expert`: one per token, which shows no kind; `other`; `unknown`: the weights are not loaded
+    scores_are_probabilities: the router returns that softmax instead of logits
     normalises:  the router's weights have the same sum for every token
     """
 
@@ -46,7 +46,7 @@ class MoeLayer:
 
 
 def find_moe_layers(model: nn.Module) -> list[MoeLayer]:
-    """Find the MoE layers in the order they run, and ask them about a few tokens (one forward pass).
+    """Find the MoE layers in the order they run; one forward pass of a few tokens shows what their routers do.
 
     Raises ModelError naming what is missing.
     """
@@ -64,11 +64,11 @@ def find_moe_layers(model: nn.Module) -> list[MoeLayer]:
         if (experts := contract.experts_of(block)) is not None
     ]
     if not probes:
-        raise ModelError(_nothing_found(model))
+        raise ModelError(_explain_none_found(model))
     running: list[_Probe] = []
     with ExitStack() as stack:
         for probe in probes:
-            stack.enter_context(probe.watching(running))
+            stack.enter_context(probe.watch(running))
         _forward_pass(model)
     if not running:
         raise ModelError(f"{type(model).__name__}: no forward pass reaches its experts ({probes[0].name})")
@@ -80,7 +80,7 @@ def find_moe_layers(model: nn.Module) -> list[MoeLayer]:
     return [probe.layer(*does[probe.kind()]) for probe in running]
 
 
-def _nothing_found(model: nn.Module) -> str:
+def _explain_none_found(model: nn.Module) -> str:
     message = f"{type(model).__name__} has no MoE layer that can be patched: "
     for name, module in model.named_modules():
         if hasattr(module, "num_experts") and not isinstance(module, PreTrainedModel):
@@ -108,22 +108,22 @@ def _forward_pass(model: Any) -> None:
         ) from error
 
 
-def _nothing(*args: Any, **kwargs: Any) -> Tensor:
+def _zeros(*args: Any, **kwargs: Any) -> Tensor:
     return torch.zeros_like(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
 
 
 class _Probe:
-    """Watches one block during the forward pass, whose experts are not run: they may be slow to load, or not loaded."""
+    """Watches one block during the forward pass. Its experts do not run: they may be slow to load, or not loaded."""
 
     def __init__(self, name: str, block: nn.Module, contract: Contract, experts: Any):
         self.name, self.block, self.contract, self.experts = name, block, contract, experts
 
     @contextmanager
-    def watching(self, running: list["_Probe"]) -> Iterator[None]:
+    def watch(self, running: list["_Probe"]) -> Iterator[None]:
         self._running = running
         own_forward = vars(self.experts).get("forward")  # accelerate's hooks put one there
-        handles = self.contract.probe(self.block, self.experts, self._saw)
-        self.experts.forward = _nothing
+        handles = self.contract.probe(self.block, self.experts, self._on_router_output)
+        self.experts.forward = _zeros
         try:
             yield
         finally:
@@ -133,30 +133,30 @@ class _Probe:
             for handle in handles:
                 handle.remove()
 
-    def _saw(self, router: nn.Module | None, choice: RouterOutput, seen: str) -> None:
+    def _on_router_output(self, router: nn.Module | None, output: RouterOutput, seen: str) -> None:
         if self in self._running:
             raise ModelError(f"{self.name}: its experts run more than once in a forward pass")
-        self.router, self.choice, self._seen = router, choice, seen
+        self.router, self.output, self._seen = router, output, seen
         self._running.append(self)
 
     def check(self) -> None:
         self.num_experts, self.shape = self.contract.sizes(self.experts)
         if self.router is None:
             raise ModelError(
-                f"{self.name}: no router beside {type(self.experts).__name__} answers with one score for each of its "
+                f"{self.name}: no router next to {type(self.experts).__name__} returns one score for each of its "
                 f"{self.num_experts} experts{self._seen}"
             )
 
     def says_normalises(self) -> bool | None:
-        """-> `norm_topk_prob` of the router, its block or its config; None where none of them says it."""
+        """-> `norm_topk_prob` of the router, its block or its config; None if none of them has it."""
         for source in (self.router, self.block, getattr(self.experts, "config", None)):
             if isinstance(value := getattr(source, "norm_topk_prob", None), bool):
                 return value
         return None
 
     def kind(self) -> tuple:
-        """Routers of one kind do the same, which a few tokens of one alone may not show."""
-        return type(self.router), self.choice.top_k_index.shape[1], self.says_normalises()
+        """Routers of one kind behave alike; a few tokens of a single one may not show how."""
+        return type(self.router), self.output.top_k_index.shape[1], self.says_normalises()
 
     def layer(self, router_kind: RouterKind, scores_are_probabilities: bool, normalises: bool) -> MoeLayer:
         return MoeLayer(
@@ -165,7 +165,7 @@ class _Probe:
             self.router,  # type: ignore[arg-type]
             self.experts,
             self.num_experts,
-            self.choice.top_k_index.shape[1],
+            self.output.top_k_index.shape[1],
             self.shape,
             router_kind,
             scores_are_probabilities,
@@ -175,11 +175,11 @@ class _Probe:
 
 def _what_routers_do(probes: list[_Probe]) -> tuple[RouterKind, bool, bool]:
     """-> router_kind, scores_are_probabilities, normalises of the routers of one kind."""
-    choices = [probe.choice for probe in probes]
-    if any(choice.top_k_weights.is_meta for choice in choices):
+    outputs = [probe.output for probe in probes]
+    if any(output.top_k_weights.is_meta for output in outputs):
         return "unknown", False, False
-    router_kind, are_probabilities = _router_kind(choices), all(map(_are_probabilities, choices))
-    seen = {probe.name: _normalises(probe.choice, router_kind) for probe in probes}
+    router_kind, are_probabilities = _router_kind(outputs), all(map(_are_probabilities, outputs))
+    seen = {probe.name: _normalises(probe.output, router_kind) for probe in probes}
     told = {seen_here for seen_here in seen.values() if seen_here is not None}
     if len(told) > 1:
         raise ModelError(
@@ -191,7 +191,7 @@ def _what_routers_do(probes: list[_Probe]) -> tuple[RouterKind, bool, bool]:
         return router_kind, are_probabilities, told.pop()
     if (says := probes[0].says_normalises()) is not None:
         return router_kind, are_probabilities, says
-    return router_kind, are_probabilities, _looks_normalised(choices, router_kind)
+    return router_kind, are_probabilities, _looks_normalised(outputs, router_kind)
 
 
 def _tolerance(weights: Tensor) -> float:
@@ -202,65 +202,65 @@ def _have_one_value(values: Tensor, tolerance: float) -> bool:
     return torch.allclose(values, values.flatten()[0], rtol=tolerance, atol=0)
 
 
-def _normalises(choice: RouterOutput, router_kind: RouterKind) -> bool | None:
-    """Whether sums were made equal that differed before; None where these tokens do not show it (peaked routers)."""
-    tolerance = _tolerance(choice.top_k_weights)
-    if not _have_one_value(choice.top_k_weights.float().sum(dim=1), tolerance):
+def _normalises(output: RouterOutput, router_kind: RouterKind) -> bool | None:
+    """Whether sums that differed were made equal; None if these tokens do not show it (peaked routers)."""
+    tolerance = _tolerance(output.top_k_weights)
+    if not _have_one_value(output.top_k_weights.float().sum(dim=1), tolerance):
         return False
-    before = (_softmax if router_kind == "softmax" else _sigmoid)(choice).sum(dim=1)
-    return None if _are_equal(choice) or _have_one_value(before, 3 * tolerance) else True
+    before = (_softmax if router_kind == "softmax" else _sigmoid)(output).sum(dim=1)
+    return None if _are_equal(output) or _have_one_value(before, 3 * tolerance) else True
 
 
-def _looks_normalised(choices: list[RouterOutput], router_kind: RouterKind) -> bool:
-    """Where sums are equal anyway: whether a softmax as it is, is not clearly nearer than one made to sum the same."""
+def _looks_normalised(outputs: list[RouterOutput], router_kind: RouterKind) -> bool:
+    """If sums are equal anyway: whether the plain softmax is not clearly nearer than the normalised one."""
     if router_kind != "softmax":
-        return not all(map(_are_equal, choices))
+        return not all(map(_are_equal, outputs))
     from_softmax, from_normalised = 0.0, 0.0
-    for choice in choices:
-        weights, softmax = choice.top_k_weights.float(), _softmax(choice)
+    for output in outputs:
+        weights, softmax = output.top_k_weights.float(), _softmax(output)
         normalised = softmax / softmax.sum(1, keepdim=True) * weights.sum(1).mean()
-        for_type = choice.top_k_weights.dtype
+        for_type = output.top_k_weights.dtype
         from_softmax += (weights - softmax.to(for_type).float()).square().sum().item()
         from_normalised += (weights - normalised.to(for_type).float()).square().sum().item()
     return from_normalised <= 4 * from_softmax
 
 
-def _are_equal(choice: RouterOutput) -> bool:
-    """Of equal weights (sparsemixer gives 1 to most) no sum was ever made equal."""
-    return _have_one_value(choice.top_k_weights.float(), _tolerance(choice.top_k_weights))
+def _are_equal(output: RouterOutput) -> bool:
+    """Equal weights (sparsemixer gives 1 to most) have equal sums without any normalisation."""
+    return _have_one_value(output.top_k_weights.float(), _tolerance(output.top_k_weights))
 
 
-def _are_probabilities(choice: RouterOutput) -> bool:
-    sums = choice.scores.float().sum(dim=1)
-    return bool((choice.scores >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-2)
+def _are_probabilities(output: RouterOutput) -> bool:
+    sums = output.scores.float().sum(dim=1)
+    return bool((output.scores >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-2)
 
 
-def _softmax(choice: RouterOutput) -> Tensor:
+def _softmax(output: RouterOutput) -> Tensor:
     """-> [tokens, k] the chosen experts' softmax over all experts."""
-    scores = choice.scores.float()
-    full = scores if _are_probabilities(choice) else torch.softmax(scores, dim=-1)
-    return full.gather(1, choice.top_k_index)
+    scores = output.scores.float()
+    full = scores if _are_probabilities(output) else torch.softmax(scores, dim=-1)
+    return full.gather(1, output.top_k_index)
 
 
-def _sigmoid(choice: RouterOutput) -> Tensor:
-    return choice.scores.float().sigmoid().gather(1, choice.top_k_index)
+def _sigmoid(output: RouterOutput) -> Tensor:
+    return output.scores.float().sigmoid().gather(1, output.top_k_index)
 
 
-def _router_kind(choices: list[RouterOutput]) -> RouterKind:
-    """A softmax's weights keep the softmax's proportions within each token, whatever scales them."""
-    if choices[0].top_k_weights.shape[1] == 1:
+def _router_kind(outputs: list[RouterOutput]) -> RouterKind:
+    """Softmax weights keep the softmax's proportions within each token, whatever scales them."""
+    if outputs[0].top_k_weights.shape[1] == 1:
         return "one expert"
-    if all(map(_are_probabilities, choices)):
+    if all(map(_are_probabilities, outputs)):
         return "softmax"
     fits, from_softmax, from_sigmoid = True, 0.0, 0.0
-    for choice in choices:
+    for output in outputs:
         shares, softmax, sigmoid = (
             part / part.sum(1, keepdim=True)
-            for part in (choice.top_k_weights.float(), _softmax(choice), _sigmoid(choice))
+            for part in (output.top_k_weights.float(), _softmax(output), _sigmoid(output))
         )
-        tolerance = _tolerance(choice.top_k_weights)
+        tolerance = _tolerance(output.top_k_weights)
         fits = fits and torch.allclose(shares, softmax, rtol=tolerance, atol=tolerance / 100)
         from_softmax += (shares - softmax).square().sum().item()
         from_sigmoid += (shares - sigmoid).square().sum().item()
-    # Where all scores are nearly equal, rounded shares are near to those of any rule: the nearer one is right.
+    # If all scores are nearly equal, rounded shares fit every rule: the nearer one is right.
     return "softmax" if fits and from_softmax <= from_sigmoid else "other"

@@ -1,4 +1,4 @@
-"""Which rows of a running `generate` are finished: what they go on producing is no load."""
+"""Which rows of a running `generate` are finished: tokens generated after that are not counted."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,14 +16,14 @@ PREPARE = "prepare_inputs_for_generation"  # gets the sequences of all rows befo
 
 
 class FinishedRows(StoppingCriteriaList):
-    """All stopping criteria of a generation, which remember the sequences that have ended.
+    """All stopping criteria of a generation, and the sequences that have ended.
 
-    A sequence has ended when transformers ends it, or as soon as it holds a stop word by a criterion with a
-    `done_tracker`. That is OpenCompass's criterion: its tracker has an entry per prompt, looks at as many rows and ends
-    the batch, which stays as it is. Whether a row has ended, we ask a copy with an entry per row.
+    A sequence has ended when transformers ends it, or when a criterion with a `done_tracker` finds a stop word in it.
+    That is OpenCompass's criterion. Its tracker has an entry per prompt, reads as many rows and ends the batch; this
+    does not change. Whether a row has ended is asked of a copy with an entry per row.
 
-    rows: [rows] bool, as transformers ends them, None before the first step. Beam search shows all candidates here.
-    holds_stop_word: [rows] bool, of the rows that are forwarded next; None where no criterion has a tracker
+    rows: [rows] bool, as transformers ends them; None before the first step. Beam search passes all candidates here.
+    holds_stop_word: [rows] bool, of the rows that are forwarded next; None if no criterion has a tracker
     """
 
     rows: Tensor | None = None
@@ -35,7 +35,11 @@ class FinishedRows(StoppingCriteriaList):
         self._known: dict[bytes, bool] = {}  # sequence after the last step -> whether it holds a stop word
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
-        """-> [rows] bool, what the criteria say."""
+        """Apply the criteria.
+
+        input_ids: [rows, length] sequences so far. scores: [rows, vocabulary] of the last step, or None.
+        Returns: [rows] bool, True where a criterion ends the row.
+        """
         answer = super().__call__(input_ids, scores, **kwargs)
         self.rows = answer if self.rows is None or len(self.rows) != len(answer) else self.rows | answer
         if self._of_prompts:
@@ -43,7 +47,7 @@ class FinishedRows(StoppingCriteriaList):
         return answer
 
     def _look_for_stop_words(self, input_ids: Tensor, scores: Any, kwargs: dict[str, Any]) -> None:
-        """A sequence holds a stop word if its last step shows one, or it did before that step."""
+        """A sequence holds a stop word if one is found after its last step, or was found before that step."""
         shown = [False] * len(input_ids)
         for criterion in self._of_prompts:
             of_rows = copy(criterion)
@@ -57,17 +61,20 @@ class FinishedRows(StoppingCriteriaList):
         }
 
     def look_up(self, input_ids: Tensor) -> None:
-        """Note which of the rows that are forwarded next hold a stop word; input_ids: [rows, length] all of them."""
+        """Note which of the rows that are forwarded next hold a stop word.
+
+        input_ids: [rows, length] sequences of these rows.
+        """
         if self._of_prompts:
             held = [self._known.get(row.tobytes(), False) for row in input_ids.cpu().numpy()]
             self.holds_stop_word = torch.tensor(held, device=input_ids.device)
 
 
 class FinishedBeams:
-    """Knows which prompts' beam searches are over: those that would have stopped had the prompt been alone.
+    """The prompts that have finished their beam search: it would have stopped if the prompt had been alone.
 
-    Until then all beams of a prompt count, also right after a hypothesis has ended: its place goes to a live beam.
-    rows: [prompts * beams] bool, None before the first step.
+    Until then all beams of a prompt count, even just after a hypothesis has ended: its slot goes to a live beam.
+    rows: [prompts * beams] bool; None before the first step.
     """
 
     def __init__(self, has_unfinished: Callable[..., Tensor]):
@@ -75,7 +82,11 @@ class FinishedBeams:
         self.rows: Tensor | None = None
 
     def __call__(self, can_improve: Tensor, is_finished: Tensor, hits: Tensor, early_stopping: bool | str) -> Tensor:
-        """The question of beam search; can_improve: [prompts, 1], is_finished and hits: [prompts, beams]."""
+        """Answer, as transformers does, whether beam search goes on.
+
+        can_improve: [prompts, 1] bool. is_finished, hits: [prompts, beams] bool. early_stopping: as in `generate`.
+        Returns: [] bool, transformers' own answer.
+        """
         over = ~can_improve.any(dim=1) | hits.all(dim=1)
         if early_stopping is True:
             over = over | is_finished.all(dim=1)
@@ -85,14 +96,14 @@ class FinishedBeams:
 
 
 class WatchedGenerate:
-    """`generate` of a model, watched: `finished_rows` says which rows of the next pass are no load.
+    """Replaces a model's `generate`; `finished_rows` says which rows of the next pass are not counted.
 
-    ended: called when a generation has ended; failed: when it has in an exception or an interrupt
+    on_end: called when a generation has ended; on_failure: when an exception or an interrupt ended it
     """
 
-    def __init__(self, model: Any, ended: Callable[[], None], failed: Callable[[], None]):
+    def __init__(self, model: Any, on_end: Callable[[], None], on_failure: Callable[[], None]):
         self.model = model
-        self._ended, self._failed = ended, failed
+        self._on_end, self._on_failure = on_end, on_failure
         self._own = model.__dict__.get("generate")
         self._generate = model.generate
         self._rows: FinishedRows | None = None
@@ -100,14 +111,18 @@ class WatchedGenerate:
         model.generate = self
 
     def remove(self) -> None:
-        """Give the model its own `generate` back."""
+        """Restore the model's own `generate`."""
         if self._own is None:
             self.model.__dict__.pop("generate", None)
         else:
             self.model.generate = self._own
 
     def finished_rows(self, rows: int) -> Tensor | None:
-        """-> [rows] bool, or None when no generation of so many rows is running."""
+        """Return the finished rows.
+
+        rows: how many the forward pass has.
+        Returns: [rows] bool, or None if no generation with that many rows is running.
+        """
         if self._rows is None:
             return None
         by_search = self._rows.rows if self._beams is None or self._beams.rows is None else self._beams.rows
@@ -119,24 +134,24 @@ class WatchedGenerate:
         return torch.stack(found).any(dim=0) if found else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate as the model does."""
+        """Call the model's own `generate`."""
         with ExitStack() as stack:
             if hasattr(self.model, GET_CRITERIA):
                 get_criteria = getattr(self.model, GET_CRITERIA)
                 stack.enter_context(
-                    _replaced(self.model, GET_CRITERIA, lambda *a, **k: self._watch(get_criteria(*a, **k)))
+                    _replace(self.model, GET_CRITERIA, lambda *a, **k: self._watch(get_criteria(*a, **k)))
                 )
             if hasattr(self.model, HAS_UNFINISHED):
                 self._beams = FinishedBeams(getattr(self.model, HAS_UNFINISHED))
-                stack.enter_context(_replaced(self.model, HAS_UNFINISHED, self._beams))
+                stack.enter_context(_replace(self.model, HAS_UNFINISHED, self._beams))
             if hasattr(self.model, PREPARE):
-                stack.enter_context(_replaced(self.model, PREPARE, self._looking_up(getattr(self.model, PREPARE))))
+                stack.enter_context(_replace(self.model, PREPARE, self._with_look_up(getattr(self.model, PREPARE))))
             try:
                 answer = self._generate(*args, **kwargs)
-                self._ended()
+                self._on_end()
                 return answer
             except BaseException:
-                self._failed()
+                self._on_failure()
                 raise
             finally:
                 self._rows = self._beams = None
@@ -145,18 +160,18 @@ class WatchedGenerate:
         self._rows = FinishedRows(criteria)
         return self._rows
 
-    def _looking_up(self, prepare: Callable) -> Callable:
+    def _with_look_up(self, prepare: Callable) -> Callable:
         @wraps(prepare)  # generate looks at its arguments
-        def looked_up(input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def prepare_after_look_up(input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
             if self._rows is not None:
                 self._rows.look_up(input_ids)
             return prepare(input_ids, *args, **kwargs)
 
-        return looked_up
+        return prepare_after_look_up
 
 
 @contextmanager
-def _replaced(model: Any, name: str, value: Any) -> Iterator[None]:
+def _replace(model: Any, name: str, value: Any) -> Iterator[None]:
     own = vars(model).get(name)
     setattr(model, name, value)
     try:

@@ -1,4 +1,4 @@
-"""Count what is routed, on the model's own device; one copy to the host per batch."""
+"""Count what is routed, on the model's device; one copy to the host per batch."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,12 +16,12 @@ from ..selection.calibration import second_to_first
 from ..selection.loads import device_loads
 from ..trace.format import PHASES, RATIO_BINS
 
-MAX_PENDING = 1 << 18  # probabilities that wait to be counted: a few MB; less often counted means fewer GPU kernels
+MAX_PENDING = 1 << 18  # probabilities that wait to be counted: a few MB; rarer counts mean fewer GPU kernels
 
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """No autocast, which counts in short floats; no inference mode, whose tensors cannot be kept for other passes."""
+    """Count without autocast, which uses short floats, and without inference mode: its tensors cannot be kept."""
     with_gradients = torch.is_grad_enabled()  # leaving inference mode would turn them on
     with (
         torch.inference_mode(False),
@@ -42,7 +42,7 @@ class _Routed(NamedTuple):
 
 
 class Recorder:
-    """Gathers a batch: `begin_pass` per forward pass, `record` per MoE layer, `end_pass`; at last `finish_batch`.
+    """Gathers a batch: `begin_pass` per forward pass, `record` per MoE layer, `end_pass`, then `finish_batch`.
 
     Layers are counted many at a time: on a GPU a count is some fifty small kernels, whatever its size.
     """
@@ -68,9 +68,10 @@ class Recorder:
         return len(self._phases)
 
     def begin_pass(self, phase: str, finished: Tensor | None = None) -> int:
-        """Open a forward pass; -> its index within the batch.
+        """Open a forward pass.
 
-        finished: [rows] which rows have had their last token, and are forwarded for the others' sake; None: none has
+        phase: `prefill` or `decode`. finished: [rows] bool, rows that have had their last token; None: none has.
+        Returns: the pass's index within the batch.
         """
         self._phases.append(PHASES.index(phase))
         self._finished.append(finished)
@@ -78,14 +79,15 @@ class Recorder:
         return len(self._phases) - 1
 
     def end_pass(self, failed: bool) -> None:
-        """Close the open pass; where an exception has cut it short, the batch is lost and forgotten."""
+        """Close the open pass; if an exception has cut it short, the batch is discarded."""
         if failed or self._recorded < self.layers:
             self.reset()
 
     def record(self, routing: Routing, channel: ChannelState, expert_index: Tensor, keep: Tensor) -> None:
         """Count one MoE layer of the open pass.
 
-        expert_index, keep: [tokens, k] the policy's answer, before dropped entries are marked.
+        routing: of the layer. channel: its state. expert_index, keep: [tokens, k] the policy's selection, before
+        dropped entries are marked.
         """
         self._recorded += 1
         self._devices = len(channel.communication_s)
@@ -114,8 +116,8 @@ class Recorder:
         after, keep = torch.stack([row.expert_index for row in group]), torch.stack([row.keep for row in group])
         placement = group[0].placement
         counts = [
-            _counts(probabilities, index, kept & is_real_token[..., None], placement, self._devices)
-            for index, kept in ((before, torch.ones_like(keep)), (after, keep))
+            _counts(probabilities, expert_index, kept & is_real_token[..., None], placement, self._devices)
+            for expert_index, kept in ((before, torch.ones_like(keep)), (after, keep))
         ]
         columns = torch.cat([*counts, is_real_token.sum(dim=1, dtype=torch.float64)[:, None]], dim=1)
         layers = [row.routing.layer for row in group]
@@ -138,7 +140,11 @@ class Recorder:
             self._ratios[device].index_add_(0, layer_index, counted.scatter_add_(1, column, is_real_token.double()))
 
     def finish_batch(self, first_item: int, items: int) -> dict[str, NDArray]:
-        """-> the batch as one block of a trace (names and shapes: RoutingTrace)."""
+        """Count the batch.
+
+        first_item: index of the batch's first item in the dataset. items: in the batch.
+        Returns: one block of a trace, arrays by name ([shape] of each: RoutingTrace).
+        """
         if not self._phases:
             raise RuntimeError("a batch without any forward pass cannot be recorded")
         self._count_pending()
@@ -166,10 +172,10 @@ class Recorder:
     def _item_passes(self, items: int) -> NDArray[np.int32]:
         """-> [items] how many passes of the batch each item waits for: up to the last in which one of its rows runs.
 
-        0 where none of its rows runs in any pass: the recording holds no token of it.
+        0 if none of its rows runs in any pass: the recording holds no token of it.
 
-        The rows of an item follow each other, as transformers repeats prompts for beams and for several answers. Where
-        rows are no multiple of the items, nothing says whose they are: the items wait for all passes.
+        The rows of an item follow each other, as transformers repeats prompts for beams and for several answers. If
+        the rows are no multiple of the items, no row can be given to an item: the items wait for all passes.
         """
         waits = np.ones((self.passes, items), dtype=bool)
         known = {
@@ -197,14 +203,15 @@ class Recorder:
         return block
 
 
-def _counts(probabilities: Tensor, index: Tensor, kept: Tensor, placement: Tensor, devices: int) -> Tensor:
+def _counts(probabilities: Tensor, expert_index: Tensor, kept: Tensor, placement: Tensor, devices: int) -> Tensor:
     """-> [rows, 3 * devices + 1] loads, evaluations and weight sums per device, then all assignments.
 
-    probabilities: [rows, tokens, experts]; index, kept: [rows, tokens, k]; placement: [experts], -1: base station
+    probabilities: [rows, tokens, experts]; expert_index, kept: [rows, tokens, k]; placement: [experts], -1: base
+    station
     """
-    device = placement[index]
+    device = placement[expert_index]
     loads = device_loads(device, kept, devices)
-    weight_sum = probabilities.new_zeros(*index.shape[:2], devices + 1)
-    weight_sum = weight_sum.scatter_add(2, device % (devices + 1), probabilities.gather(2, index) * kept)
+    weight_sum = probabilities.new_zeros(*expert_index.shape[:2], devices + 1)
+    weight_sum = weight_sum.scatter_add(2, device % (devices + 1), probabilities.gather(2, expert_index) * kept)
     weight_sum = weight_sum[..., :devices].sum(dim=1, dtype=torch.float64)
     return torch.cat([*loads, weight_sum, kept.sum(dim=(1, 2), dtype=torch.float64)[:, None]], dim=1)

@@ -1,6 +1,6 @@
-"""Run a selection policy on recorded or generated router outputs: an ordinary routing trace, without the model.
+"""Run a selection policy on recorded or generated router outputs, without the model; the result is a routing trace.
 
-Open loop: a drop does not change what later layers see, as it would in the model.
+Open loop: unlike in the model, a drop does not change the input of later layers.
 """
 
 from collections.abc import Iterable
@@ -38,60 +38,60 @@ def route_recording(
     top_k_mass: float | None = None,
     sha256: str = "",
 ) -> RoutingTrace:
-    """Run a policy on a recording, under the fading draws that a run of its batches meets; -> the routing trace.
+    """Run a policy on a recording, with the fading draws that a run of the same batches meets; -> the routing trace.
 
     batch_size: see `Recording.router_passes`. top_k_mass: see `full_probabilities`. sha256: of the recording's file.
 
-    Raises PolicyError where the policy or a parameter is unknown, or the recording lacks what the policy reads.
+    Raises PolicyError if the policy or a parameter is unknown, or the policy reads values that were not recorded.
     """
-    told = recording.metadata
+    recorded = recording.metadata
     if batch_size is None and not recording.has_batches:
         batch_size = DEFAULT_BATCH_SIZE
     built = build_policy(policy, parameters)
     _check_top_k_mass(recording, top_k_mass)
     metadata = TraceMetadata(
         format_version=FORMAT_VERSION,
-        model=f"{told.model}-{policy}",
-        weights=told.weights or told.model,
-        dataset=told.dataset,
-        test_range=told.test_range,
+        model=f"{recorded.model}-{policy}",
+        weights=recorded.weights or recorded.model,
+        dataset=recorded.dataset,
+        test_range=recorded.test_range,
         policy=policy,
         policy_parameters=policy_parameters(built),
         renormalise=built.renormalise,
         profile=profile,
         profile_hash=profile.content_hash,
         seed=profile.fading.seed,
-        layers=told.layers,
-        experts=told.num_experts,
-        top_k=told.top_k,
-        hidden_size=told.hidden_size,
-        ffn_size=told.ffn_size,
-        dtype=told.dtype or "precision not recorded",
+        layers=recorded.layers,
+        experts=recorded.num_experts,
+        top_k=recorded.top_k,
+        hidden_size=recorded.hidden_size,
+        ffn_size=recorded.ffn_size,
+        dtype=recorded.dtype or "precision not recorded",
         versions={package: version(package) for package in ROUTED_PACKAGES},
         routed_from="recording",
         recording_sha256=sha256,
-        recorded_routing=told.routing,
-        softmax_recorded=told.has_probabilities,
+        recorded_routing=recorded.routing,
+        softmax_recorded=recorded.has_probabilities,
         top_k_mass=top_k_mass,
         batch_size=batch_size,
     )
-    channel = ChannelStates(profile, ExpertShape(told.hidden_size, told.ffn_size), told.num_experts)
+    channel = ChannelStates(profile, ExpertShape(recorded.hidden_size, recorded.ffn_size), recorded.num_experts)
     return route_passes(recording.router_passes(batch_size), built, channel, metadata, top_k_mass)
 
 
 def _check_top_k_mass(recording: Recording, top_k_mass: float | None) -> None:
-    told = recording.metadata
+    recorded = recording.metadata
     if top_k_mass is None:
         return
     if not 0 < top_k_mass <= 1:
         raise PolicyError(f"--top-k-mass must be > 0 and <= 1, got {top_k_mass}")
-    if told.has_probabilities:
+    if recorded.has_probabilities:
         raise PolicyError(
             "--top-k-mass is for a softmax that was not recorded, and this recording has it; leave it out"
         )
-    if not told.has_weights:
+    if not recorded.has_weights:
         raise PolicyError("--top-k-mass needs the weights of the top-k, and the recording has expert ids only")
-    if told.router_is_softmax is False:
+    if recorded.router_is_softmax is False:
         raise PolicyError("--top-k-mass is of a softmax over all experts, and the recorded router is none")
 
 
@@ -104,10 +104,10 @@ def route_passes(
 ) -> RoutingTrace:
     """Run the policy on every MoE layer of every pass; -> the trace that a run with these router outputs leaves.
 
-    passes: consumed one by one, in the order of their batches. channel: of metadata's profile, expert sizes and
-    experts. top_k_mass: see `full_probabilities`. Counts of weights are 0 where a pass has none.
+    passes: read one at a time, in the order of their batches. channel: of metadata's profile, expert sizes and
+    experts. top_k_mass: see `full_probabilities`. Counts of weights are 0 in batches without weights.
 
-    Raises PolicyError where the policy needs weights, or a full softmax, and a pass lacks them.
+    Raises PolicyError if the policy needs weights, or a full softmax, that a pass does not have.
     """
     recorder = Recorder(metadata.layers, metadata.experts)
     channel.dataset = metadata.dataset
@@ -129,23 +129,25 @@ def route_passes(
 
 
 def vanilla_trace(trace: RoutingTrace, model: str | None = None) -> RoutingTrace:
-    """-> the trace of `top_k` on the same router outputs: what `trace` counted before selection.
+    """-> the trace of `top_k` on the same router outputs: the counts of `trace` before selection.
 
-    model: its name there, by default the trace's. Only of a trace made by `route_passes`: in a model a drop changes
-    what later layers see.
+    model: its name in the new trace, by default the trace's. Raises TraceError unless `route_passes` made the trace:
+    in a model a drop changes the input of later layers.
     """
-    own = trace.metadata
-    if own.routed_from == "model":
-        raise TraceError(f"the trace of {own.dataset} is of a model's run, whose router outputs depend on drops")
+    metadata = trace.metadata
+    if metadata.routed_from == "model":
+        raise TraceError(
+            f"the trace of {metadata.dataset} comes from a model's run: its router outputs depend on drops"
+        )
     after = {name.removesuffix("_before"): array for name, array in trace.arrays.items() if name.endswith("_before")}
-    changes = dict(model=model or own.model, policy=UNCHANGED, policy_parameters={}, renormalise="model")
-    return RoutingTrace(own.model_copy(update=changes), trace.arrays | after)
+    changes = dict(model=model or metadata.model, policy=UNCHANGED, policy_parameters={}, renormalise="model")
+    return RoutingTrace(metadata.model_copy(update=changes), trace.arrays | after)
 
 
 def check_policy_can_run(
     policy: SelectionPolicy, name: str, router_pass: RouterPass, top_k_mass: float | None = None
 ) -> None:
-    """Raise PolicyError where the policy needs weights, or a full softmax, that the pass lacks."""
+    """Raise PolicyError if the policy needs weights, or a full softmax, that the pass does not have."""
     if router_pass.weights is None and policy.needs_weights:
         raise PolicyError(
             f"selection policy {name!r} needs router weights, and the recording has expert ids only; record weights "
@@ -159,10 +161,11 @@ def check_policy_can_run(
 
 
 def full_probabilities(weights: Tensor, expert_index: Tensor, experts: int, top_k_mass: float | None = None) -> Tensor:
-    """-> [tokens, layers, experts] float32 what a policy reads as probabilities where no full softmax was recorded.
+    """What a policy reads as probabilities if no full softmax was recorded.
 
-    weights, expert_index: [tokens, layers, k]. top_k_mass None: the weights as the model uses them, and 0 outside the
-    top-k. Else (our choice): the top-k weigh so much together, and the rest is spread evenly over all other experts.
+    weights: [tokens, layers, k] as the model uses them. expert_index: [tokens, layers, k]. experts: how many.
+    top_k_mass: sum of the top-k; the rest is spread evenly over the other experts. None: weights, and 0 elsewhere.
+    Returns: [tokens, layers, experts] float32. Source: our choice.
     """
     k = expert_index.shape[-1]
     rest = 0.0
@@ -202,6 +205,6 @@ def _route_pass(
 
 
 def _layer_major(array: NDArray, dtype: Any) -> Tensor:
-    """[tokens, layers, n] -> tensor [layers, tokens, n]; not copied where it lies so already, with that type."""
+    """[tokens, layers, n] -> tensor [layers, tokens, n]; not copied if it has this order and type already."""
     swapped = np.ascontiguousarray(array.swapaxes(0, 1), dtype=dtype)
     return torch.from_numpy(swapped if swapped.flags.writeable else swapped.copy())

@@ -1,4 +1,4 @@
-"""Keep what the router chose for every token of a batch: what `record_routing=True` writes, see recording.py."""
+"""Keep the router's output for every token of a batch, as `record_routing=True` writes it (trace/recording.py)."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ from .discovery import MoeLayer
 
 @dataclass
 class _Pass:
-    """One forward pass: `tokens` are the real ones' places among all, padding and finished rows included."""
+    """One forward pass: `tokens` are the positions of the real tokens among all, padding and finished rows included."""
 
     tokens: Tensor
     sequence: NDArray[np.int64]
@@ -25,10 +25,10 @@ class _Pass:
 
 
 class RouterRecorder:
-    """Gathers a batch: `begin_pass` per forward pass, `record` per MoE layer, `end_pass`; at last `finish_batch`.
+    """Gathers a batch: `begin_pass` per forward pass, `record` per MoE layer, `end_pass`, then `finish_batch`.
 
-    A prefill pass begins a sequence per row, a decode pass adds a token to those of them that are not finished. Padding
-    and what a finished sequence goes on producing is not recorded. One copy to the host per pass.
+    A prefill pass begins a sequence per row; a decode pass adds a token to each that is not finished. Padding and
+    tokens generated after a sequence has finished are not recorded. One copy to the host per pass.
     """
 
     def __init__(self, layers: list[MoeLayer]):
@@ -42,7 +42,7 @@ class RouterRecorder:
         self.reset()
 
     def reset(self) -> None:
-        """Forget an unfinished batch."""
+        """Discard an unfinished batch."""
         self._passes: list[_Pass] = []
         self._prompt_length: list[int] = []  # [sequences]
         self._first_pass: list[int] = []  # [sequences]
@@ -50,9 +50,10 @@ class RouterRecorder:
         self._is_open = False
 
     def begin_pass(self, phase: str, is_real_token: Tensor) -> None:
-        """Open a forward pass; is_real_token: [rows, length] bool, False for padding and finished rows.
+        """Open a forward pass.
 
-        Raises ModelError where a decode pass is not of one new token in each row of the prefill pass before.
+        phase: `prefill` or `decode`. is_real_token: [rows, length] bool, False for padding and finished rows.
+        Raises ModelError if a decode pass does not add one token to each row of the prefill pass before it.
         """
         real = is_real_token.cpu().numpy()
         if phase == "prefill":
@@ -67,15 +68,15 @@ class RouterRecorder:
         first = len(self._prompt_length) - len(real)
         rows, _ = np.nonzero(real)
         position = (self._length[:, None] + np.cumsum(real, axis=1) - 1)[real]
-        # A finished row moves on too: a beam may get its place in the next pass, and its token the pass's number.
+        # A finished row advances too: a beam may take its slot in the next pass, with a token at that position.
         self._length = self._length + (real.sum(axis=1) if phase == "prefill" else 1)
         self._passes.append(_Pass(torch.from_numpy(np.flatnonzero(real)), first + rows, position))
         self._is_open = True
 
     def record(self, routing: Routing) -> None:
         """Keep one MoE layer of the open pass."""
-        own = self._passes[-1]
-        tokens = own.tokens.to(routing.top_k_index.device)
+        current = self._passes[-1]
+        tokens = current.tokens.to(routing.top_k_index.device)
         layer = {
             "expert_index": routing.top_k_index[tokens].to(torch.int16),
             "weights": routing.top_k_weights.detach()[tokens].float(),
@@ -83,35 +84,35 @@ class RouterRecorder:
         if self.is_softmax:
             missing = self.num_experts - routing.probabilities.shape[1]  # of a layer with fewer experts than another
             layer["probabilities"] = torch.nn.functional.pad(routing.probabilities.detach()[tokens], (0, missing))
-        own.layers.append(layer)
+        current.layers.append(layer)
 
     def end_pass(self, failed: bool) -> None:
-        """Close the open pass; where an exception has cut it short, the batch is lost and forgotten."""
+        """Close the open pass; if an exception has cut it short, the batch is discarded."""
         if not self._is_open:
             return
         self._is_open = False
-        own = self._passes[-1]
-        if failed or len(own.layers) < self._layers:
+        current = self._passes[-1]
+        if failed or len(current.layers) < self._layers:
             self.reset()
             return
-        for name in own.layers[0]:
-            parts = [layer[name] for layer in own.layers]
+        for name in current.layers[0]:
+            parts = [layer[name] for layer in current.layers]
             device = parts[0].device
-            own.kept[name] = torch.stack([part.to(device) for part in parts], dim=1).cpu().numpy()
-        own.layers = []
+            current.kept[name] = torch.stack([part.to(device) for part in parts], dim=1).cpu().numpy()
+        current.layers = []
 
     def finish_batch(self, first_item: int, items: int) -> dict[str, Any]:
         """-> the batch as one block of a recording (names and shapes: recording.RecordingMetadata.tables)."""
         if not self._passes:
             raise RuntimeError("a batch without any forward pass cannot be recorded")
-        sequence = np.concatenate([own.sequence for own in self._passes])
+        sequence = np.concatenate([each.sequence for each in self._passes])
         order = np.argsort(sequence, kind="stable")  # within a sequence the passes are in order already
         block: dict[str, Any] = {
-            name: np.concatenate([own.kept[name] for own in self._passes])[order] for name in self._passes[0].kept
+            name: np.concatenate([each.kept[name] for each in self._passes])[order] for name in self._passes[0].kept
         }
         numbers = dict(
             sequence=sequence[order],
-            position=np.concatenate([own.position for own in self._passes])[order],
+            position=np.concatenate([each.position for each in self._passes])[order],
             prompt_length=self._prompt_length,
             batch=np.zeros(len(self._prompt_length)),
             first_pass=self._first_pass,

@@ -1,1 +1,1 @@
-"""A folder of a run on the disk, without OpenCompass: names, lock, recovery, failures and progress."""
+"""The folder of a run on disk, without OpenCompass: names, lock, recovery, failures and progress."""

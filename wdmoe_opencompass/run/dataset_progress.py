@@ -1,8 +1,8 @@
-"""How far a dataset of a run is: from the files of the run alone, read beside it, without OpenCompass or torch.
+"""How far a dataset of a run is, read from the run's files while it goes on, without OpenCompass or torch.
 
-Items, dropped assignments and waiting latency come from the journal of the routing trace, of which only new blocks are
-read; the number of all prompts and the times from a small file, `progress/MODEL/DATASET.json`, that the task writes
-when it begins a dataset and when it is done. Latency is that of `replay` with the run's own profile and channel draws.
+Items, dropped assignments and waiting latency come from the new blocks of the routing trace's journal. The number of
+prompts and the times come from a small file, `progress/MODEL/DATASET.json`, which the task writes when it begins a
+dataset and when it is done. The latency is that of `replay` with the run's own profile and channel draws.
 """
 
 from collections.abc import Sequence
@@ -19,27 +19,27 @@ from ..errors import WdmoeError, visible
 from ..replay import replay
 from ..trace.format import JOURNAL_SUFFIX, SEALED_SUFFIX, RoutingTrace, read_trace
 from ..trace.journal_tail import JournalTail
-from .failures import noted_failure
+from .failures import read_failure
 from .files import FAILURE_SUFFIX, changed_s, line_count, progress_file, read_if_there, version_of
 from .lock import holder, lock_file
 from .scores import main_score
 
 WAITING, RUNNING, INTERRUPTED, FAILED, FINISHED = STATES = ("waiting", "running", "interrupted", "failed", "finished")
-METHODS = ("uniform", "optimal")  # bandwidth allocations that the waiting latency is computed for
+METHODS = ("uniform", "optimal")  # bandwidth allocations of the waiting latency
 EVEN, OPTIMAL = "waiting, even split (ms per batch)", "waiting, optimal split (ms per batch)"  # columns of these
-SILENT_S = 120.0  # where no lock tells, a dataset whose files did not change for so long is not running
+SILENT_S = 120.0  # without a lock, a dataset is running while its files have changed within this time
 MAX_REASON_LENGTH = 300
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, strict=True)]
 
 
-class Begun(BaseModel):
-    """What a task notes of a dataset that it begins, goes on with, or is done with.
+class StartNote(BaseModel):
+    """A task's note on a dataset that it begins, resumes, or has finished.
 
-    prompts: what the model is given in all, one per item, under perplexity one per item and possible answer; None where
-    the inferencer does not tell. first_prompt: how many of them earlier tries have left. started_s: of this try,
-    seconds since 1970. earlier_s: what earlier tries took. took_s: all tries together, once the dataset is done.
+    prompts: in all, one per item, under perplexity one per item and possible answer; None if the inferencer does not
+    say. first_prompt: how many of them earlier tries answered. started_s: of this try, seconds since 1970. earlier_s:
+    seconds of earlier tries. took_s: seconds of all tries, once the dataset is done.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -52,8 +52,8 @@ class Begun(BaseModel):
     took_s: Seconds | None = None
 
     @classmethod
-    def read(cls, path: Path) -> "Begun | None":
-        """None where there is none, or it is torn."""
+    def read(cls, path: Path) -> "StartNote | None":
+        """Read the note; None if there is none, or it is torn."""
         try:
             return cls.model_validate_json(path.read_bytes())
         except (OSError, ValidationError):
@@ -69,12 +69,12 @@ class Begun(BaseModel):
 class DatasetProgress:
     """One line: how far a model is with a dataset, or with a part that a partitioner made of it.
 
-    state: one of STATES; reason: why it failed or was interrupted, or who runs it. prompts, prompts_done: see Begun.
-    accuracy: percent, the metric that OpenCompass shows, named by `metric`; of the whole dataset: None before, and
-    where the evaluation gave none.
-    share_dropped: of the assignments so far. waiting_latency_s_per_batch: attention waiting latency, Eq. (11), summed
-    over layers and passes, mean over the batches so far, by bandwidth allocation (scope `layer`). elapsed_s: all tries
-    together; remaining_s: at the pace of this one.
+    state: one of STATES. reason: why it failed or was interrupted, or who runs it. prompts, prompts_done: see
+    StartNote. accuracy: percent, of the metric that OpenCompass shows, named by `metric`; None until the whole dataset
+    is evaluated, and if the evaluation gives none. share_dropped: of the assignments so far.
+    waiting_latency_s_per_batch: attention waiting latency, Eq. (11), summed over layers and passes, mean over the
+    batches so far, by bandwidth allocation (scope `layer`). elapsed_s: of all tries. remaining_s: at the pace of this
+    try.
     """
 
     model: str
@@ -110,7 +110,7 @@ class DatasetProgress:
         }
 
     def line(self) -> str:
-        """The line alone, for a log: what is not known is left out."""
+        """The line alone, for a log; unknown values are left out."""
         cells = self.cells()
         parts = {
             "prompts": "{} prompts",
@@ -134,8 +134,8 @@ def clock(seconds: float | None) -> str:
 
 
 @dataclass
-class Counted:
-    """What the batches of a dataset add up to. waiting_s: by bandwidth allocation, summed over the passes."""
+class BatchTotals:
+    """Totals over the batches of a dataset. waiting_s: by bandwidth allocation, summed over the passes."""
 
     methods: Sequence[str] = METHODS
     prompts: int = 0
@@ -146,7 +146,7 @@ class Counted:
     waiting_s: dict[str, float] = field(default_factory=dict)
 
     def add(self, trace: RoutingTrace) -> None:
-        """Add further batches; WdmoeError where their latency cannot be computed."""
+        """Add further batches; WdmoeError if their latency cannot be computed."""
         self._add_counts(trace)
         for method in self.methods:
             waiting_s = replay(trace, trace.metadata.profile, method, PRIMARY_SCOPE).waiting_latency_s.sum()
@@ -160,17 +160,17 @@ class Counted:
         self.assignments += int(trace.assignments.sum())
 
     def is_of(self, trace: RoutingTrace) -> bool:
-        """Whether this is what the trace's batches add up to."""
-        other = Counted(self.methods, waiting_s=self.waiting_s)
+        """Whether these are the totals of the trace's batches."""
+        other = BatchTotals(self.methods, waiting_s=self.waiting_s)
         other._add_counts(trace)
         return other == self
 
 
 class DatasetWatch:
-    """Looks at one model's dataset, or a part of it, again and again; it changes nothing and holds no lock.
+    """Watches a model's dataset, or a part of it, without changes or locks.
 
-    is_traced: whether its model leaves a routing trace; is_matched: whether its score is the share of predictions that
-    equal their gold, so that it follows from the predictions alone.
+    is_traced: whether the model writes a routing trace. is_matched: whether the score is the share of predictions that
+    equal their gold, so that the predictions alone give it.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class DatasetWatch:
         self._sealed = sibling(self.predictions, SEALED_SUFFIX)
         self._partial = partial_file(self.predictions)
         self._tail = JournalTail(self._journal)
-        self._counted = Counted(methods)
+        self._totals = BatchTotals(methods)
         self._why_uncounted: str | None = None
         self._sealed_seen: object = None
         self._answers_seen: object = None
@@ -199,40 +199,40 @@ class DatasetWatch:
         self._matched: float | None = None
 
     def look(self, now_s: float, is_summed_up: bool = False) -> DatasetProgress:
-        """-> how far it is; now_s: seconds since 1970; is_summed_up: the run has written its summary since it began."""
+        """-> the progress. now_s: seconds since 1970. is_summed_up: the run has written its summary since it began."""
         state, reason = self._state(now_s)
-        found = self.counted(state, now_s)
+        found = self.look_without_accuracy(state, now_s)
         found.reason = "; ".join(filter(None, (reason, found.reason))) or None
         if state == FINISHED:
             self._add_accuracy(found, is_summed_up)
         return found
 
-    def counted(self, state: str, now_s: float) -> DatasetProgress:
-        """As `look`, of a dataset whose state is known, without its accuracy."""
+    def look_without_accuracy(self, state: str, now_s: float) -> DatasetProgress:
+        """As `look`, for a known state and without accuracy."""
         found = DatasetProgress(self.model, self.name, state)
         if self.is_traced:
             self._count()
             found.reason = self._why_uncounted
-        begun, counted = Begun.read(self.begun), self._counted
+        begun, totals = StartNote.read(self.begun), self._totals
         if begun is not None:
             found.items, found.prompts = begun.items, begun.prompts
-        found.batches = counted.batches
+        found.batches = totals.batches
         if self.is_traced:
-            found.prompts_done = None if self._why_uncounted else counted.prompts
-            if state == FINISHED and found.prompts is None and counted.batches:  # a run of before these notes
-                found.prompts = counted.prompts
+            found.prompts_done = None if self._why_uncounted else totals.prompts
+            if state == FINISHED and found.prompts is None and totals.batches:  # of a version without these notes
+                found.prompts = totals.prompts
         elif state == FINISHED:
             found.prompts_done = found.prompts
         elif self._partial.exists():
             found.prompts_done = line_count(self._partial)
-        if counted.assignments_before:
-            found.share_dropped = 1 - counted.assignments / counted.assignments_before
-        found.waiting_latency_s_per_batch = {name: s / counted.batches for name, s in counted.waiting_s.items()}
+        if totals.assignments_before:
+            found.share_dropped = 1 - totals.assignments / totals.assignments_before
+        found.waiting_latency_s_per_batch = {name: s / totals.batches for name, s in totals.waiting_s.items()}
         if begun is not None:
             self._add_times(found, begun, now_s)
         return found
 
-    def _add_times(self, found: DatasetProgress, begun: Begun, now_s: float) -> None:
+    def _add_times(self, found: DatasetProgress, begun: StartNote, now_s: float) -> None:
         if found.state == FINISHED:
             found.elapsed_s = begun.took_s
             return
@@ -256,10 +256,10 @@ class DatasetWatch:
 
     def _count_journal(self) -> None:
         if self._tail.began_again():
-            self._counted, self._why_uncounted = Counted(self.methods), None
+            self._totals, self._why_uncounted = BatchTotals(self.methods), None
         if self._why_uncounted is None:
             for trace in self._tail.new_traces():
-                self._counted.add(trace)
+                self._totals.add(trace)
 
     def _count_sealed(self) -> None:
         seen = version_of(self._sealed)
@@ -267,9 +267,9 @@ class DatasetWatch:
             return
         self._sealed_seen, self._why_uncounted = seen, None
         trace = read_trace(self._sealed)
-        if not self._counted.is_of(trace):  # else all of it was counted while it grew
-            self._counted = Counted(self.methods)
-            self._counted.add(trace)
+        if not self._totals.is_of(trace):  # otherwise all of it was counted while it grew
+            self._totals = BatchTotals(self.methods)
+            self._totals.add(trace)
 
     def _state(self, now_s: float) -> tuple[str, str | None]:
         if self.predictions.exists():
@@ -283,7 +283,7 @@ class DatasetWatch:
             return RUNNING, owner
         failed_s = changed_s(sibling(self.predictions, FAILURE_SUFFIX))
         if failed_s is not None and failed_s >= (changed_s(self.begun) or 0.0):
-            return FAILED, _one_line(noted_failure(self.predictions) or "")
+            return FAILED, _one_line(read_failure(self.predictions) or "")
         if not is_lock_known and self._is_fresh(now_s):
             return RUNNING, None
         if any(path.exists() for path in (self._journal, self._partial, self.begun)):
@@ -295,7 +295,7 @@ class DatasetWatch:
         if self._is_whole:
             is_untraced = self.is_traced and not self._sealed.exists() and not self._journal.exists()
             return FINISHED, "there is no routing trace of these predictions" if is_untraced else None
-        # No look at the lock: who finds predictions there does not wait for it.
+        # The lock is not tried: a task that finds predictions does not wait for it.
         if self._has_lock() and self._is_fresh(now_s):
             return RUNNING, None
         return INTERRUPTED, "the predictions are torn: started again with -r, it is run again"
@@ -312,14 +312,14 @@ class DatasetWatch:
         return max((time_s for time_s in changed if time_s is not None), default=None)
 
     def _add_accuracy(self, found: DatasetProgress, is_summed_up: bool) -> None:
-        """What OpenCompass's evaluator left; before it has, the share of equal answers where that is the score.
+        """Add the score of OpenCompass's evaluator, or before that the share of equal answers, if that is the score.
 
-        A result older than the predictions is of earlier ones. Not so where the run has been summed up, which comes
-        after all evaluation: then only copying has changed the times.
+        A result older than the predictions belongs to earlier ones, unless the run has been summed up. That comes after
+        all evaluation: then only copying has changed the times.
         """
         scored_s, answered_s = changed_s(self.results), changed_s(self.predictions)
         if scored_s is None or (not is_summed_up and answered_s is not None and scored_s < answered_s):
-            why_not = noted_failure(self.results)
+            why_not = read_failure(self.results)
             if why_not is not None:
                 found.state, found.reason = FAILED, _one_line(f"the evaluation failed: {why_not}")
             elif self._matched is not None:
@@ -347,16 +347,16 @@ class DatasetWatch:
 
 
 def spent_s(run_folder: Path, model: str, name: str) -> float:
-    """-> seconds that earlier tries of a dataset took, which none of them finished; to be asked before it goes on."""
+    """-> seconds of earlier, unfinished tries of a dataset; call it before the dataset is resumed."""
     watch = DatasetWatch(run_folder, model, name)
-    before = Begun.read(watch.begun)
+    before = StartNote.read(watch.begun)
     if before is None or before.took_s is not None:
         return 0.0
     return before.earlier_s + max(0.0, (watch._last_change_s() or 0.0) - before.started_s)
 
 
 def _share_equal(answers: dict[str, Any]) -> float | None:
-    """Percent of the predictions that equal their gold, as AccEvaluator compares them; None where one lacks either."""
+    """Percent of the predictions that equal their gold, as AccEvaluator compares them; None if either is missing."""
     pairs = [(item.get("prediction"), item.get("gold")) for item in answers.values() if isinstance(item, dict)]
     if not pairs or len(pairs) < len(answers) or any(None in pair for pair in pairs):
         return None

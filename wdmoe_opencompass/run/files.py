@@ -1,4 +1,4 @@
-"""The files of a run besides its traces: predictions, results, reasons of a failure, notes of what was begun."""
+"""The files of a run except its traces: predictions, results, reasons of failures, notes on progress."""
 
 import json
 import os
@@ -12,12 +12,12 @@ FAILURE_SUFFIX = ".failed.txt"
 
 
 def progress_file(run_folder: Path, model: str, name: str) -> Path:
-    """Where a task notes what it begins."""
+    """-> the file of a task's StartNote."""
     return dataset_file(run_folder / "progress", model, name, ".json")
 
 
 def read_whole(path: Path) -> dict[str, Any] | None:
-    """-> a predictions or results file of OpenCompass; None where it is torn, or not one."""
+    """-> the content of a predictions or results file of OpenCompass; None if it is torn, or another file."""
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
@@ -26,28 +26,28 @@ def read_whole(path: Path) -> dict[str, Any] | None:
 
 
 def read_if_there(path: Path) -> dict[str, Any] | None:
-    """As `read_whole`; None also where there is no such file, or it cannot be read now."""
+    """As `read_whole`; None also if there is no such file, or it cannot be read now."""
     with suppress(OSError):
         return read_whole(path)
     return None
 
 
 def line_count(path: Path) -> int | None:
-    """-> lines of a file that is being written; None where there is none."""
+    """-> lines of a file that is being written; None if there is none."""
     with suppress(OSError):
         return path.read_bytes().count(b"\n")
     return None
 
 
 def changed_s(path: Path) -> float | None:
-    """-> when a file was changed last, seconds since 1970; None where there is none."""
+    """-> when a file was last changed, seconds since 1970; None if there is none."""
     with suppress(OSError):
         return os.stat(path).st_mtime
     return None
 
 
 def version_of(path: Path) -> tuple[int, int, int] | None:
-    """-> what changes whenever a file does; None where there is none."""
+    """-> a value that changes whenever the file does; None if there is none."""
     with suppress(OSError):
         entry = os.stat(path)
         return entry.st_ino, entry.st_size, entry.st_mtime_ns

@@ -1,4 +1,4 @@
-"""One process at a time writes a dataset: a runner that was killed may leave its task running."""
+"""Only one process at a time writes a dataset: a killed runner may leave its task running."""
 
 import fcntl
 import logging
@@ -24,12 +24,12 @@ class DatasetIsRunningError(WdmoeError):
 def exclusive(predictions: Path, wait_s: float = 0.0) -> Iterator[None]:
     """Hold a dataset's lock, a file next to its predictions; DatasetIsRunningError, naming the holder, if it is held.
 
-    wait_s: how long to wait for it: a task that was killed may still be dying.
+    wait_s: how long to wait for it: a killed task may still be ending.
 
-    Where the file system knows no locks, a warning says so and there is none.
+    A file system without locks gives a warning, and no lock.
     """
     path = lock_file(predictions)
-    entry = _locked(path, time.monotonic() + wait_s)
+    entry = _acquire(path, time.monotonic() + wait_s)
     try:
         yield
     finally:
@@ -38,7 +38,7 @@ def exclusive(predictions: Path, wait_s: float = 0.0) -> Iterator[None]:
             os.close(entry)
 
 
-def _locked(path: Path, until: float) -> int | None:
+def _acquire(path: Path, until: float) -> int | None:
     while True:
         entry = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -58,11 +58,11 @@ def _locked(path: Path, until: float) -> int | None:
             os.close(entry)
             return None
         if _is_still_there(path, entry):
-            with suppress(OSError):  # a full disk: nobody will learn whose lock it is
+            with suppress(OSError):  # a full disk: the holder stays unnamed
                 os.ftruncate(entry, 0)
                 os.pwrite(entry, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
             return entry
-        os.close(entry)  # its last owner took it away meanwhile
+        os.close(entry)  # its last owner has removed it meanwhile
 
 
 def _is_still_there(path: Path, entry: int) -> bool:
@@ -73,10 +73,10 @@ def _is_still_there(path: Path, entry: int) -> bool:
 
 
 def holder(predictions: Path) -> str | None:
-    """-> who holds a dataset's lock, for somebody who only looks; None where nobody does.
+    """-> who holds a dataset's lock, for an observer; None if nobody does.
 
-    Raises OSError where the file system does not tell. A free lock is shared for a moment: who wants it then waits for
-    it as for any other, so this is only for datasets without predictions, whose task does wait.
+    Raises OSError if the file system does not say. A free lock is shared for a moment, and a task that wants it then
+    waits. Tasks wait only for datasets without predictions, so use it only for those.
     """
     try:
         entry = os.open(lock_file(predictions), os.O_RDONLY | os.O_NONBLOCK)

@@ -1,4 +1,4 @@
-"""What an interruption leaves: answers half written, predictions that are torn or lack their trace, stale results."""
+"""Remains of an interruption: answers half written, predictions torn or without a trace, stale results."""
 
 import json
 import logging
@@ -32,12 +32,12 @@ SEALED_SUFFIXES = (SEALED_SUFFIX, TIMES_SUFFIX, RECORDING_SUFFIX)
 JOURNAL_SUFFIXES = (JOURNAL_SUFFIX, TIMES_JOURNAL_SUFFIX, RECORDING_JOURNAL_SUFFIX)
 WRITTEN_WHOLE = (*SEALED_SUFFIXES, *JOURNAL_SUFFIXES, EVENTS_SUFFIX, SPEED_SUFFIX, FAILURE_SUFFIX)
 PART = re.compile(r"\[(\d+): ?(\d+)\]")  # which items of a dataset OpenCompass's partitioners put into a part
-LABEL = "label: "  # how OpenCompass's perplexity inferencer calls each possible answer of an item
+LABEL = "label: "  # prefix of each possible answer of an item in OpenCompass's perplexity inferencer
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Files next to a trace that a setting of `wdmoe` asks for; check raises TraceError where they are not its own."""
+class MeasuredFile:
+    """A file next to a trace that a setting of `wdmoe` asks for; check raises TraceError if it is of another trace."""
 
     setting: str
     contents: str
@@ -47,20 +47,20 @@ class Measured:
 
 
 MEASURED = (
-    Measured("testbed", "measured times", TimesJournal, read_times, check_belongs),
-    Measured("record_routing", "a recording", RecordingJournal, read_recording, check_of_trace),
+    MeasuredFile("testbed", "measured times", TimesJournal, read_times, check_belongs),
+    MeasuredFile("record_routing", "a recording", RecordingJournal, read_recording, check_of_trace),
 )
 
 
 def redo_unfinished(predictions: Path, results: Path, model_cfg: Any, dataset_cfg: Any) -> str | None:
-    """Take away what OpenCompass would take for finished though it is not; -> why, None where nothing was wrong.
+    """Remove a predictions file that OpenCompass would wrongly take for finished; -> why, None if it is finished.
 
-    predictions, results: a dataset's files, whether they are there or not. A predictions file is finished if it is
-    whole and, of a model with a `wdmoe` section, its sealed trace is whole and counts the same items, and so are the
-    measured times of a testbed and, where the config asks for one, the recording of the router; journals that do are
-    sealed, and one that does not is taken away where the config no longer asks for it. What is not finished is kept
-    under another name, `DATASET.json.unfinished`. dataset_cfg: None where the config has no such part of a dataset any
-    more. The caller holds the dataset's lock. Raises OSError or NotReadableNowError if a file cannot be read now.
+    predictions, results: a dataset's files, present or not. A predictions file is finished if it is whole. For a model
+    with a `wdmoe` section, its sealed trace must also be whole and count the same items, and so must the measured times
+    of a testbed and the recording of the router, if the config asks for them. Journals that do are sealed; others are
+    removed if the config no longer asks for them. An unfinished file is kept as `DATASET.json.unfinished`. dataset_cfg:
+    None if the config no longer has this part of a dataset. The caller holds the dataset's lock. Raises OSError or
+    NotReadableNowError if a file cannot be read now.
     """
     for path in (partial_file(predictions), *(sibling(predictions, suffix) for suffix in WRITTEN_WHOLE)):
         remove_torn_writes(path)
@@ -68,7 +68,7 @@ def redo_unfinished(predictions: Path, results: Path, model_cfg: Any, dataset_cf
         return None
     why = _why_unfinished(predictions, model_cfg.get("wdmoe"), dataset_cfg)
     if why is None:
-        partial_file(predictions).unlink(missing_ok=True)  # a kill between the last write and this
+        partial_file(predictions).unlink(missing_ok=True)  # left by a kill between the last write and this
         return None
     sealed = (sibling(predictions, suffix) for suffix in SEALED_SUFFIXES)
     for path in (results, sibling(results, FAILURE_SUFFIX), *sealed):
@@ -94,12 +94,12 @@ def _why_unfinished(predictions: Path, wdmoe: Any, dataset_cfg: Any) -> str | No
         if why is None and wdmoe.get(kind.setting):
             why = _why_without(kind, predictions)
         elif why is None and journal.exists() and _why_without(kind, predictions) is not None:
-            journal.unlink(missing_ok=True)  # of a start that still asked for it: nothing will complete it
+            journal.unlink(missing_ok=True)  # of an earlier config that asked for it: nothing will complete it
     return why
 
 
-def _why_without(kind: Measured, predictions: Path) -> str | None:
-    """What was measured cannot be made up: a dataset where it is torn is run again."""
+def _why_without(kind: MeasuredFile, predictions: Path) -> str | None:
+    """Missing measurements cannot be reconstructed: if they are torn, the dataset is run again."""
     sealed, journal = sibling(predictions, kind.journal.sealed_suffix), sibling(predictions, kind.journal.suffix)
     try:
         trace = read_trace(sibling(predictions, SEALED_SUFFIX))
@@ -119,7 +119,7 @@ def _why_without(kind: Measured, predictions: Path) -> str | None:
 def _why_untraced(predictions: Path, answers: dict[str, Any], dataset_cfg: Any) -> str | None:
     sealed, journal = sibling(predictions, SEALED_SUFFIX), sibling(predictions, JOURNAL_SUFFIX)
     why: str | None = "there is no routing trace of these predictions"
-    if journal.exists():  # first: a sealed one beside it may be older
+    if journal.exists():  # first: a sealed trace next to it may be older
         try:
             why = why_not_of(Journal(journal).read(), answers, dataset_cfg)
             if why is None and not Journal(journal).is_torn():
@@ -134,7 +134,7 @@ def _why_untraced(predictions: Path, answers: dict[str, Any], dataset_cfg: Any) 
         try:
             why = why_not_of(read_trace(sealed), answers, dataset_cfg)
             if why is None:
-                journal.unlink(missing_ok=True)  # a kill between sealing and taking it away
+                journal.unlink(missing_ok=True)  # left by a kill between sealing and removal
         except OtherVersionError:
             return None  # whole, but of an earlier version: the tables say so
         except NotReadableNowError:
@@ -147,10 +147,10 @@ def _why_untraced(predictions: Path, answers: dict[str, Any], dataset_cfg: Any) 
 def why_not_of(
     trace: RoutingTrace, answers: dict[str, Any], dataset_cfg: Any, test_range: str | None = None
 ) -> str | None:
-    """Why a trace is not of a predictions file; None where it has every item, each as often as its inferencer runs it.
+    """Why a trace is not of a predictions file; None if it has every item as often as the inferencer runs it.
 
-    An inferencer that runs items as often as it likes has run each at least once. test_range: of the items that were
-    run, if not that of the config
+    If the inferencer may run items any number of times, each must occur at least once. test_range: of the items that
+    were run, if it is not the config's
     """
     wanted = str(dataset_cfg.get("reader_cfg", {}).get("test_range", "")) if test_range is None else test_range
     if trace.metadata.test_range != wanted:
@@ -162,11 +162,11 @@ def why_not_of(
         items[first : first + count] += 1
     times = _times_run(answers, dataset_cfg.get("infer_cfg", {}).get("inferencer"))
     is_fit = (items >= 1).all() if times is None else (items == times).all()
-    return None if is_fit else "the routing trace lacks items of the predictions, or has some too often"
+    return None if is_fit else "the routing trace misses items of the predictions, or has some too often"
 
 
 def why_not_parts_of(traces: Sequence[RoutingTrace], dataset_cfg: Any) -> str | None:
-    """Why these traces are not those of a dataset's parts, one after the other, each item in one of them."""
+    """Why these traces are not those of a dataset's successive parts, with each item in one of them; else None."""
     whole = str(dataset_cfg.get("reader_cfg", {}).get("test_range", ""))
     end = 0
     for trace in traces:
@@ -179,7 +179,7 @@ def why_not_parts_of(traces: Sequence[RoutingTrace], dataset_cfg: Any) -> str | 
 
 
 def _times_run(answers: dict[str, Any], inferencer: Any) -> int | None:
-    """-> how often each item enters the model; None where the inferencer does not tell.
+    """-> how often each item enters the model; None if the inferencer does not say.
 
     Generation runs an item once, perplexity once per possible answer.
     """
@@ -195,9 +195,9 @@ def _times_run(answers: dict[str, Any], inferencer: Any) -> int | None:
 
 
 def redo_stale_results(predictions: Path, results: Path) -> None:
-    """Take away results that are torn, hold an error in place of a score, or are older than their predictions.
+    """Remove results that are torn, hold an error instead of a score, or are older than their predictions.
 
-    So is the reason why there are none: they are evaluated again.
+    A noted reason for missing results is removed too, and they are evaluated again.
     """
     sibling(results, FAILURE_SUFFIX).unlink(missing_ok=True)
     if not results.exists():
@@ -216,7 +216,7 @@ def redo_stale_results(predictions: Path, results: Path) -> None:
 
 
 def remove_torn_results(results: Path) -> bool:
-    """Take away results that are torn: OpenCompass's own table cannot be written next to them; -> whether they were."""
+    """Remove torn results, with which OpenCompass cannot write its table; -> whether they were torn."""
     if not results.exists() or read_whole(results) is not None:
         return False
     results.unlink(missing_ok=True)
@@ -225,13 +225,13 @@ def remove_torn_results(results: Path) -> bool:
 
 
 def whole_answers(predictions: Path) -> list[dict[str, Any]]:
-    """-> the answers that OpenCompass kept of an interrupted dataset, up to the first that is torn."""
+    """-> the answers that OpenCompass kept of an interrupted dataset, up to the first torn one."""
     kept: list[dict[str, Any]] = []
     try:
         lines = partial_file(predictions).read_bytes().split(b"\n")
     except OSError:
         return kept
-    for line in lines[:-1]:  # what no line end closes is torn
+    for line in lines[:-1]:  # without a line end it is torn
         try:
             answer = json.loads(line)
         except (ValueError, RecursionError):
@@ -243,13 +243,13 @@ def whole_answers(predictions: Path) -> list[dict[str, Any]]:
 
 
 def keep_answers(predictions: Path, answers: list[dict[str, Any]]) -> None:
-    """Leave these answers, and no others, for OpenCompass to go on from.
+    """Leave exactly these answers for OpenCompass to resume from.
 
-    Its reader throws all of them away where one line is torn, or holds a character that ``str.splitlines`` takes for a
-    line end: here they are escaped.
+    Its reader discards all of them if a line is torn, or holds a character that ``str.splitlines`` takes for a line
+    end: these are escaped.
     """
     partial = partial_file(predictions)
-    if not answers:  # some inferencers go on from this one, whose counts are not known
+    if not answers:  # some inferencers resume from this file, with unknown counts
         partial_file(predictions, ".json").unlink(missing_ok=True)
     if answers:
         write_whole(partial, "".join(json.dumps(answer) + "\n" for answer in answers))

@@ -1,4 +1,4 @@
-"""How far a whole run is: every dataset of every model that its config names; nothing of it is run or locked."""
+"""How far a whole run is: every dataset of every model in its config. Nothing is run or locked."""
 
 import ast
 import re
@@ -11,16 +11,16 @@ from .._util.file_names import parts_in_order, parts_of
 from ..errors import WdmoeError
 from ..trace.format import JOURNAL_SUFFIX
 from .dataset_progress import FAILED, FINISHED, INTERRUPTED, METHODS, RUNNING, WAITING, DatasetProgress, DatasetWatch
-from .failures import noted_failure
+from .failures import read_failure
 from .files import FAILURE_SUFFIX, read_if_there
 from .scores import main_score
 
-QUIET_S = 120.0  # a run whose answers are all there, and of which nothing was evaluated for so long, is taken as done
+QUIET_S = 120.0  # a run with all answers counts as done if nothing was evaluated for this time
 ACC_EVALUATOR = re.compile(r"(.*\.)?AccEvaluator")
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedDataset:
     """A dataset that the config gives to a model; is_traced, is_matched: see DatasetWatch."""
 
     model: str
@@ -31,7 +31,7 @@ class Planned:
 
 @dataclass
 class RunProgress:
-    """One look at a run; has_ended: nothing more will happen, all datasets finished or not."""
+    """The progress of a run. has_ended: nothing more will happen, whether all datasets are finished or not."""
 
     datasets: list[DatasetProgress]
     has_ended: bool
@@ -47,43 +47,43 @@ class RunProgress:
         return any(dataset.state in (FAILED, INTERRUPTED) for dataset in self.datasets)
 
     def counts(self) -> str:
-        """How many lines are in which state, in words."""
+        """How many datasets are in each state, in words."""
         states = [dataset.state for dataset in self.datasets]
         return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
 
 
 class RunWatch:
-    """Looks at a run's folder again and again, on any machine that sees it."""
+    """Watches a run's folder, on any machine that can read it."""
 
     def __init__(self, run_folder: Path, methods: Sequence[str] = METHODS):
-        """WdmoeError where this is not the folder of a run."""
+        """Raise WdmoeError if this is not the folder of a run."""
         self.folder = run_folder
         self.methods = methods
         self._watches: dict[tuple[str, str], DatasetWatch] = {}
         self._config = newest_config(run_folder)
-        self._planned = planned(self._config)
+        self._plan = read_plan(self._config)
 
     def look(self, now_s: float) -> RunProgress:
-        """-> a line per dataset in the order of the config, those of its parts below it; now_s: seconds since 1970."""
+        """-> a line per dataset in the config's order, followed by its parts. now_s: seconds since 1970."""
         newest = newest_config(self.folder)
         if newest != self._config:  # started again
-            self._config, self._planned = newest, planned(newest)
+            self._config, self._plan = newest, read_plan(newest)
         lines: list[DatasetProgress] = []
-        for entry in self._planned:
+        for entry in self._plan:
             lines += self._of_dataset(entry, now_s)
         return RunProgress(lines, self._has_ended(lines, now_s))
 
-    def _of_dataset(self, entry: Planned, now_s: float) -> list[DatasetProgress]:
+    def _of_dataset(self, entry: PlannedDataset, now_s: float) -> list[DatasetProgress]:
         whole = self._watch(entry, entry.dataset)
         parts = [] if whole.predictions.exists() else self._parts_of(entry)
         if not parts:
             return [whole.look(now_s, self._is_summed_up())]
-        looked = [self._watch(entry, name).look(now_s) for name in parts]
-        return [self._join(entry, whole, looked), *looked]
+        snapshots = [self._watch(entry, name).look(now_s) for name in parts]
+        return [self._join(entry, whole, snapshots), *snapshots]
 
-    def _join(self, entry: Planned, whole: DatasetWatch, parts: list[DatasetProgress]) -> DatasetProgress:
-        """The dataset of some parts: more of them may begin later, so it is finished when all were scored together."""
-        result, why_not = read_if_there(whole.results), noted_failure(whole.results)
+    def _join(self, entry: PlannedDataset, whole: DatasetWatch, parts: list[DatasetProgress]) -> DatasetProgress:
+        """Join parts to a dataset. More parts may begin later, so it is finished when all were scored together."""
+        result, why_not = read_if_there(whole.results), read_failure(whole.results)
         score = main_score(result or {})
         states = [part.state for part in parts]
         state = next((state for state in (RUNNING, FAILED, INTERRUPTED, WAITING) if state in states), WAITING)
@@ -102,15 +102,15 @@ class RunWatch:
             setattr(joined, name, None if None in values else sum(values))
         return joined
 
-    def _watch(self, entry: Planned, name: str) -> DatasetWatch:
+    def _watch(self, entry: PlannedDataset, name: str) -> DatasetWatch:
         key = (entry.model, name)
         if key not in self._watches:
             is_matched = entry.is_matched and name == entry.dataset  # a part's score is not the dataset's
             self._watches[key] = DatasetWatch(self.folder, entry.model, name, entry.is_traced, is_matched, self.methods)
         return self._watches[key]
 
-    def _parts_of(self, entry: Planned) -> list[str]:
-        of_run = [other.dataset for other in self._planned if other.model == entry.model]
+    def _parts_of(self, entry: PlannedDataset) -> list[str]:
+        of_run = [other.dataset for other in self._plan if other.model == entry.model]
         begun = parts_of(self.folder / "progress", entry.model, entry.dataset, of_run)
         left = (".json", JOURNAL_SUFFIX, FAILURE_SUFFIX)
         predicted = parts_of(self.folder / "predictions", entry.model, entry.dataset, of_run, left)
@@ -129,7 +129,7 @@ class RunWatch:
         return True
 
     def _is_summed_up(self) -> bool:
-        """Whether the last start of the run has written its summary: that comes last, also when tasks failed."""
+        """Whether the run's last start has written its summary: that comes last, even if tasks failed."""
         stamp = self._config.stem.rpartition("_")[0]
         return (self.folder / "summary" / f"summary_{stamp}.txt").exists()
 
@@ -145,23 +145,23 @@ class RunWatch:
 
 
 def newest_config(run_folder: Path) -> Path:
-    """-> the config that OpenCompass dumped last; WdmoeError where this is not the folder of a run."""
+    """-> the config that OpenCompass dumped last; WdmoeError if this is not the folder of a run."""
     configs = sorted((run_folder / "configs").glob("*.py"))
     if not configs:
         raise WdmoeError(f"{run_folder}: no configs/*.py in it; give the time-stamped folder of a run")
     return configs[-1]
 
 
-def planned(config: Path) -> list[Planned]:
-    """-> what a dumped config gives its models to run, in its order; the config is read, not executed.
+def read_plan(config: Path) -> list[PlannedDataset]:
+    """-> the models and datasets of a dumped config, in its order; the config is read, not executed.
 
-    Raises WdmoeError where it is not the config of a run.
+    Raises WdmoeError if it is not the config of a run.
     """
     try:
         values = _assignments(ast.parse(config.read_text()))
         combinations: list[dict[str, Any]] = values.get("model_dataset_combinations") or [values]
         return [
-            Planned(_model_abbr(model), _dataset_abbr(dataset), "wdmoe" in model, _is_matched(dataset))
+            PlannedDataset(_model_abbr(model), _dataset_abbr(dataset), "wdmoe" in model, _is_matched(dataset))
             for combination in combinations
             for model in combination["models"]
             for dataset in combination["datasets"]
@@ -215,7 +215,7 @@ def _dataset_abbr(cfg: Any) -> str:
 
 
 def _is_matched(cfg: Any) -> bool:
-    """Whether the dataset is scored by AccEvaluator, and nothing is done to predictions or gold before."""
+    """Whether AccEvaluator scores the dataset, with predictions and gold unchanged."""
     evaluation = cfg.get("eval_cfg") or {}
     evaluator = evaluation.get("evaluator") or {}
     return (

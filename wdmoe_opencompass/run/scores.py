@@ -1,4 +1,4 @@
-"""Which number of a results file is the dataset's accuracy, and why some have none."""
+"""The accuracy in a results file, or why there is none."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import show
 
-# How OpenCompass's summarizer chooses the metric that it shows (a test holds them against its own lists).
+# How OpenCompass's summarizer chooses the metric that it shows (a test compares them with its lists).
 FIRST_METRICS = (
     "score",
     "auc_score",
@@ -28,9 +28,10 @@ ROUNDING_PERCENT = 1e-6
 
 @dataclass(frozen=True)
 class Score:
-    """metric: that OpenCompass shows first; None without any. percent: None where it is none, for the reason why_not.
+    """The score of a dataset.
 
-    percent is a finite number from 0 to 100: what is not cannot be an accuracy in percent (our choice).
+    metric: that OpenCompass shows first; None without any. percent: a finite number from 0 to 100 (our choice); None
+    for the reason why_not.
     """
 
     metric: str | None = None
@@ -39,10 +40,10 @@ class Score:
 
 
 def main_score(result: dict[str, Any]) -> Score:
-    """The accuracy in a results file of OpenCompass.
+    """-> the accuracy in a results file of OpenCompass.
 
-    A metric that comes first is not passed over for another where its value is no number, nor where it is a list or a
-    dict, which OpenCompass passes over: models would be compared by different metrics.
+    The first metric is not skipped if its value is not a number, or is a list or a dict, which OpenCompass skips:
+    models would be compared by different metrics.
     """
     if "error" in result:
         return Score(why_not=f"the evaluation failed: {_text(result['error'])}")
@@ -71,12 +72,12 @@ def main_score(result: dict[str, Any]) -> Score:
 
 
 def metric_rank(name: str) -> int:
-    """Place of a metric in the order that OpenCompass shows them in."""
+    """-> position of a metric in OpenCompass's order."""
     return FIRST_METRICS.index(name) if name in FIRST_METRICS else len(FIRST_METRICS)
 
 
 def _number(value: Any) -> float | None:
-    """None for what is no number; a verdict is none."""
+    """-> a number as a float; None for anything else, including bool."""
     if isinstance(value, str):
         return float(value) if value in NOT_FINITE.values() else None
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -1,4 +1,4 @@
-"""The base station's own weights: of the experts that no device holds, and to take over from devices that fail."""
+"""The base station's own weights: for experts that no device holds, and to take over from devices that fail."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,18 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import LabError
+from ..errors import TestbedError
 from ..routing.discovery import MoeLayer
 from .experts import HeldExperts, fingerprint, load_experts, pair_answers
 from .wire import dtype_name
 
 
-class OwnExperts:
-    """Computes experts at the base station.
+class BaseStationExperts:
+    """Computes experts at the base station; not thread-safe.
 
-    Without `free` it uses the model's weights, all of them. `free` gives the memory of some experts back; what is asked
-    of them later is computed by a copy that is read from the model's files then, one expert of all layers at a time,
-    and kept until `forget`. To be used by one thread.
+    It uses the model's weights. `free` releases the memory of some experts; if one of them is needed later, a copy for
+    all layers is read from the model's files and kept until `forget`.
     """
 
     def __init__(self, layers: list[MoeLayer]):
@@ -34,15 +33,16 @@ class OwnExperts:
         )
 
     def free(self, experts: Iterable[int], path: str | Path) -> None:
-        """Keep no weights of these experts in memory; path: the model's folder, to read them from when they are needed.
+        """Release the weights of these experts.
 
-        Raises LabError where the weights are not in memory, or the folder's layout cannot be read expert by expert.
+        path: the model's folder, from which they are read again if needed. Raises TestbedError if the weights are not
+        in memory, or the folder's layout cannot be read expert by expert.
         """
         freed = set(experts)
         if self.fingerprints is None:
-            raise LabError("experts_in_memory: own needs the model's weights in memory, not offloaded")
+            raise TestbedError("experts_in_memory: own needs the model's weights in memory, not offloaded")
         if freed:
-            load_experts(path, (min(freed),), self._dtype)  # now rather than when a device has failed
+            load_experts(path, (min(freed),), self._dtype)  # fail now, not when a device has failed
         self._folder = Path(path)
         self._rows = []
         for layer in self.layers:
@@ -51,25 +51,30 @@ class OwnExperts:
             _keep_rows(layer.experts, kept)
 
     def forget(self, experts: Iterable[int]) -> None:
-        """Give the memory of copies back: a device that holds these experts is there."""
+        """Release the copies of these experts: a device that holds them is up."""
         for expert in experts:
             self._copies.pop(expert, None)
 
-    def answers(self, number: int, hidden: Tensor, expert: Tensor, weights: Tensor) -> Tensor:
-        """-> [pairs, hidden] float32 weighted answers of layer `number`; hidden, expert, weights: one row per pair."""
-        experts = self.layers[number].experts
+    def answers(self, layer: int, hidden_states: Tensor, expert_index: Tensor, weights: Tensor) -> Tensor:
+        """Compute (token, expert) pairs of a layer.
+
+        layer: its number. hidden_states: [pairs, hidden] of each pair's token. expert_index, weights: [pairs].
+        Returns: [pairs, hidden] float32 weighted outputs.
+        """
+        experts = self.layers[layer].experts
         if self._rows is None:
-            return pair_answers(experts, hidden, expert, weights)
-        answers = torch.zeros(hidden.shape, device=hidden.device)
-        rows = self._rows[number]
-        row = torch.tensor([rows.get(number, -1) for number in expert.tolist()], device=hidden.device)
-        own = row >= 0
-        if bool(own.any()):
-            answers[own] = pair_answers(experts, hidden[own], row[own], weights[own])
-        for other in torch.unique(expert[~own]).tolist():
-            mine = expert == other
-            copy = self._copy(other).layers[number]
-            answers[mine] = pair_answers(copy, hidden[mine], torch.zeros_like(expert[mine]), weights[mine])
+            return pair_answers(experts, hidden_states, expert_index, weights)
+        answers = torch.zeros(hidden_states.shape, device=hidden_states.device)
+        rows = self._rows[layer]
+        row = torch.tensor([rows.get(expert, -1) for expert in expert_index.tolist()], device=hidden_states.device)
+        kept = row >= 0
+        if bool(kept.any()):
+            answers[kept] = pair_answers(experts, hidden_states[kept], row[kept], weights[kept])
+        for expert in torch.unique(expert_index[~kept]).tolist():
+            pairs = expert_index == expert
+            copy = self._copy(expert).layers[layer]
+            first_row = torch.zeros_like(expert_index[pairs])
+            answers[pairs] = pair_answers(copy, hidden_states[pairs], first_row, weights[pairs])
         return answers
 
     def _copy(self, expert: int) -> HeldExperts:

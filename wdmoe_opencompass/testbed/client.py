@@ -1,4 +1,4 @@
-"""The base station of a testbed: connected to its devices, it lets a model's MoE layers compute there."""
+"""The base station of a testbed: it connects to the devices and computes a model's MoE layers there."""
 
 import copy
 import logging
@@ -12,14 +12,14 @@ from typing import Any
 from torch import Tensor
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from ..errors import LabError
+from ..errors import TestbedError
 from ..routing.discovery import MoeLayer
 from ..trace.times import LayerTimes
-from .base_station_experts import OwnExperts
+from .base_station_experts import BaseStationExperts
 from .dispatch import Dispatcher, Event
 from .experts import check_can_be_sent
-from .lab import Lab
-from .link import CallFailed, Link
+from .lab_file import Testbed
+from .link import CallError, Link
 from .wire import dtype_name
 
 LOG = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ ALL_EXPERTS_FUNCTIONS.register(TESTBED_EXPERTS, _testbed_forward)
 
 
 class _SentExperts:
-    """Makes an experts module send its tokens; `remove` undoes it."""
+    """Makes an experts module send its tokens to the devices; `remove` undoes it."""
 
     def __init__(self, experts: Any, forward: Callable[[Tensor, Tensor, Tensor], Tensor]):
         self.experts, self.config = experts, experts.config
@@ -45,7 +45,7 @@ class _SentExperts:
         experts.config._experts_implementation_internal = TESTBED_EXPERTS
 
     def remove(self) -> None:
-        """Give the module its own implementation back."""
+        """Restore the module's own implementation."""
         self.experts.config = self.config
         self.experts.__dict__.pop(SEND, None)
 
@@ -53,29 +53,30 @@ class _SentExperts:
 class BaseStation:
     """Connects to the devices of a testbed and computes MoE layers there; `close` at the end.
 
-    layers: of the model, as `find_moe_layers` gives them. Raises LabError where the lab, a device or the model does not
-    fit, or no device answers; a device that is not there yet is waited for in the background.
+    layers: of the model, from `find_moe_layers`. Raises TestbedError if the testbed, a device or the model does not
+    fit, or no device answers; it waits for a missing device in the background.
 
-    times:   LayerTimes since `take_times` was called last
-    waiting: (pass, layer, seconds) of every layer that had a token for a device, answered or not, since `take_waiting`
-    events:  every Event since the start
+    times:    LayerTimes since the last `take_times`
+    waiting:  (pass, layer, seconds) of every layer with a token for a device, answered or not, since `take_waiting`
+    events:   every Event since the start
     on_layer: called with the LayerTimes of each layer when it is done, before the next layer's experts are chosen
     """
 
-    def __init__(self, lab: Lab, layers: list[MoeLayer]):
-        self.lab, self.layers = lab, layers
+    def __init__(self, testbed: Testbed, layers: list[MoeLayer]):
+        self.testbed, self.layers = testbed, layers
         for layer in layers:
             check_can_be_sent(layer)
-        self.device_of_expert = lab.device_of_expert(layers[0].num_experts)
+        self.device_of_expert = testbed.device_of_expert(layers[0].num_experts)
         self.times: deque[LayerTimes] = deque(maxlen=MAX_TIMES)
         self.events: list[Event] = []
         self.waiting: deque[tuple[int, int, float]] = deque(maxlen=MAX_TIMES)
         self.on_layer: Callable[[list[LayerTimes]], None] | None = None
-        self._own = OwnExperts(layers)
+        self._own_experts = BaseStationExperts(layers)
         self._links = [
-            Link(number, device, lab, self._check_holding, self._changed) for number, device in enumerate(lab.devices)
+            Link(number, device, testbed, self._check_holding, self._note_change)
+            for number, device in enumerate(testbed.devices)
         ]
-        self.dispatcher = Dispatcher(lab, layers, self._links, self._own, self._note)
+        self.dispatcher = Dispatcher(testbed, layers, self._links, self._own_experts, self._note)
         try:
             self._connect()
         except BaseException:
@@ -85,26 +86,26 @@ class BaseStation:
     def _connect(self) -> None:
         def connect(link: Link) -> str:
             try:
-                link.connect(self.lab.connect_s)
+                link.connect(self.testbed.connect_s)
                 return ""
-            except CallFailed as failed:
+            except CallError as failed:
                 return str(failed)
 
         with ThreadPoolExecutor(len(self._links)) as pool:
             missing = list(pool.map(connect, self._links))
         if all(missing):
-            first = self.lab.devices[0]
-            raise LabError(
-                f"no device of the lab answers within {self.lab.connect_s:g} s; {first.name} at {first.address}: "
-                f"{missing[0]}"
+            first = self.testbed.devices[0]
+            raise TestbedError(
+                f"no device of the testbed answers within {self.testbed.connect_s:g} s; "
+                f"{first.name} at {first.address}: {missing[0]}"
             )
         for link, reason in zip(self._links, missing):
             if reason:
-                self._changed(link, "unavailable", f"not there at the start: {reason}")
+                self._note_change(link, "unavailable", f"not there at the start: {reason}")
             link.watch()
 
     def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         for link in self._links:
             link.close()
 
@@ -115,27 +116,27 @@ class BaseStation:
         self.close()
 
     def keep_own_experts(self, path: str | Path) -> None:
-        """Free what the lab's `experts_in_memory: own` says; the model is no longer whole then.
+        """Under `experts_in_memory: own`, release the experts that devices hold; the model is then incomplete.
 
-        path: the model's folder. Raises LabError where its files cannot be read expert by expert.
+        path: the model's folder. Raises TestbedError if its files cannot be read expert by expert.
         """
-        if self.lab.experts_in_memory == "own":
-            self._own.free((expert for expert, device in enumerate(self.device_of_expert) if device >= 0), path)
+        if self.testbed.experts_in_memory == "own":
+            self._own_experts.free((expert for expert, device in enumerate(self.device_of_expert) if device >= 0), path)
 
     def take_times(self) -> list[LayerTimes]:
-        """-> the times since the last call."""
+        """Return the times since the last call."""
         taken, self.times = list(self.times), deque(maxlen=MAX_TIMES)
         return taken
 
     def take_waiting(self) -> list[tuple[int, int, float]]:
-        """-> the waiting times since the last call."""
+        """Return the waiting times since the last call."""
         taken, self.waiting = list(self.waiting), deque(maxlen=MAX_TIMES)
         return taken
 
     def send_layer(self, number: int, current_pass: Callable[[], tuple[int, Tensor]]) -> _SentExperts:
-        """Let layer `number` compute its experts here from now on; -> what undoes it.
+        """Compute the experts of MoE layer `number` on the devices from now on; -> a handle that undoes it.
 
-        current_pass: -> the running forward pass's index, and [tokens] bool which of its tokens are no padding
+        current_pass: -> index of the running forward pass, and [tokens] bool, False for padding and finished rows
         """
 
         def forward(hidden_states: Tensor, expert_index: Tensor, weights: Tensor) -> Tensor:
@@ -157,24 +158,26 @@ class BaseStation:
         dtype = dtype_name(layer.experts.down_proj.dtype)
         wanted = set(link.device.experts)
         if not wanted <= set(holding.experts):
-            raise LabError(f"{name} holds experts {list(holding.experts)}, the lab file says {sorted(wanted)}")
+            raise TestbedError(f"{name} holds experts {list(holding.experts)}, the lab file says {sorted(wanted)}")
         if holding.dtype != dtype:
-            raise LabError(f"{name} computes in {holding.dtype}, the model in {dtype}: start it with --dtype {dtype}")
+            raise TestbedError(
+                f"{name} computes in {holding.dtype}, the model in {dtype}: start it with --dtype {dtype}"
+            )
         if (holding.layers, holding.hidden_size) != (len(self.layers), layer.shape.hidden_size):
-            raise LabError(
+            raise TestbedError(
                 f"{name} has {holding.layers} layers of hidden size {holding.hidden_size}, the model "
                 f"{len(self.layers)} of {layer.shape.hidden_size}: it was started with another model"
             )
-        if holding.message_bytes < self.lab.message_bytes:
-            raise LabError(
-                f"{name} takes messages of {holding.message_bytes} bytes, the lab file says {self.lab.message_bytes}: "
-                f"start it with --message-bytes {self.lab.message_bytes}"
+        if holding.message_bytes < self.testbed.message_bytes:
+            raise TestbedError(
+                f"{name} takes messages of {holding.message_bytes} bytes, the lab file says "
+                f"{self.testbed.message_bytes}: start it with --message-bytes {self.testbed.message_bytes}"
             )
-        known = self._own.fingerprints
+        known = self._own_experts.fingerprints
         if known and list(holding.fingerprints) != [of[expert] for of in known for expert in holding.experts]:
-            raise LabError(f"{name} holds other weights than the model's: it was started with another model")
+            raise TestbedError(f"{name} holds other weights than the model's: it was started with another model")
 
-    def _changed(self, link: Link, kind: str, reason: str) -> None:
+    def _note_change(self, link: Link, kind: str, reason: str) -> None:
         self._note(Event(time.time(), link.device.name, kind, reason))
 
     def _note(self, event: Event) -> None:

@@ -1,4 +1,4 @@
-"""A device of the testbed: serves its experts of every MoE layer over gRPC."""
+"""A device of the testbed serves its experts of every MoE layer over gRPC."""
 
 import ctypes
 import logging
@@ -16,10 +16,10 @@ from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from ..channel.profile import BASE_STATION
-from ..errors import LabError
+from ..errors import TestbedError
 from .experts import HeldExperts, load_experts, pair_answers, sums_per_token
 from .keys import only_device, server_credentials
-from .lab import LOOPBACK_ONLY, is_loopback, split_address
+from .lab_file import LOOPBACK_ONLY, is_loopback, split_address
 from .wire import (
     CHANGED,
     DTYPES,
@@ -39,8 +39,8 @@ from .wire import (
 )
 
 LOG = logging.getLogger(__name__)
-MAX_DEADLINE_S = 600.0  # a call without one could hold a place for ever
-MEMORY_CONSTANT_BYTES = 16 << 20  # what memory may grow by beside 1.1 times the weights: allocator and files
+MAX_DEADLINE_S = 600.0  # without a deadline a call could hold a slot for ever
+MEMORY_CONSTANT_BYTES = 16 << 20  # memory growth allowed on top of 1.1 times the weights: allocator and files
 GRPC_OPTIONS = [
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
@@ -51,7 +51,7 @@ GRPC_OPTIONS = [
 
 
 class _Refused(Exception):
-    """A call is refused with this status and sentence."""
+    """Refuses a call with this status and sentence."""
 
     def __init__(self, status: grpc.StatusCode, sentence: str):
         super().__init__(sentence)
@@ -59,7 +59,7 @@ class _Refused(Exception):
 
 
 class Bucket:
-    """A link of so many bit/s: `take` returns when so many bytes would have passed, one message after the other."""
+    """A link of limited rate: `take` returns when the bytes would have passed, one message after another."""
 
     def __init__(self, bits_per_s: float):
         self.bits_per_s = bits_per_s
@@ -67,7 +67,7 @@ class Bucket:
         self._free_at = 0.0
 
     def take(self, count: int) -> None:
-        """Wait as long as the link is busy with earlier bytes and with these."""
+        """Wait until `count` bytes have passed after all earlier ones."""
         with self._lock:
             self._free_at = max(self._free_at, time.monotonic()) + 8 * count / self.bits_per_s
             free_at = self._free_at
@@ -75,22 +75,22 @@ class Bucket:
 
 
 def check_address(listen: str, has_keys: bool) -> None:
-    """Raise LabError unless a device may listen there: without keys on loopback only."""
+    """Raise TestbedError unless a device may listen there: without keys, on loopback only."""
     try:
         host, _ = split_address(listen, "--listen")
     except ValueError as error:
-        raise LabError(str(error)) from None
+        raise TestbedError(str(error)) from None
     if not has_keys and not is_loopback(host):
-        raise LabError(f"--listen {listen}: {LOOPBACK_ONLY}")
+        raise TestbedError(f"--listen {listen}: {LOOPBACK_ONLY}")
 
 
 class DeviceServer:
     """Serves experts; `start`, then `stop`.
 
-    name: that of the device's certificate; read where keys are given
-    keys: folder with ca.pem, NAME.pem and NAME.key; None serves loopback addresses only
-    workers: how many messages are computed at once; waiting: how many more may wait, the next one is refused
-    rate_bit_per_s: of each direction, where the link itself has no limit
+    name: of the device's certificate; used with keys only
+    keys: folder with ca.pem, NAME.pem and NAME.key; None: loopback addresses only
+    workers: messages computed at once; waiting: messages that may wait, further ones are refused
+    rate_bit_per_s: limit of each direction, if the link has none
     """
 
     def __init__(
@@ -113,14 +113,14 @@ class DeviceServer:
         self._session = secrets.randbits(63) or 1
         self._fingerprints = held.fingerprints()
         most = workers + waiting + 2  # two more for the small calls
-        # gRPC itself cuts off what is far too long; what is a little too long is refused here, with a sentence.
+        # gRPC cuts off messages that are far too long; slightly too long ones are refused here, with a sentence.
         limits = [("grpc.max_receive_message_length", message_bytes), ("grpc.max_send_message_length", 1 << 30)]
         self._server = grpc.server(
             ThreadPoolExecutor(most), options=[*GRPC_OPTIONS, *limits], maximum_concurrent_rpcs=most
         )
         calls = {"Compute": self._compute, "Ping": self._ping, "Hello": self._hello}
         handlers = {
-            name: grpc.stream_unary_rpc_method_handler(self._answering(name, call)) for name, call in calls.items()
+            name: grpc.stream_unary_rpc_method_handler(self._make_handler(name, call)) for name, call in calls.items()
         }
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
         try:
@@ -129,7 +129,7 @@ class DeviceServer:
             else:
                 self.port = self._server.add_secure_port(listen, server_credentials(keys, name or only_device(keys)))
         except RuntimeError:
-            raise LabError(
+            raise TestbedError(
                 f"--listen {listen}: the address cannot be bound; is another device running there?"
             ) from None
 
@@ -142,20 +142,20 @@ class DeviceServer:
         self._server.wait_for_termination()
 
     def begin_stop(self) -> None:
-        """Take no more calls; `wait` returns when the last is done. May be called by a signal."""
+        """Take no more calls; `wait` returns when the last is done. Signal handlers may call it."""
         threading.Thread(target=self.stop, daemon=True).start()
 
     def stop(self, grace_s: float = 1.0) -> None:
-        """Finish what is being computed, then end."""
+        """Finish the running computations, then end."""
         self._server.stop(grace_s).wait()
 
-    def _answering(self, name: str, method: Callable[[bytes, float], Any]) -> Callable[[Iterator, Any], bytes]:
-        """The handler of one method: takes one message, and turns whatever is wrong with it into a logged status."""
+    def _make_handler(self, name: str, method: Callable[[bytes, float], Any]) -> Callable[[Iterator, Any], bytes]:
+        """Make the handler of a method: it reads one message and turns every problem into a logged status."""
 
         def handler(messages: Iterator[bytes], context: Any) -> bytes:
             try:
                 self._check_peer(context)
-                content = self._one_message(messages)
+                content = self._read_message(messages)
                 if self._links is not None:
                     self._links[0].take(len(content))
                 answer = method(content, time.monotonic()).SerializeToString()
@@ -185,7 +185,7 @@ class DeviceServer:
                 shown = names[0].decode(errors="replace") if names else "nobody"
                 raise _Refused(grpc.StatusCode.PERMISSION_DENIED, f"only {BASE_STATION} may call, this is {shown!r}")
 
-    def _one_message(self, messages: Iterator[bytes]) -> bytes:
+    def _read_message(self, messages: Iterator[bytes]) -> bytes:
         try:
             content = next(messages, None)
         except Exception:
@@ -233,7 +233,7 @@ class DeviceServer:
         return reply
 
     def _sums(self, tokens: Any) -> Tensor:
-        """-> [tokens, hidden] weighted sums; WireError for whatever does not fit."""
+        """-> [tokens, hidden] weighted sums; WireError if anything does not fit."""
         held = self.held
         if tokens.check != check_of_tokens(tokens):
             raise WireError(CHANGED)
@@ -242,11 +242,11 @@ class DeviceServer:
         experts = held.layers[tokens.layer]
         if tokens.sums_bits not in (0, 4, 8, 16):
             raise WireError(f"sums_bits must be 0, 4, 8 or 16, got {tokens.sums_bits}")
-        hidden = unpack(tokens.hidden, held.hidden_size, held.dtype)
-        token, row, weights = self._pairs(tokens, len(hidden))
+        hidden_states = unpack(tokens.hidden, held.hidden_size, held.dtype)
+        token, row, weights = self._pairs(tokens, len(hidden_states))
         here = experts.down_proj.device
-        hidden, token, row, weights = (tensor.to(here) for tensor in (hidden, token, row, weights))
-        sums = sums_per_token(pair_answers(experts, hidden[token], row, weights), token, len(hidden))
+        hidden_states, token, row, weights = (tensor.to(here) for tensor in (hidden_states, token, row, weights))
+        sums = sums_per_token(pair_answers(experts, hidden_states[token], row, weights), token, len(hidden_states))
         return sums if tokens.sums_bits else sums.to(held.dtype)
 
     def _pairs(self, tokens: Any, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -271,8 +271,10 @@ class DeviceServer:
         return token, row, weights
 
 
-def loaded(path: str, experts: tuple[int, ...], dtype: str, device: str, say: Callable[[str], None]) -> HeldExperts:
-    """Load a device's experts and say how much memory that took, beside what their weights need."""
+def load_and_report(
+    path: str, experts: tuple[int, ...], dtype: str, device: str, say: Callable[[str], None]
+) -> HeldExperts:
+    """Load a device's experts and report the memory used, next to the size of their weights."""
     before = used_bytes(device)
     held = load_experts(path, experts, dtype, device)
     _give_memory_back()
@@ -288,7 +290,7 @@ def loaded(path: str, experts: tuple[int, ...], dtype: str, device: str, say: Ca
 
 
 def used_bytes(device: str) -> int:
-    """Memory of this process on `device` that no file backs."""
+    """Bytes of this process's memory on `device` that no file backs."""
     if device != "cpu":
         return int(torch.cuda.memory_allocated(device))
     for line in Path("/proc/self/status").read_text().splitlines():
@@ -298,7 +300,7 @@ def used_bytes(device: str) -> int:
 
 
 def _give_memory_back() -> None:
-    """What loading needed for a moment goes back to the system, where the C library can do that."""
+    """Return the temporary memory of loading to the system, if the C library can do that."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):

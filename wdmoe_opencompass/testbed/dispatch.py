@@ -1,4 +1,4 @@
-"""One MoE layer on a testbed: its tokens go to the devices that hold their experts, and every answer comes somehow."""
+"""One MoE layer on a testbed: send its tokens to the devices that hold their experts, and get every answer."""
 
 import itertools
 import time
@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import LabError
+from ..errors import TestbedError
 from ..routing.discovery import MoeLayer
 from ..routing.payload import Payload
 from ..trace.times import LayerTimes
-from .base_station_experts import OwnExperts
+from .base_station_experts import BaseStationExperts
 from .experts import sums_per_token
-from .lab import Lab
-from .link import Call, CallFailed, Link, read_sums
+from .lab_file import Testbed
+from .link import Call, CallError, Link, read_sums
 from .wire import OVERHEAD_BYTES, Tokens, WireError, bytes_per_row, check_of_tokens, dtype_name, pack, raw, unpack
 
 DROPPED = -2  # device of a pair that nobody computes; -1 is the base station
@@ -24,12 +24,12 @@ DROPPED = -2  # device of a pair that nobody computes; -1 is the base station
 
 @dataclass(frozen=True)
 class Event:
-    """Something went wrong with a device, or right again.
+    """A device failed or came back.
 
-    at:     seconds since 1970
-    kind:   timeout, unavailable, refused, bad_reply or failed: of a message, whose tokens somebody else took over; or
-            of a health check (layer -1); rejoined: the device is back
-    by:     who took over: another device, or base_station; empty where nothing had to be
+    at:   seconds since 1970
+    kind: timeout, unavailable, refused, bad_reply or failed, of a message or a health check (layer -1); rejoined: the
+          device is back
+    by:   who took over the message's tokens: another device, or base_station; empty if there were none
     """
 
     at: float
@@ -47,7 +47,7 @@ class _Group:
     """The pairs of one layer that one device computes.
 
     rows:       [tokens] of the layer's hidden states, ascending
-    slot:       [tokens] where the sum goes: the first of the token's k slots that the device holds
+    slot:       [tokens] of the sum: the first of the token's k slots whose expert the device holds
     pair_token: [pairs] index into rows; expert, weight: [pairs]
     """
 
@@ -79,23 +79,28 @@ class _Exchange:
     times: list[LayerTimes] = field(default_factory=list)
 
     def times_until(self, answered_at: float) -> list[LayerTimes]:
-        """-> the times, each with the waiting time of the layer, whose last answer came at this moment."""
+        """-> the times, each with the waiting time of the layer up to its last answer."""
         return [times._replace(waiting_s=answered_at - self.began) for times in self.times]
 
 
 class Dispatcher:
-    """Computes MoE layers on the devices; what a device does not answer, another one or the base station computes.
+    """Computes MoE layers on the devices; if one does not answer, another device or the base station computes.
 
     note: called with every Event of a message
     """
 
     def __init__(
-        self, lab: Lab, layers: list[MoeLayer], links: list[Link], own: OwnExperts, note: Callable[[Event], None]
+        self,
+        testbed: Testbed,
+        layers: list[MoeLayer],
+        links: list[Link],
+        own_experts: BaseStationExperts,
+        note: Callable[[Event], None],
     ):
-        self.lab, self.layers, self.links, self.own, self.note = lab, layers, links, own, note
+        self.testbed, self.layers, self.links, self.own_experts, self.note = testbed, layers, links, own_experts, note
         self._numbers = itertools.count(1)
-        self._last_s = [0.0] * len(lab.devices)  # round trip of each device's last message
-        self._placements = [torch.tensor([*lab.device_of_expert(layer.num_experts), DROPPED]) for layer in layers]
+        self._last_s = [0.0] * len(testbed.devices)  # round trip of each device's last message
+        self._placements = [torch.tensor([*testbed.device_of_expert(layer.num_experts), DROPPED]) for layer in layers]
 
     @torch.no_grad()
     def compute(
@@ -107,17 +112,18 @@ class Dispatcher:
         pass_index: int,
         is_real_token: Tensor,
     ) -> tuple[Tensor, list[LayerTimes], float | None]:
-        """Compute a layer's experts, wherever they are; index `experts` is nobody's pair.
+        """Compute a layer's experts, wherever they are.
 
-        Tokens that are no load are computed here, not left out: a perplexity of left-padded prompts reads the logits of
-        the last padding.
+        Padding and finished rows are computed here, not left out: a perplexity of left-padded prompts reads the logits
+        of the last padding token.
 
-        hidden_states: [tokens, hidden]; expert_index, weights: [tokens, k]; is_real_token: [tokens]
-        Returns: [tokens, hidden] the answers, weighted and summed; what each message took; the seconds until the last
-        answer, None where no token was for a device.
+        layer: its number. hidden_states: [tokens, hidden]. expert_index: [tokens, k], `experts` for a dropped pair.
+        weights: [tokens, k]. pass_index: of the forward pass. is_real_token: [tokens] bool.
+        Returns: [tokens, hidden] weighted sums; the times of each message; the seconds until the last answer, None if
+        no token was for a device.
         """
         here = hidden_states.device
-        self.own.forget(expert for link in self.links if link.is_up for expert in link.device.experts)
+        self.own_experts.forget(expert for link in self.links if link.is_up for expert in link.device.experts)
         sent_index = expert_index.cpu()
         device = self._devices(layer, sent_index, is_real_token)
         groups = list(self._groups(device, sent_index, weights.cpu()))
@@ -126,7 +132,7 @@ class Dispatcher:
         answers = torch.zeros(*expert_index.shape, hidden_states.shape[1], device=here)  # [tokens, k, hidden]
         token, slot = (column.to(here) for column in (device == -1).nonzero(as_tuple=True))
         if len(token):
-            answers[token, slot] = self.own.answers(
+            answers[token, slot] = self.own_experts.answers(
                 layer, hidden_states[token], expert_index[token, slot], weights[token, slot]
             )
         answered_at = exchange.began
@@ -145,33 +151,33 @@ class Dispatcher:
         generator: torch.Generator,
         meanwhile: Callable[[Tensor], Any],
     ) -> list[LayerTimes]:
-        """Send some devices random hidden states for a layer, to all at once; -> their times.
+        """Send random hidden states for a layer to some devices at once; -> the times.
 
         Each token goes to one of the device's experts, in turn. The model's own weights are not needed.
-        tokens:    of the message to each of these devices
-        meanwhile: called with the longest message's once they are sent: what the base station does while it waits
-        Raises LabError where a device does not answer as it should, or a message would be too long.
+        tokens:    by device, how many its message has
+        meanwhile: work of the base station while it waits; called with the longest message's hidden states
+        Raises TestbedError if a device does not answer correctly, or a message would be too long.
         """
         longest, limit = max(tokens.values()), self._max_tokens(1)
         if longest > limit:
-            raise LabError(f"a message of {longest} tokens is longer than message_bytes allows ({limit} tokens)")
+            raise TestbedError(f"a message of {longest} tokens is longer than message_bytes allows ({limit} tokens)")
         shape, weights = self.layers[layer].shape, self.layers[layer].experts.down_proj
         hidden_states = torch.randn(longest, shape.hidden_size, generator=generator).to(weights.dtype)
-        groups = [self._probing(self.links[device], count) for device, count in tokens.items()]
+        groups = [self._probe_group(self.links[device], count) for device, count in tokens.items()]
         exchange = _Exchange(layer, pass_index, hidden_states, groups)
         self._send_all(exchange)
         meanwhile(hidden_states)
         for group in groups:
             link = self.links[group.owner]
             if group.call is None or group.link is not link:
-                raise LabError(f"{link.device.name} is not there")
+                raise TestbedError(f"{link.device.name} is not there")
             try:
                 self._read(exchange, group, link, group.call)
-            except CallFailed as failed:
-                raise LabError(f"{link.device.name} does not answer: {failed}") from None
+            except CallError as failed:
+                raise TestbedError(f"{link.device.name} does not answer: {failed}") from None
         return exchange.times_until(max(group.call.done_at for group in groups if group.call))
 
-    def _probing(self, link: Link, count: int) -> _Group:
+    def _probe_group(self, link: Link, count: int) -> _Group:
         placement = self._placements[0]
         first = [expert for expert in link.device.experts if placement[expert] == link.number]  # others: to take over
         rows, held = torch.arange(count), torch.tensor(first or link.device.experts)
@@ -181,7 +187,7 @@ class Dispatcher:
         """-> [tokens, k] the device that computes each pair, -1 for the base station, or DROPPED."""
         placement = self._placements[layer]
         device = placement[expert_index.clamp(max=len(placement) - 1)]
-        if self.lab.send_padding:
+        if self.testbed.send_padding:
             return device
         return device.masked_fill(~is_real_token.cpu()[:, None] & (device != DROPPED), -1)
 
@@ -193,8 +199,8 @@ class Dispatcher:
             if not len(token):
                 continue
             for rows in torch.unique_consecutive(token).split(most):
-                mine = (token >= rows[0]) & (token <= rows[-1])
-                its_token, its_slot = token[mine], slot[mine]
+                inside = (token >= rows[0]) & (token <= rows[-1])
+                its_token, its_slot = token[inside], slot[inside]
                 yield _Group(
                     owner,
                     rows,
@@ -205,17 +211,17 @@ class Dispatcher:
                 )
 
     def _max_tokens(self, pairs_per_token: int) -> int:
-        """Tokens of a message that is no longer than the limit, nor is its answer."""
-        layer, bits = self.layers[0], self.lab.payload_bits
+        """Most tokens of a message for which neither it nor its answer exceeds the limit."""
+        layer, bits = self.layers[0], self.testbed.payload_bits
         types = (layer.experts.down_proj.dtype, torch.float32)
         row_bytes = max(bytes_per_row(layer.shape.hidden_size, dtype, bits) for dtype in types)
-        return max(1, (self.lab.message_bytes - OVERHEAD_BYTES) // (row_bytes + 16 * pairs_per_token))
+        return max(1, (self.testbed.message_bytes - OVERHEAD_BYTES) // (row_bytes + 16 * pairs_per_token))
 
     def _send_all(self, exchange: _Exchange) -> None:
         """Pack every group, then send them; the exchange begins when the first one leaves.
 
-        Each takes a moment to leave, nearly at once with the others but in no sure order; the device whose last round
-        trip was the longest is asked to begin.
+        They leave at nearly the same time, but in no fixed order; the device with the longest last round trip is asked
+        first.
         """
         for group in exchange.groups:
             self._pack(exchange, group)
@@ -224,23 +230,23 @@ class Dispatcher:
             self._send(group)
 
     def _pack(self, exchange: _Exchange, group: _Group) -> None:
-        """Make the message of a group; whoever gets it answers with the same number."""
+        """Make the message of a group; its reply carries the same number."""
         group.number = next(self._numbers)
         message = Tokens(
             number=group.number,
             layer=exchange.layer,
-            hidden=pack(exchange.hidden_states[group.rows], self.lab.payload_bits),
+            hidden=pack(exchange.hidden_states[group.rows], self.testbed.payload_bits),
             pair_token=raw(group.pair_token.int()),
             pair_expert=raw(group.expert.int()),
             pair_weight=raw(group.weight),
             weight_dtype=dtype_name(group.weight.dtype),
-            sums_bits=self.lab.payload_bits or 0,
+            sums_bits=self.testbed.payload_bits or 0,
         )
         message.check = check_of_tokens(message)
         group.message = message.SerializeToString()
 
     def _send(self, group: _Group, but: tuple[int, ...] = ()) -> None:
-        """Send a group to its device, or to another that is up and holds its experts; else leave it to be done here."""
+        """Send a group to its device, or to another that is up and holds its experts; otherwise it is computed here."""
         wanted = set(group.expert.tolist())
         others = (link for link in self.links if link.number != group.owner)
         for link in (self.links[group.owner], *others):
@@ -248,21 +254,21 @@ class Dispatcher:
                 try:
                     group.link, group.call = link, link.compute(group.message)
                     return
-                except CallFailed:  # closed at this moment by its own thread
+                except CallError:  # closed at this moment by its own thread
                     continue
         group.link = group.call = None
 
     def _answer(self, exchange: _Exchange, group: _Group) -> Tensor:
-        """-> [tokens, hidden] the group's sums: from its device, from another that holds its experts, or from here."""
-        failed: list[tuple[Link, CallFailed, float]] = []
+        """-> [tokens, hidden] the group's sums, from its device, another with its experts, or the base station."""
+        failed: list[tuple[Link, CallError, float]] = []
         while group.link is not None and group.call is not None:
             link = group.link
             try:
                 sums = self._read(exchange, group, link, group.call)
-            except CallFailed as error:
+            except CallError as error:
                 failed.append((link, error, time.time()))
                 if not error.stays_up:
-                    link.down()
+                    link.mark_down()
                 self._send(group, tuple(tried.number for tried, *_ in failed))
                 continue
             break
@@ -277,16 +283,16 @@ class Dispatcher:
     def _read(self, exchange: _Exchange, group: _Group, link: Link, call: Call) -> Tensor:
         try:
             reply = read_sums(call.answer(), group.number, link.session)
-            dtype = torch.float32 if self.lab.payload_bits else exchange.hidden_states.dtype
+            dtype = torch.float32 if self.testbed.payload_bits else exchange.hidden_states.dtype
             sums = unpack(reply.sums, exchange.hidden_states.shape[1], dtype)
             if len(sums) != len(group.rows):
                 raise WireError(f"it answers {len(sums)} of {len(group.rows)} tokens")
-            if reply.sums.bits != (self.lab.payload_bits or 0):
+            if reply.sums.bits != (self.testbed.payload_bits or 0):
                 raise WireError(f"it answers in {reply.sums.bits} bits")
             parts_s = link.parts(call, reply)
         except WireError as error:
-            raise CallFailed("bad_reply", str(error)) from None
-        link.worked()
+            raise CallError("bad_reply", str(error)) from None
+        link.reset_backoff()
         total_s = self._last_s[link.number] = call.done_at - call.sent_at
         taken_over = link.number != group.owner
         exchange.times.append(
@@ -295,12 +301,12 @@ class Dispatcher:
         return sums
 
     def _compute_here(self, exchange: _Exchange, group: _Group) -> Tensor:
-        """The group's sums by the base station's own weights, rounded as if they had travelled."""
-        here, bits = self.layers[exchange.layer].experts.down_proj.device, self.lab.payload_bits
+        """-> [tokens, hidden] the group's sums by the base station's weights, rounded as if they had been sent."""
+        here, bits = self.layers[exchange.layer].experts.down_proj.device, self.testbed.payload_bits
         sent = exchange.hidden_states[group.rows]
         if bits is not None:
-            sent = Payload(bits, torch.empty(0)).rounded(sent)
+            sent = Payload(bits, torch.empty(0)).round(sent)
         pair_hidden = sent[group.pair_token].to(here)
-        answers = self.own.answers(exchange.layer, pair_hidden, group.expert.to(here), group.weight.to(here))
+        answers = self.own_experts.answers(exchange.layer, pair_hidden, group.expert.to(here), group.weight.to(here))
         sums = sums_per_token(answers, group.pair_token.to(here), len(group.rows)).cpu()
-        return sums.to(sent.dtype) if bits is None else Payload(bits, torch.empty(0)).rounded(sums)
+        return sums.to(sent.dtype) if bits is None else Payload(bits, torch.empty(0)).round(sums)

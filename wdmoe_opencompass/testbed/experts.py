@@ -17,7 +17,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 from transformers.integrations.moe import grouped_mm_experts_forward
 
 from .._util.checkpoint_files import SAFETENSORS, indexed_files
-from ..errors import LabError
+from ..errors import TestbedError
 from ..routing.discovery import MoeLayer, find_moe_layers
 from .wire import DTYPES, dtype_name, raw
 
@@ -26,9 +26,9 @@ EXPERT_NUMBER = re.compile(r"(?<=experts\.)\d+(?=\.)")
 
 @dataclass(frozen=True)
 class HeldExperts:
-    """Experts of every MoE layer: one module per layer, of the model's own class, with these experts' weights alone.
+    """Experts of every MoE layer: one module per layer, of the model's own class, with the weights of these experts.
 
-    experts: their numbers in the model, ascending: row r of a module's weights is expert experts[r]
+    experts: their numbers in the model, ascending; row r of a module's weights is expert experts[r]
     """
 
     experts: tuple[int, ...]
@@ -42,7 +42,7 @@ class HeldExperts:
         return sum(weight.numel() * weight.element_size() for layer in self.layers for weight in layer.parameters())
 
     def fingerprints(self) -> list[int]:
-        """One number per layer and expert, layer by layer, that tells other weights apart."""
+        """One number per layer and expert, layer by layer, that differs for other weights."""
         rows = range(len(self.experts))
         return [fingerprint(layer, row) for layer in self.layers for row in rows]
 
@@ -57,35 +57,42 @@ def fingerprint(experts: Any, row: int) -> int:
 
 
 @torch.no_grad()
-def pair_answers(experts: Any, hidden: Tensor, expert: Tensor, weights: Tensor) -> Tensor:
-    """-> [pairs, hidden] float32 weighted answer of each pair's expert, by transformers' own grouped products.
+def pair_answers(experts: Any, hidden_states: Tensor, row: Tensor, weights: Tensor) -> Tensor:
+    """Compute (token, expert) pairs by transformers' grouped products.
 
-    hidden: [pairs, hidden]; expert: [pairs] row of the module's weights; weights: [pairs]
+    experts: module. hidden_states: [pairs, hidden]. row: [pairs] row of the module's weights. weights: [pairs].
+    Returns: [pairs, hidden] float32 weighted output of each pair's expert.
     """
-    return grouped_mm_experts_forward(experts, hidden, expert[:, None], weights[:, None]).float()
+    return grouped_mm_experts_forward(experts, hidden_states, row[:, None], weights[:, None]).float()
 
 
 def sums_per_token(answers: Tensor, token: Tensor, tokens: int) -> Tensor:
-    """-> [tokens, hidden] float32 sum of the answers [pairs, hidden] of each token, in the order of the pairs."""
+    """Sum the answers of each token, in the order of the pairs.
+
+    answers: [pairs, hidden] float32. token: [pairs] index of each pair's token. tokens: how many.
+    Returns: [tokens, hidden] float32.
+    """
     return torch.zeros(tokens, answers.shape[1], device=answers.device).index_add_(0, token, answers)
 
 
 def check_can_be_sent(layer: MoeLayer) -> None:
-    """LabError where a layer's experts cannot run on another machine."""
+    """Raise TestbedError if a layer's experts cannot run on another machine."""
     kind = type(layer.experts).__name__
     if not layer.contract.skips_dropped or getattr(layer.experts, "has_gate", None) not in (True, False):
-        raise LabError(f"{layer.name}: {kind} does not follow the contract of experts that the testbed can send to")
+        raise TestbedError(f"{layer.name}: {kind} does not follow the contract of experts that the testbed can send to")
     if hasattr(layer.experts.down_proj, "__tensor_flatten__") or not layer.experts.down_proj.is_floating_point():
-        raise LabError(f"{layer.name}: {kind} has quantised weights; the testbed needs float32, float16 or bfloat16")
+        raise TestbedError(
+            f"{layer.name}: {kind} has quantised weights; the testbed needs float32, float16 or bfloat16"
+        )
 
 
 def load_experts(
     path: str | Path, experts: tuple[int, ...], dtype: str = "auto", device: str | torch.device = "cpu"
 ) -> HeldExperts:
-    """Read these experts of every MoE layer; nothing else of the model is read.
+    """Read these experts of every MoE layer, and nothing else of the model.
 
     path: folder with config.json and safetensors files. dtype: float32, float16, bfloat16, or auto, the model's own.
-    Raises LabError where the folder, the experts or the layout do not fit.
+    Raises TestbedError if the folder, the experts or the layout do not fit.
     """
     folder = Path(path)
     model = _meta_model(folder)
@@ -94,10 +101,12 @@ def load_experts(
         check_can_be_sent(layer)
         for expert in experts:
             if not 0 <= expert < layer.num_experts:
-                raise LabError(f"experts must be < {layer.num_experts}, the model's number of experts, got {expert}")
+                raise TestbedError(
+                    f"experts must be < {layer.num_experts}, the model's number of experts, got {expert}"
+                )
     wanted = tuple(sorted(set(experts)))
     if not wanted:
-        raise LabError("experts must hold at least one entry, got none")
+        raise TestbedError("experts must hold at least one entry, got none")
     own_dtype = _dtype(model, dtype)
     names = {id(module): name for name, module in model.named_modules()}
     targets = {
@@ -112,7 +121,7 @@ def load_experts(
         weight = reader.read(key, is_sliced)
         shape = (len(wanted), *parameter.shape[1:]) if is_sliced else tuple(parameter.shape)
         if tuple(weight.shape) != shape:
-            raise LabError(f"{folder}: {key}: the files give {list(weight.shape)}, the model needs {list(shape)}")
+            raise TestbedError(f"{folder}: {key}: the files give {list(weight.shape)}, the model needs {list(shape)}")
         holder, _, leaf = name.rpartition(".")
         module = modules[id(original)].get_submodule(holder)
         own = weight.to(device=device, dtype=own_dtype).clone(memory_format=torch.contiguous_format)
@@ -122,7 +131,7 @@ def load_experts(
 
 
 def layers_without_weights(path: str | Path, dtype: str = "auto") -> list[MoeLayer]:
-    """-> the MoE layers of a model, for what needs shapes alone: no weights are read; dtype as in load_experts."""
+    """-> the MoE layers of a model with their shapes; no weights are read. dtype: as in load_experts."""
     model = _meta_model(Path(path))
     return find_moe_layers(model.to(_dtype(model, dtype)))
 
@@ -131,29 +140,29 @@ def _dtype(model: Any, name: str) -> torch.dtype:
     if name == "auto":
         name = dtype_name(model.config.dtype or torch.float32)
     if name not in DTYPES:
-        raise LabError(f"dtype must be one of {', '.join(DTYPES)} or auto, got {name!r}")
+        raise TestbedError(f"dtype must be one of {', '.join(DTYPES)} or auto, got {name!r}")
     return DTYPES[name]
 
 
 def _meta_model(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
-        raise LabError(f"{folder}: no such folder with a config.json")
+        raise TestbedError(f"{folder}: no such folder with a config.json")
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if getattr(config, "quantization_config", None) is not None:
-        raise LabError(f"{folder}: the weights are quantised; the testbed needs float32, float16 or bfloat16")
+        raise TestbedError(f"{folder}: the weights are quantised; the testbed needs float32, float16 or bfloat16")
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval()
 
 
 def _empty(experts: Any, count: int) -> Any:
-    """The same module for `count` experts; its weights are still to come."""
+    """-> the same module for `count` experts, without weights yet."""
     module = copy.deepcopy(experts)
     module.num_experts = count
     return module
 
 
 class _Reader:
-    """Reads weights by transformers' own rules of conversion, but only what belongs to the wanted experts."""
+    """Reads the weights of the wanted experts only, by transformers' conversion rules."""
 
     def __init__(self, folder: Path, model: Any, targets: set[str], wanted: tuple[int, ...]):
         self.folder, self.model, self.wanted = folder, model, wanted
@@ -171,10 +180,10 @@ class _Reader:
                 self.sources.setdefault(found[0], []).append((key, found[1]))
 
     def read(self, target: str, is_sliced: bool) -> Tensor:
-        """-> the weight, with the wanted experts alone where it has one per expert."""
+        """-> the weight `target`, of the wanted experts only if its first axis is the experts (is_sliced)."""
         sources = self.sources.get(target)
         if not sources:
-            raise LabError(
+            raise TestbedError(
                 f"{self.folder}: no weight of its files becomes {target}; the testbed knows the layouts that "
                 "transformers converts itself: one weight per expert (Mixtral, Qwen, OLMoE and their like) or all fused"
             )
@@ -192,7 +201,9 @@ class _Reader:
         weight = converted.get(target)
         weight = weight[0] if isinstance(weight, list) else weight
         if weight is None:
-            raise LabError(f"{self.folder}: {target}: transformers' rules make {', '.join(converted)} of its sources")
+            raise TestbedError(
+                f"{self.folder}: {target}: transformers' rules make {', '.join(converted)} of its sources"
+            )
         return weight[list(self.wanted)] if is_sliced and not is_one_each else weight
 
     def _slice(self, key: str, is_sliced: bool) -> Tensor:
@@ -204,7 +215,7 @@ class _Reader:
                 rows = opened.get_slice(key)
                 return torch.cat([rows[expert : expert + 1] for expert in self.wanted])
         except (OSError, SafetensorError) as error:
-            raise LabError(f"{file}: {key} cannot be read: {error}") from None
+            raise TestbedError(f"{file}: {key} cannot be read: {error}") from None
 
 
 def _files(folder: Path) -> dict[str, str]:
@@ -216,11 +227,11 @@ def _files(folder: Path) -> dict[str, str]:
             return dict(json.loads(index.read_text())["weight_map"])
         names = [path.name for path in sorted(folder.glob("*.safetensors"))]
         if not names:
-            raise LabError(f"{folder}: no safetensors files; the testbed reads no other weights")
+            raise TestbedError(f"{folder}: no safetensors files; the testbed reads no other weights")
         found = {}
         for name in names:
             with safe_open(folder / name, framework="pt") as opened:
                 found.update(dict.fromkeys(opened.keys(), name))
         return found
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise LabError(f"{folder}: its safetensors files cannot be read: {error}") from None
+        raise TestbedError(f"{folder}: its safetensors files cannot be read: {error}") from None

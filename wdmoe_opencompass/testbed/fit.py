@@ -14,21 +14,21 @@ from ..latency import Array, ExpertShape, expert_flop, last_answer_s, others, pa
 from ..trace.times import LayerTimes
 
 MIN_SIZES = 2
-MIN_GAIN = 0.2  # by which a burst, or a shared rate, must lower the error that is left without it
-BURST_STEPS = 256  # of the sizes that a burst may hide
-STRAIGHT = 0.01  # relative error of a line that needs no burst
-MIN_TOKEN_S = 1e-9  # below it what messages share has no limit
-DIGITS = 6  # of a fitted number, so that it can be written down
+MIN_GAIN = 0.2  # share by which a burst, or a shared rate, must lower the error
+BURST_STEPS = 256  # burst sizes tried
+STRAIGHT = 0.01  # relative error below which a straight line needs no burst
+MIN_TOKEN_S = 1e-9  # below it the shared rate counts as unlimited
+DIGITS = 6  # of a fitted number
 
 
 @dataclass(frozen=True)
 class DeviceFit:
-    """What a device was measured to do; the numbers of `rates: measured`.
+    """The measured numbers of a device, for `rates: measured`.
 
-    burst_bit: of a message, each way, that take no time of their own: a token bucket lets them pass at once
-    fixed_s:   of a message, whatever its length: handed over, there, computing, and back
+    burst_bit: bits of a message, each way, that take no time: a token bucket lets them pass at once
+    fixed_s:   seconds per message of any length: handed over, there, computing, and back
     messages:  how many were measured
-    tokens:    the shortest and the longest of them
+    tokens:    of the shortest and the longest message
     """
 
     downlink_bit_per_s: float
@@ -40,21 +40,25 @@ class DeviceFit:
     tokens: tuple[int, int]
 
     def total_s(self, tokens: Array, bits: float, flop: float) -> Array:
-        """Seconds of a round trip of so many tokens, each of so many bits one way, and so many FLOPs; 0 without any."""
+        """Time of a round trip.
+
+        tokens: [...] of each message. bits: per token, one way. flop: per token.
+        Returns: [...] seconds; 0 for messages without tokens.
+        """
         limited_bit = np.maximum(tokens * bits - self.burst_bit, 0.0)
         transfer_s = limited_bit / self.downlink_bit_per_s + limited_bit / self.uplink_bit_per_s
         return np.where(tokens > 0, self.fixed_s + transfer_s + tokens * flop / self.compute_flops, 0.0)
 
 
 @dataclass(frozen=True)
-class LabFit:
-    """What a lab was measured to do.
+class TestbedFit:
+    """The measured numbers of a testbed.
 
-    devices:               in the lab's order
-    message_s:             by which each further message of a layer delays the last answer
-    shared_bit_per_s:      at which the bits of all but the slowest message pass what they share; None: at once
+    devices:               in the testbed's order
+    message_s:             seconds by which each further message of a layer delays the last answer
+    shared_bit_per_s:      rate of the path shared by all but the slowest message; None: unlimited
     layers:                how many exchanges were measured
-    median_relative_error: of the fitted waiting latency against that of each exchange
+    median_relative_error: of the fitted waiting latency, over the exchanges
     """
 
     devices: tuple[DeviceFit, ...]
@@ -64,21 +68,20 @@ class LabFit:
     median_relative_error: float
 
 
-def fit_lab(names: Sequence[str], times: Sequence[LayerTimes], shape: ExpertShape, payload_bits: int) -> LabFit:
-    """Fit a lab: a message of n tokens takes ``fixed + (n bits - burst) (1 / R_d + 1 / R_u) + n flop / C``.
+def fit_testbed(names: Sequence[str], times: Sequence[LayerTimes], shape: ExpertShape, payload_bits: int) -> TestbedFit:
+    """Fit a testbed: a message of n tokens takes ``fixed + (n bits - burst) (1 / R_d + 1 / R_u) + n flop / C``.
 
-    names: of the devices, which a time's `device` is an index of. times: of exchanges (one pass_index and layer each)
-    with messages of several sizes to each device alone, to all at once and to some, every token to one expert. bits of
+    names: of the devices, in the order of a time's `device`. times: of exchanges (one pass_index and layer each) with
+    messages of several sizes to each device alone, to all at once and to some, every token to one expert. bits of
     Eq. (4), FLOPs of Eq. (5).
 
-    Our choices. What is a device's own is measured alone: its time per token is the slope of its exchanges, by least
-    squares of the relative errors (1 ms tells as much as 100 ms) through the median of each size (one late message
-    moves nothing), split as the slopes of sending, computing and returning are; what else the round trip took grows no
-    part of its own. The burst is where the transfers begin to grow; `fixed_s` is what the waiting latencies are beyond.
-    What messages share, `message_s` and `shared_bit_per_s`, is from the waiting latencies of exchanges with messages of
-    several sizes, as a router sends them (equal ones arrive together and hinder each other more), by the least relative
-    errors of what `waiting_latency_s` predicts. None is below 0. ProfileError where a device has too few sizes, or a
-    part does not grow with them.
+    Our choices. The numbers of a device come from its exchanges alone. Its time per token is their slope, by least
+    squares of the relative errors (1 ms counts as much as 100 ms) through the median of each size (robust to a late
+    message), divided in proportion to the slopes of sending, computing and returning. The burst is the size at which
+    the transfers begin to grow; `fixed_s` is the rest of the waiting latency. `message_s` and `shared_bit_per_s` come
+    from exchanges with messages of several sizes, as a router sends them (equal messages arrive together and delay each
+    other more), by the least relative errors of what `waiting_latency_s` predicts. None is below 0. Raises ProfileError
+    if a device has too few sizes, or a part does not grow with them.
     """
     bits, flop = payload_bit(payload_bits, shape.hidden_size), expert_flop(shape)
     exchanges = _exchanges(times)
@@ -92,20 +95,20 @@ def fit_lab(names: Sequence[str], times: Sequence[LayerTimes], shape: ExpertShap
 
     message_s, token_s = _fit_shared(seconds, tokens, waiting)
     error = np.abs(last_answer_s(seconds, tokens, message_s, token_s) / waiting - 1)
-    return LabFit(
+    return TestbedFit(
         tuple(fits),
-        _rounded(message_s),
-        _rounded(2 * bits / token_s) if token_s > MIN_TOKEN_S else None,
+        _round(message_s),
+        _round(2 * bits / token_s) if token_s > MIN_TOKEN_S else None,
         len(exchanges),
         float(np.median(error)),
     )
 
 
 def _fit_shared(seconds: Array, tokens: Array, waiting: Array) -> tuple[float, float]:
-    """-> seconds >= 0 by which each message, and each of its tokens, delay the slowest message.
+    """-> seconds >= 0 by which each message, and each of its tokens, delays the slowest message.
 
     seconds, tokens: [exchanges, devices] fitted and sent. waiting: [exchanges]. The least mean relative error, as a
-    linear program; tokens count where that lowers it by MIN_GAIN, else scatter would pass for a rate.
+    linear program; tokens count only if that lowers it by MIN_GAIN: scatter must not look like a rate.
     """
     several = (tokens > 0).sum(axis=1) > 1
     mixed = several & (tokens.max(axis=1) > np.where(tokens > 0, tokens, np.inf).min(axis=1))
@@ -132,7 +135,7 @@ def _least_relative_errors(factors: Array, missing: Array) -> tuple[list[float],
 
 
 def _exchanges(times: Sequence[LayerTimes]) -> list[list[LayerTimes]]:
-    """The times of each exchange in which every message is whole."""
+    """-> the times of each exchange whose messages are all complete."""
     found: dict[tuple[int, int], list[LayerTimes]] = {}
     for message in times:
         found.setdefault((message.pass_index, message.layer), []).append(message)
@@ -144,7 +147,7 @@ def _exchanges(times: Sequence[LayerTimes]) -> list[list[LayerTimes]]:
 
 
 def _messages(exchanges: Sequence[Sequence[LayerTimes]], device: int) -> dict[int, list[LayerTimes]]:
-    """-> by the number of devices of its exchange, every message to one device."""
+    """-> every message to a device, by the number of devices in its exchange."""
     found: dict[int, list[LayerTimes]] = {}
     for exchange in exchanges:
         found.setdefault(len(exchange), []).extend(message for message in exchange if message.device == device)
@@ -174,10 +177,10 @@ def _fit_device(name: str, messages: dict[int, list[LayerTimes]], bits: float, f
                 "longer messages"
             )
     fit = DeviceFit(
-        downlink_bit_per_s=_rounded(bits / (scale * per_token["send"])),
-        uplink_bit_per_s=_rounded(bits / (scale * per_token["return"])),
-        burst_bit=_rounded(burst * bits),
-        compute_flops=_rounded(flop / (scale * per_token["compute"])),
+        downlink_bit_per_s=_round(bits / (scale * per_token["send"])),
+        uplink_bit_per_s=_round(bits / (scale * per_token["return"])),
+        burst_bit=_round(burst * bits),
+        compute_flops=_round(flop / (scale * per_token["compute"])),
         fixed_s=0.0,
         messages=sum(map(len, messages.values())),
         tokens=(int(sizes[0]), int(sizes[-1])),
@@ -185,14 +188,13 @@ def _fit_device(name: str, messages: dict[int, list[LayerTimes]], bits: float, f
     is_alone = min(messages) == 1
     answered_s = np.array([message.waiting_s if is_alone else message.total_s for message in alone])
     beyond_s = answered_s - fit.total_s(np.array([message.tokens for message in alone]), bits, flop)
-    return replace(fit, fixed_s=_rounded(max(0.0, _weighted_median(beyond_s, 1 / answered_s))))
+    return replace(fit, fixed_s=_round(max(0.0, _weighted_median(beyond_s, 1 / answered_s))))
 
 
 def _burst_tokens(messages: Sequence[LayerTimes]) -> float:
-    """-> how many tokens of a message pass before the rate counts; 0 where the transfer times follow a straight line.
+    """-> how many tokens of a message pass before the rate applies; 0 if the transfer times follow a straight line.
 
-    The line through the tokens beyond must predict the transfers better by MIN_GAIN, in the mean of the relative
-    errors.
+    The line through the other tokens must predict the transfers better by MIN_GAIN, in the mean relative error.
     """
     tokens = np.array([message.tokens for message in messages], dtype=np.float64)
     transfer_s = np.array([message.send_s + message.return_s for message in messages])
@@ -238,17 +240,17 @@ def _slope(x: Array, seconds: Array) -> float:
     return _line(values[positive], middle[positive])[1] if positive.sum() >= MIN_SIZES else 0.0
 
 
-def _rounded(value: float) -> float:
+def _round(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 
 def measured_profile(
-    base: ChannelProfile, names: Sequence[str], fit: LabFit, payload_bits: int, name: str = "measured"
+    base: ChannelProfile, names: Sequence[str], fit: TestbedFit, payload_bits: int, name: str = "measured"
 ) -> ChannelProfile:
-    """The profile with the rates of its devices as measured; placement and transmit powers stay as they are.
+    """Return the profile with the measured rates; its placement and transmit powers do not change.
 
-    Raises ProfileError unless `names`, those of the fitted devices, are the profile's devices in its order, and where a
-    fitted value is out of its range.
+    Raises ProfileError unless `names`, of the fitted devices, are the profile's devices in its order, and if a fitted
+    value is out of its range.
     """
     known = [device.name for device in base.devices]
     if list(names) != known:
@@ -270,8 +272,8 @@ def measured_profile(
     return profile.with_statements("measured", statements | {"base_station.message_s": fit.message_s})
 
 
-def measured_profile_text(profile: ChannelProfile, fit: LabFit) -> str:
-    """A measured profile as YAML; comments say how each device was measured, and what is not read."""
+def measured_profile_text(profile: ChannelProfile, fit: TestbedFit) -> str:
+    """Write a measured profile as YAML; comments say how each device was measured, and which keys are not read."""
     sentences = [
         "Made by `wdmoe testbed measure`: rates, bursts, FLOP/s and fixed seconds fitted to the times of a probe; "
         f"{fit.layers} exchanges, median relative error of their waiting latency "

@@ -1,4 +1,4 @@
-"""What the base station has measured of its devices: Eq. (30). NumPy only, no gRPC and no torch."""
+"""The base station's measurements of its devices: Eq. (30). NumPy only, no gRPC and no torch."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -16,19 +16,19 @@ Average = Literal["ratios", "totals"]
 class MeasuredHistory:
     """Seconds and tokens of every message, per MoE layer and device; gives the mean time per token, Eq. (30).
 
-    window:  the mean is over so many last messages of each layer and device; None: over all
-    average: `ratios`, ``tbar_k = E[t_k^i / J_k^i]``, the paper's: every message counts the same, so that many short
-             ones (generation), in which the fixed time of a message weighs most, raise what is predicted for a long
-             one; `totals`, ``sum t_k^i / sum J_k^i`` (ours), every token counts the same
+    window:  number of last messages of each layer and device in the mean; None: all
+    average: `ratios`, ``tbar_k = E[t_k^i / J_k^i]``, the paper's: every message counts the same. Many short messages
+             (generation), in which the fixed time weighs most, then raise the prediction for a long one.
+             `totals`, ``sum t_k^i / sum J_k^i`` (ours): every token counts the same
 
-    Our choices. t_k^i is the round trip that the base station saw, `total_s`: sending, queueing, computing, returning.
-    Before anything was measured:
+    Our choices. t_k^i is the round trip at the base station, `total_s`: sending, queueing, computing, returning.
+    Without measurements:
 
-    1. a device without a message in this layer is taken for what it did in all other layers together;
-    2. one without any message, for the mean of the others in this layer: nobody is slow, or fast, by ignorance;
-    3. where there is no message at all, all means are 0 s: no device is a bottleneck, and nothing is dropped.
+    1. a device without a message in this layer gets its mean over all other layers;
+    2. a device without any message gets the mean of the other devices in this layer: neither slow nor fast;
+    3. without any message at all, all means are 0 s: no device is a bottleneck, and nothing is dropped.
 
-    Messages without a token, and those cut short (a total that is no finite number, or below 0), are left out.
+    Messages without tokens, and incomplete ones (a total that is not finite, or below 0), are left out.
     """
 
     def __init__(self, layers: int, devices: int, window: int | None = None, average: Average = "ratios"):
@@ -41,7 +41,7 @@ class MeasuredHistory:
         self._sums = np.zeros((4, layers, devices))  # seconds, tokens, seconds per token, messages
 
     def add(self, times: Iterable[LayerTimes]) -> None:
-        """Take in what was measured; IndexError for a layer or device that is not there."""
+        """Add measurements; IndexError for a layer or device that does not exist."""
         for message in times:
             if not (0 <= message.layer < self.layers and 0 <= message.device < self.devices):
                 raise IndexError(f"layer {message.layer} or device {message.device} is not in this history")
@@ -58,16 +58,20 @@ class MeasuredHistory:
 
     @property
     def seconds(self) -> Array:
-        """-> [layers, devices] summed over the window."""
+        """[layers, devices] seconds, summed over the window."""
         return self._sums[0].copy()
 
     @property
     def tokens(self) -> Array:
-        """-> [layers, devices] summed over the window."""
+        """[layers, devices] tokens, summed over the window."""
         return self._sums[1].copy()
 
     def mean_token_s(self, layer: int) -> Array:
-        """-> [devices] mean seconds per token in a layer, Eq. (30); see the class for devices that are not measured."""
+        """Mean time per token of each device.
+
+        layer: its number.
+        Returns: [devices] seconds per token; see the class for devices without measurements. Source: Eq. (30).
+        """
         mean = self._mean(self._sums[:, layer])
         mean = np.where(np.isnan(mean), self._mean(self._sums.sum(axis=1)), mean)
         known = ~np.isnan(mean)

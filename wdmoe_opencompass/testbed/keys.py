@@ -1,4 +1,4 @@
-"""Keys of a testbed: one authority, one certificate for the base station and one per device; both sides show theirs."""
+"""Keys of a testbed: an authority, and certificates of the base station and each device; both sides show theirs."""
 
 import datetime
 import os
@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..channel.profile import BASE_STATION
-from ..errors import LabError
+from ..errors import TestbedError
 
 AUTHORITY = "ca"
 CLOCK_SLACK = datetime.timedelta(hours=1)  # a board without a battery may start with a clock that is behind
@@ -21,62 +21,62 @@ CLOCK_SLACK = datetime.timedelta(hours=1)  # a board without a battery may start
 def make_keys(folder: Path, devices: list[str], days: float = 365.0) -> list[Path]:
     """Write `ca`, `base_station` and every device's key (`.key`, readable by the owner) and certificate (`.pem`).
 
-    A folder that has an authority already keeps it: more devices, or new certificates, fit the old ones.
+    An authority in the folder is kept: certificates of further devices, or new ones, work with the old ones.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for name in devices:
         if name in (AUTHORITY, BASE_STATION) or devices.count(name) > 1 or not name or "/" in name:
-            raise LabError(f"devices: {name!r} is no name of a device, or stands twice")
+            raise TestbedError(f"devices: {name!r} is not a device name, or is listed twice")
     if (folder / f"{AUTHORITY}.key").exists():
-        own_key, own = _read(folder, AUTHORITY)
+        authority_key, authority = _read(folder, AUTHORITY)
     else:
-        own_key = ec.generate_private_key(ec.SECP256R1())
-        own = _certificate("wdmoe testbed authority", own_key, own_key, None, days, None)
-        _write(folder, AUTHORITY, own_key, own)
+        authority_key = ec.generate_private_key(ec.SECP256R1())
+        authority = _certificate("wdmoe testbed authority", authority_key, authority_key, None, days, None)
+        _write(folder, AUTHORITY, authority_key, authority)
     written = [folder / f"{AUTHORITY}.pem"]
     for name in (BASE_STATION, *devices):
         key = ec.generate_private_key(ec.SECP256R1())
         usage = ExtendedKeyUsageOID.CLIENT_AUTH if name == BASE_STATION else ExtendedKeyUsageOID.SERVER_AUTH
-        _write(folder, name, key, _certificate(name, key, own_key, own, days, usage))
+        _write(folder, name, key, _certificate(name, key, authority_key, authority, days, usage))
         written.append(folder / f"{name}.pem")
     return written
 
 
 def server_credentials(folder: Path, name: str) -> Any:
-    """What a device shows, and asks of everyone who calls it."""
-    key, certificate, authority = _checked(folder, name)
+    """-> the certificate that a device shows, and the authority that its callers need."""
+    key, certificate, authority = _load(folder, name)
     return grpc.ssl_server_credentials([(key, certificate)], root_certificates=authority, require_client_auth=True)
 
 
 def channel_credentials(folder: Path) -> Any:
-    """What the base station shows, and asks of the devices."""
-    key, certificate, authority = _checked(folder, BASE_STATION)
+    """-> the certificate that the base station shows, and the authority that the devices need."""
+    key, certificate, authority = _load(folder, BASE_STATION)
     return grpc.ssl_channel_credentials(root_certificates=authority, private_key=key, certificate_chain=certificate)
 
 
 def only_device(folder: Path) -> str:
-    """The one device whose key lies in a folder, as on a board; LabError where it is not one."""
+    """Name the only device with a key in a folder, as on a board; TestbedError if it is not the only one."""
     names = sorted(path.stem for path in folder.glob("*.key") if path.stem not in (AUTHORITY, BASE_STATION))
     if len(names) != 1:
-        raise LabError(f"{folder}: holds keys of {len(names)} devices; say with --name which one this is")
+        raise TestbedError(f"{folder}: holds keys of {len(names)} devices; say with --name which one this is")
     return names[0]
 
 
-def _checked(folder: Path, name: str) -> tuple[bytes, bytes, bytes]:
+def _load(folder: Path, name: str) -> tuple[bytes, bytes, bytes]:
     try:
         key, certificate = (folder / f"{name}.key").read_bytes(), (folder / f"{name}.pem").read_bytes()
         authority = (folder / f"{AUTHORITY}.pem").read_bytes()
         known = x509.load_pem_x509_certificate(certificate)
         serialization.load_pem_private_key(key, None)
     except OSError as error:
-        raise LabError(
+        raise TestbedError(
             f"{error.filename}: cannot be read: {error.strerror}; make it with `wdmoe testbed keys`"
         ) from None
     except ValueError:
-        raise LabError(f"{folder}: {name}.pem or {name}.key is no certificate or key in PEM") from None
+        raise TestbedError(f"{folder}: {name}.pem or {name}.key is no certificate or key in PEM") from None
     now = datetime.datetime.now(datetime.UTC)
     if not known.not_valid_before_utc <= now <= known.not_valid_after_utc:
-        raise LabError(
+        raise TestbedError(
             f"{folder / name}.pem: valid from {known.not_valid_before_utc:%Y-%m-%d %H:%M} to "
             f"{known.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, now it is {now:%Y-%m-%d %H:%M}; "
             "make new ones with `wdmoe testbed keys`"
@@ -119,4 +119,4 @@ def _read(folder: Path, name: str) -> tuple[Any, x509.Certificate]:
         key = serialization.load_pem_private_key((folder / f"{name}.key").read_bytes(), None)
         return key, x509.load_pem_x509_certificate((folder / f"{name}.pem").read_bytes())
     except (OSError, ValueError):
-        raise LabError(f"{folder}: {name}.key or {name}.pem cannot be read; take a new folder") from None
+        raise TestbedError(f"{folder}: {name}.key or {name}.pem cannot be read; take a new folder") from None

@@ -1,4 +1,4 @@
-"""The base station's link to one device: calls, its clock, whether it is there, and how it comes back."""
+"""The base station's link to a device: calls, clock, health checks and reconnection."""
 
 import logging
 import math
@@ -13,16 +13,16 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from ..errors import LabError
+from ..errors import TestbedError
 from .keys import channel_credentials
-from .lab import Lab, LabDevice
+from .lab_file import Testbed, TestbedDevice
 from .wire import CHANGED, COMPUTE, HELLO, OVERHEAD_BYTES, PING, Holding, Nothing, Now, Sums, WireError, check_of_sums
 
 LOG = logging.getLogger(__name__)
 FIRST_BACKOFF_S = 0.25
 MAX_AT_ONCE = 8  # calls of one device under way; more wait for their turn
 CLOCK_WINDOW_S = 60.0  # how long an estimate of a device's clock is good: crystals drift by some 50 us a second
-RESTARTED = "it was started anew since it said what it holds"
+RESTARTED = "it was restarted after it said what it holds"
 STAYS_UP = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
 KIND = {
     grpc.StatusCode.DEADLINE_EXCEEDED: "timeout",
@@ -33,8 +33,8 @@ KIND = {
 }
 
 
-class CallFailed(Exception):
-    """A device did not give a usable answer; kind: timeout, unavailable, refused, bad_reply or failed."""
+class CallError(Exception):
+    """A device gave no usable answer; kind: timeout, unavailable, refused, bad_reply or failed."""
 
     def __init__(self, kind: str, reason: str, stays_up: bool = False):
         super().__init__(reason)
@@ -42,48 +42,48 @@ class CallFailed(Exception):
 
 
 class Call:
-    """One message on its way, sent and waited for by a thread of its link; `answer` waits for the reply."""
+    """A message under way, sent by a thread of its link; `answer` waits for the reply."""
 
     def __init__(self, pool: ThreadPoolExecutor, send: Callable[[], bytes]):
         self.sent_at = self.done_at = math.nan
-        self._future = pool.submit(self._timed, send)
+        self._future = pool.submit(self._run, send)
 
-    def _timed(self, send: Callable[[], bytes]) -> bytes:
+    def _run(self, send: Callable[[], bytes]) -> bytes:
         self.sent_at = time.monotonic()
         try:
             return send()
         finally:
-            self.done_at = time.monotonic()  # on this thread: also right while the one that waits computes
+            self.done_at = time.monotonic()  # on this thread: correct even while the waiting thread computes
 
     def answer(self) -> bytes:
-        """Wait for the reply; CallFailed where none comes (the deadline went with the message)."""
+        """Wait for the reply; CallError if none comes (the message carries the deadline)."""
         try:
             return self._future.result()
         except grpc.RpcError as error:
             status = error.code()  # type: ignore[attr-defined]
             reason = f"{status.name}: {error.details()}"  # type: ignore[attr-defined]
-            raise CallFailed(KIND.get(status, "failed"), reason, status in STAYS_UP) from None
+            raise CallError(KIND.get(status, "failed"), reason, status in STAYS_UP) from None
         except (ValueError, CancelledError):
-            raise CallFailed("failed", "the link was closed") from None
+            raise CallError("failed", "the link was closed") from None
 
 
 class Link:
-    """One device as the base station sees it.
+    """A device, as the base station sees it.
 
-    check: holding -> None, raises LabError where the device does not hold what it should
-    changed: (link, kind, reason), called when the device goes down, is refused, or is back
+    check: holding -> None, raises TestbedError if the device does not hold the right experts
+    on_change: (link, kind, reason), called when the device goes down, is refused, or is back
     """
 
     def __init__(
         self,
         number: int,
-        device: LabDevice,
-        lab: Lab,
+        device: TestbedDevice,
+        testbed: Testbed,
         check: Callable[["Link", Any], None],
-        changed: Callable[["Link", str, str], None],
+        on_change: Callable[["Link", str, str], None],
     ):
-        self.number, self.device, self.lab = number, device, lab
-        self._check, self._changed = check, changed
+        self.number, self.device, self.testbed = number, device, testbed
+        self._check, self._on_change = check, on_change
         self.is_up = False
         self.session = 0
         self._lock = threading.Lock()
@@ -98,12 +98,12 @@ class Link:
         self._thread = threading.Thread(target=self._watch, name=f"health-{device.name}", daemon=True)
 
     def connect(self, timeout_s: float) -> None:
-        """Wait for the device and check what it holds; CallFailed where it does not come, LabError for another one."""
+        """Wait for the device and check what it holds; CallError if none answers, TestbedError if it is another."""
         self._open()
         self._greet(timeout_s, wait=True)
 
     def watch(self) -> None:
-        """Look after the device in the background until `close`."""
+        """Check the device in the background until `close`."""
         self._thread.start()
 
     def close(self) -> None:
@@ -117,20 +117,20 @@ class Link:
                 self._channel.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def down(self) -> None:
-        """The device does not answer as it should: send it nothing until it is back.
+    def mark_down(self) -> None:
+        """Send the device nothing until it is back.
 
-        One that says it is back and fails again without one good answer is left alone for longer each time.
+        If it comes back and fails again without a good answer, the next pause is longer.
         """
         with self._lock:
             if self.is_up:
                 self.is_up = False
-                self._backoff_s = min(2 * self._backoff_s, self.lab.most_backoff_s)
+                self._backoff_s = min(2 * self._backoff_s, self.testbed.most_backoff_s)
         self._wake.set()
 
     def _open(self) -> None:
-        """A fresh connection: an old one may hang in what was there before."""
-        limits = self.lab.message_bytes + OVERHEAD_BYTES
+        """Open a new connection: the old one may hang."""
+        limits = self.testbed.message_bytes + OVERHEAD_BYTES
         options: list[tuple[str, Any]] = [
             ("grpc.max_send_message_length", limits),
             ("grpc.max_receive_message_length", limits),
@@ -142,11 +142,11 @@ class Link:
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.enable_retries", 0),
         ]
-        if self.lab.keys is None:
+        if self.testbed.keys is None:
             channel = grpc.insecure_channel(self.device.address, options=options)
         else:
             options.append(("grpc.ssl_target_name_override", self.device.name))
-            credentials = channel_credentials(Path(self.lab.keys))
+            credentials = channel_credentials(Path(self.testbed.keys))
             channel = grpc.secure_channel(self.device.address, credentials, options=options)
         with self._lock:
             old, self._channel = self._channel, channel
@@ -158,60 +158,60 @@ class Link:
         try:
             holding = Holding.FromString(reply)
         except DecodeError:
-            raise CallFailed("bad_reply", "what it holds cannot be read") from None
+            raise CallError("bad_reply", "what it holds cannot be read") from None
         self._check(self, holding)
         if holding.session != self.session:
-            self._clock.clear()  # a board that was started anew counts from another moment
+            self._clock.clear()  # a restarted board counts from another moment
         self.session = holding.session
         self._ping(timeout_s)
         with self._lock:
             self.is_up = True
 
     def _watch(self) -> None:
-        pause_s = self.lab.health_s if self.is_up else self._backoff_s
+        pause_s = self.testbed.health_s if self.is_up else self._backoff_s
         while not self._closed.is_set():
             self._wake.wait(pause_s)
             self._wake.clear()
             if self._closed.is_set():
                 return
-            pause_s = self._look()
+            pause_s = self._check_health()
 
-    def _look(self) -> float:
-        """Ask whether the device is there; -> seconds until the next time."""
+    def _check_health(self) -> float:
+        """Ask the device whether it is up; -> seconds until the next check."""
         if self.is_up:
-            if self._in_flight == 0 and time.monotonic() - self._used_at >= self.lab.health_s:
+            if self._in_flight == 0 and time.monotonic() - self._used_at >= self.testbed.health_s:
                 try:
-                    self._ping(self.lab.deadline_s)
-                except CallFailed as failed:
+                    self._ping(self.testbed.deadline_s)
+                except CallError as failed:
                     if not failed.stays_up:
-                        self.down()
-                        self._changed(self, failed.kind, f"health check: {failed}")
-            return self.lab.health_s if self.is_up else self._backoff_s
+                        self.mark_down()
+                        self._on_change(self, failed.kind, f"health check: {failed}")
+            return self.testbed.health_s if self.is_up else self._backoff_s
         if self._closed.wait(self._backoff_s):
             return 0.0
         try:
             self._open()
-            self._greet(min(self.lab.deadline_s, 5.0))
-        except (CallFailed, LabError) as failed:
-            self._backoff_s = min(2 * self._backoff_s, self.lab.most_backoff_s)
-            if isinstance(failed, LabError):
-                self._changed(self, "refused", str(failed))
+            self._greet(min(self.testbed.deadline_s, 5.0))
+        except (CallError, TestbedError) as failed:
+            self._backoff_s = min(2 * self._backoff_s, self.testbed.most_backoff_s)
+            if isinstance(failed, TestbedError):
+                self._on_change(self, "refused", str(failed))
             return 0.0
-        self._changed(self, "rejoined", f"{self.device.name} is back")
-        return self.lab.health_s
+        self._on_change(self, "rejoined", f"{self.device.name} is back")
+        return self.testbed.health_s
 
     def compute(self, message: bytes) -> Call:
-        """Send tokens; the answer is waited for later."""
-        return self._send(COMPUTE, message, self.lab.deadline_s)
+        """Send tokens without waiting for the answer."""
+        return self._send(COMPUTE, message, self.testbed.deadline_s)
 
-    def worked(self) -> None:
-        """The last answer was good: the next absence starts with the shortest pause."""
+    def reset_backoff(self) -> None:
+        """After a good answer, let the next absence start with the shortest pause."""
         self._backoff_s = FIRST_BACKOFF_S
 
     def _send(self, method: str, message: bytes, timeout_s: float, wait: bool = False) -> Call:
         with self._lock:
             if self._closed.is_set():
-                raise CallFailed("unavailable", "the link is closed")
+                raise CallError("unavailable", "the link is closed")
             self._in_flight += 1
             call = self._channel.unary_unary(method)
 
@@ -231,10 +231,10 @@ class Link:
         try:
             now = Now.FromString(reply)
         except DecodeError:
-            raise CallFailed("bad_reply", "its clock cannot be read") from None
+            raise CallError("bad_reply", "its clock cannot be read") from None
         clock = now.clock
         if now.session != self.session:
-            raise CallFailed("bad_reply", RESTARTED)
+            raise CallError("bad_reply", RESTARTED)
         if math.isfinite(clock):
             self._learn_clock(call, clock, clock)
 
@@ -244,9 +244,9 @@ class Link:
         self._clock.append((call.done_at, uncertainty, offset))
 
     def parts(self, call: Call, sums: Any) -> tuple[float, float, float, float]:
-        """-> seconds of sending, waiting at the device, computing, returning; WireError where they cannot be.
+        """-> seconds of sending, queueing at the device, computing, returning; WireError if they are impossible.
 
-        The device's clock is set to ours by the exchange with the least time under way in the last minute.
+        The device's clock is aligned to ours by the exchange with the shortest transfer of the last minute.
         """
         total_s = call.done_at - call.sent_at
         times = (sums.received_at, sums.queue_s, sums.compute_s, sums.answered_at)
@@ -263,7 +263,7 @@ class Link:
 
 
 def read_sums(reply: bytes, number: int, session: int) -> Any:
-    """The reply to message `number` of a device in this session; WireError where it is not one."""
+    """Parse the reply to message `number` of a device in this session; WireError if it is not that."""
     try:
         sums = Sums.FromString(reply)
     except DecodeError:

@@ -1,4 +1,4 @@
-"""What travels between base station and devices: matrices as bytes, checked before anything is done with them."""
+"""Messages between base station and devices: matrices as bytes, checked before they are used."""
 
 import struct
 import zlib
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import LabError
+from ..errors import TestbedError
 from ..routing.payload import vector_scale
 from . import wire_pb2
 
@@ -24,15 +24,15 @@ COMPUTE, PING, HELLO = (f"/{SERVICE}/{name}" for name in ("Compute", "Ping", "He
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 WHOLE = {16: np.int16, 8: np.int8, 4: np.int8}
 CHANGED = "the checksum is wrong: bytes were changed on the way"
-OVERHEAD_BYTES = 4096  # of a message beside its tokens: far more than names, numbers and HTTP/2 headers take
+OVERHEAD_BYTES = 4096  # of a message without its tokens: far more than names, numbers and HTTP/2 headers take
 
 
-class WireError(LabError):
-    """A message breaks a rule; its text says which."""
+class WireError(TestbedError):
+    """A message breaks a rule, which the text names."""
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """`float32`, as it stands in a message; WireError for a type that cannot travel."""
+    """The name of a type in a message, such as `float32`; WireError for a type that cannot be sent."""
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise WireError(f"values of type {name} cannot be sent; known: {', '.join(DTYPES)}")
@@ -40,9 +40,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def pack(vectors: Tensor, bits: int | None = None) -> Any:
-    """Vectors [rows, values] as a message: in their own type, or rounded as routing.payload.Payload rounds them.
+    """Pack vectors into a message.
 
-    A type of no more than `bits` bits travels as it is.
+    vectors: [rows, values] float. bits: per value, rounded as routing.payload.Payload does; None, or no fewer bits than
+    the type has: in their own type. Returns: a Vectors message.
     """
     vectors = vectors.detach().contiguous().cpu()
     message = Vectors(rows=len(vectors), dtype=dtype_name(vectors.dtype))
@@ -58,14 +59,14 @@ def pack(vectors: Tensor, bits: int | None = None) -> Any:
 
 
 def check_of_tokens(tokens: Any) -> int:
-    """CRC-32 of everything a message of tokens says but the values, which have their own."""
+    """CRC-32 of a message of tokens without the values, which have another."""
     numbers = struct.pack("<QII", tokens.number, tokens.layer, tokens.sums_bits)
     parts = (numbers, tokens.pair_token, tokens.pair_expert, tokens.pair_weight, tokens.weight_dtype.encode())
     return _check(tokens.hidden, parts)
 
 
 def check_of_sums(sums: Any) -> int:
-    """CRC-32 of everything a reply says but the values, which have their own."""
+    """CRC-32 of a reply without the values, which have another."""
     times = (sums.received_at, sums.queue_s, sums.compute_s, sums.answered_at)
     return _check(sums.sums, (struct.pack("<QQ4d", sums.number, sums.session, *times),))
 
@@ -78,7 +79,11 @@ def _check(vectors: Any, parts: tuple[bytes, ...]) -> int:
 
 
 def unpack(message: Any, values: int, dtype: torch.dtype) -> Tensor:
-    """-> [rows, values] what `pack` was given, rounded; WireError where the message is not what it should be."""
+    """Unpack a message of `pack`.
+
+    message: Vectors. values: per row, as expected. dtype: as expected.
+    Returns: [rows, values] of this type, rounded. Raises WireError if the message does not fit or has changed.
+    """
     rows, bits = message.rows, message.bits
     if message.dtype != dtype_name(dtype):
         raise WireError(f"dtype must be {dtype_name(dtype)}, got {message.dtype[:20]!r}")
@@ -105,7 +110,7 @@ def unpack(message: Any, values: int, dtype: torch.dtype) -> Tensor:
 
 
 def bytes_per_row(values: int, dtype: torch.dtype, bits: int | None) -> int:
-    """Bytes of one vector in a message, its scale included."""
+    """Bytes of a vector in a message, including its scale."""
     own = torch.finfo(dtype).bits
     if bits is None or own <= bits:
         return values * own // 8
@@ -113,19 +118,23 @@ def bytes_per_row(values: int, dtype: torch.dtype, bits: int | None) -> int:
 
 
 def raw(tensor: Tensor) -> bytes:
-    """The bytes of a tensor."""
+    """-> the bytes of a tensor. tensor: [...] of any type."""
     return tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes()
 
 
 def from_raw(content: bytes, dtype: torch.dtype) -> Tensor:
-    """A flat tensor with a copy of these bytes; WireError where they are no whole number of values."""
+    """Copy bytes into a tensor.
+
+    content: of the values. dtype: their type.
+    Returns: [values]. Raises WireError if the bytes are not a whole number of values.
+    """
     if len(content) % torch.empty(0, dtype=dtype).element_size():
         raise WireError(f"{len(content)} bytes are no whole number of values of type {dtype}")
     return torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)
 
 
 def _nibbles(whole: np.ndarray) -> np.ndarray:
-    """[rows, values] numbers of -7 to 7 -> [rows, values / 2 rounded up] two in a byte, the first one low."""
+    """[rows, values] numbers of -7 to 7 -> [rows, values / 2 rounded up] two per byte, the first in the low bits."""
     shifted = (whole + 8).astype(np.uint8)
     if shifted.shape[1] % 2:
         shifted = np.pad(shifted, ((0, 0), (0, 1)))

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from tests.builders.page import DIGITS, MODEL_OF, PROFILE, device, expected, near_interval, trace_of
 from tests.report.html.synthetic import generated, ranked, write_run
-from tests.testbed.synthetic import lab_profile
+from tests.testbed.synthetic import synthetic_profile
 from wdmoe_opencompass.channel.profile import ChannelProfile, changed_profile, load_profile
 from wdmoe_opencompass.cli import app
 from wdmoe_opencompass.errors import WdmoeError
@@ -318,9 +318,9 @@ def test_what_others_wrote_stays_text(open_page, tmp_path):
 def test_controls_that_do_nothing_are_disabled_and_say_why(open_page, tmp_path):
     devices = [
         one.model_dump(exclude_none=True) | dict(downlink_bit_per_s=1e8, uplink_bit_per_s=1e7)
-        for one in lab_profile().devices
+        for one in synthetic_profile().devices
     ]
-    measured = lab_profile(rates="measured", devices=devices, fading=dict(model="none"))
+    measured = synthetic_profile(rates="measured", devices=devices, fading=dict(model="none"))
     one = open_page(write_page(write_run(tmp_path / "run", profile=measured))[0])
     for selector in ("#total-range", "#total-number", "#fading", "#device-controls input >> nth=0"):
         assert one.page.is_disabled(selector)

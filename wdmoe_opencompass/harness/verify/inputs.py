@@ -11,7 +11,7 @@ from ..._util.file_names import dataset_file, files_below
 from ...errors import TraceError, WdmoeError
 from ...report.publication import manifest
 from ...report.summary_files import MANIFEST_FILE
-from ...run.failures import noted_failure
+from ...run.failures import read_failure
 from ...run.files import FAILURE_SUFFIX, read_whole
 from ...run.recovery import JOURNAL_SUFFIXES, MEASURED, why_not_of
 from ...trace.format import SEALED_SUFFIX, RoutingTrace
@@ -29,7 +29,7 @@ def unfinished_files(run: Run) -> Iterator[Mismatch]:
             name
             for dataset in files.datasets
             for name in _names_of(files, dataset)
-            if noted_failure(files.path(name, ".json")) is None
+            if read_failure(files.path(name, ".json")) is None
         ]
         for path in (files.path(name, suffix) for name in names for suffix in JOURNAL_SUFFIXES):
             if path.exists():

@@ -9,7 +9,7 @@ from ..experts_interface import Contract
 
 
 class DbrxContract(Contract):
-    """Dropped experts get weight 0 and are computed all the same: nothing is saved, the answers are right."""
+    """Dropped experts are computed with weight 0: the outputs are right, but no time is saved."""
 
     skips_dropped = False
 

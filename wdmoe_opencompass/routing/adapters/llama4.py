@@ -10,7 +10,7 @@ from ..experts_interface import Contract, Handle, OnRouterOutput, RouterOutput, 
 
 
 class Llama4Contract(Contract):
-    """The chosen experts are those with a score above 0; a dropped one's score becomes 0, and so its output.
+    """The chosen experts have a score above 0; a dropped expert's score, and so its output, becomes 0.
 
     The released models have one expert per token, which no policy drops.
     """
@@ -23,31 +23,31 @@ class Llama4Contract(Contract):
 
     def sizes(self, experts: Any) -> tuple[int, ExpertShape]:
         """From `down_proj`, [experts, ffn, hidden]."""
-        num_experts, ffn, hidden = experts.down_proj.shape
-        return num_experts, ExpertShape(hidden, ffn)
+        num_experts, ffn_size, hidden_size = experts.down_proj.shape
+        return num_experts, ExpertShape(hidden_size, ffn_size)
 
-    def probe(self, block: nn.Module, experts: nn.Module, saw: OnRouterOutput) -> list[Handle]:
-        """Watch the router, which answers (dense scores, logits)."""
+    def probe(self, block: nn.Module, experts: nn.Module, on_router_output: OnRouterOutput) -> list[Handle]:
+        """Watch the router, which returns (dense scores, logits)."""
         router: Any = block.router
 
-        def answered(module: nn.Module, args: tuple, answer: tuple[Tensor, Tensor]) -> None:
-            saw(router, _choice(router.top_k, *answer), "")
+        def on_answer(module: nn.Module, args: tuple, answer: tuple[Tensor, Tensor]) -> None:
+            on_router_output(router, _router_output(router.top_k, *answer), "")
 
-        return [router.register_forward_hook(answered)]
+        return [router.register_forward_hook(on_answer)]
 
     def hook_selection(self, router: Any, experts: Any, select: Select) -> list[Handle]:
-        """Put the kept scores in the place of the router's."""
+        """Replace the router's scores by the kept ones."""
 
-        def answered(module: nn.Module, args: tuple, answer: tuple[Tensor, Tensor]) -> tuple | None:
-            kept = select(_choice(router.top_k, *answer))
-            if kept is None:
+        def on_answer(module: nn.Module, args: tuple, answer: tuple[Tensor, Tensor]) -> tuple | None:
+            selected = select(_router_output(router.top_k, *answer))
+            if selected is None:
                 return None
             dense, logits = answer
-            return torch.zeros_like(dense).scatter(1, kept.expert_index, kept.weights.to(dense.dtype)), logits
+            return torch.zeros_like(dense).scatter(1, selected.expert_index, selected.weights.to(dense.dtype)), logits
 
-        return [router.register_forward_hook(answered)]
+        return [router.register_forward_hook(on_answer)]
 
 
-def _choice(top_k: int, dense: Tensor, logits: Tensor) -> RouterOutput:
-    index = logits.topk(top_k, dim=1).indices  # as the router itself chooses
-    return RouterOutput(logits, dense.gather(1, index), index)
+def _router_output(top_k: int, dense: Tensor, logits: Tensor) -> RouterOutput:
+    expert_index = logits.topk(top_k, dim=1).indices  # as the router itself chooses
+    return RouterOutput(logits, dense.gather(1, expert_index), expert_index)

@@ -1,4 +1,4 @@
-"""A whole lab on one Linux machine: devices as processes, in network namespaces with rate limits where root allows."""
+"""A testbed on one Linux machine: devices as processes, in rate-limited network namespaces where root allows."""
 
 import ctypes
 import json
@@ -17,22 +17,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import LabError
+from ..errors import TestbedError
 from .keys import make_keys
-from .lab import Lab, LabDevice, write_lab
-from .link import CallFailed, Link
+from .lab_file import Testbed, TestbedDevice, write_testbed
+from .link import CallError, Link
 
 PREFIX = "wdmoe"
 PORT = 50051
 START_S = 180.0  # importing torch on several cold devices at once, on few cores
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
-QUEUE_BYTES = 64 << 20  # no packet is ever dropped for want of room: the rate alone decides
+QUEUE_BYTES = 64 << 20  # so large that no packet is dropped: only the rate limits
 BURST_S = 0.0001
 
 
 @dataclass(frozen=True)
 class LocalDevice:
-    """What one device of a local lab is to be; rate in Mbit/s of each direction, None for no limit."""
+    """One device of a local testbed; rate in Mbit/s of each direction, None for no limit."""
 
     name: str
     experts: tuple[int, ...]
@@ -41,13 +41,13 @@ class LocalDevice:
 
 @dataclass
 class _Network:
-    """Namespaces of one lab: `enter` gives the words that start a command inside, `address` where it listens."""
+    """The namespaces of one testbed."""
 
     names: list[str] = field(default_factory=list)
     net: str = ""
 
     def add(self, device: LocalDevice) -> None:
-        """A namespace with one cable to this one, both ends limited to the device's rate."""
+        """Add a namespace with a cable to this one, both ends limited to the device's rate."""
         number = len(self.names)
         name = f"{PREFIX}-{os.getpid()}-{number}"
         here, there = f"{PREFIX}{os.getpid()}h{number}"[-15:], f"{PREFIX}{os.getpid()}d{number}"[-15:]
@@ -66,13 +66,13 @@ class _Network:
             _run("tc", "-n", name, "qdisc", "add", "dev", there, *limit, str(QUEUE_BYTES))
 
     def remove(self) -> None:
-        """Take all of it away; a cable goes with its namespace."""
+        """Remove the namespaces, and with them their cables."""
         for name in self.names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
 def namespaces_problem() -> str | None:
-    """Why network namespaces cannot be used here; None where they can."""
+    """Why network namespaces cannot be used here; None if they can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "network namespaces need root on Linux"
     for tool in ("ip", "tc"):
@@ -86,26 +86,26 @@ def namespaces_problem() -> str | None:
             _run(*f"tc -n {name} qdisc add dev lo root tbf rate 1mbit burst 4096 limit 9999".split())
         finally:
             _ip("netns", "del", name)
-    except LabError as error:
+    except TestbedError as error:
         return str(error)
     return None
 
 
 def spread(devices: int, rates: list[float | None], experts: str | None = None) -> list[LocalDevice]:
-    """Devices `device_0`, ...: each holds the expert of its own number, or what `experts` says (`0,1;2;3`).
+    """Name devices `device_0`, ...: each holds the expert with its number, or those that `experts` lists (`0,1;2;3`).
 
     rates: one for all, one each, or none.
     """
     held = [str(number) for number in range(devices)] if experts is None else experts.split(";")
     if len(held) != devices:
-        raise LabError(f"--experts names {len(held)} devices, --devices says {devices}")
+        raise TestbedError(f"--experts names {len(held)} devices, --devices says {devices}")
     if len(rates) not in (0, 1, devices):
-        raise LabError(f"--rate must give one number for all devices, or {devices}; got {len(rates)}")
+        raise TestbedError(f"--rate must give one number for all devices, or {devices}; got {len(rates)}")
     every_rate = rates * devices if len(rates) == 1 else rates or [None] * devices
     try:
         numbers = [tuple(int(number) for number in part.split(",")) for part in held]
     except ValueError:
-        raise LabError(f"--experts must be like 0,1;2;3, got {experts!r}") from None
+        raise TestbedError(f"--experts must be like 0,1;2;3, got {experts!r}") from None
     return [
         LocalDevice(f"device_{number}", its, rate)
         for number, (its, rate) in enumerate(zip(numbers, every_rate, strict=True))
@@ -113,7 +113,7 @@ def spread(devices: int, rates: list[float | None], experts: str | None = None) 
 
 
 @contextmanager
-def local_lab(
+def local_testbed(
     model: str,
     devices: list[LocalDevice],
     lab_file: Path,
@@ -122,14 +122,14 @@ def local_lab(
     threads: int = 1,
     say: Callable[[str], None] = print,
     **settings: Any,
-) -> Iterator[Lab]:
+) -> Iterator[Testbed]:
     """Start the devices, write the lab file, and wait until all answer; everything ends with the block.
 
-    namespaces: each device in its own, with its rate set by `tc tbf`; else on loopback, the rate limited in the device.
-    settings: of the lab file.
+    namespaces: a network namespace per device, its rate limited by `tc tbf`; otherwise loopback, and the devices limit
+    their rates. settings: of the lab file.
     """
     if lab_file.exists():
-        raise LabError(f"{lab_file}: is there already; take it away, or name another file with --lab")
+        raise TestbedError(f"{lab_file}: exists already; remove it, or name another file with --lab")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{PREFIX}-keys-")))
         keys = folder / "keys"
@@ -157,24 +157,24 @@ def local_lab(
                 words += [] if device.rate is None else ["--rate", str(device.rate)]
             processes.append(_Process(device.name, words, say))
         hosts = [f"{network.net}.{number}.2" if namespaces else "127.0.0.1" for number in range(len(devices))]
-        lab = Lab(
+        testbed = Testbed(
             devices=tuple(
-                LabDevice(name=device.name, address=f"{host}:{process.port(START_S)}", experts=device.experts)
+                TestbedDevice(name=device.name, address=f"{host}:{process.port(START_S)}", experts=device.experts)
                 for device, host, process in zip(devices, hosts, processes, strict=True)
             ),
             keys=str(keys),
             **settings,
         )
-        _wait_until_healthy(lab)
-        write_lab(lab_file, lab)
+        _wait_until_healthy(testbed)
+        write_testbed(lab_file, testbed)
         stack.callback(lambda: lab_file.unlink(missing_ok=True))
         how = "in network namespaces, rates by tc tbf" if namespaces else "on loopback, rates limited in the devices"
         say(f"{len(devices)} devices {how}; lab file: {lab_file}")
-        yield lab
+        yield testbed
 
 
 class _Process:
-    """A device; what it says goes on to `say` under its name."""
+    """A device process; its output goes to `say` under its name."""
 
     def __init__(self, name: str, words: list[str], say: Callable[[str], None]):
         self.name = name
@@ -201,7 +201,7 @@ class _Process:
         """Wait until the device listens."""
         self._ready.wait(timeout_s)
         if self._port is None:
-            raise LabError(f"{self.name} did not start: {' '.join(''.join(self._said).split())[-500:]}")
+            raise TestbedError(f"{self.name} did not start: {' '.join(''.join(self._said).split())[-500:]}")
         return self._port
 
 
@@ -218,13 +218,13 @@ def _end(processes: list[_Process]) -> None:
             device.process.wait()
 
 
-def _wait_until_healthy(lab: Lab) -> None:
-    for number, device in enumerate(lab.devices):
-        link = Link(number, device, lab, lambda link, holding: None, lambda link, kind, reason: None)
+def _wait_until_healthy(testbed: Testbed) -> None:
+    for number, device in enumerate(testbed.devices):
+        link = Link(number, device, testbed, lambda link, holding: None, lambda link, kind, reason: None)
         try:
-            link.connect(lab.connect_s)
-        except CallFailed as failed:
-            raise LabError(f"{device.name} does not answer at {device.address}: {failed}") from None
+            link.connect(testbed.connect_s)
+        except CallError as failed:
+            raise TestbedError(f"{device.name} does not answer at {device.address}: {failed}") from None
         finally:
             link.close()
 
@@ -234,12 +234,12 @@ def _die_with_parent() -> None:
 
 
 def _free_net() -> str:
-    """Two numbers of a private network that no address of this machine uses."""
+    """-> the first two numbers of a private network that this machine does not use."""
     used = {ip["local"].rsplit(".", 2)[0] for link in _addresses() for ip in link["addr_info"] if "." in ip["local"]}
     for second in range(200, 250):
         if f"10.{second}" not in used:
             return f"10.{second}"
-    raise LabError("no free network 10.200 to 10.249 is left for the namespaces")
+    raise TestbedError("no free network 10.200 to 10.249 is left for the namespaces")
 
 
 def _addresses() -> list[dict[str, Any]]:
@@ -247,7 +247,7 @@ def _addresses() -> list[dict[str, Any]]:
 
 
 def _remove_leftovers() -> None:
-    """Namespaces of a lab whose process was killed."""
+    """Remove namespaces left by a testbed that was killed."""
     for line in _ip("netns", "list").splitlines():
         found = re.match(rf"({PREFIX}-(\d+)-\d+)\b", line)
         if found and not Path(f"/proc/{found[2]}").exists():
@@ -261,5 +261,5 @@ def _ip(*words: str) -> str:
 def _run(*words: str) -> str:
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
-        raise LabError(f"`{' '.join(words)}` failed: {' '.join(done.stderr.split()) or done.returncode}")
+        raise TestbedError(f"`{' '.join(words)}` failed: {' '.join(done.stderr.split()) or done.returncode}")
     return done.stdout

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from tests.waiting import PATIENCE_S
 from wdmoe_opencompass.testbed.device import DeviceServer
 from wdmoe_opencompass.testbed.experts import load_experts
-from wdmoe_opencompass.testbed.lab import Lab
+from wdmoe_opencompass.testbed.lab_file import Testbed
 
 GROUPS = ((0, 1), (2,), (3, 4), (5, 1))  # the base station keeps 6 and 7; two devices hold expert 1
 NAMES = ("a", "b", "c", "d")
@@ -58,13 +58,13 @@ class DeviceProcess:
 def servers(model, groups=GROUPS, dtype="float32", **settings):
     """The same devices in this process: quick to start, they cannot be killed."""
     running = [DeviceServer(load_experts(model, experts, dtype), "127.0.0.1:0", **settings) for experts in groups]
-    for one in running:
-        one.start()
+    for server in running:
+        server.start()
     try:
         yield running
     finally:
-        for one in running:
-            one.stop(0)
+        for server in running:
+            server.stop(0)
 
 
 @contextmanager
@@ -77,9 +77,9 @@ def device_processes(model, groups=GROUPS, *options, dtype="float32"):
             device.stop()
 
 
-def lab_of(devices, groups=GROUPS, **settings):
+def make_testbed(devices, groups=GROUPS, **settings):
     entries = [
         dict(name=name, address=f"127.0.0.1:{device.port}", experts=list(experts))
         for name, device, experts in zip(NAMES, devices, groups)
     ]
-    return Lab(devices=entries, **(dict(connect_s=20.0) | settings))
+    return Testbed(devices=entries, **(dict(connect_s=20.0) | settings))
