@@ -119,7 +119,7 @@ def test_parts_of_a_dataset_that_met_other_draws_than_the_whole_get_a_note():
         changes = [dict(profile=profile, dataset=name) for name in named]
         traces[:] = [replace(one, metadata=one.metadata.model_copy(update=how)) for one, how in zip(traces, changes)]
     (note,) = provenance([run])["notes"]
-    assert "its fading changes within a run, and m_2 was split: each part met draws of its own" in note
+    assert "its fading changes within a run, and m_2 was split: each part has other draws" in note
 
 
 def test_tables_of_equal_runs_are_equal_byte_for_byte(tmp_path):

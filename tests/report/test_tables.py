@@ -7,8 +7,8 @@ from pytest import approx
 from tests.builders.table_runs import GROUPS, items_of, run_of
 from tests.builders.traces import trace_of
 from wdmoe_opencompass.replay import replay
-from wdmoe_opencompass.report.compare import batch_records, compared, item_records, notes_of
-from wdmoe_opencompass.report.formats import formatted
+from wdmoe_opencompass.report.compare import batch_records, comparison_table, item_records, notes_of
+from wdmoe_opencompass.report.formats import format_table
 from wdmoe_opencompass.report.paper import BENCHMARKS, NO_COMPARISON, TABLE_1, TABLE_2, paper_comparison
 from wdmoe_opencompass.report.provenance import origin_records
 from wdmoe_opencompass.report.records import accuracy_records, latency_cells, latency_records
@@ -144,7 +144,7 @@ def test_sums_over_batches_of_an_earlier_summary_are_not_taken_for_those_of_scop
     a, b = records_of(run_of()), records_of(run_of())
     for record in b["batches"]:  # as earlier versions wrote them, of scope pass
         del record["scope"]
-    table = compared(a, b)
+    table = comparison_table(a, b)
     latency = table[table["quantity"] == "latency per batch (ms)"]
     assert len(latency)
     assert (latency[["B - A", "B / A"]] == "-").all(axis=None)
@@ -170,7 +170,7 @@ def test_two_runs_differ_by_what_both_measured():
     del b.accuracies["m_1"], b.accuracies["m_2"]
     b.traces["piqa"] = [trace_of(seed=9, batches=8)]
     b.groups = {}
-    table = compared(records_of(a), records_of(b)).set_index(["quantity", "row", "benchmark"])
+    table = comparison_table(records_of(a), records_of(b)).set_index(["quantity", "row", "benchmark"])
     row = table.loc[("accuracy (%)", "-", "piqa")]
     assert row["B - A"].startswith("+3.50 [+")
     assert row[["McNemar p", "Holm p", "significant"]].tolist() == ["0.016", "0.016", "yes"]  # 7 items, 2 / 2^7
@@ -189,7 +189,7 @@ def test_two_runs_differ_by_what_both_measured():
 
 def test_a_run_without_items_or_batches_is_compared_without_differences():
     a, b = records_of(run_of()), records_of(run_of()) | dict(items=[], batches=[])
-    table = compared(a, b)
+    table = comparison_table(a, b)
     assert len(table)
     assert (table[["B - A", "B / A", "McNemar p"]] == "-").all(axis=None)
     assert "B: which items were answered right is not in its summary" in "\n".join(notes_of(a, b))
@@ -211,10 +211,10 @@ def test_runs_that_scored_texts_in_other_ways_are_said_to():
 
 def test_a_table_reads_the_same_in_every_format():
     table = table_1([run_of()], ["mmlu", "piqa"])
-    assert json.loads(formatted(table, ["n"], "json"))["rows"] == table.to_dict("records")
-    assert formatted(table, ["n"], "csv").startswith("# n\nmodel,policy,mmlu,piqa")
+    assert json.loads(format_table(table, ["n"], "json"))["rows"] == table.to_dict("records")
+    assert format_table(table, ["n"], "csv").startswith("# n\nmodel,policy,mmlu,piqa")
     low, high = (100 * end for end in wilson_interval(160, 200))
     cells = (table["mmlu"][0], f"80.00 [{low:.1f}, {high:.1f}]")
-    assert "| vanilla | top_k | {} | {} |".format(*cells) in formatted(table, ["n"], "md")
-    assert r"vanilla & top\_k & {} & {}".format(*cells) in formatted(table, ["n"], "tex")
+    assert "| vanilla | top_k | {} | {} |".format(*cells) in format_table(table, ["n"], "md")
+    assert r"vanilla & top\_k & {} & {}".format(*cells) in format_table(table, ["n"], "tex")
     assert cells[0].startswith("55.00 [")

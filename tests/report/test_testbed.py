@@ -25,7 +25,7 @@ from wdmoe_opencompass.report.runs import MeasuredRun, ModelRun, measured_runs
 from wdmoe_opencompass.report.summary import write_report
 from wdmoe_opencompass.report.testbed_tables import (
     MAX_POINTS,
-    OTHER_LAB,
+    OTHER_TESTBED,
     figure_10,
     measured_sums,
     table_3,
@@ -119,7 +119,7 @@ def test_the_gain_is_against_vanilla_with_an_interval_that_holds_it():
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
-    [(dict(lab_hash="another"), OTHER_LAB), (dict(batches=5), "not of the same items")],
+    [(dict(lab_hash="another"), OTHER_TESTBED), (dict(batches=5), "not of the same items")],
 )
 def test_what_cannot_be_compared_has_no_gain_shown(changes, reason):
     records = waiting_records(measured_of(two_runs(**changes)), ["d"])
@@ -280,7 +280,7 @@ def test_the_command_line_says_what_is_missing(run_folder):
     assert "or torn" in answer.output
     (folder / "algo2" / "d.times.safetensors").unlink()
     (folder / "vanilla" / "d.times.safetensors").unlink()
-    assert "no measured times beside its traces" in str(predict(run_folder).exception)
+    assert "no measured times next to its traces" in str(predict(run_folder).exception)
     write_times(folder / "vanilla" / "d.times.safetensors", two_runs()[0][1])
     assert "differ from those of 'paper_8_devices'" in str(
         predict(run_folder, "--profile", "paper_8_devices").exception

@@ -12,7 +12,7 @@ from ..identity import DATASET_FACTS, differing
 from ..identity.facts import plain, sentence
 from .batches import BatchSums
 from .differences import SIGNIFICANT, Benchmarks, difference_text, p_cells, paired_records
-from .formats import bracketed, by_reason, difference_cell
+from .formats import brackets, by_reason, difference_cell
 from .items import ItemResults
 from .records import latency_ratio
 from .runs import ModelRun
@@ -34,11 +34,13 @@ TEXT = (
 
 
 def item_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
-    """Which items each model answered right, as text of 1 and 0 in the dataset's order; all that `compared` needs."""
+    """Which items each model answered right, as text of 1 and 0 in the dataset's order."""
     return [
-        dict(model=run.abbr, dataset=dataset, right="".join("01"[int(x)] for x in one.right), items_digest=one.digest)
+        dict(
+            model=run.abbr, dataset=dataset, right="".join("01"[int(x)] for x in items.right), items_digest=items.digest
+        )
         for run in runs
-        for dataset, one in run.items.items()
+        for dataset, items in run.items.items()
     ]
 
 
@@ -75,7 +77,7 @@ def batch_records(cells: Sequence[tuple[dict[str, Any], BatchSums]]) -> list[dic
     ]
 
 
-def compared(a: Records, b: Records) -> pd.DataFrame:
+def comparison_table(a: Records, b: Records) -> pd.DataFrame:
     """-> rows of COLUMNS; no row for what only one run has.
 
     No difference of accuracies where the datasets of that name, or their metrics, are not the same in both runs.
@@ -151,7 +153,7 @@ def _other_datasets(a: Records, b: Records) -> dict[tuple[str, str], dict[str, s
 
 
 def _other_metrics(a: Records, b: Records) -> dict[tuple[str, str], tuple[str, str]]:
-    """-> (model, dataset or group) whose accuracy is of one metric in A and of another in B -> both."""
+    """-> (model, dataset or group) with one metric in A and another in B -> both metrics."""
     first, second = ({(r["model"], r["dataset"]): r["metric"] for r in _scored(run)} for run in (a, b))
     both = {key: (first[key], second[key]) for key in first.keys() & second.keys()}
     groups = [group for run in (a, b) for group in run["groups"].items()]
@@ -271,7 +273,7 @@ def _latency_cells(a_ms: float, b_ms: float, a: BatchSums, b: BatchSums) -> dict
     difference = found and Interval(1e3 * found.low, 1e3 * found.high)
     return {
         "B - A": difference_cell(b_ms - a_ms, difference, "{:.3f}"),
-        "B / A": f"{b_ms / a_ms:.3f} {bracketed(ratio, '{:.3f}')[0]}",
+        "B / A": f"{b_ms / a_ms:.3f} {brackets(ratio, '{:.3f}')[0]}",
     }
 
 

@@ -57,7 +57,7 @@ def paired_records(first: Benchmarks, second: Benchmarks, alone: Sequence[str] =
     """One record per benchmark that both have of the same items, then one of their mean where there are several.
 
     difference, low, high: accuracy second - first in percentage points; only_first, only_second: items that one alone
-    got right. holm_p is corrected over the benchmarks but for those of `alone` (datasets shown beside their group);
+    got right. holm_p is corrected over the benchmarks except those of `alone` (datasets shown next to their group);
     significant is whether it is below SIGNIFICANCE.
     """
     pairs = {name: (first[name], second[name]) for name in first if same_items(first[name], second.get(name, ()))}

@@ -15,7 +15,7 @@ from .runs import ModelRun
 DRAWS = 200
 QUANTILES = (0.05, 0.5, 0.95)
 MAX_LAYERS = 1024  # of a trace that are solved per draw where one draw holds for the whole run; see `replay_draws`
-MAX_PROBLEMS = 10_000_000  # layers times draws of a trace whose fading changes within the run: half a minute or so
+MAX_PROBLEMS = 10_000_000  # layers times draws of a trace whose fading changes within the run: about half a minute
 SCOPE, PHASE = "layer", "all"  # of the savings that are drawn
 NOTHING = dict(draws=None, saving_draws_low=None, saving_draws_median=None, saving_draws_high=None, no_draws=None)
 NO_FADING = "its channel profile has no fading"

@@ -1,4 +1,4 @@
-"""The paper's Tables I and II, and ours beside them, cell by cell."""
+"""The paper's Tables I and II, and ours next to them, cell by cell."""
 
 from collections.abc import Sequence
 from pathlib import PurePath
@@ -81,23 +81,23 @@ def _latency_rows(runs: Sequence[ModelRun], latency: Sequence[dict[str, Any]]) -
     papers = {run.abbr for run in runs if (_weights(run), run.policy) in TABLE_1 and is_papers(run)}
     rows = []
     for row, reported in TABLE_2.items():
-        for place, (name, benchmark) in enumerate(BENCHMARKS.items()):
+        for column, (name, benchmark) in enumerate(BENCHMARKS.items()):
             for record in latency:
                 wanted = COMPARED | dict(row=row, dataset=benchmark)
                 if record["model"] not in papers or not wanted.items() <= record.items():
                     continue
-                label, ours_ms, paper_ms = f"{row}, {record['model']}", 1e3 * record["latency_s"], reported[place]
-                interval = _scaled(1e3, record["latency_low_s"], record["latency_high_s"])
+                label, ours_ms, paper_ms = f"{row}, {record['model']}", 1e3 * record["latency_s"], reported[column]
+                interval = _scale(1e3, record["latency_low_s"], record["latency_high_s"])
                 cells = _row("Table II", label, name, "latency (ms)", ours_ms, interval, paper_ms, "{:.1f}")
                 rows.append(cells | dict(difference=f"{cells['difference']} {CANNOT_MATCH}"))
                 if record["saving"] is not None and row != "vanilla_even":
-                    ours, paper = 100 * record["saving"], 100 * (1 - paper_ms / TABLE_2["vanilla_even"][place])
-                    interval = _scaled(100, record["saving_low"], record["saving_high"])
+                    ours, paper = 100 * record["saving"], 100 * (1 - paper_ms / TABLE_2["vanilla_even"][column])
+                    interval = _scale(100, record["saving_low"], record["saving_high"])
                     rows.append(_row("Table II", label, name, "saving (%)", ours, interval, paper, "{:.1f}"))
     return rows
 
 
-def _scaled(scale: float, low: float | None, high: float | None) -> Interval | None:
+def _scale(scale: float, low: float | None, high: float | None) -> Interval | None:
     return None if low is None or high is None else Interval(scale * low, scale * high)
 
 

@@ -24,7 +24,7 @@ PREDICTION_TEXT = (
     "waiting latency of each MoE layer of each forward pass that had a token on a device: predicted from the recorded "
     "loads and the profile (load x bits / rate both ways + evaluations x FLOPs / device FLOP/s; where rates are "
     "measured less the burst of a link, + the fixed seconds of a message and those of each further message of the "
-    "layer; slowest device, Eq. (4) to (11), bandwidth split evenly), beside what was measured from the first message "
+    "layer; slowest device, Eq. (4) to (11), bandwidth split evenly), next to what was measured from the first message "
     "to the last answer; relative error |predicted / measured - 1|"
 )
 
@@ -130,7 +130,7 @@ def write_predictions(measured: Sequence[MeasuredRun], folder: Path, profile: Ch
     try:
         records, rows = prediction_records(measured, profile)
     except WdmoeError as error:
-        return [f"no prediction beside the measured latency: {error}\n"]
+        return [f"no prediction for the measured latency: {error}\n"]
     if not records:
         return []
     rows.to_csv(folder / LAYER_PASSES, index=False)
@@ -138,18 +138,22 @@ def write_predictions(measured: Sequence[MeasuredRun], folder: Path, profile: Ch
     own_runs = [measured_run.run for measured_run in measured]
     notes = prediction_notes(measured, profile) + origin_notes(own_runs)
     table = write_table(folder / PREDICTION, prediction_table(records), notes, provenance(own_runs))
-    return [*assumed(measured, profile), table, f"every layer pass: {folder / LAYER_PASSES}\n"]
+    return [*assumption_notes(measured, profile), table, f"every layer pass: {folder / LAYER_PASSES}\n"]
 
 
 def prediction_notes(measured: Sequence[MeasuredRun], profile: ChannelProfile | None) -> list[str]:
     """Lines under the table: what was predicted and from which profiles."""
     used = {own.content_hash: own for own in _profiles(measured, profile)}
     named = ", ".join(f"{own.name} (hash {key[:12]}, {own.rates} rates)" for key, own in used.items())
-    lines = [*assumed(measured, profile), PREDICTION_TEXT, f"predicted from profile {named}; payload as on the wire"]
+    lines = [
+        *assumption_notes(measured, profile),
+        PREDICTION_TEXT,
+        f"predicted from profile {named}; payload as on the wire",
+    ]
     return [*lines, f"profile {profile.name}: {profile.origin_sentence}"] if profile else lines
 
 
-def assumed(measured: Sequence[MeasuredRun], profile: ChannelProfile | None) -> list[str]:
+def assumption_notes(measured: Sequence[MeasuredRun], profile: ChannelProfile | None) -> list[str]:
     """A warning where a prediction is made from physical rates."""
     if all(own.rates == "measured" for own in _profiles(measured, profile)):
         return []

@@ -35,7 +35,7 @@ class ModelRun:
     items:      dataset -> which of its items were answered right
     no_items:   dataset with an accuracy -> why that is not known: its accuracy has no interval then
     sources:    dataset -> files its traces and times were read from, by path in the run folder -> SHA-256 of each
-    trace_names: dataset -> its name, or those of its parts, whose files the traces were read from
+    trace_names: dataset -> its name, or those of its parts: the files that the traces were read from
     own_batch_sizes: dataset -> the batch size that its own inferencer names in place of the model's
     batch_size: as the config names it; couples_tokens: whether what a token keeps depends on the others of its pass
     perplexity: how texts were scored, `stock` or `exact`
@@ -78,7 +78,7 @@ class ModelRun:
     def accuracy_of(self, benchmark: str) -> tuple[str, float] | None:
         """(metric, percent) of a benchmark, a group's as the plain mean over its datasets; None where one lacks.
 
-        The metric of a group whose datasets differ in it names them all.
+        If a group's datasets differ in metric, its metric names them all.
         """
         datasets = self.datasets_of(benchmark)
         if not all(dataset in self.accuracies for dataset in datasets):
@@ -117,7 +117,7 @@ class ModelRun:
         return facts | self.scored.get(dataset, {}) if facts else {}
 
     def asked_of(self, dataset: str) -> Facts:
-        """What stands in for `identity_of`: the configs' arguments, with the path of the weights."""
+        """The configs' arguments, with the path of the weights; used where `identity_of` is empty."""
         dtypes = {trace.metadata.dtype for trace in self.traces.get(dataset, [])}
         known = dict(weights=self.base[0], perplexity=self.perplexity, dtype=" and ".join(sorted(dtypes)) or None)
         return self.asked.get(dataset, {}) | self.scored.get(dataset, {}) | known
@@ -126,8 +126,8 @@ class ModelRun:
 def what_differs(run: ModelRun, other: ModelRun, benchmark: str) -> dict[str, str]:
     """-> every fact, but for policy and profile, that two models' answers to a benchmark have not in common, in words.
 
-    Only where it is empty may a difference between them be put down to the policy. Where one of them does not know its
-    facts, both are compared by what their configs say.
+    Only if it is empty may a difference between them be attributed to the policy. If one model's facts are unknown,
+    both are compared by their configs.
     """
     found: dict[str, str] = {}
     for dataset in dict.fromkeys((*run.datasets_of(benchmark), *other.datasets_of(benchmark))):
@@ -241,14 +241,14 @@ class MeasuredRun:
         return [pair for pairs in found for pair in pairs] if all(found) else []
 
     @property
-    def labs(self) -> set[tuple[str, tuple[str, ...]]]:
+    def testbeds(self) -> set[tuple[str, tuple[str, ...]]]:
         """The testbeds it was measured on."""
         every = [times.metadata for pairs in self.measured.values() for _, times in pairs]
         return {(metadata.lab_hash, metadata.devices) for metadata in every}
 
 
 def measured_runs(runs: Sequence[ModelRun], predictions: Path) -> list[MeasuredRun]:
-    """The runs whose traces have measured times next to them, in `predictions/<model>/`."""
+    """The runs with measured times next to their traces in `predictions/<model>/`."""
     found = [_measured_run(run, predictions) for run in runs]
     return [measured_run for measured_run in found if measured_run.measured or measured_run.missing]
 
@@ -268,5 +268,5 @@ def _measured_run(run: ModelRun, predictions: Path) -> MeasuredRun:
             found.missing[dataset] = str(error)
     if found.measured:
         without = [dataset for dataset in run.traces if dataset not in found.measured | found.missing]
-        found.missing |= dict.fromkeys(without, "no measured times beside its trace")
+        found.missing |= dict.fromkeys(without, "no measured times next to its trace")
     return found

@@ -108,7 +108,7 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
         notes = footnote(runs, COMPARISON_TEXT[0]) + COMPARISON_TEXT[1:] + accuracy_notes(runs) + metric_notes(runs)
         notes += adapter_notes(runs)
         write_table(folder / names.COMPARISON, comparison, notes, provenance(runs, **COMPARED))
-        printed.append(f"ours beside the paper: {folder / names.COMPARISON}.md\n")
+        printed.append(f"ours next to the paper: {folder / names.COMPARISON}.md\n")
     printed += write_testbed(runs, benchmarks, folder.parent / "predictions", folder)
     printed += write_events(folder.parent / "predictions", folder, runs)
     write_json(folder / names.MISSING_FILE, missing_cells(runs))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from .formats import bracketed, by_reason
+from .formats import brackets, by_reason
 from .records import ROWS, ROWS_ORDER, accuracy_records
 from .runs import ModelRun
 from .statistics import CONFIDENCE, Interval
@@ -35,7 +35,7 @@ def table_1(
         for benchmark in benchmarks:
             accuracy = run.accuracy_of(benchmark)
             interval = run.accuracy_interval_of(benchmark)
-            parts = [*bracketed(interval), *difference.get((run.abbr, benchmark), [])]
+            parts = [*brackets(interval), *difference.get((run.abbr, benchmark), [])]
             row[column_of(benchmark)] = " ".join([f"{accuracy[1]:.2f}", *parts]) if accuracy else "-"
         for metric, title, scale in (
             ("active_experts_per_token", "active experts per token", 1),
@@ -51,7 +51,7 @@ def _bracketed_difference(record: dict[str, Any]) -> list[str]:
     """-> one text `(difference [low, high] *)`, or none without an interval."""
     if record["low"] is None:
         return []
-    interval = bracketed(Interval(record["low"], record["high"]), "{:+.1f}")[0]
+    interval = brackets(Interval(record["low"], record["high"]), "{:+.1f}")[0]
     return [f"({record['difference']:+.2f} {interval}{' *' if record['significant'] else ''})"]
 
 
@@ -88,14 +88,14 @@ def _latency_cell(record: dict[str, Any] | None) -> str:
     if record["row"] == "vanilla_even" or record["saving_low"] is None:
         return text
     interval = Interval(100 * record["saving_low"], 100 * record["saving_high"])
-    return f"{text} ({100 * record['saving']:+.1f} % {bracketed(interval)[0]})"
+    return f"{text} ({100 * record['saving']:+.1f} % {brackets(interval)[0]})"
 
 
 def _draws_cell(record: dict[str, Any] | None) -> str:
     if record is None or not record.get("draws"):
         return "-"
     low, median, high = (100 * record[f"saving_draws_{which}"] for which in ("low", "median", "high"))
-    return f"{median:+.1f} % {bracketed(Interval(low, high))[0]}"
+    return f"{median:+.1f} % {brackets(Interval(low, high))[0]}"
 
 
 ACCURACY_METHOD = (
@@ -104,7 +104,7 @@ ACCURACY_METHOD = (
 )
 BATCH_METHOD = (
     f"{100 * CONFIDENCE:.0f} % intervals over batches of different items under the run's own channel draws (paired "
-    "bootstrap of 2000 resamples, stretched by Student's t for few batches): they tell of other prompts, not of other "
+    "bootstrap of 2000 resamples, widened by Student's t for few batches): they cover other prompts, not other "
     "fading"
 )
 

@@ -14,7 +14,7 @@ from .batches import BatchSums, grouped_sums
 from .cells import figure_text
 from .differences import cell_notes, difference_records
 from .figures import panel_grid, save_figure
-from .formats import bracketed, by_reason, write_json, write_table
+from .formats import brackets, by_reason, write_json, write_table
 from .predictions import write_predictions
 from .provenance import footnote, profile_line, provenance
 from .records import latency_ratio
@@ -23,7 +23,7 @@ from .statistics import Interval, latency_interval
 from .summary_files import FIGURE_10, TABLE_3, TABLE_4
 from .tables import BATCH_METHOD, accuracy_notes, column_of, table_1
 
-OTHER_LAB = "measured on another testbed than vanilla's"
+OTHER_TESTBED = "measured on another testbed than vanilla's"
 MAX_POINTS = 24  # on a line of Figure 10; more numbers of tokens are put together, equally many layers in each
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")  # Okabe-Ito
 
@@ -36,7 +36,7 @@ LATENCY_TEXT = (
 INTERVALS = BATCH_METHOD.replace(
     "under the run's own channel draws (paired", "as measured, vanilla and policy one after the other (paired"
 ).replace("not of other fading", "not of a radio or a machine that became slower between the two runs")
-FIGURE_TEXT = "line: mean over layers and passes with so many tokens; band: least and most; as measured"
+FIGURE_TEXT = "line: mean over layers and passes with that number of tokens; band: minimum and maximum; as measured"
 
 
 def table_3(measured: Sequence[MeasuredRun], benchmarks: Sequence[str]) -> pd.DataFrame:
@@ -60,8 +60,8 @@ def waiting_records(
 ) -> list[dict[str, Any]]:
     """One record per model and benchmark of Table IV: latency_s and gain with the ends of their 95 % intervals.
 
-    gain is 1 - latency / vanilla's; None for vanilla itself, and where there is no vanilla to compare with. An interval
-    that is lacking is None, for the reason in no_interval.
+    gain is 1 - latency / vanilla's; None for vanilla itself, and without a vanilla to compare with. A missing interval
+    is None, for the reason in no_interval.
     """
     sums = {
         (measured_run.run.abbr, benchmark): measured_sums(
@@ -102,10 +102,10 @@ def _gain(
     vanilla = vanilla_of(measured_run.run, [other.run for other in measured], benchmark)
     if vanilla is None or vanilla is measured_run.run or (vanilla.abbr, benchmark) not in sums:
         return nothing
-    labs = next(other.labs for other in measured if other.run is vanilla)
+    testbeds = next(other.testbeds for other in measured if other.run is vanilla)
     first = sums[vanilla.abbr, benchmark]
-    if labs != measured_run.labs or not first.latency_s.sum():
-        return nothing | dict(no_interval=OTHER_LAB if labs != measured_run.labs else "vanilla waited 0 s")
+    if testbeds != measured_run.testbeds or not first.latency_s.sum():
+        return nothing | dict(no_interval=OTHER_TESTBED if testbeds != measured_run.testbeds else "vanilla waited 0 s")
     ratio, why = latency_ratio(first, own, "batch")
     low, high = (1 - ratio.high, 1 - ratio.low) if ratio else (None, None)
     return dict(gain=1 - _mean_s(own) / _mean_s(first), gain_low=low, gain_high=high, no_interval=why)
@@ -129,18 +129,20 @@ def table_4(records: Sequence[dict[str, Any]], benchmarks: Sequence[str]) -> pd.
 def _cell(record: dict[str, Any]) -> str:
     low, high = record["latency_low_s"], record["latency_high_s"]
     interval = None if low is None else Interval(1e3 * low, 1e3 * high)
-    text = " ".join([f"{1e3 * record['latency_s']:.3f}", *bracketed(interval, "{:.3f}")])
+    text = " ".join([f"{1e3 * record['latency_s']:.3f}", *brackets(interval, "{:.3f}")])
     if record["gain_low"] is None:
         return text
     gain = Interval(100 * record["gain_low"], 100 * record["gain_high"])
-    return f"{text} ({100 * record['gain']:+.1f} % {bracketed(gain)[0]})"
+    return f"{text} ({100 * record['gain']:+.1f} % {brackets(gain)[0]})"
 
 
 def token_bins(tokens: Array, waiting_s: Array) -> Array:
-    """-> [4, points] mean number of tokens, then mean, least and most seconds.
+    """Average latency over layers with the same number of tokens, into at most MAX_POINTS points.
 
-    tokens, waiting_s: [n] layers of passes. One point per number of tokens, or MAX_POINTS with equally many layers
-    where there are more numbers; equal numbers stay together.
+    tokens:    [layers] tokens of the layer's forward pass
+    waiting_s: [layers] waiting latency of the layer (s)
+    Returns:   [4, points] mean number of tokens; mean, minimum and maximum latency (s). With more than MAX_POINTS
+    numbers of tokens, each point has equally many layers, but equal numbers stay together. Source: our choice.
     """
     numbers, which = np.unique(tokens, return_inverse=True)
     if len(numbers) > MAX_POINTS:
@@ -159,12 +161,12 @@ def figure_10(measured: Sequence[MeasuredRun], benchmarks: Sequence[str], layer:
             points = [_points(times, layer) for _, times in pairs if len(times.pass_tokens)]
             if not points:
                 continue
-            tokens, mean, least, most = token_bins(*np.concatenate(points, axis=1))
+            tokens, mean, low, high = token_bins(*np.concatenate(points, axis=1))
             colour = COLOURS[number % len(COLOURS)]
             panel.plot(
                 tokens, 1e3 * mean, color=colour, marker="o", markersize=3, label=figure_text(measured_run.run.abbr)
             )
-            panel.fill_between(tokens, 1e3 * least, 1e3 * most, color=colour, alpha=0.2, linewidth=0)
+            panel.fill_between(tokens, 1e3 * low, 1e3 * high, color=colour, alpha=0.2, linewidth=0)
         panel.set(title=figure_text(benchmark), xlabel="tokens in the forward pass", ylabel="latency of one layer (ms)")
         panel.set_ylim(0, None)
         panel.legend()
