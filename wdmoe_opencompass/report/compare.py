@@ -1,4 +1,4 @@
-"""Two runs side by side: what both measured, as differences B - A; what only one measured, by name."""
+"""Two runs side by side: differences B - A of what both measured, and the names of what only one measured."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -23,7 +23,7 @@ from .tables import BATCH_METHOD
 Records = dict[str, Any]  # a run's accuracy, latency, origin, items and batches records, and its groups
 COLUMNS = ["quantity", "model", "row", "benchmark", "A", "B", "B - A", "B / A", "McNemar p", "Holm p", "significant"]
 TEXT = (
-    "B - A with its 95 % interval, accuracy in percentage points; - where it has none: items.json or batches.json of "
+    "B - A with its 95 % interval, accuracy in percentage points; - without one, because items.json or batches.json of "
     "the runs do not hold the same items or batches, or too few. Latency: scope "
     f"{PRIMARY_SCOPE}, phase all, mean per batch",
     "accuracy: paired bootstrap over items (5000 resamples within each dataset, half a pseudo-item of each outcome), "
@@ -80,7 +80,7 @@ def batch_records(cells: Sequence[tuple[dict[str, Any], BatchSums]]) -> list[dic
 def comparison_table(a: Records, b: Records) -> pd.DataFrame:
     """-> rows of COLUMNS; no row for what only one run has.
 
-    No difference of accuracies where the datasets of that name, or their metrics, are not the same in both runs.
+    Accuracies have no difference if the datasets of that name, or their metrics, are not the same in both runs.
     """
     rows = []
     others = _other_datasets(a, b)
@@ -252,9 +252,9 @@ def _items(run: Records, model: str, others: Collection[tuple[str, str]]) -> Ben
 
 
 def _paired(a: Records, b: Records, others: Collection[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
-    """-> (model, benchmark) -> what tells chance from more; a dataset of a group is not among those corrected for.
+    """-> (model, benchmark) -> its paired record; datasets of a group are not in the correction of p values.
 
-    others: models and benchmarks that are left out
+    others: models and benchmarks to leave out
     """
     members = [dataset for groups in (a["groups"], b["groups"]) for names in groups.values() for dataset in names]
     models = dict.fromkeys(record["model"] for record in a["items"])

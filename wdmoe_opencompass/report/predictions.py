@@ -21,9 +21,9 @@ from .runs import MeasuredRun
 from .summary_files import LAYER_PASSES, PREDICTION
 
 PREDICTION_TEXT = (
-    "waiting latency of each MoE layer of each forward pass that had a token on a device: predicted from the recorded "
-    "loads and the profile (load x bits / rate both ways + evaluations x FLOPs / device FLOP/s; where rates are "
-    "measured less the burst of a link, + the fixed seconds of a message and those of each further message of the "
+    "waiting latency of each MoE layer of each forward pass with a token on a device: predicted from the recorded "
+    "loads and the profile (load x bits / rate both ways + evaluations x FLOPs / device FLOP/s; for measured "
+    "rates minus the burst of a link, plus the fixed seconds of a message and of each further message of the "
     "layer; slowest device, Eq. (4) to (11), bandwidth split evenly), next to what was measured from the first message "
     "to the last answer; relative error |predicted / measured - 1|"
 )
@@ -31,7 +31,7 @@ PREDICTION_TEXT = (
 
 @dataclass(frozen=True)
 class Prediction:
-    """Waiting latency of layers of passes, predicted and measured: [n] each; those with a token on a device alone."""
+    """Predicted and measured waiting latency (s) of the layer passes with a token on a device: [layer passes] each."""
 
     batch: NDArray
     pass_index: NDArray
@@ -42,17 +42,20 @@ class Prediction:
 
     @property
     def relative_error(self) -> Array:
-        """-> [n] ``|predicted / measured - 1|``."""
+        """[layer passes] ``|predicted / measured - 1|``."""
         return np.abs(self.predicted_s / self.measured_s - 1)
 
 
 def predicted_and_measured(
     trace: RoutingTrace, times: MeasuredTimes, profile: ChannelProfile | None = None
 ) -> Prediction:
-    """Predict every layer of every pass from its recorded loads, and put it next to what was measured.
+    """Predict the latency of every layer of every pass from its recorded loads.
 
-    profile: of the devices and placement of the run; default: the run's own. Its payload is that on the wire.
-    Raises TraceError where trace, times and profile do not belong together.
+    trace:   with its device loads, [passes, layers, devices]
+    times:   measured waiting latency of the same passes, [passes, layers] (s)
+    profile: with the run's devices and placement, its payload replaced by that of the wire; None: the run's own
+    Returns: [layer passes] predicted and measured latency (s). Raises TraceError if trace, times and profile do not
+    belong together.  Source: Eq. (4) to (11) with evenly split bandwidth.
     """
     check_belongs(times, trace)
     own = changed_profile(profile or trace.metadata.profile, "payload_bits", times.metadata.payload_bits)
@@ -154,7 +157,7 @@ def prediction_notes(measured: Sequence[MeasuredRun], profile: ChannelProfile | 
 
 
 def assumption_notes(measured: Sequence[MeasuredRun], profile: ChannelProfile | None) -> list[str]:
-    """A warning where a prediction is made from physical rates."""
+    """A warning if a prediction is made from physical rates."""
     if all(own.rates == "measured" for own in _profiles(measured, profile)):
         return []
     return [

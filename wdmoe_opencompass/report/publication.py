@@ -187,7 +187,7 @@ def _commands(run_folder: Path, profiles: Sequence[str]) -> str:
         "All commands run in this folder, the time-stamped folder of the run or a copy of it, in a shell.",
         "",
     ]
-    if needed:  # they are found from where the run was started alone
+    if needed:  # these paths hold only where the run was started
         data = f"$(printenv DATA || printf %s {shlex.quote(os.getcwd())})"
         run_again = f'(cd "{data}" && opencompass "$OLDPWD/{config}" -w "$OLDPWD/NEW_RUN")'
         verify = f'(cd "{data}" && wdmoe verify "$OLDPWD")'

@@ -81,8 +81,8 @@ def latency_cells(runs: Sequence[ModelRun]) -> list[tuple[dict[str, Any], BatchS
         for run in row_runs(runs, row):
             for name in _names(run):
                 vanilla = vanilla_of(run, runs, name)
-                compared = dict(vanilla=vanilla and vanilla.abbr, not_compared=why_no_vanilla(run, runs, name))
-                cells += [(record | compared, sums) for record, sums in _cells_of(run, name, row, method)]
+                reference = dict(vanilla=vanilla and vanilla.abbr, not_compared=why_no_vanilla(run, runs, name))
+                cells += [(record | reference, sums) for record, sums in _cells_of(run, name, row, method)]
     baseline = {_cell(record, record["model"]): (record, sums) for record, sums in cells if record["row"] == EVEN}
     for record, sums in cells:
         base = baseline.get(_cell(record, record["vanilla"]))

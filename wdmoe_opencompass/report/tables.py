@@ -14,7 +14,7 @@ OWN_COLUMNS = ("row", "model", "policy", "active experts per token", "assignment
 
 
 def column_of(benchmark: str) -> str:
-    """What the column of a benchmark is called: its name, unless a table has another column of that name."""
+    """The column title of a benchmark: its name, unless a table has another column of that name."""
     return f"{benchmark} (benchmark)" if benchmark in OWN_COLUMNS else benchmark
 
 
@@ -23,8 +23,8 @@ def table_1(
 ) -> pd.DataFrame:
     """Models by benchmarks: accuracy in percent with its 95 % interval, then means over them of what was dropped.
 
-    differences: records of `difference_records`. Each that has an interval goes into the cell of its model and
-    benchmark, in round brackets and with a `*` where it is significant.
+    differences: records of `difference_records`. Those with an interval go into the cell of their model and benchmark,
+    in round brackets, with a `*` if significant.
     """
     records = accuracy_records(runs)
     difference = {(record["model"], record["benchmark"]): _bracketed_difference(record) for record in differences}
@@ -60,8 +60,8 @@ def table_2(
 ) -> pd.DataFrame:
     """Table II's rows by datasets: waiting latency in ms; in brackets the saving against vanilla_even and its interval.
 
-    A saving without an interval is not shown. Below a row is one with its median saving over fading draws and in square
-    brackets its 5 to 95 % range, where the records have one. The last rows are the sizes of each model's batches.
+    A saving without an interval is not shown. If the records have draws, the row below has the median saving over
+    fading draws and in square brackets its 5 to 95 % range. The last rows are the sizes of each model's batches.
     """
     chosen = [r for r in records if (r["scope"], r["per"], r["phase"]) == (scope, per, phase)]
     rows: list[dict[str, str]] = []
@@ -71,8 +71,8 @@ def table_2(
         rows.append({"row": row, "model": model} | {column_of(d): _latency_cell(cells.get(d)) for d in datasets})
         draws = next((r["draws"] for r in cells.values() if r.get("draws")), None)
         if draws:
-            drawn = {column_of(d): _draws_cell(cells.get(d)) for d in datasets}
-            rows.append({"row": f"{row}, {draws} draws", "model": model} | drawn)
+            draw_cells = {column_of(d): _draws_cell(cells.get(d)) for d in datasets}
+            rows.append({"row": f"{row}, {draws} draws", "model": model} | draw_cells)
     even = [r for r in chosen if ROWS[r["row"]][1] == "uniform"]
     for title, key in (("tokens per batch", "tokens_per_batch"), ("passes per batch", "passes_per_batch")):
         for model in dict.fromkeys(r["model"] for r in even):
@@ -104,19 +104,19 @@ ACCURACY_METHOD = (
 )
 BATCH_METHOD = (
     f"{100 * CONFIDENCE:.0f} % intervals over batches of different items under the run's own channel draws (paired "
-    "bootstrap of 2000 resamples, widened by Student's t for few batches): they cover other prompts, not other "
-    "fading"
+    "bootstrap of 2000 resamples, widened by Student's t for few batches): they cover other prompts, "
+    "not other fading"
 )
 
 
 def accuracy_notes(runs: Sequence[ModelRun]) -> list[str]:
-    """Lines under a table of accuracies: what its intervals are, and which are lacking and why."""
-    lacking = by_reason((why, f"{run.abbr} on {dataset}") for run in runs for dataset, why in run.no_items.items())
-    return [ACCURACY_METHOD, *(f"no interval: {where}: {why}" for why, where in lacking.items())]
+    """Lines under a table of accuracies: the method of its intervals, and which are missing and why."""
+    missing = by_reason((why, f"{run.abbr} on {dataset}") for run in runs for dataset, why in run.no_items.items())
+    return [ACCURACY_METHOD, *(f"no interval: {where}: {why}" for why, where in missing.items())]
 
 
 def saving_notes(records: Sequence[dict[str, Any]]) -> list[str]:
-    """Lines under a table of latencies: what the intervals of its savings are, and which are lacking and why."""
-    lacking = by_reason((record["no_interval"], record["dataset"]) for record in records)
-    lines = [f"no saving shown on {where}: {why}" for why, where in lacking.items()]
+    """Lines under a table of latencies: the method of its savings' intervals, and which are missing and why."""
+    missing = by_reason((record["no_interval"], record["dataset"]) for record in records)
+    lines = [f"no saving shown on {where}: {why}" for why, where in missing.items()]
     return [f"a saving's square brackets: {BATCH_METHOD}", *lines]

@@ -1,4 +1,4 @@
-"""What a testbed measured: Tables III and IV and Figure 10."""
+"""Measurements of a testbed: Tables III and IV and Figure 10."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +35,7 @@ LATENCY_TEXT = (
 )
 INTERVALS = BATCH_METHOD.replace(
     "under the run's own channel draws (paired", "as measured, vanilla and policy one after the other (paired"
-).replace("not of other fading", "not of a radio or a machine that became slower between the two runs")
+).replace("not other fading", "not a radio or a machine that became slower between the two runs")
 FIGURE_TEXT = "line: mean over layers and passes with that number of tokens; band: minimum and maximum; as measured"
 
 
@@ -187,7 +187,7 @@ def write_testbed(
     folder: Path,
     profile: ChannelProfile | None = None,
 ) -> list[str]:
-    """Write everything that the measured times in `predictions` allow into `folder`; -> lines for the screen.
+    """Write all tables and figures of the measured times in `predictions` into `folder`; -> lines for the screen.
 
     profile: what predictions are made from; default: each run's own.
     """
@@ -195,7 +195,7 @@ def write_testbed(
     if not measured:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    lacking = [
+    missing = [
         f"empty: {measured_run.run.abbr}, {d}: {why}"
         for measured_run in measured
         for d, why in measured_run.missing.items()
@@ -207,12 +207,12 @@ def write_testbed(
     write_table(folder / TABLE_3, table_3(measured, benchmarks), notes, origin)
     records = waiting_records(measured, benchmarks)
     write_json(folder / f"{TABLE_4}_records.json", records)
-    notes = [*footnote(own_runs, LATENCY_TEXT), f"square brackets: {INTERVALS}", *_gain_notes(records), *lacking]
-    printed = [write_table(folder / TABLE_4, table_4(records, benchmarks), notes, origin)]
+    notes = [*footnote(own_runs, LATENCY_TEXT), f"square brackets: {INTERVALS}", *_gain_notes(records), *missing]
+    lines = [write_table(folder / TABLE_4, table_4(records, benchmarks), notes, origin)]
     present = [b for b in benchmarks if any(measured_run.pairs_of(b) for measured_run in measured)]
     if present:
         save_figure(figure_10(measured, present), folder / FIGURE_10, profile_line(own_runs), FIGURE_TEXT)
-    return printed + write_predictions(measured, folder, profile)
+    return lines + write_predictions(measured, folder, profile)
 
 
 def _gain_notes(records: Sequence[dict[str, Any]]) -> list[str]:

@@ -37,8 +37,8 @@ def test_they_are_those_of_the_tables_but_for_the_random_numbers():
         pytest.skip(NOTHING)
     rng = np.random.default_rng(0)
     cases = [case(rng, groups) for groups in GROUPS for _ in range(10)]
-    stretch = {n: (n / (n - 1)) ** 0.5 * t.ppf(TAILS[1], n - 1) / norm.ppf(TAILS[1]) for n in GROUPS}
-    bootstrap = dict(resamples=BATCH_RESAMPLES, min_groups=MIN_GROUPS, tails=TAILS, stretch=stretch)
+    widening = {n: (n / (n - 1)) ** 0.5 * t.ppf(TAILS[1], n - 1) / norm.ppf(TAILS[1]) for n in GROUPS}
+    bootstrap = dict(resamples=BATCH_RESAMPLES, min_groups=MIN_GROUPS, tails=TAILS, widening=widening)
     with javascript(available()[0]) as evaluate:
         found = evaluate(SCRIPT, INTERVALS, [bootstrap, [[column.tolist() for column in columns] for columns in cases]])
     off = []  # ends, in widths of the interval

@@ -1,4 +1,4 @@
-"""The page itself: what a run's summary folder says, its traces' counts and its answers, in one file.
+"""The page itself: a run's summary folder, its traces' counts and its answers, in one file.
 
 Nothing is fetched when it is opened: styles, scripts and plotly.js are in the file, and its content security policy
 forbids every request. What models, datasets and files say goes into the page as JSON and reaches the screen as text.
@@ -129,7 +129,7 @@ def _facts(run_folder: Path, runs: Sequence[ModelRun]) -> dict[str, Any]:
         tokens={abbr: {name: _tokens(parts) for name, parts in of.items()} for abbr, of in traces.items()},
         pairs={run.abbr: {name: _pairs(parts) for name, parts in run.traces.items()} for run in _routers(runs)},
         bootstrap=dict(
-            resamples=BATCH_RESAMPLES, min_groups=MIN_GROUPS, tails=TAILS, stretch=_stretches(runs, benchmarks)
+            resamples=BATCH_RESAMPLES, min_groups=MIN_GROUPS, tails=TAILS, widening=_widenings(runs, benchmarks)
         ),
     )
 
@@ -177,7 +177,7 @@ def _few(runs: Sequence[ModelRun]) -> list[str]:
 
 
 def _vanilla_of(run: ModelRun, runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> ModelRun | None:
-    """The one vanilla that a model is compared with on all benchmarks on which it is compared; None without such."""
+    """The vanilla that a model is compared with, if it is the same on all benchmarks; else None."""
     found = {v.abbr: v for name in benchmarks if (v := vanilla_of(run, runs, name)) is not None}
     return next(iter(found.values())) if len(found) == 1 else None
 
@@ -224,15 +224,15 @@ def _pairs(traces: Sequence[RoutingTrace]) -> dict[str, Any]:
     return dict(layers=[layer + 1 for layer in chosen], shares=np.round(shares[:, chosen].T, 6).tolist())
 
 
-def _stretches(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> dict[int, float]:
-    """By number of groups of batches, for every number that occurs: see `statistics._batch_interval`."""
+def _widenings(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> dict[int, float]:
+    """Number of groups of batches -> factor that widens its intervals; see `statistics._batch_interval`."""
     groups = np.array(sorted({n for run in runs for b in benchmarks for n in _group_counts(run.traces_of(b)) if n > 1}))
-    stretch = np.sqrt(groups / (groups - 1)) * t.ppf(TAILS[1], groups - 1) / norm.ppf(TAILS[1])
-    return dict(zip(groups.tolist(), stretch.tolist(), strict=True))
+    factors = np.sqrt(groups / (groups - 1)) * t.ppf(TAILS[1], groups - 1) / norm.ppf(TAILS[1])
+    return dict(zip(groups.tolist(), factors.tolist(), strict=True))
 
 
 def _group_counts(traces: Sequence[RoutingTrace]) -> set[int]:
-    """How many groups of batches of the same items have a pass of a phase, or of any."""
+    """Numbers of groups of batches of the same items, in each phase and in all."""
     found = set()
     for phase in ("all", *PHASES):
         keys = {

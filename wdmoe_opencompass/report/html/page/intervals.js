@@ -21,13 +21,13 @@ function quantile(sorted, share) {
 
 /** -> {resampled(latency_s, count) -> sums, mean(sums), ratio(first sums, second sums)}
  *
- * stretch: {groups: factor}; latency_s, count: [groups]; mean and ratio -> [low, high], or null where there is none.
+ * widening: {groups: factor}; latency_s, count: [groups]; mean and ratio -> [low, high], or null where there is none.
  */
-function makeIntervals({ resamples, min_groups, tails, stretch }) {
+function makeIntervals({ resamples, min_groups, tails, widening }) {
   /** Sums over groups: the measured one first, then that of each resample; null where they carry no interval. */
   function resampled(latency_s, count) {
     const groups = latency_s.length;
-    if (groups < min_groups || stretch[groups] === undefined) return null;
+    if (groups < min_groups || widening[groups] === undefined) return null;
     const draw = drawsBelow(groups),
       sums = { groups, latency_s: new Float64Array(1 + resamples), count: new Float64Array(1 + resamples) };
     for (let resample = 0; resample <= resamples; resample++) {
@@ -46,7 +46,7 @@ function makeIntervals({ resamples, min_groups, tails, stretch }) {
     const estimate = values[0],
       sorted = values.subarray(1).sort();
     const [low, high] = tails.map((share) => quantile(sorted, share));
-    return [estimate - stretch[groups] * (estimate - low), estimate + stretch[groups] * (high - estimate)];
+    return [estimate - widening[groups] * (estimate - low), estimate + widening[groups] * (high - estimate)];
   }
 
   return {
