@@ -80,7 +80,7 @@ def test_other_items_are_not_paired_and_said_to_be_so():
     assert difference_records([vanilla, wdmoe], BENCHMARKS) == []
     notes = "\n".join(difference_notes([vanilla, wdmoe], BENCHMARKS))
     assert "wdmoe against vanilla, piqa: not the same items in both" in notes
-    assert "wdmoe against vanilla, mmlu: right and wrong items are not known of both" in notes
+    assert "wdmoe against vanilla, mmlu: which items are right is not known for both" in notes
 
 
 def test_datasets_beside_their_group_are_not_corrected_for():

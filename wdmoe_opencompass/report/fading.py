@@ -39,7 +39,7 @@ def add_draws(runs: Sequence[ModelRun], records: Sequence[dict[str, Any]]) -> No
     """Add to each record of Table II its saving over fading draws.
 
     draws: their number; saving_draws_median, saving_draws_low, saving_draws_high: median, 5 and 95 % quantile. All are
-    None except in scope `layer`, phase `all`, outside row vanilla_even. no_draws: the reason if one of these is missing.
+    None except in scope `layer`, phase `all`, outside row vanilla_even. no_draws: the reason if one is missing.
     """
     by_name = {run.abbr: run for run in runs}
     draws = _Draws()

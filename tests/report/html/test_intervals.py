@@ -19,7 +19,7 @@ SCRIPT = (files("wdmoe_opencompass.report.html") / "page" / "intervals.js").read
 INTERVALS = """([bootstrap, cases]) => {
   const intervals = makeIntervals(bootstrap);
   return cases.map(([before_s, after_s, count]) => {
-    const [before, after] = [before_s, after_s].map((latency_s) => intervals.resampled(latency_s, count));
+    const [before, after] = [before_s, after_s].map((latency_s) => intervals.resample(latency_s, count));
     return [intervals.mean(after), intervals.ratio(before, after)];
   });
 }"""

@@ -100,9 +100,9 @@ function evenly_split(radio, dataset, layers) {
   for (let i = 0; i < finish.length; i++) {
     const problem = Math.floor(i / devices);
     const device = i % devices;
-    const place = layers.row[problem] * devices + device;
+    const position = layers.row[problem] * devices + device;
     const token = even_value[layers.draw[problem] * devices + device] * unit_s;
-    finish[i] = dataset.load[place] * token + dataset.evaluations[place] * computation_s[device];
+    finish[i] = dataset.load[position] * token + dataset.evaluations[position] * computation_s[device];
   }
   return { finish, of: layers.of, gap: 0, accepted: 0 };
 }

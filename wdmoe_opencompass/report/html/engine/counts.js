@@ -55,10 +55,10 @@ function counted(length) {
 
 function repeated(times, total) {
   const numbers = new Int32Array(total);
-  let place = 0;
+  let position = 0;
   times.forEach((count, number) => {
-    numbers.fill(number, place, place + count);
-    place += count;
+    numbers.fill(number, position, position + count);
+    position += count;
   });
   return numbers;
 }

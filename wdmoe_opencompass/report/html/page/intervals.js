@@ -1,4 +1,4 @@
-// ---- 95 % intervals of latencies, the bootstrap of report/statistics.py with random numbers of its own
+// ---- 95 % intervals of latencies, the bootstrap of report/statistics.py with its own random numbers
 
 /** -> a function that draws whole numbers below `limit`, the same ones every time (Mulberry32, seed 0). */
 function drawsBelow(limit) {
@@ -19,13 +19,13 @@ function quantile(sorted, share) {
   return sorted[below] + (position - below) * (sorted[above] - sorted[below]);
 }
 
-/** -> {resampled(latency_s, count) -> sums, mean(sums), ratio(first sums, second sums)}
+/** -> {resample(latency_s, count) -> sums, mean(sums), ratio(first sums, second sums)}
  *
- * widening: {groups: factor}; latency_s, count: [groups]; mean and ratio -> [low, high], or null where there is none.
+ * widening: {groups: factor}; latency_s, count: [groups]; mean and ratio -> [low, high], or null without one.
  */
 function makeIntervals({ resamples, min_groups, tails, widening }) {
-  /** Sums over groups: the measured one first, then that of each resample; null where they carry no interval. */
-  function resampled(latency_s, count) {
+  /** Sums over groups: the measured one first, then that of each resample; null if they allow no interval. */
+  function resample(latency_s, count) {
     const groups = latency_s.length;
     if (groups < min_groups || widening[groups] === undefined) return null;
     const draw = drawsBelow(groups),
@@ -50,7 +50,7 @@ function makeIntervals({ resamples, min_groups, tails, widening }) {
   }
 
   return {
-    resampled,
+    resample,
     mean: (sums) =>
       sums &&
       interval(
