@@ -111,7 +111,7 @@ def test_where_there_are_no_draws_the_table_says_why(profile, why, monkeypatch):
 
 
 def moments_s(run, profile, method):
-    """[draws] mean over the passes of piqa, each under the draws of its own moment, one pass at a time."""
+    """[draws] mean over the passes of piqa, each under its moment's draws, one pass at a time."""
     (trace,) = run.traces["piqa"]
     total_s = np.zeros(DRAWS)
     for number, batch in enumerate(trace.batch):

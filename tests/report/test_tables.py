@@ -46,7 +46,7 @@ def test_latency_of_a_group_is_over_all_batches_of_all_parts(per):
     waiting = [replay(trace, trace.metadata.profile, "uniform", "pass").waiting_latency_s for trace in traces]
     count = sum(len(trace.items) for trace in traces) if per == "batch" else sum(map(len, waiting))
     found = latency_of(latency_records([run]), dataset="mmlu", row="vanilla_even", scope="pass", per=per, phase="all")
-    assert found == approx(sum(one.sum() for one in waiting) / count)
+    assert found == approx(sum(trace.sum() for trace in waiting) / count)
 
 
 def test_a_group_with_a_missing_trace_has_no_latency():
@@ -134,7 +134,7 @@ def test_a_table_names_which_reading_of_algorithm_1_was_run(tmp_path):
         run = run_of("wdmoe", "wlr")
         for traces in run.traces.values():
             changed = dict(policy="wlr", policy_parameters=parameters)
-            traces[:] = [replace(one, metadata=one.metadata.model_copy(update=changed)) for one in traces]
+            traces[:] = [replace(trace, metadata=trace.metadata.model_copy(update=changed)) for trace in traces]
         write_report([run_of(), run], ["mmlu", "piqa"], tmp_path)
         for name in ("table_1_accuracy", "table_2_latency_layer_per_batch_all", "paper_comparison", "frontier"):
             assert f"extra_pass={extra_pass}" in (tmp_path / f"{name}.md").read_text()

@@ -1,4 +1,4 @@
-"""The page's intervals of changed settings against those of the tables, whose bootstrap draws other random numbers."""
+"""The page's intervals of changed settings against those of the tables, which use other random numbers."""
 
 from importlib.resources import files
 

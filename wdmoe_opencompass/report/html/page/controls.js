@@ -77,7 +77,7 @@ function slider(id, name, unit, scale, least, most, step, set) {
   };
 }
 
-const wrongs = new Map(); // field -> why its value is not taken
+const wrongs = new Map(); // field -> why its value is invalid
 
 /** Say below the fields why their values are invalid. */
 function sayWrong(message) {
@@ -104,17 +104,13 @@ function take(field, message, name, unit, scale, set) {
   const before = structuredClone(settings),
     value = field.value === "" ? NaN : Number(field.value) * scale;
   try {
-    if (Number.isNaN(value)) throw new Error("it must be a number");
+    if (Number.isNaN(value)) throw new Error("value must be a number");
     set(value);
     WdmoeEngine.changed_profile(run, 0, settings);
   } catch (error) {
     settings = before;
-    const why = error.message.replace(/^\S+( of .*?)? must/, "it must").replace(/, got .*$/, "");
-    markWrong(
-      field,
-      message,
-      `Not taken, ${name}: ${inUnit(why, scale)}. Still counting: ${field.dataset.last} ${unit}.`,
-    );
+    const why = error.message.replace(/^\S+( of .*?)? must/, "must").replace(/, got .*$/, "");
+    markWrong(field, message, `${name}: ${inUnit(why, scale)}; still using ${field.dataset.last} ${unit}.`);
     return false;
   }
   field.dataset.last = exact(value / scale);
