@@ -17,10 +17,10 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from tests.builders.trace_blocks import metadata
 from wdmoe_opencompass import load_profile
+from wdmoe_opencompass.harness.progress_line import METHODS
 from wdmoe_opencompass.routing.attachment import Attachment, find_moe_layers
 from wdmoe_opencompass.routing.channel_state import ChannelStates
 from wdmoe_opencompass.run.dataset_progress import RUNNING, Begun, DatasetWatch
-from wdmoe_opencompass.run.progress_line import METHODS
 from wdmoe_opencompass.selection import build_policy
 from wdmoe_opencompass.trace.format import Journal
 

@@ -21,7 +21,7 @@ from tests.fuzz import Found, Rng
 from tests.tiny import tiny_mixtral
 from wdmoe_opencompass._util.file_names import file_name
 from wdmoe_opencompass.routing.checkpoint import check_checkpoint
-from wdmoe_opencompass.run.recovery import read_whole
+from wdmoe_opencompass.run.files import read_whole
 from wdmoe_opencompass.run.scores import main_score
 
 MAX_CHECKPOINTS = 60  # transformers builds a model for each

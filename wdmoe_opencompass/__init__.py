@@ -1,8 +1,8 @@
 """WDMoE for OpenCompass: accuracy and attention waiting latency of wirelessly distributed experts.
 
-`channel`, `latency` and `allocation` need NumPy and SciPy only; `selection` and `routing` need torch and transformers;
-`harness` is what OpenCompass loads. Importing this package loads none of them: each name below comes with its first
-use, so that `wdmoe --help` and completion answer at once.
+`selection` and `simulation` need torch, `routing` transformers too, `testbed` gRPC; `harness` is what OpenCompass
+loads. All else needs none of these (docs/architecture.md). Importing this package loads nothing: each name below comes
+with its first use, so that `wdmoe --help` and completion answer at once.
 """
 
 from importlib import import_module

@@ -55,6 +55,11 @@ class LabError(WdmoeError):
     """A lab file, key or device of the testbed breaks a rule."""
 
 
+def pip_install(extra: str) -> str:
+    """The command that installs what an extra of setup.cfg adds to the package."""
+    return f"pip install 'wdmoe_opencompass[{extra}]'"
+
+
 def shown(value: object) -> str:
     """A value as a sentence shows it: as Python writes it, cut where it is long."""
     try:

@@ -1,4 +1,4 @@
-"""Mixtral-8x7B-Instruct with 8-bit weights on one 80 GB GPU: 47 GB, needs `pip install torchao`.
+"""Mixtral-8x7B-Instruct with 8-bit weights on one 80 GB GPU: 47 GB; needs the extra `quantised`.
 
 torchao is told by name to convert the experts too: transformers 5 keeps a layer's experts in one 3-D parameter, which
 converters of `nn.Linear` (bitsandbytes) leave in 16 bits. Its tensors run in the eager experts only.

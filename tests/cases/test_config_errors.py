@@ -7,7 +7,7 @@ import pytest
 from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.harness.config_errors import read_config
 from wdmoe_opencompass.harness.plan.make import make_plan
-from wdmoe_opencompass.harness.verify.run import Run
+from wdmoe_opencompass.harness.verify.verdict import Run
 
 BASE = "from mmengine.config import read_base\nwith read_base():\n    from .base import x\n"
 LAZY = "with read_base an import is a name"

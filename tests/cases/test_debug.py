@@ -9,7 +9,7 @@ from mmengine.config import Config, ConfigDict
 from opencompass.runners import LocalRunner
 
 from tests.conftest import ROOT
-from wdmoe_opencompass.harness import eval_task, infer_task
+from wdmoe_opencompass.harness import command, eval_task, infer_task
 from wdmoe_opencompass.run.failures import noted_failure
 
 OURS = "wdmoe_opencompass.harness"
@@ -76,7 +76,7 @@ def test_tasks_after_one_that_fails_are_run_and_scored(tmp_path, tasks, caplog):
 def test_a_process_of_its_own_ends_with_an_exit_code(tmp_path, tasks, monkeypatch, number, code):
     tasks[number].dump(tmp_path / "task.py")
     monkeypatch.setattr(sys, "argv", ["task", str(tmp_path / "task.py")])
-    for module in (infer_task, eval_task):
+    for module in (command, eval_task):
         monkeypatch.setattr(module, "end_with_the_runner", lambda: None)
     if code is None:
         infer_task.main()

@@ -1119,7 +1119,10 @@ def test_an_adapter_of_virtual_tokens_is_refused(files, tmp_path):
 
 def test_without_peft_one_sentence_says_what_to_install(files, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    with pytest.raises(ModelError, match=r"peft_path needs the package peft, which is not installed: pip install"):
+    with pytest.raises(
+        ModelError,
+        match=r"peft_path needs the package peft, which is not installed: pip install 'wdmoe_opencompass\[adapters\]'",
+    ):
         loaded(files, VANILLA, peft_path=str(files["lora"]), tokenizer_only=True)
 
 
@@ -1144,13 +1147,13 @@ def test_an_adapter_in_the_place_of_weights_is_refused(files):
 def test_plan_says_beforehand_what_will_not_be_compared(files, change, said):
     from mmengine.config import Config
 
+    from wdmoe_opencompass.harness.plan.comparisons import note_comparisons
     from wdmoe_opencompass.harness.plan.facts import Plan
-    from wdmoe_opencompass.harness.plan.make import _look_at_comparisons
 
     change = {key: str(files[value]) if key == "peft_path" else value for key, value in change.items()}
     models = [dict(CFG, abbr="vanilla"), dict(CFG, abbr="wdmoe", wdmoe=WDMOE) | change]
     plan = Plan("config")
-    _look_at_comparisons(Config(dict(models=models, datasets=[dict(GEN, abbr="d"), dict(GEN, abbr="e")])), plan)
+    note_comparisons(Config(dict(models=models, datasets=[dict(GEN, abbr="d"), dict(GEN, abbr="e")])), plan)
     if said is None:
         assert plan.notes == []
     else:
@@ -1170,7 +1173,7 @@ def test_plan_says_beforehand_what_will_not_be_compared(files, change, said):
     ],
 )
 def test_plan_names_the_batch_size_where_answers_depend_on_it(both, dataset, is_said):
-    from wdmoe_opencompass.harness.plan.make import _differing
+    from wdmoe_opencompass.harness.plan.comparisons import _differing
 
     models = [ConfigDict(CFG | both | change) for change in ({}, dict(batch_size=3, wdmoe=WDMOE))]
     found = _differing(*models, ConfigDict(dataset, abbr="d"))

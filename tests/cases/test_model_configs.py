@@ -12,7 +12,8 @@ from tests.conftest import ROOT
 from wdmoe_opencompass.errors import ModelError
 from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel
 from wdmoe_opencompass.harness.plan.facts import ModelFacts, Plan
-from wdmoe_opencompass.harness.plan.make import _look_at_generation, _look_at_weights, _Model
+from wdmoe_opencompass.harness.plan.generation import check_generation
+from wdmoe_opencompass.harness.plan.models import PlannedModel, check_weights
 
 QUICKSTART = ROOT / "quickstart" / "model"
 QUESTIONS = (ROOT / "quickstart" / "data" / "arith" / "test.jsonl").read_text().splitlines()[:2]
@@ -48,7 +49,7 @@ def answers(path, model_kwargs=None, generation_kwargs=None):
         wdmoe=dict(profile="paper_8_devices", policy="wlr"),
     )
     perplexities = model.get_ppl(PROMPTS)
-    model._batch = lambda items: nullcontext()  # without a trace it would forget what it counted
+    model._session.record = lambda items: nullcontext()  # without a trace it would forget what it counted
     recorder = model.attachment.recorder
     recorder.reset()
     texts = model.generate(PROMPTS, 6)
@@ -96,9 +97,9 @@ def test_an_encoder_and_decoder_is_refused_in_one_sentence(tmp_path):
 def look_at(folder, **arguments):
     """-> problems of plan, its notes, and what it knows of the model then."""
     problems, plan = [], Plan("config.py")
-    model = _Model(ConfigDict(path=str(folder), **arguments), ModelFacts("m", str(folder)))
-    _look_at_weights(model, problems.append)
-    _look_at_generation(model, problems.append, plan)
+    model = PlannedModel(ConfigDict(path=str(folder), **arguments), ModelFacts("m", str(folder)))
+    check_weights(model, problems.append)
+    model.rows_per_prompt = check_generation(model.cfg, model.facts, problems.append, plan) or model.rows_per_prompt
     return list(map(str, problems)), plan.notes, model
 
 

@@ -40,7 +40,8 @@ from wdmoe_opencompass.harness.partitioner import (
     WdmoeSizePartitioner,
 )
 from wdmoe_opencompass.harness.plan.make import make_plan
-from wdmoe_opencompass.harness.verify.run import Run, unfinished_files, unfit_inputs
+from wdmoe_opencompass.harness.verify.inputs import unfinished_files, unfit_inputs
+from wdmoe_opencompass.harness.verify.verdict import Run
 from wdmoe_opencompass.report.publication import manifest
 from wdmoe_opencompass.report.testbed_events import event_records
 from wdmoe_opencompass.run.recovery import WRITTEN_WHOLE

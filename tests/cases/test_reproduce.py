@@ -10,7 +10,7 @@ import pytest
 
 from tests.command_line import all_commands
 from tests.conftest import ROOT
-from wdmoe_opencompass.harness.verify.run import STARTED_IN
+from wdmoe_opencompass.harness.verify.compare import STARTED_IN
 from wdmoe_opencompass.report.publication import _commands, relative_paths
 
 COMMANDS = {" ".join(words): command for words, command in all_commands()}

@@ -252,7 +252,7 @@ def test_samples_of_one_text_count_as_many_times_as_one_sample():
         wdmoe=dict(profile="paper_8_devices"),
         max_seq_len=256,
     )
-    model._batch = lambda items: nullcontext()  # without a trace it would forget what it counted
+    model._session.record = lambda items: nullcontext()  # without a trace it would forget what it counted
 
     def tokens(samples, **ending):
         model.stop_words = ending.pop("stop_words", [])
@@ -288,12 +288,12 @@ def test_plan_says_which_ways_of_generating_cannot_work(what):
     from mmengine.config import ConfigDict
 
     from wdmoe_opencompass.harness.plan.facts import ModelFacts, Plan
-    from wdmoe_opencompass.harness.plan.make import _look_at_generation, _Model
+    from wdmoe_opencompass.harness.plan.generation import check_generation
 
     asked, sentence = GENERATIONS[what]
     problems, plan = [], Plan("config.py")
     cfg = ConfigDict(generation_kwargs=asked, stop_words=["."])
-    _look_at_generation(_Model(cfg, ModelFacts("m", "path")), problems.append, plan)
+    check_generation(cfg, ModelFacts("m", "path"), problems.append, plan)
     assert [sentence in problem for problem in problems] == ([True] if sentence else [])
     several = max(asked.get("num_beams", 1), asked.get("num_return_sequences", 1)) > 1
     assert [("cut other answers short" in note) for note in plan.notes] == ([True] if several and not problems else [])

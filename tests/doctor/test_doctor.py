@@ -24,11 +24,18 @@ HEALTHY = TorchFacts("2.13.0", "13.0", True, True, (H100, H100))
 REQUIRES = [
     "numpy<2,>=1.26",
     "pyarrow<22",
-    "torch>=2.10",
+    "opencompass>=0.5.4; extra == 'opencompass'",
+    "torch>=2.10; extra == 'opencompass'",
     "torchao>=0.15; extra == 'quantised'",
     "build; extra == 'test'",
 ]
-INSTALLED = {"numpy": "1.26.4", "pyarrow": "21.0.0", "torch": "2.13.0+cpu", "torchao": "0.18.0"}
+INSTALLED = {
+    "numpy": "1.26.4",
+    "opencompass": "0.5.4",
+    "pyarrow": "21.0.0",
+    "torch": "2.13.0+cpu",
+    "torchao": "0.18.0",
+}
 
 
 def only(findings):
@@ -63,7 +70,7 @@ def test_python_outside_the_range_is_a_problem():
 
 
 def test_versions_within_their_ranges_are_fine(installed):
-    assert only(packages.check_requirements()).found == "all 3 required packages are within their ranges"
+    assert only(packages.check_requirements()).found == "all 4 required packages are within their ranges"
     assert statuses(packages.check_optional()) == [("torchao", "ok")]
 
 
@@ -75,6 +82,7 @@ def test_versions_within_their_ranges_are_fine(installed):
         ("torch", "2.8.0", "torch 2.8.0 is outside >=2.10", "pip install 'torch>=2.10'"),
         ("torch", "of my own", "torch of my own is outside", "pip install 'torch>=2.10'"),
         ("torch", None, "torch is not installed", "pip install 'torch>=2.10'"),
+        ("opencompass", None, "OpenCompass is not installed", "pip install 'wdmoe_opencompass[opencompass]'"),
     ],
 )
 def test_a_package_outside_its_range_is_a_problem_with_the_command(installed, name, version, found, fix):

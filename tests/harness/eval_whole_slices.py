@@ -2,8 +2,6 @@
 
 from mmengine.config import read_base
 
-from wdmoe_opencompass.harness.evaluators import HumanEvalSliceEvaluator
-
 with read_base():
     from ...eval_configs.datasets.wdmoe_paper import paper_datasets
     from ...eval_configs.models.wdmoe_quickstart import models
@@ -14,7 +12,7 @@ subjects = ("abstract_algebra", "anatomy", "astronomy", "business_ethics")
 datasets = [d for d in paper_datasets if "mmlu" not in d["abbr"] or d["name"] in subjects]
 for dataset in datasets:
     if dataset["abbr"] == "openai_humaneval":
-        dataset["eval_cfg"]["evaluator"] = dict(type=HumanEvalSliceEvaluator)
+        dataset["eval_cfg"]["evaluator"] = dict(type="tests.harness.slice_evaluator.HumanEvalSliceEvaluator")
     if "max_out_len" in dataset["infer_cfg"]["inferencer"]:
         dataset["infer_cfg"]["inferencer"]["max_out_len"] = 16
 for model in models:

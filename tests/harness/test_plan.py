@@ -16,7 +16,8 @@ from wdmoe_opencompass import load_profile
 from wdmoe_opencompass._util.checkpoint_files import missing_files
 from wdmoe_opencompass.errors import ModelError, WdmoeError
 from wdmoe_opencompass.harness.plan.batch_memory import batch_memory, batch_sentence
-from wdmoe_opencompass.harness.plan.make import HEADER_BYTES, make_plan
+from wdmoe_opencompass.harness.plan.estimates import HEADER_BYTES
+from wdmoe_opencompass.harness.plan.make import make_plan
 from wdmoe_opencompass.harness.plan.offline import no_network
 from wdmoe_opencompass.harness.plan.weights import measure_weights
 from wdmoe_opencompass.trace.format import array_bytes
@@ -126,7 +127,7 @@ def test_generation_is_bounded_and_its_prompt_tokens_are_exact(small_run, small_
 
 
 def test_traces_too_large_to_be_sealed_are_named_beforehand(changed, monkeypatch):
-    monkeypatch.setattr("wdmoe_opencompass.harness.plan.make.MAX_BYTES", 10_000)
+    monkeypatch.setattr("wdmoe_opencompass.harness.plan.estimates.MAX_BYTES", 10_000)
     plan = changed(lambda cfg: None)
     assert "bytes, and a file must hold at most 10000: split the dataset" in plan.problems[0]
     assert any("its trace takes at most" in note for note in plan.notes)

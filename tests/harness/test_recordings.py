@@ -11,7 +11,7 @@ from wdmoe_opencompass.errors import TraceError
 from wdmoe_opencompass.routing.route import route_recording
 from wdmoe_opencompass.run.recovery import redo_unfinished
 from wdmoe_opencompass.trace.format import JOURNAL_SUFFIX, read_trace
-from wdmoe_opencompass.trace.recording import read_recording, why_not_of_trace, write_recording
+from wdmoe_opencompass.trace.recording import check_of_trace, read_recording, write_recording
 
 PERPLEXITY = ["qs_choice", "qs_twoway", "qs_yesno"]  # the same passes whatever is dropped
 LATER_LAYERS = 0.1  # of the loads: what the quickstart does otherwise in later layers, where they saw drops
@@ -37,7 +37,7 @@ def test_a_recording_routed_by_the_runs_policy_is_the_runs_trace(small_run, mode
     for name, array in trace.arrays.items():
         assert np.array_equal(routed.arrays[name], array), name
     recording = read_recording(recording_path(small_run, model, task))
-    assert why_not_of_trace(recording, trace) is None
+    check_of_trace(recording, trace)
     assert (task in PERPLEXITY) == bool(recording.is_prompt.all())
     assert len(recording.prompt_length) == trace.items.sum()
 
@@ -124,7 +124,8 @@ def test_a_recording_of_fewer_tokens_is_not_of_the_trace(small_run):
             for name in recording.__dataclass_fields__
         }
     )
-    assert why_not_of_trace(short, trace) == "the recording of the router is not of the passes of its trace"
+    with pytest.raises(TraceError, match="the recording of the router is not of the passes of its trace"):
+        check_of_trace(short, trace)
 
 
 def test_no_journal_is_left(small_run):

@@ -8,8 +8,9 @@ import torch
 from tests.builders.stock_models import MODEL, PROMPTS, VANILLA
 from tests.testbed.labs import servers
 from wdmoe_opencompass.errors import LabError, ModelError
-from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel, forget_events
+from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel
 from wdmoe_opencompass.harness.settings import parse_settings
+from wdmoe_opencompass.harness.trace_session import forget_events
 from wdmoe_opencompass.testbed.lab import Lab, write_lab
 from wdmoe_opencompass.trace.format import read_trace
 from wdmoe_opencompass.trace.times import check_belongs, read_times
@@ -69,7 +70,7 @@ def test_bottleneck_reads_what_was_measured_and_drops_tokens_of_a_slow_device(tm
     before, after = trace.device_load_before.sum(axis=(0, 1)), trace.device_load.sum(axis=(0, 1))
     assert after[3] < before[3]
     assert (after[:3] >= 0.8 * before[:3]).all()
-    means = live._history.mean_token_s(1)
+    means = live._session.history.mean_token_s(1)
     assert means.argmax() == 3
 
 

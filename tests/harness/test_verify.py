@@ -13,15 +13,10 @@ from opencompass.registry import build_from_cfg
 from tests.conftest import ROOT, environment
 from wdmoe_opencompass import load_profile
 from wdmoe_opencompass.errors import WdmoeError
-from wdmoe_opencompass.harness.verify.run import (
-    Run,
-    changed_files,
-    compare,
-    first_difference,
-    recompute,
-    unfinished_files,
-    unfit_inputs,
-)
+from wdmoe_opencompass.harness.verify.compare import compare, first_difference
+from wdmoe_opencompass.harness.verify.inputs import changed_files, unfinished_files, unfit_inputs
+from wdmoe_opencompass.harness.verify.recompute import recompute
+from wdmoe_opencompass.harness.verify.verdict import Run
 from wdmoe_opencompass.report.publication import manifest
 from wdmoe_opencompass.trace.format import RoutingTrace, read_trace, write_trace
 

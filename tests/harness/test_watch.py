@@ -25,6 +25,7 @@ from tests.conftest import ROOT, SMALL, command, environment
 from tests.waiting import PATIENCE_S, until
 from wdmoe_opencompass.cli.watch_display import table
 from wdmoe_opencompass.errors import WdmoeError
+from wdmoe_opencompass.harness.progress_line import INTERVAL, live_line, prompts_of
 from wdmoe_opencompass.replay import replay
 from wdmoe_opencompass.run import dataset_progress as progress_module
 from wdmoe_opencompass.run.dataset_progress import (
@@ -39,7 +40,6 @@ from wdmoe_opencompass.run.dataset_progress import (
     spent_s,
 )
 from wdmoe_opencompass.run.lock import exclusive, holder
-from wdmoe_opencompass.run.progress_line import INTERVAL, live_line, prompts_of
 from wdmoe_opencompass.run.run_progress import RunProgress, RunWatch
 from wdmoe_opencompass.run.scores import FIRST_METRICS, NO_METRICS, main_score
 from wdmoe_opencompass.trace.format import Journal, join, read_trace

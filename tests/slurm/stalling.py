@@ -15,7 +15,8 @@ class StallingModel(WdmoeHuggingFaceBaseModel):
 
     def generate(self, inputs: list, max_out_len: int, **kwargs: Any) -> list[str]:
         marker = os.environ.get(MARKER)
-        if marker and self._trace is not None and self._trace.next_item and not Path(marker).exists():
+        trace = self._session._trace
+        if marker and trace is not None and trace.next_item and not Path(marker).exists():
             Path(marker).touch()
             time.sleep(180)  # longer than the limit of one minute, which Slurm looks at twice a minute
         return super().generate(inputs, max_out_len, **kwargs)

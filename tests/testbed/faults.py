@@ -13,7 +13,7 @@ from tests.testbed.labs import GROUPS, NAMES, lab_of
 from tests.tiny import example_policy
 from tests.waiting import until
 from wdmoe_opencompass.routing.attachment import Attachment
-from wdmoe_opencompass.testbed.client import LabClient
+from wdmoe_opencompass.testbed.client import BaseStation
 from wdmoe_opencompass.testbed.wire import COMPUTE, SERVICE, Sums, check_of_sums, pack
 
 # Sound devices answer before the deadline on a busy machine too; tests that wait for it have a shorter one.
@@ -25,7 +25,7 @@ STOPPED = FAULTS | dict(deadline_s=3.0)
 def base_station(tiny, lab):
     model, layers = tiny
     with (
-        LabClient(lab, layers) as client,
+        BaseStation(lab, layers) as client,
         Attachment(model, example_policy("top_k"), states_of(model, lab), sender=client) as attached,
     ):
         yield client, attached

@@ -9,7 +9,7 @@ from tests.tiny import example_policy, prompts, tiny_mixtral
 from wdmoe_opencompass.errors import ModelError
 from wdmoe_opencompass.routing.attachment import Attachment
 from wdmoe_opencompass.routing.discovery import find_moe_layers
-from wdmoe_opencompass.testbed.client import LabClient
+from wdmoe_opencompass.testbed.client import BaseStation
 
 ROUNDING = 1e-5  # float32: matrix products with other numbers of rows may round otherwise
 
@@ -22,7 +22,7 @@ def test_logits_equal_the_local_models(processes, tiny, policy):
     with Attachment(model, example_policy(policy), states_of(model, lab)):
         expected = logits(model)
     with (
-        LabClient(lab, layers) as client,
+        BaseStation(lab, layers) as client,
         Attachment(model, example_policy(policy), states_of(model, lab), sender=client),
     ):
         found = logits(model)
@@ -37,7 +37,7 @@ def test_padding_is_not_sent_and_does_not_matter(processes, tiny, padded):
     lab = lab_of(processes)
     expected = logits(model, padded=padded)
     with (
-        LabClient(lab, layers) as client,
+        BaseStation(lab, layers) as client,
         Attachment(model, example_policy("top_k"), states_of(model, lab), sender=client),
     ):
         found = logits(model, padded=padded)
@@ -53,7 +53,7 @@ def test_packed_payload_answers_as_the_simulated_one_does(processes, tiny, bits)
         expected = logits(model)
     assert not torch.equal(expected, logits(model))
     with (
-        LabClient(lab, layers) as client,
+        BaseStation(lab, layers) as client,
         Attachment(model, example_policy("top_k"), states_of(model, lab), sender=client),
     ):
         assert torch.equal(logits(model), expected)
@@ -66,7 +66,7 @@ def test_generation_equals_the_local_models(processes, tiny):
     expected = model.generate(**arguments)
     lab = lab_of(processes)
     with (
-        LabClient(lab, layers) as client,
+        BaseStation(lab, layers) as client,
         Attachment(model, example_policy("top_k"), states_of(model, lab), sender=client),
     ):
         assert torch.equal(model.generate(**arguments), expected)
@@ -76,7 +76,7 @@ def test_each_device_gets_one_message_per_layer_with_its_load_and_all_times(proc
     model, layers = tiny
     lab = lab_of(processes)
     with (
-        LabClient(lab, layers) as client,
+        BaseStation(lab, layers) as client,
         Attachment(model, example_policy("top_k"), states_of(model, lab), sender=client) as attached,
     ):
         logits(model)
@@ -102,7 +102,7 @@ def test_each_device_gets_one_message_per_layer_with_its_load_and_all_times(proc
 def test_tokens_beyond_the_message_limit_go_in_several_messages(processes, tiny):
     model, layers = tiny
     lab = lab_of(processes, message_bytes=1 << 16)
-    client = LabClient(lab, layers)
+    client = BaseStation(lab, layers)
     ids = torch.arange(3, 90).repeat(10)[None, :250].repeat(10, 1)
     expected = model(input_ids=ids).logits
     with client, Attachment(model, example_policy("top_k"), states_of(model, lab), sender=client) as attached:
@@ -123,7 +123,7 @@ def test_short_types_agree_within_their_own_rounding(saved, dtype):
     with servers(saved, GROUPS[:1], dtype) as devices:
         lab = lab_of(devices)
         with (
-            LabClient(lab, layers) as client,
+            BaseStation(lab, layers) as client,
             Attachment(model, example_policy("top_k"), states_of(model, lab), sender=client),
         ):
             found = logits(model)
@@ -134,5 +134,5 @@ def test_short_types_agree_within_their_own_rounding(saved, dtype):
 def test_rounding_twice_is_refused(processes, tiny):
     model, layers = tiny
     lab = lab_of(processes)
-    with LabClient(lab, layers) as client, pytest.raises(ModelError, match="lab file"):
+    with BaseStation(lab, layers) as client, pytest.raises(ModelError, match="lab file"):
         Attachment(model, example_policy("top_k"), states_of(model, lab), payload_bits=8, sender=client)

@@ -10,7 +10,7 @@ from wdmoe_opencompass.errors import LabError
 from wdmoe_opencompass.routing.attachment import Attachment
 from wdmoe_opencompass.routing.discovery import find_moe_layers
 from wdmoe_opencompass.selection import build_policy
-from wdmoe_opencompass.testbed.client import LabClient
+from wdmoe_opencompass.testbed.client import BaseStation
 
 SUM_ORDER = 1e-5  # of the largest logit: a device sums its own experts first
 
@@ -26,7 +26,7 @@ def test_logits_of_a_family_equal_the_local_models(tmp_path, family, top_k):
         states = local.channel_of_layer
     with servers(tmp_path) as devices:
         lab = lab_of(devices, send_padding=True)
-        with LabClient(lab, layers) as client, Attachment(model, build_policy("top_k"), states, sender=client):
+        with BaseStation(lab, layers) as client, Attachment(model, build_policy("top_k"), states, sender=client):
             found = logits(model)
             assert not client.events
             assert len(client.times) > len(layers)
@@ -37,4 +37,4 @@ def test_logits_of_a_family_equal_the_local_models(tmp_path, family, top_k):
 
 def test_family_with_another_contract_is_refused_in_one_sentence(saved):
     with servers(saved, GROUPS[:1]) as devices, pytest.raises(LabError, match="does not follow the contract"):
-        LabClient(lab_of(devices, GROUPS[:1]), find_moe_layers(tiny_model("llama4_text")))
+        BaseStation(lab_of(devices, GROUPS[:1]), find_moe_layers(tiny_model("llama4_text")))

@@ -22,7 +22,7 @@ from tests.testbed.labs import GROUPS, device_processes, lab_of, servers
 from tests.tiny import tiny_mixtral
 from tests.waiting import PATIENCE_S, until
 from wdmoe_opencompass.errors import LabError
-from wdmoe_opencompass.testbed.client import LabClient
+from wdmoe_opencompass.testbed.client import BaseStation
 from wdmoe_opencompass.testbed.device import DeviceServer
 from wdmoe_opencompass.testbed.experts import load_experts
 
@@ -161,7 +161,7 @@ def test_missing_device_is_waited_for_but_not_all_of_them(saved, tiny):
             late.stop(0)
         devices[0].stop(0)
         with pytest.raises(LabError, match="no device of the lab answers"):
-            LabClient(lab, tiny[1])
+            BaseStation(lab, tiny[1])
 
 
 @pytest.mark.parametrize(
@@ -170,13 +170,13 @@ def test_missing_device_is_waited_for_but_not_all_of_them(saved, tiny):
 )
 def test_wrong_device_at_the_start_is_an_error(saved, tiny, groups, dtype, sentence):
     with servers(saved, groups, dtype) as devices, pytest.raises(LabError, match=sentence):
-        LabClient(lab_of(devices, GROUPS[:2]), tiny[1])
+        BaseStation(lab_of(devices, GROUPS[:2]), tiny[1])
 
 
 def test_other_weights_are_an_error(tiny, tmp_path):
     tiny_mixtral(seed=1).save_pretrained(tmp_path)
     with servers(tmp_path) as devices, pytest.raises(LabError, match="other weights"):
-        LabClient(lab_of(devices), tiny[1])
+        BaseStation(lab_of(devices), tiny[1])
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from tests.waiting import until
 from wdmoe_opencompass.errors import LabError
 from wdmoe_opencompass.routing.attachment import Attachment
 from wdmoe_opencompass.routing.discovery import find_moe_layers
-from wdmoe_opencompass.testbed.client import LabClient
+from wdmoe_opencompass.testbed.client import BaseStation
 from wdmoe_opencompass.testbed.device import DeviceServer
 from wdmoe_opencompass.testbed.experts import load_experts
 from wdmoe_opencompass.testbed.lab import Lab
@@ -25,7 +25,7 @@ def test_lacking_experts_are_read_when_a_device_fails_and_forgotten_when_it_is_b
     with servers(saved) as devices:
         lab = lab_of(devices, **FAULTS, experts_in_memory="own")
         with (
-            LabClient(lab, layers) as client,
+            BaseStation(lab, layers) as client,
             Attachment(model, example_policy("top_k"), states_of(model, lab), sender=client),
         ):
             client.keep_own_experts(saved)
@@ -53,7 +53,7 @@ def test_dropped_pairs_go_nowhere_with_few_experts_in_memory(saved, policy):
         with Attachment(model, example_policy(policy), states_of(model, lab)):
             expected = logits(model)
         with (
-            LabClient(lab, find_moe_layers(model)) as client,
+            BaseStation(lab, find_moe_layers(model)) as client,
             Attachment(model, example_policy(policy), states_of(model, lab), sender=client) as attached,
         ):
             client.keep_own_experts(saved)
@@ -74,5 +74,5 @@ def test_files_that_cannot_be_read_expert_by_expert_are_an_error_at_the_start(sa
     layers = find_moe_layers(tiny_mixtral().float())
     with servers(saved, GROUPS[:1]) as devices:
         lab = lab_of(devices, GROUPS[:1], experts_in_memory="own", send_padding=True)
-        with LabClient(lab, layers) as client, pytest.raises(LabError, match="no such folder with a config"):
+        with BaseStation(lab, layers) as client, pytest.raises(LabError, match="no such folder with a config"):
             client.keep_own_experts(tmp_path)

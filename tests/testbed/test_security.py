@@ -21,7 +21,7 @@ from tests.waiting import PATIENCE_S
 from wdmoe_opencompass.errors import LabError
 from wdmoe_opencompass.routing.payload import Payload
 from wdmoe_opencompass.testbed import wire
-from wdmoe_opencompass.testbed.client import LabClient
+from wdmoe_opencompass.testbed.client import BaseStation
 from wdmoe_opencompass.testbed.device import DeviceServer, used_bytes
 from wdmoe_opencompass.testbed.experts import load_experts
 from wdmoe_opencompass.testbed.keys import make_keys
@@ -246,7 +246,7 @@ def test_right_keys_let_both_sides_in(saved, tiny, keys):
 
 def refused(device, lab, layers):
     with pytest.raises(LabError, match="no device of the lab answers"):
-        LabClient(lab, layers)
+        BaseStation(lab, layers)
     device.stop(0)
 
 

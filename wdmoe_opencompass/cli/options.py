@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 
 from .._util.number_text import decimal
 from .._util.tolerant_stdout import make_stdout_tolerant
-from ..errors import WdmoeError, unknown_name
+from ..errors import WdmoeError, pip_install, unknown_name
 from .console import print_aside, print_error
 
 if TYPE_CHECKING:
@@ -35,6 +35,17 @@ SCOPE_NAMES = ("layer", "pass")
 OBJECTIVE_NAMES = ("latency", "transfers")
 DTYPE_NAMES = ("auto", "float32", "float16", "bfloat16")
 MIXTRAL_HIDDEN_SIZE, MIXTRAL_FFN_SIZE = 4096, 14336  # those of latency.ExpertShape()
+
+# The commands that `pip install wdmoe_opencompass` alone cannot run: the extra of each, and what it brings.
+EXTRA_OF_COMMAND = {
+    "plan": "opencompass",
+    "verify": "opencompass",
+    "calibrate": "opencompass",
+    "route": "torch",
+    "simulate": "torch",
+    "testbed": "testbed",
+}
+BROUGHT_BY_EXTRA = {"opencompass": "OpenCompass and torch", "torch": "torch", "testbed": "gRPC, transformers and torch"}
 
 ClickError: type[Exception] = typer.BadParameter.__bases__[0].__bases__[0]  # typer ships its own copy of click, or not
 
@@ -143,6 +154,20 @@ class Group(TyperGroup):
         if not ctx.resilient_parsing and args[0] not in known and not args[0].startswith("-"):
             raise WdmoeError(unknown_name(f"{ctx.command_path}: command", args[0], known))
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """As typer's; WdmoeError with the command that mends it where a package is missing that an extra brings."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            words = [*ctx.command_path.split(), ctx.invoked_subcommand]  # wdmoe, plan; wdmoe, testbed, keys
+            extra = EXTRA_OF_COMMAND.get(words[1])
+            if extra is None or error.name is None or error.name.startswith("wdmoe_opencompass"):
+                raise
+            raise WdmoeError(
+                f"{' '.join(words)} needs {BROUGHT_BY_EXTRA[extra]}; install with: {pip_install(extra)} "
+                f"(missing: {error.name})"
+            ) from None
 
 
 def new_app(**settings: Any) -> typer.Typer:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ..errors import pip_install
 from .finding import Finding, ok, problem
 
 IMPORTS = "import opencompass.cli.main, wdmoe_opencompass.harness.infer_task, wdmoe_opencompass.harness.summarizer"
@@ -17,7 +18,10 @@ def check_command() -> list[Finding]:
     here = Path(sys.executable).parent
     found = shutil.which("opencompass")
     if found is None:
-        fix = f"source {here / 'activate'}" if (here / "activate").exists() else f"export PATH={here}:$PATH"
+        if not (here / "opencompass").exists():
+            fix = pip_install("opencompass")
+        else:
+            fix = f"source {here / 'activate'}" if (here / "activate").exists() else f"export PATH={here}:$PATH"
         return [problem("opencompass", "no command opencompass on PATH", fix)]
     if belongs_here(Path(found)):
         return [ok("opencompass", found)]
@@ -50,5 +54,5 @@ def check_import() -> list[Finding]:
     if done.returncode == 0:
         return [ok("import", "a fresh process imports OpenCompass and the plugin")]
     said = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1][:300]
-    fix = "install it where OpenCompass is: pip install -c constraints.txt -e ."
+    fix = "install it where OpenCompass is: pip install -c constraints.txt -e '.[opencompass]'"
     return [problem("import", f"a fresh process cannot import OpenCompass and the plugin: {said}", fix)]

@@ -7,6 +7,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
+from ..errors import pip_install
 from .finding import Finding, ok, problem, warning
 
 PACKAGE = "wdmoe_opencompass"
@@ -33,11 +34,14 @@ def check_python(version: str | None = None) -> list[Finding]:
 
 
 def check_requirements() -> list[Finding]:
-    """Every required package: there, and of a version within its range."""
+    """Every package that an evaluation needs: there, and of a version within its range."""
     required = _requirements(extra="")
     if required is None:
-        fix = "install it where OpenCompass is: pip install -c constraints.txt -e ."
+        fix = "install it where OpenCompass is: pip install -c constraints.txt -e '.[opencompass]'"
         return [problem("packages", f"{PACKAGE} is not installed here: OpenCompass's tasks could not import it", fix)]
+    if installed_version("opencompass") is None:
+        return [problem("packages", "OpenCompass is not installed here", pip_install("opencompass"))]
+    required += _requirements(extra="opencompass") or []
     unfit = [finding for one in required if (finding := _unfit(one)) is not None]
     return unfit or [ok("packages", f"all {len(required)} required packages are within their ranges")]
 

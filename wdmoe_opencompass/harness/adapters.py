@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import ModelError, brief
+from ..errors import ModelError, brief, pip_install
 from ..identity import adapter_digest
 from .plan.weights import local_folder
 
@@ -37,7 +37,9 @@ def adapter_kind(peft_path: str) -> str:
     try:
         from peft import PeftConfig
     except ImportError:
-        raise ModelError("peft_path needs the package peft, which is not installed: pip install 'peft>=0.18'") from None
+        raise ModelError(
+            f"peft_path needs the package peft, which is not installed: {pip_install('adapters')}"
+        ) from None
     try:
         config = PeftConfig.from_pretrained(str(adapter))
     except Exception as error:  # whatever the schemas of peft raise

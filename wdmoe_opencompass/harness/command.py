@@ -1,14 +1,22 @@
-"""How a task of ours is started, and ended with its runner.
+"""How a task of ours is started, run, and ended with its runner.
 
 OpenCompass's own tasks name their file as the command, which would start the stock task.
 """
 
+import argparse
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+from mmengine.config import Config
+
+from .._util.tolerant_stdout import make_stdout_tolerant
+from ..errors import WdmoeError
+from ..run.failures import sentence
 
 LOOK_AFTER_RUNNER_S = 1.0
 SHELLS = ("sh", "dash", "bash", "zsh", "ksh")
@@ -18,6 +26,19 @@ def module_command(module: str, cfg_path: str, template: str) -> str:
     """-> the shell command that runs a module on a dumped task config, in one process."""
     sys.path.append(os.getcwd())
     return template.format(task_cmd=f"{sys.executable} -m {module} {cfg_path}")
+
+
+def run_dumped(description: str, run: Callable[[Config], None]) -> None:
+    """Run the dumped task config that the command line names; a WdmoeError becomes one sentence and exit code 2."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("config")
+    end_with_the_runner()
+    make_stdout_tolerant()
+    try:
+        run(Config.fromfile(parser.parse_args().config))
+    except (WdmoeError, OSError) as error:
+        print(f"error: {sentence(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def end_with_the_runner() -> None:

@@ -1,6 +1,5 @@
 """The eval task: a dataset that cannot be scored leaves the others alone, and its reason next to its results."""
 
-import argparse
 import json
 import math
 import multiprocessing
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.config import Config, ConfigDict
+from mmengine.config import ConfigDict
 from mmengine.fileio.handlers.json_handler import set_default
 from opencompass.tasks import OpenICLEvalTask
 from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
@@ -21,15 +20,14 @@ from .._util.atomic_write import write_whole
 from .._util.caches import use_writable
 from .._util.file_names import beside
 from .._util.json_values import changed
-from .._util.tolerant_stdout import make_stdout_tolerant
 from .._util.utf8_text import SURROGATE
 from ..errors import WdmoeError
 from ..run.failures import note_failure, noted_failure, own_words, sentence
-from ..run.files import PREDICTIONS, RESULTS, output_file
-from ..run.recovery import FAILURE_SUFFIX
+from ..run.files import FAILURE_SUFFIX
 from ..run.scores import NOT_FINITE
-from .command import end_with_the_runner, module_command
+from .command import end_with_the_runner, module_command, run_dumped
 from .encodable_answers import REPLACED
+from .output_files import PREDICTIONS, RESULTS, output_file
 
 NO_PREDICTIONS = "no predictions: its inference did not finish"
 CAN_FORK = sys.platform != "darwin" and "fork" in multiprocessing.get_all_start_methods()
@@ -185,16 +183,11 @@ def _how_it_ended(child: BaseProcess) -> str:
 
 
 def main() -> None:
-    """Run one dumped task config; what could not be scored is named in one sentence, with exit code 2."""
-    parser = argparse.ArgumentParser(description="Run one eval task of a dumped OpenCompass config")
-    parser.add_argument("config")
-    end_with_the_runner()
-    make_stdout_tolerant()
-    try:
-        WdmoeEvalTask(Config.fromfile(parser.parse_args().config)).run_or_raise(in_children=True)
-    except (WdmoeError, OSError) as error:
-        print(f"error: {sentence(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
+    """Run one dumped task config; what went wrong is one sentence, with exit code 2."""
+    run_dumped(
+        "Run one eval task of a dumped OpenCompass config",
+        lambda cfg: WdmoeEvalTask(cfg).run_or_raise(in_children=True),
+    )
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from ..identity.facts import (
     generation_facts,
     plain,
 )
+from ..run.recovery import LABEL
 from .plan.weights import local_folder
 from .precision import precision_name
 
@@ -54,7 +55,7 @@ def method_of(inferencer: Any) -> str | None:
     if isinstance(kind, str):
         try:
             kind = ICL_INFERENCERS.get(kind)
-        except (ImportError, AttributeError):
+        except (Exception, SystemExit):  # a module may raise anything when it is imported
             return None
     for base, name in ((PPLInferencer, "ppl"), (GenInferencer, "gen")):
         if isinstance(kind, type) and issubclass(kind, base):
@@ -78,14 +79,9 @@ def inferencer_facts(model_cfg: Mapping[str, Any], dataset_cfg: Mapping[str, Any
 
 def asked_facts(model_cfg: Mapping[str, Any], dataset_cfg: Mapping[str, Any]) -> Facts:
     """-> what configs alone say of a model and a dataset, as it is written there."""
-    asked = arguments_of(model_cfg) | {
-        key: value for key, value in inferencer_facts(model_cfg, dataset_cfg).items() if key != "stop_words"
-    }
-    words = {
-        *arguments_of(model_cfg).get("stop_words", []),
-        *inferencer_facts(model_cfg, dataset_cfg).get("stop_words", []),
-    }
-    return asked | (dict(stop_words=sorted(words)) if words else {})
+    of_model, of_dataset = arguments_of(model_cfg), inferencer_facts(model_cfg, dataset_cfg)
+    words = {*of_model.get("stop_words", []), *of_dataset.pop("stop_words", [])}
+    return of_model | of_dataset | (dict(stop_words=sorted(words)) if words else {})
 
 
 def model_facts(model: Any, model_kwargs: Mapping[str, Any], peft_path: str | None, peft_kwargs: Any) -> Facts:
@@ -149,7 +145,8 @@ def _arguments_in_effect(model: Any, asked: Facts) -> Facts:
 
     asked: arguments of a dataset, which replace some of them
     """
-    facts: Facts = dict(type=_class_name(model), max_seq_len=model.max_seq_len)
+    kind = type(model)
+    facts: Facts = dict(type=f"{kind.__module__}.{kind.__qualname__}", max_seq_len=model.max_seq_len)
     for key in ("mode", "drop_middle", "fastchat_template"):
         facts[key] = getattr(model, key, None) or None
     facts["mode"] = None if facts["mode"] == "none" else facts["mode"]
@@ -163,11 +160,6 @@ def _arguments_in_effect(model: Any, asked: Facts) -> Facts:
     if facts["generation_kwargs"].get("do_sample"):
         facts["seed"] = torch.initial_seed()
     return facts
-
-
-def _class_name(model: Any) -> str:
-    kind = type(model)
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _weights(path: str, model_kwargs: Mapping[str, Any]) -> str:
@@ -207,10 +199,7 @@ def _adapter(peft_path: str) -> str:
 def tokenizer_digest(tokenizer: Any) -> str:
     """-> digest of how text becomes tokens and back, whatever folder it came from; padding and templates apart."""
     special = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if key != "pad_token"}
-    told: dict[str, Any] = dict(
-        special=special,
-        cleans_up=getattr(tokenizer, "clean_up_tokenization_spaces", None),
-    )
+    told: dict[str, Any] = dict(special=special, cleans_up=getattr(tokenizer, "clean_up_tokenization_spaces", None))
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and hasattr(backend, "to_str"):
         rules = json.loads(backend.to_str())
@@ -236,10 +225,8 @@ def _digest(text: Any) -> str | None:
     return f"sha256:{hashlib.sha256(whole.encode(errors='surrogatepass')).hexdigest()}"
 
 
-# -- what was asked, from what was left ------------------------------------------------------------------------------
 ASKED_KEYS = ("origin_prompt", "gold", "in-context examples")
 ASKED_OF_LABEL = ("prompt", "testing input")
-LABEL = "label: "
 
 
 def prompts_digest(parts: Sequence[Mapping[str, Any]]) -> str:

@@ -1,15 +1,13 @@
 """The infer task: opens and closes the routing trace of each dataset."""
 
-import argparse
 import gc
-import sys
 import time
 import traceback
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import ConfigDict
 from opencompass.models import HuggingFace, HuggingFacewithChatTemplate
 from opencompass.registry import MODELS
 from opencompass.tasks.openicl_infer import OpenICLInferTask
@@ -17,23 +15,20 @@ from opencompass.utils import build_model_from_cfg, dataset_abbr_from_cfg, model
 
 from .._util.caches import use_writable
 from .._util.file_names import beside
-from .._util.tolerant_stdout import make_stdout_tolerant
 from ..errors import WdmoeError
 from ..run.dataset_progress import Begun, DatasetWatch, spent_s
 from ..run.failures import note_failure, sentence
-from ..run.files import PREDICTIONS, RESULTS, output_file
+from ..run.files import FAILURE_SUFFIX
 from ..run.lock import DatasetIsRunningError, exclusive
-from ..run.progress_line import METHODS, live_line, prompts_of
-from ..run.recovery import FAILURE_SUFFIX, keep_answers, redo_unfinished, whole_answers
-from ..trace.format import SEALED_SUFFIX
-from ..trace.recording import RECORDING_SUFFIX
-from ..trace.times import TIMES_SUFFIX
-from .command import end_with_the_runner, module_command
+from ..run.recovery import SEALED_SUFFIXES, keep_answers, redo_unfinished, whole_answers
+from .command import module_command, run_dumped
 from .encodable_answers import encodable_answers
 from .identify import asked_facts, inferencer_facts
 from .loading import whole_weights
 from .models import WdmoeMixin, supply_batch_encode_plus
 from .name_checks import name_problems
+from .output_files import PREDICTIONS, RESULTS, output_file
+from .progress_line import METHODS, live_line, prompts_of
 
 LOCK_WAIT_S = 60.0
 
@@ -93,7 +88,7 @@ class WdmoeInferTask(OpenICLInferTask):
                 else:
                     self.model = build_model(model_cfg)
                 self._infer_all(model_cfg, dataset_cfgs)
-                others = [one for one in dataset_cfgs if dataset_abbr_from_cfg(one) not in self._checked]
+                others = [cfg for cfg in dataset_cfgs if dataset_abbr_from_cfg(cfg) not in self._checked]
                 self._failed += self._redo_unfinished(model_cfg, others)  # skipped, but of a task that died meanwhile
             except (Exception, SystemExit) as error:  # the model: none of its datasets can be run
                 errors.append(error.with_traceback(None))  # whose frames would hold the model
@@ -167,7 +162,7 @@ class WdmoeInferTask(OpenICLInferTask):
                 super()._inference()
             return
         try:
-            for suffix in (SEALED_SUFFIX, TIMES_SUFFIX, RECORDING_SUFFIX):  # of earlier predictions, if there are any
+            for suffix in SEALED_SUFFIXES:  # of earlier predictions, if there are any
                 beside(predictions, suffix).unlink(missing_ok=True)
             first = self.model.open_trace(
                 predictions,
@@ -255,16 +250,8 @@ def build_model(model_cfg: ConfigDict) -> Any:
 
 
 def main() -> None:
-    """Run one dumped task config; a WdmoeError becomes one sentence and exit code 2."""
-    parser = argparse.ArgumentParser(description="Run one infer task of a dumped OpenCompass config")
-    parser.add_argument("config")
-    end_with_the_runner()
-    make_stdout_tolerant()
-    try:
-        WdmoeInferTask(Config.fromfile(parser.parse_args().config)).run_or_raise()
-    except (WdmoeError, OSError) as error:
-        print(f"error: {sentence(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
+    """Run one dumped task config; what went wrong is one sentence, with exit code 2."""
+    run_dumped("Run one infer task of a dumped OpenCompass config", lambda cfg: WdmoeInferTask(cfg).run_or_raise())
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ from .._util.caches import use_writable
 from .._util.file_names import dataset_file, parts_of
 from ..errors import NotReadableNowError, WdmoeError, shown
 from ..run.failures import own_words
-from ..run.files import PREDICTIONS, RESULTS, output_file
 from ..run.lock import DatasetIsRunningError, exclusive
 from ..run.recovery import redo_stale_results, redo_unfinished
 from .encodable_answers import make_encodable
 from .name_checks import RENAME, name_problems, why_no_file
+from .output_files import PREDICTIONS, RESULTS, output_file
 from .sections import EVAL, INFER, check_start, score_one_by_one
 
 LOG = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class CheckedPartitioner:
         for combination in model_dataset_combinations:
             for model in combination["models"]:
                 _check_processes(model)
-                names = {dataset_abbr_from_cfg(one) for one in combination["datasets"]}
+                names = {dataset_abbr_from_cfg(dataset) for dataset in combination["datasets"]}
                 for dataset in combination["datasets"]:
                     self._check(model, dataset, names, work_dir)
         return super().partition(  # type: ignore[misc]
@@ -84,7 +84,7 @@ class CheckedPartitioner:
     def _configs_of_parts(self, dataset: Any) -> dict[str, Any]:
         """Of a partitioner that splits datasets: what it would make of this one; of another: its own, of no part."""
         split = getattr(self, "split_dataset", None)
-        return {} if split is None else {dataset_abbr_from_cfg(one): one for one in split(dataset)}
+        return {} if split is None else {dataset_abbr_from_cfg(part): part for part in split(dataset)}
 
 
 def _refuse_names(combinations: list[dict], work_dir: Path) -> None:
@@ -109,7 +109,7 @@ class _Splitting(CheckedPartitioner):
     def partition(self, model_dataset_combinations: list[dict], work_dir: str, out_dir: str, **others: Any) -> list:
         """As OpenCompass's own."""
         self._names = {
-            dataset_abbr_from_cfg(dataset) for each in model_dataset_combinations for dataset in each["datasets"]
+            dataset_abbr_from_cfg(dataset) for part in model_dataset_combinations for dataset in part["datasets"]
         }
         return super().partition(model_dataset_combinations, work_dir, out_dir, **others)
 

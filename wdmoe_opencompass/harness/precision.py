@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from ..errors import ModelError
@@ -24,9 +24,10 @@ def check_precision(path: str, model: Any) -> None:
     expected = expected_bytes(model.config, value_bytes, model.dtype)
     loaded = sum(tensor_bytes(tensor) for tensor in (*model.parameters(), *model.buffers()))
     if loaded > TOLERANCE * expected:
+        widest = max(model.named_parameters(), key=lambda named: tensor_bytes(named[1]))[0]
         raise ModelError(
             f"{path}: {8 * value_bytes:g}-bit weights should take {expected / 1e9:.3g} GB, but {loaded / 1e9:.3g} GB "
-            f"were loaded: {type(quantiser).__name__} left {_widest(model)} in full precision; a config that converts "
+            f"were loaded: {type(quantiser).__name__} left {widest} in full precision; a config that converts "
             "the experts too is eval_configs/models/wdmoe_mixtral_8x7b_instruct_int8.py"
         )
 
@@ -45,19 +46,15 @@ def precision_name(model: Any) -> str:
 
 def expected_bytes(config: PretrainedConfig, value_bytes: float, dtype: torch.dtype) -> float:
     """Bytes of a model whose matrices have `value_bytes` per value; embeddings, head and vectors stay in `dtype`."""
+    values = {key: value for key, value in config.to_dict().items() if key != "quantization_config"}
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(_unquantised(config))
-    kept = {id(one.weight) for one in (model.get_input_embeddings(), model.get_output_embeddings()) if one is not None}
+        model = AutoModelForCausalLM.from_config(type(config).from_dict(values))
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    kept = {id(end.weight) for end in ends if end is not None}
     return sum(
         parameter.numel() * (value_bytes if parameter.ndim >= 2 and id(parameter) not in kept else dtype.itemsize)
         for parameter in model.parameters()
     )
-
-
-def _unquantised(config: PretrainedConfig) -> PretrainedConfig:
-    values = config.to_dict()
-    values.pop("quantization_config", None)
-    return type(config).from_dict(values)
 
 
 def tensor_bytes(tensor: Tensor) -> int:
@@ -66,8 +63,4 @@ def tensor_bytes(tensor: Tensor) -> int:
     if flatten is None:
         return tensor.numel() * tensor.element_size()
     held = (getattr(tensor, name) for name in flatten()[0])
-    return sum(tensor_bytes(one) for one in held if isinstance(one, Tensor))
-
-
-def _widest(model: nn.Module) -> str:
-    return max(model.named_parameters(), key=lambda named: tensor_bytes(named[1]))[0]
+    return sum(tensor_bytes(part) for part in held if isinstance(part, Tensor))

@@ -169,8 +169,8 @@ def _arguments_of(part: type) -> set[str] | None:
             continue
         parameters = [*inspect.signature(vars(base)["__init__"]).parameters.values()][1:]
         kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        names |= {one.name for one in parameters if one.kind in kinds}
-        if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters):
+        names |= {parameter.name for parameter in parameters if parameter.kind in kinds}
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
             return names
     return None
 

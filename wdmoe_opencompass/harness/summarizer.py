@@ -23,19 +23,14 @@ from ..report.publication import write_publication
 from ..report.runs import DENSE, ModelRun, benchmarks_of
 from ..report.summary import write_report
 from ..run.failures import note_failure, noted_failure, own_words
-from ..run.files import PREDICTIONS, RESULTS, output_file
-from ..run.recovery import (
-    FAILURE_SUFFIX,
-    read_whole,
-    remove_torn_results,
-    why_not_of,
-    why_not_parts_of,
-)
+from ..run.files import FAILURE_SUFFIX, read_whole
+from ..run.recovery import remove_torn_results, why_not_of, why_not_parts_of
 from ..run.scores import NOT_FINITE, main_score, metric_rank
 from ..trace.format import EVENTS_SUFFIX, SEALED_SUFFIX, RoutingTrace
 from ..trace.times import TIMES_SUFFIX
 from .eval_task import WdmoeEvalTask
 from .identify import asked_facts, prompts_digest, scoring_facts
+from .output_files import PREDICTIONS, RESULTS, output_file
 from .sections import ENDS_AT_FIRST, resolved
 from .trace_checks import Expected, ModelFiles, couples_tokens, why_refused
 
@@ -158,8 +153,8 @@ class WdmoeSummarizer(DefaultSummarizer):
     def _groups(self) -> dict[str, list[str]]:
         """Groups of at least one dataset of this run; a group of a group is spelled out by OpenCompass's configs."""
         present = self._datasets()
-        plain = [one for one in self.summary_groups if set(one) == {"name", "subsets"}]
-        groups = {one["name"]: [d for d in one["subsets"] if d in present] for one in plain}
+        plain = [group for group in self.summary_groups if set(group) == {"name", "subsets"}]
+        groups = {group["name"]: [d for d in group["subsets"] if d in present] for group in plain}
         return {name: members for name, members in groups.items() if members}
 
     def _batch_sizes(self) -> dict[str, int]:
@@ -188,7 +183,7 @@ class WdmoeSummarizer(DefaultSummarizer):
         else:
             run = ModelRun(abbr, DENSE, (str(model_cfg.get("path", "")), ""))
         run.groups = self._groups()
-        run.group_size = {one["name"]: len(one["subsets"]) for one in self.summary_groups}
+        run.group_size = {group["name"]: len(group["subsets"]) for group in self.summary_groups}
         for dataset_cfg in self.dataset_cfgs:
             dataset = dataset_abbr_from_cfg(dataset_cfg)
             reasons = []

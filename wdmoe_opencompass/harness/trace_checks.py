@@ -92,11 +92,11 @@ def _files_are_elsewhere(settings: WdmoeSettings) -> bool:
 def _of_identity(name: str) -> tuple[str, Callable[[TraceMetadata], Any], Callable[[TraceMetadata], Any]]:
     """A fact of a model that its datasets share: files may have been replaced between two starts of a run."""
 
-    def group(one: TraceMetadata) -> Any:
-        return one.model, bool(one.identity)
+    def group(metadata: TraceMetadata) -> Any:
+        return metadata.model, bool(metadata.identity)
 
-    def fact(one: TraceMetadata) -> Any:
-        found = one.identity.get(name)
+    def fact(metadata: TraceMetadata) -> Any:
+        found = metadata.identity.get(name)
         return f"sha256:{key_of(found)}" if isinstance(found, dict) else found
 
     return name, group, fact
@@ -104,13 +104,13 @@ def _of_identity(name: str) -> tuple[str, Callable[[TraceMetadata], Any], Callab
 
 # What all traces of a group must have in common: in words, the group, the fact.
 ALIKE: tuple[tuple[str, Callable[[TraceMetadata], Any], Callable[[TraceMetadata], Any]], ...] = (
-    ("top-k", lambda one: one.weights, lambda one: one.top_k),
-    ("MoE layers", lambda one: one.weights, lambda one: one.layers),
-    ("experts", lambda one: one.weights, lambda one: one.experts),
-    ("hidden and FFN size", lambda one: one.weights, lambda one: (one.hidden_size, one.ffn_size)),
-    ("precision", lambda one: one.model, lambda one: one.dtype),
+    ("top-k", lambda trace: trace.weights, lambda trace: trace.top_k),
+    ("MoE layers", lambda trace: trace.weights, lambda trace: trace.layers),
+    ("experts", lambda trace: trace.weights, lambda trace: trace.experts),
+    ("hidden and FFN size", lambda trace: trace.weights, lambda trace: (trace.hidden_size, trace.ffn_size)),
+    ("precision", lambda trace: trace.model, lambda trace: trace.dtype),
     *(_of_identity(name) for name in ("weights", "peft_path", "tokenizer", "config")),
-    ("wdmoe_opencompass version", lambda one: "", lambda one: one.versions.get("wdmoe_opencompass")),
+    ("wdmoe_opencompass version", lambda trace: "", lambda trace: trace.versions.get("wdmoe_opencompass")),
 )
 
 
@@ -127,37 +127,37 @@ def why_refused(traces: Mapping[Place, RoutingTrace], expected: Mapping[str, Exp
             refused[place] = why
     for what, group, fact in ALIKE:
         left = {place: trace.metadata for place, trace in traces.items() if place not in refused}
-        for key in dict.fromkeys(group(one) for one in left.values()):
-            counts = Counter(fact(one) for one in left.values() if group(one) == key)
+        for key in dict.fromkeys(group(metadata) for metadata in left.values()):
+            counts = Counter(fact(metadata) for metadata in left.values() if group(metadata) == key)
             usual = counts.most_common(1)[0][0]
             refused |= {
-                place: f"its trace was recorded with {what} {fact(one)}, most of the run's with {usual}"
-                for place, one in left.items()
-                if group(one) == key and fact(one) != usual
+                place: f"its trace was recorded with {what} {fact(metadata)}, most of the run's with {usual}"
+                for place, metadata in left.items()
+                if group(metadata) == key and fact(metadata) != usual
             }
     return refused
 
 
-def _unlike_config(one: TraceMetadata, name: str, expected: Expected) -> str | None:
-    known = {key: one.policy_parameters.get(key) for key in expected.parameters}
-    calibration = one.calibration_hash if expected.calibration_hash != "" else ""
+def _unlike_config(metadata: TraceMetadata, name: str, expected: Expected) -> str | None:
+    known = {key: metadata.policy_parameters.get(key) for key in expected.parameters}
+    calibration = metadata.calibration_hash if expected.calibration_hash != "" else ""
     for what, found, wanted in (
-        ("model", one.model, expected.model),
-        ("weights", one.weights, expected.weights),
-        ("dataset", one.dataset, name),
-        ("router outputs of a", one.routed_from, "model"),
-        ("policy", one.routing, expected.routing),
+        ("model", metadata.model, expected.model),
+        ("weights", metadata.weights, expected.weights),
+        ("dataset", metadata.dataset, name),
+        ("router outputs of a", metadata.routed_from, "model"),
+        ("policy", metadata.routing, expected.routing),
         ("policy parameters", _as_json(known), expected.parameters),
-        ("renormalise", one.renormalise, expected.renormalise),
-        ("kept_share", one.kept_share, expected.kept_share),
+        ("renormalise", metadata.renormalise, expected.renormalise),
+        ("kept_share", metadata.kept_share, expected.kept_share),
         ("calibration", calibration, expected.calibration_hash),
-        ("perplexity", one.perplexity, expected.perplexity),
-        ("channel profile of hash", one.profile_hash, expected.profile_hash),
+        ("perplexity", metadata.perplexity, expected.perplexity),
+        ("channel profile of hash", metadata.profile_hash, expected.profile_hash),
     ):
         if found != wanted:
             return f"its trace was recorded with {what} {found}, not {wanted}"
     asked = expected.asked.get(whole_of(name, expected.asked), {})
-    changed = differing(one.arguments, asked) if one.arguments and asked else {}
+    changed = differing(metadata.arguments, asked) if metadata.arguments and asked else {}
     changed.pop("batch_size", None)  # what it changes, the trace itself tells
     return f"its trace was recorded with other arguments than the config's: {sentence(changed)}" if changed else None
 
@@ -207,9 +207,9 @@ class ModelFiles:
         return traces, unreadable
 
 
-def couples_tokens(one: TraceMetadata) -> bool:
+def couples_tokens(metadata: TraceMetadata) -> bool:
     """Whether the run's policy, with its parameters, weighs the tokens of a forward pass together."""
     try:
-        return build_policy(one.policy, one.policy_parameters).couples_tokens
+        return build_policy(metadata.policy, metadata.policy_parameters).couples_tokens
     except WdmoeError:  # its calibration is not on this machine
-        return bool(POLICIES[one.policy].couples_tokens) if one.policy in POLICIES else True
+        return bool(POLICIES[metadata.policy].couples_tokens) if metadata.policy in POLICIES else True

@@ -10,7 +10,6 @@ import numpy as np
 from .._util.file_names import dataset_file
 from ..errors import TraceError
 from ..replay import replay
-from ..selection import build_policy
 from ..trace.format import SEALED_SUFFIX, RoutingTrace, write_trace
 from .figures import write_figures
 from .html.page import write_page
@@ -86,6 +85,8 @@ def _check_parameters(folder: Path, found: RoutingTrace, new: Sequence[RoutingTr
 
 def write_summary(folder: Path) -> None:
     """Write tables, figures and page of a folder's traces into its `summary/`, without a config and accuracies."""
+    from ..selection import build_policy
+
     runs = runs_from_traces(folder)
     for run in runs:
         run.sources = {dataset: _sources(run, traces, folder) for dataset, traces in run.traces.items()}

@@ -1,21 +1,25 @@
 """Table II of the paper next to a simulation on synthetic routing, and the folder that a simulation leaves."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from .._util.file_names import dataset_file
 from ..allocation import SCOPE_LABELS, SCOPE_MEANING
 from ..errors import TraceError
-from ..simulation.run import SimulatedBenchmark
 from ..trace.format import SEALED_SUFFIX, write_trace
 from .formats import write_table
 from .paper import BENCHMARKS, TABLE_2
 from .provenance import origin_notes, provenance
 from .routed import routed_rows, write_summary
 from .runs import ModelRun
+
+if TYPE_CHECKING:
+    from ..simulation.run import SimulatedBenchmark
 
 SIMULATION = "simulation"
 HEADING = "Table II of the paper and a simulation on synthetic routing: latency per forward pass (ms), savings (%)"

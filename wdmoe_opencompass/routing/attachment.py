@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -23,16 +24,14 @@ __all__ = ["Attachment", "MoeLayer", "find_moe_layers"]
 
 
 class Sender(Protocol):
-    """Computes experts somewhere else, as testbed.client.LabClient does.
+    """Computes experts somewhere else, as testbed.client.BaseStation does."""
 
-    is_real_token: [tokens] which tokens of the next layer are load; padding and finished rows need not travel
-    """
+    def send_layer(self, number: int, current_pass: Callable[[], tuple[int, Tensor]]) -> Handle:
+        """Let MoE layer `number` compute its experts there from now on; -> what undoes it.
 
-    pass_index: int
-    is_real_token: Tensor
-
-    def send_layer(self, number: int) -> Handle:
-        """Let MoE layer `number` compute its experts there from now on; -> what undoes it."""
+        current_pass: -> the running forward pass's index, and [tokens] bool, False for padding and finished rows, which
+        need not travel
+        """
 
 
 class Attachment:
@@ -95,7 +94,6 @@ class Attachment:
         self._arguments = list(inspect.signature(type(model).forward).parameters)[1:]
         self._attach()
 
-    # -- attaching and detaching ---------------------------------------------------------------------------------
     def _attach(self) -> None:
         self._handles: list[Handle] = []
         self._watched: WatchedGenerate | None = None
@@ -114,12 +112,12 @@ class Attachment:
             model.register_forward_hook(self._end_pass, always_call=True),
         ]
         for number, layer in enumerate(self.layers):
-            select = self._selecting(number, layer)
+            select = partial(self._select, number, layer)
             self._handles += layer.contract.hook_selection(layer.router, layer.experts, select)
         if hasattr(model, "generate"):
-            self._watched = WatchedGenerate(model, self.clock.stop, self._forget_batch)
+            self._watched = WatchedGenerate(model, self.clock.stop, self.forget_batch)
         if self.sender is not None:
-            self._handles += [self.sender.send_layer(number) for number in range(len(self.layers))]
+            self._handles += [self.sender.send_layer(number, self._current_pass) for number in range(len(self.layers))]
         elif self.changes_experts:  # vanilla runs keep the model's own experts implementation
             for number, layer in enumerate(self.layers):
                 self._handles += layer.contract.skip_dropped(layer.experts, self._payload(number, layer))
@@ -161,10 +159,9 @@ class Attachment:
     def __exit__(self, *exception: Any) -> None:
         self.detach()
 
-    # -- one forward pass ----------------------------------------------------------------------------------------
     def _begin_pass(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if self._pass is not None:  # an interrupt has left it open
-            self._forget_batch()
+            self.forget_batch()
         given = dict(zip(self._arguments, args)) | kwargs
         tokens = given.get("input_ids")
         if tokens is None:
@@ -180,8 +177,6 @@ class Attachment:
         self.clock.begin_pass(phase)
         if self.router_recorder is not None:
             self.router_recorder.begin_pass(phase, is_real_token)
-        if self.sender is not None:
-            self.sender.pass_index = self._pass[0]
 
     def _end_pass(self, module: nn.Module, args: tuple, answer: Any) -> None:
         if self._pass is not None:  # else it never began
@@ -191,15 +186,18 @@ class Attachment:
             if self.router_recorder is not None:
                 self.router_recorder.end_pass(failed=answer is None)
 
-    def _forget_batch(self) -> None:
+    def forget_batch(self) -> None:
+        """Forget what was counted since the last whole batch, and an open forward pass."""
         self._pass = None
         self.recorder.reset()
         self.clock.reset()
         if self.router_recorder is not None:
             self.router_recorder.reset()
 
-    def _selecting(self, number: int, layer: MoeLayer) -> Callable[[RouterOutput], SelectedExperts | None]:
-        return lambda choice: self._select(number, layer, choice)
+    def _current_pass(self) -> tuple[int, Tensor]:
+        assert self._pass is not None  # else a layer's selection has raised
+        pass_index, _, is_real_token = self._pass
+        return pass_index, is_real_token
 
     def _select(self, number: int, layer: MoeLayer, choice: RouterOutput) -> SelectedExperts | None:
         if self._pass is None:
@@ -223,7 +221,6 @@ class Attachment:
             self.router_recorder.record(routing)
         if self.sender is not None:
             weights = self._kept_weights(layer, choice.top_k_weights, selection) if self.changes_experts else None
-            self.sender.is_real_token = routing.is_real_token
             return SelectedExperts(
                 selection.expert_index, selection.keep, choice.top_k_weights if weights is None else weights
             )

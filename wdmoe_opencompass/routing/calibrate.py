@@ -1,6 +1,7 @@
 """Measure the constants that some selection policies need: on a model and a text, or from traces alone."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +87,10 @@ def calibrate(model: Any, chunks: Sequence[Tensor], name: str, advance: Advance 
     sensitivity = _sensitivity(model, layers, chunks)
     advance(0.2)
     return Calibration(
-        ratio_median=torch.stack([second_to_first(one.top_k_weights).median() for one in routed]),
-        probabilities=torch.stack([one.probabilities for one in routed]),
-        top_k_index=torch.stack([one.top_k_index for one in routed]),
-        top_k_weights=torch.stack([one.top_k_weights.float() for one in routed]),
+        ratio_median=torch.stack([second_to_first(part.top_k_weights).median() for part in routed]),
+        probabilities=torch.stack([part.probabilities for part in routed]),
+        top_k_index=torch.stack([part.top_k_index for part in routed]),
+        top_k_weights=torch.stack([part.top_k_weights.float() for part in routed]),
         output_difference=torch.stack(differences),
         fewer_experts_difference=torch.stack(fewer),
         sensitivity=sensitivity,
@@ -152,20 +153,15 @@ def _routing_of(model: Any, layers: Sequence[MoeLayer], chunks: Sequence[Tensor]
         finally:
             for handle in handles:
                 handle.remove()
-    return [_joined([one for one in sampling.routed if one.layer == n]) for n in range(len(layers))], [
+    return [_join([part for part in sampling.routed if part.layer == n]) for n in range(len(layers))], [
         torch.cat(parts) for parts in inputs
     ]
 
 
-def _joined(parts: Sequence[Routing]) -> Routing:
-    return Routing(
-        torch.cat([one.probabilities for one in parts]),
-        torch.cat([one.top_k_index for one in parts]),
-        torch.cat([one.top_k_weights for one in parts]),
-        torch.cat([one.is_real_token for one in parts]),
-        parts[0].layer,
-        "prefill",
-    )
+def _join(parts: Sequence[Routing]) -> Routing:
+    fields = ("probabilities", "top_k_index", "top_k_weights", "is_real_token")
+    columns: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in fields}
+    return replace(parts[0], **columns)
 
 
 @torch.no_grad()

@@ -151,7 +151,6 @@ def _checked(auto: Any, path: str) -> Iterator[None]:
             auto.from_pretrained = own
 
 
-# -- the files -----------------------------------------------------------------------------------------------------
 def _headers(files: list[Path]) -> dict[str, Tensor]:
     """-> tensors of the files by name, without their values (meta device)."""
     tensors: dict[str, Tensor] = {}
@@ -183,7 +182,6 @@ def _pickled_header(file: Path) -> dict[str, Tensor]:
     return load_state_dict(file, map_location="meta")
 
 
-# -- what differs --------------------------------------------------------------------------------------------------
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 
 

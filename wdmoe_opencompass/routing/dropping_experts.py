@@ -21,42 +21,42 @@ ExpertsForward = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 def _skipping(forward: ExpertsForward) -> ExpertsForward:
     """The same experts without what is marked as dropped (index `num_experts`)."""
 
-    def skipping_forward(experts: Any, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    def skipping_forward(experts: Any, hidden_states: Tensor, expert_index: Tensor, weights: Tensor) -> Tensor:
         payload: Payload | None = getattr(experts, PAYLOAD, None)
         if payload is not None:
-            pairs = payload.down(hidden, index).flatten(0, 1), index.reshape(-1, 1), weights.reshape(-1, 1)
-            answers = computed(experts, *pairs).view(*index.shape, -1)
-            return payload.up(answers, index).to(hidden.dtype)
-        return computed(experts, hidden, index, weights)
+            sent = payload.down(hidden_states, expert_index).flatten(0, 1)
+            answers = computed(experts, sent, expert_index.reshape(-1, 1), weights.reshape(-1, 1))
+            return payload.up(answers.view(*expert_index.shape, -1), expert_index).to(hidden_states.dtype)
+        return computed(experts, hidden_states, expert_index, weights)
 
-    def computed(experts: Any, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        if can_leave_rows_out(hidden):
-            return _without_dropped_rows(forward, experts, hidden, index, weights)
+    def computed(experts: Any, hidden_states: Tensor, expert_index: Tensor, weights: Tensor) -> Tensor:
+        if can_leave_rows_out(hidden_states):
+            return _without_dropped_rows(forward, experts, hidden_states, expert_index, weights)
         experts._is_expert_parallel = True  # or else what is marked comes out as NaN now and then
         try:
-            return forward(experts, hidden, index, weights)
+            return forward(experts, hidden_states, expert_index, weights)
         finally:
             experts._is_expert_parallel = False
 
     return skipping_forward
 
 
-def can_leave_rows_out(hidden: Tensor) -> bool:
+def can_leave_rows_out(hidden_states: Tensor) -> bool:
     """A GPU would have to wait for the host to learn how many rows are left: it skips their products alone."""
-    return hidden.device.type == "cpu"
+    return hidden_states.device.type == "cpu"
 
 
 def _without_dropped_rows(
-    forward: ExpertsForward, experts: Any, hidden: Tensor, index: Tensor, weights: Tensor
+    forward: ExpertsForward, experts: Any, hidden_states: Tensor, expert_index: Tensor, weights: Tensor
 ) -> Tensor:
     """Each kept pair as a token of its own with one expert, summed in float32 as transformers does."""
-    tokens, places = (index < experts.num_experts).nonzero(as_tuple=True)
-    summed = torch.zeros(hidden.shape, dtype=torch.float32)
+    tokens, slots = (expert_index < experts.num_experts).nonzero(as_tuple=True)
+    summed = torch.zeros(hidden_states.shape, dtype=torch.float32)
     if len(tokens):
-        kept = (tokens, places)
-        answers = forward(experts, hidden[tokens], index[kept][:, None], weights[kept][:, None])
+        kept = (tokens, slots)
+        answers = forward(experts, hidden_states[tokens], expert_index[kept][:, None], weights[kept][:, None])
         summed.index_add_(0, tokens, answers.float())
-    return summed.to(hidden.dtype)
+    return summed.to(hidden_states.dtype)
 
 
 ALL_EXPERTS_FUNCTIONS.register(DROPPING_EXPERTS, _skipping(grouped_mm_experts_forward))

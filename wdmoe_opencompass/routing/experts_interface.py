@@ -79,9 +79,9 @@ class Contract:
 
         def called(module: nn.Module, args: tuple, kwargs: dict) -> None:
             index, weights = _index_and_weights(module, args, kwargs)
-            fitting = [one for one in answers if one.scores.numel() == len(index) * num_experts]
+            fitting = [answer for answer in answers if answer.scores.numel() == len(index) * num_experts]
             router, scores, _ = _router_among(fitting, index, weights) if fitting else (None, weights, ())
-            seen = "".join(f"; {type(one.module).__name__} answers {list(one.scores.shape)}" for one in answers)
+            seen = "".join(f"; {type(seen.module).__name__} answers {list(seen.scores.shape)}" for seen in answers)
             saw(router, RouterOutput(scores.reshape(len(index), -1), weights, index), seen)
             answers.clear()
 
@@ -107,10 +107,7 @@ class Contract:
             args = tuple(new.get(id(value), value) for value in args)
             return args, {name: new.get(id(value), value) for name, value in kwargs.items()}
 
-        return [
-            router.register_forward_hook(answered),
-            experts.register_forward_pre_hook(called, with_kwargs=True),
-        ]
+        return [router.register_forward_hook(answered), experts.register_forward_pre_hook(called, with_kwargs=True)]
 
     def skip_dropped(self, experts: Any, payload: Payload | None = None) -> list[Handle]:
         """Make the experts skip what is marked as dropped, if they can, and round what travels where `payload` says so.
@@ -153,10 +150,10 @@ def _router_among(fitting: list[_Answer], index: Tensor, weights: Tensor) -> _An
     for is_router in (answers_choice, scores_choice):
         if is_router is scores_choice and index.is_meta:
             return fitting[-1]  # only looked at: without weights nothing is attached
-        routers = [one for one in fitting if is_router(one)]
+        routers = [answer for answer in fitting if is_router(answer)]
         if len(routers) == 1:
             return routers[0]
-    names = " and ".join(type(one.module).__name__ for one in fitting)
+    names = " and ".join(type(answer.module).__name__ for answer in fitting)
     raise ModelError(f"{names} both answer with one score per expert: which of them is the router is not clear")
 
 

@@ -36,25 +36,25 @@ class Payload:
         scale = vector_scale(vectors, self.bits)
         return (torch.round(vectors.float() / scale) * scale).to(vectors.dtype)
 
-    def down(self, hidden: Tensor, index: Tensor) -> Tensor:
+    def down(self, hidden_states: Tensor, expert_index: Tensor) -> Tensor:
         """-> [tokens, k, hidden] what each (token, expert) pair's expert reads."""
-        sent = self.rounded(hidden)
-        return torch.where(self._travels(index)[..., None], sent[:, None], hidden[:, None])
+        sent = self.rounded(hidden_states)
+        return torch.where(self._travels(expert_index)[..., None], sent[:, None], hidden_states[:, None])
 
-    def up(self, answers: Tensor, index: Tensor) -> Tensor:
+    def up(self, answers: Tensor, expert_index: Tensor) -> Tensor:
         """-> [tokens, hidden] weighted answers [tokens, k, hidden] as summed at the base station, in float32."""
         answers = answers.float()
-        device = self._device(index)
+        device = self._device(expert_index)
         same = (device[:, :, None] == device[:, None, :]).to(answers.dtype)  # [tokens, k, k]
         first = same.argmax(dim=2) == torch.arange(device.shape[1], device=device.device)
-        together = torch.einsum("tkj,tjh->tkh", same, answers) * first[..., None]  # a device's sum, in its first place
-        return torch.where(self._travels(index)[..., None], self.rounded(together), answers).sum(dim=1)
+        together = torch.einsum("tkj,tjh->tkh", same, answers) * first[..., None]  # a device's sum, in its first slot
+        return torch.where(self._travels(expert_index)[..., None], self.rounded(together), answers).sum(dim=1)
 
-    def _device(self, index: Tensor) -> Tensor:
+    def _device(self, expert_index: Tensor) -> Tensor:
         """-> [tokens, k] device of each pair; of a dropped one, marked by index `experts`, the base station."""
         experts = len(self.device_of_expert)
-        device = self.device_of_expert.to(index.device)[index.clamp(max=experts - 1)]
-        return torch.where(index < experts, device, -1)
+        device = self.device_of_expert.to(expert_index.device)[expert_index.clamp(max=experts - 1)]
+        return torch.where(expert_index < experts, device, -1)
 
-    def _travels(self, index: Tensor) -> Tensor:
-        return self._device(index) >= 0
+    def _travels(self, expert_index: Tensor) -> Tensor:
+        return self._device(expert_index) >= 0

@@ -99,27 +99,27 @@ class Recorder:
 
     def _count_pending(self) -> None:
         alike: dict[tuple, list[_Routed]] = defaultdict(list)
-        for one in self._pending:
-            probabilities = one.routing.probabilities
-            alike[probabilities.device, probabilities.shape, one.keep.shape].append(one)
+        for row in self._pending:
+            probabilities = row.routing.probabilities
+            alike[probabilities.device, probabilities.shape, row.keep.shape].append(row)
         for (device, _, _), group in alike.items():
             with exact(device):
                 self._count(device, group)
         self._pending, self._pending_size = [], 0
 
     def _count(self, device: torch.device, group: list[_Routed]) -> None:
-        probabilities = torch.stack([one.routing.probabilities for one in group])  # [rows, tokens, experts]
-        is_real_token = torch.stack([one.routing.is_real_token for one in group])  # [rows, tokens]
-        before = torch.stack([one.routing.top_k_index for one in group])  # [rows, tokens, k]
-        after, keep = torch.stack([one.expert_index for one in group]), torch.stack([one.keep for one in group])
+        probabilities = torch.stack([row.routing.probabilities for row in group])  # [rows, tokens, experts]
+        is_real_token = torch.stack([row.routing.is_real_token for row in group])  # [rows, tokens]
+        before = torch.stack([row.routing.top_k_index for row in group])  # [rows, tokens, k]
+        after, keep = torch.stack([row.expert_index for row in group]), torch.stack([row.keep for row in group])
         placement = group[0].placement
         counts = [
             _counts(probabilities, index, kept & is_real_token[..., None], placement, self._devices)
             for index, kept in ((before, torch.ones_like(keep)), (after, keep))
         ]
         columns = torch.cat([*counts, is_real_token.sum(dim=1, dtype=torch.float64)[:, None]], dim=1)
-        layers = [one.routing.layer for one in group]
-        self._counted.append(([one.pass_index for one in group], layers, columns))
+        layers = [row.routing.layer for row in group]
+        self._counted.append(([row.pass_index for row in group], layers, columns))
 
         chosen = torch.zeros_like(probabilities).scatter(2, before, 1.0) * is_real_token[..., None]
         pairs = chosen.transpose(1, 2) @ chosen  # exact in float32 up to 2^24 tokens
@@ -132,7 +132,7 @@ class Recorder:
         layer_index = torch.tensor(layers, device=device)
         self._pairs[device].index_add_(0, layer_index, pairs.double())
         if before.shape[2] > 1:
-            ratio = second_to_first(torch.stack([one.routing.top_k_weights for one in group]))
+            ratio = second_to_first(torch.stack([row.routing.top_k_weights for row in group]))
             column = (ratio * RATIO_BINS).long().clamp(0, RATIO_BINS - 1)
             counted = torch.zeros(len(group), RATIO_BINS, dtype=torch.float64, device=device)
             self._ratios[device].index_add_(0, layer_index, counted.scatter_add_(1, column, is_real_token.double()))
@@ -146,7 +146,7 @@ class Recorder:
         for passes, layers, columns in self._counted:
             counts[passes, layers] = columns.cpu().numpy()
         pairs, ratios = (
-            np.sum([one.cpu().numpy() for one in parts.values()], axis=0) for parts in (self._pairs, self._ratios)
+            np.sum([part.cpu().numpy() for part in parts.values()], axis=0) for parts in (self._pairs, self._ratios)
         )
         block = self._split(counts)
         upper = np.triu_indices(self.experts, 1)

@@ -5,9 +5,7 @@ read; the number of all prompts and the times from a small file, `progress/MODEL
 when it begins a dataset and when it is done. Latency is that of `replay` with the run's own profile and channel draws.
 """
 
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,8 +20,8 @@ from ..replay import replay
 from ..trace.format import JOURNAL_SUFFIX, SEALED_SUFFIX, RoutingTrace, read_trace
 from ..trace.journal_tail import JournalTail
 from .failures import noted_failure
+from .files import FAILURE_SUFFIX, changed_s, line_count, progress_file, read_if_there, version_of
 from .lock import holder, lock_file
-from .recovery import FAILURE_SUFFIX, read_whole
 from .scores import main_score
 
 WAITING, RUNNING, INTERRUPTED, FAILED, FINISHED = STATES = ("waiting", "running", "interrupted", "failed", "finished")
@@ -226,7 +224,7 @@ class DatasetWatch:
         elif state == FINISHED:
             found.prompts_done = found.prompts
         elif self._partial.exists():
-            found.prompts_done = _lines(self._partial)
+            found.prompts_done = line_count(self._partial)
         if counted.assignments_before:
             found.share_dropped = 1 - counted.assignments / counted.assignments_before
         found.waiting_latency_s_per_batch = {name: s / counted.batches for name, s in counted.waiting_s.items()}
@@ -247,7 +245,6 @@ class DatasetWatch:
             left = begun.prompts - begun.first_prompt - done
             found.remaining_s = max(0.0, each_s * left - max(0.0, now_s - last_s))
 
-    # -- counts ------------------------------------------------------------------------------------------------------
     def _count(self) -> None:
         try:
             if self._journal.exists():
@@ -265,7 +262,7 @@ class DatasetWatch:
                 self._counted.add(trace)
 
     def _count_sealed(self) -> None:
-        seen = _version_of(self._sealed)
+        seen = version_of(self._sealed)
         if seen is None or seen == self._sealed_seen:
             return
         self._sealed_seen, self._why_uncounted = seen, None
@@ -274,7 +271,6 @@ class DatasetWatch:
             self._counted = Counted(self.methods)
             self._counted.add(trace)
 
-    # -- state -------------------------------------------------------------------------------------------------------
     def _state(self, now_s: float) -> tuple[str, str | None]:
         if self.predictions.exists():
             return self._state_of_predictions(now_s)
@@ -285,10 +281,9 @@ class DatasetWatch:
             owner, is_lock_known = None, False
         if owner is not None:
             return RUNNING, owner
-        failure = beside(self.predictions, FAILURE_SUFFIX)
-        failed_s = _changed_s(failure)
-        if failed_s is not None and failed_s >= (_changed_s(self.begun) or 0.0):
-            return FAILED, _text(failure)
+        failed_s = changed_s(beside(self.predictions, FAILURE_SUFFIX))
+        if failed_s is not None and failed_s >= (changed_s(self.begun) or 0.0):
+            return FAILED, _one_line(noted_failure(self.predictions) or "")
         if not is_lock_known and self._is_fresh(now_s):
             return RUNNING, None
         if any(path.exists() for path in (self._journal, self._partial, self.begun)):
@@ -313,17 +308,16 @@ class DatasetWatch:
         return last_s is not None and now_s - last_s < SILENT_S
 
     def _last_change_s(self) -> float | None:
-        changed = [_changed_s(path) for path in (self._journal, self._partial, self.predictions)]
-        return max((one for one in changed if one is not None), default=None)
+        changed = [changed_s(path) for path in (self._journal, self._partial, self.predictions)]
+        return max((time_s for time_s in changed if time_s is not None), default=None)
 
-    # -- accuracy ----------------------------------------------------------------------------------------------------
     def _add_accuracy(self, found: DatasetProgress, is_summed_up: bool) -> None:
         """What OpenCompass's evaluator left; before it has, the share of equal answers where that is the score.
 
         A result older than the predictions is of earlier ones. Not so where the run has been summed up, which comes
         after all evaluation: then only copying has changed the times.
         """
-        scored_s, answered_s = _changed_s(self.results), _changed_s(self.predictions)
+        scored_s, answered_s = changed_s(self.results), changed_s(self.predictions)
         if scored_s is None or (not is_summed_up and answered_s is not None and scored_s < answered_s):
             why_not = noted_failure(self.results)
             if why_not is not None:
@@ -331,7 +325,7 @@ class DatasetWatch:
             elif self._matched is not None:
                 found.metric, found.accuracy = "accuracy", self._matched
             return
-        result = read_result(self.results)
+        result = read_if_there(self.results)
         if result is None:
             found.reason = "its results are torn: started again with -r, it is evaluated again"
             return
@@ -343,18 +337,13 @@ class DatasetWatch:
             found.state, found.reason = FAILED, _one_line(f"{score.why_not}")
 
     def _read_answers(self) -> None:
-        seen = _version_of(self.predictions)
+        seen = version_of(self.predictions)
         if seen == self._answers_seen:
             return
         self._answers_seen = seen
-        answers = read_result(self.predictions)
+        answers = read_if_there(self.predictions)
         self._is_whole = bool(answers)
         self._matched = _share_equal(answers) if answers and self.is_matched else None
-
-
-def progress_file(run_folder: Path, model: str, name: str) -> Path:
-    """Where a task notes what it begins."""
-    return dataset_file(run_folder / "progress", model, name, ".json")
 
 
 def spent_s(run_folder: Path, model: str, name: str) -> float:
@@ -366,45 +355,13 @@ def spent_s(run_folder: Path, model: str, name: str) -> float:
     return before.earlier_s + max(0.0, (watch._last_change_s() or 0.0) - before.started_s)
 
 
-def read_result(path: Path) -> dict[str, Any] | None:
-    """-> a predictions or results file; None where there is none, or it is torn."""
-    with suppress(OSError):
-        return read_whole(path)
-    return None
-
-
 def _share_equal(answers: dict[str, Any]) -> float | None:
     """Percent of the predictions that equal their gold, as AccEvaluator compares them; None where one lacks either."""
-    pairs = [(one.get("prediction"), one.get("gold")) for one in answers.values() if isinstance(one, dict)]
+    pairs = [(item.get("prediction"), item.get("gold")) for item in answers.values() if isinstance(item, dict)]
     if not pairs or len(pairs) < len(answers) or any(None in pair for pair in pairs):
         return None
     return 100 * sum(str(prediction) == str(gold) for prediction, gold in pairs) / len(pairs)
 
 
-def _text(path: Path) -> str:
-    with suppress(OSError):
-        return _one_line(path.read_text(errors="replace"))
-    return ""
-
-
 def _one_line(text: str) -> str:
     return " ".join(text.split())[:MAX_REASON_LENGTH]
-
-
-def _lines(path: Path) -> int | None:
-    with suppress(OSError):
-        return path.read_bytes().count(b"\n")
-    return None
-
-
-def _changed_s(path: Path) -> float | None:
-    with suppress(OSError):
-        return os.stat(path).st_mtime
-    return None
-
-
-def _version_of(path: Path) -> tuple[int, int, int] | None:
-    with suppress(OSError):
-        entry = os.stat(path)
-        return entry.st_ino, entry.st_size, entry.st_mtime_ns
-    return None

@@ -7,7 +7,7 @@ from .._util.atomic_write import write_whole
 from .._util.file_names import beside
 from .._util.utf8_text import replaced
 from ..errors import WdmoeError
-from .recovery import FAILURE_SUFFIX
+from .files import FAILURE_SUFFIX
 
 MAX_REASON = 1000  # characters: an exception may hold all of a model's answers
 

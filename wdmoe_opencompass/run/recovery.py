@@ -3,7 +3,8 @@
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +14,42 @@ from .._util.atomic_write import remove_torn_writes, write_whole
 from .._util.file_names import beside, partial_file
 from ..errors import NotReadableNowError, OtherVersionError, TraceError
 from ..trace.format import EVENTS_SUFFIX, JOURNAL_SUFFIX, SEALED_SUFFIX, Journal, RoutingTrace, read_trace
+from ..trace.journal import BlockJournal
 from ..trace.recording import (
     RECORDING_JOURNAL_SUFFIX,
     RECORDING_SUFFIX,
     RecordingJournal,
+    check_of_trace,
     read_recording,
-    why_not_of_trace,
 )
 from ..trace.speed import SPEED_SUFFIX
 from ..trace.times import TIMES_JOURNAL_SUFFIX, TIMES_SUFFIX, TimesJournal, check_belongs, read_times
+from .files import FAILURE_SUFFIX, read_whole
 
 LOG = logging.getLogger(__name__)
-FAILURE_SUFFIX, UNFINISHED_SUFFIX = ".failed.txt", ".json.unfinished"
-WRITTEN_WHOLE = (
-    SEALED_SUFFIX,
-    JOURNAL_SUFFIX,
-    TIMES_SUFFIX,
-    TIMES_JOURNAL_SUFFIX,
-    RECORDING_SUFFIX,
-    RECORDING_JOURNAL_SUFFIX,
-    EVENTS_SUFFIX,
-    SPEED_SUFFIX,
-    FAILURE_SUFFIX,
-)
+UNFINISHED_SUFFIX = ".json.unfinished"
+SEALED_SUFFIXES = (SEALED_SUFFIX, TIMES_SUFFIX, RECORDING_SUFFIX)
+JOURNAL_SUFFIXES = (JOURNAL_SUFFIX, TIMES_JOURNAL_SUFFIX, RECORDING_JOURNAL_SUFFIX)
+WRITTEN_WHOLE = (*SEALED_SUFFIXES, *JOURNAL_SUFFIXES, EVENTS_SUFFIX, SPEED_SUFFIX, FAILURE_SUFFIX)
 PART = re.compile(r"\[(\d+): ?(\d+)\]")  # which items of a dataset OpenCompass's partitioners put into a part
 LABEL = "label: "  # how OpenCompass's perplexity inferencer calls each possible answer of an item
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Files next to a trace that a setting of `wdmoe` asks for; check raises TraceError where they are not its own."""
+
+    setting: str
+    contents: str
+    journal: type[BlockJournal]
+    read: Callable[[Path], Any]
+    check: Callable[[Any, RoutingTrace], None]
+
+
+MEASURED = (
+    Measured("testbed", "measured times", TimesJournal, read_times, check_belongs),
+    Measured("record_routing", "a recording", RecordingJournal, read_recording, check_of_trace),
+)
 
 
 def redo_unfinished(predictions: Path, results: Path, model_cfg: Any, dataset_cfg: Any) -> str | None:
@@ -58,8 +70,8 @@ def redo_unfinished(predictions: Path, results: Path, model_cfg: Any, dataset_cf
     if why is None:
         partial_file(predictions).unlink(missing_ok=True)  # a kill between the last write and this
         return None
-    of_these = (beside(predictions, s) for s in (SEALED_SUFFIX, TIMES_SUFFIX, RECORDING_SUFFIX))
-    for path in (results, beside(results, FAILURE_SUFFIX), *of_these):
+    sealed = (beside(predictions, suffix) for suffix in SEALED_SUFFIXES)
+    for path in (results, beside(results, FAILURE_SUFFIX), *sealed):
         path.unlink(missing_ok=True)
     predictions.replace(beside(predictions, UNFINISHED_SUFFIX))
     LOG.warning("%s: %s: it is run again", predictions, why)
@@ -77,16 +89,31 @@ def _why_unfinished(predictions: Path, wdmoe: Any, dataset_cfg: Any) -> str | No
     if wdmoe is None:
         return None
     why = _why_untraced(predictions, answers, dataset_cfg)
-    for key, suffix, why_without in (
-        ("testbed", TIMES_JOURNAL_SUFFIX, _why_without_times),
-        ("record_routing", RECORDING_JOURNAL_SUFFIX, _why_without_recording),
-    ):
-        journal = beside(predictions, suffix)
-        if why is None and wdmoe.get(key):
-            why = why_without(predictions)
-        elif why is None and journal.exists() and why_without(predictions) is not None:
+    for kind in MEASURED:
+        journal = beside(predictions, kind.journal.suffix)
+        if why is None and wdmoe.get(kind.setting):
+            why = _why_without(kind, predictions)
+        elif why is None and journal.exists() and _why_without(kind, predictions) is not None:
             journal.unlink(missing_ok=True)  # of a start that still asked for it: nothing will complete it
     return why
+
+
+def _why_without(kind: Measured, predictions: Path) -> str | None:
+    """What was measured cannot be made up: a dataset where it is torn is run again."""
+    sealed, journal = beside(predictions, kind.journal.sealed_suffix), beside(predictions, kind.journal.suffix)
+    try:
+        trace = read_trace(beside(predictions, SEALED_SUFFIX))
+        if journal.exists():
+            kind.check(kind.journal(journal).joined(), trace)
+            kind.journal(journal).seal(sealed)
+        kind.check(kind.read(sealed), trace)
+    except OtherVersionError:
+        return None
+    except NotReadableNowError:
+        raise
+    except TraceError as error:
+        return str(error)
+    return None
 
 
 def _why_untraced(predictions: Path, answers: dict[str, Any], dataset_cfg: Any) -> str | None:
@@ -117,52 +144,6 @@ def _why_untraced(predictions: Path, answers: dict[str, Any], dataset_cfg: Any) 
     return why
 
 
-def _why_without_times(predictions: Path) -> str | None:
-    """Measured times cannot be made up: a dataset whose times are torn is run again."""
-    sealed, journal = beside(predictions, TIMES_SUFFIX), beside(predictions, TIMES_JOURNAL_SUFFIX)
-    try:
-        trace = read_trace(beside(predictions, SEALED_SUFFIX))
-        if journal.exists():
-            check_belongs(TimesJournal(journal).joined(), trace)
-            TimesJournal(journal).seal(sealed)
-        check_belongs(read_times(sealed), trace)
-    except OtherVersionError:
-        return None
-    except NotReadableNowError:
-        raise
-    except TraceError as error:
-        return str(error)
-    return None
-
-
-def _why_without_recording(predictions: Path) -> str | None:
-    """A recording of the router cannot be made up either."""
-    sealed, journal = beside(predictions, RECORDING_SUFFIX), beside(predictions, RECORDING_JOURNAL_SUFFIX)
-    try:
-        trace = read_trace(beside(predictions, SEALED_SUFFIX))
-        if journal.exists():
-            why = why_not_of_trace(RecordingJournal(journal).joined(), trace)
-            if why is not None:
-                return why
-            RecordingJournal(journal).seal(sealed)
-        return why_not_of_trace(read_recording(sealed), trace)
-    except OtherVersionError:
-        return None
-    except NotReadableNowError:
-        raise
-    except TraceError as error:
-        return str(error)
-
-
-def read_whole(path: Path) -> dict[str, Any] | None:
-    """-> a predictions or results file of OpenCompass; None where it is torn, or not one."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
 def why_not_of(
     trace: RoutingTrace, answers: dict[str, Any], dataset_cfg: Any, test_range: str | None = None
 ) -> str | None:
@@ -191,7 +172,7 @@ def why_not_parts_of(traces: Sequence[RoutingTrace], dataset_cfg: Any) -> str | 
     for trace in traces:
         found = PART.fullmatch(trace.metadata.test_range.removeprefix(whole))
         if not trace.metadata.test_range.startswith(whole) or found is None or int(found[1]) != end:
-            ranges = ", ".join(one.metadata.test_range or "all items" for one in traces)
+            ranges = ", ".join(trace.metadata.test_range or "all items" for trace in traces)
             return f"its parts do not follow each other: {ranges}"
         end = int(found[2])
     return None
@@ -243,7 +224,6 @@ def remove_torn_results(results: Path) -> bool:
     return True
 
 
-# -- answers of a generation task that was interrupted ---------------------------------------------------------------
 def whole_answers(predictions: Path) -> list[dict[str, Any]]:
     """-> the answers that OpenCompass kept of an interrupted dataset, up to the first that is torn."""
     kept: list[dict[str, Any]] = []

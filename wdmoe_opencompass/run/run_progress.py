@@ -10,19 +10,9 @@ from typing import Any
 from .._util.file_names import parts_in_order, parts_of
 from ..errors import WdmoeError
 from ..trace.format import JOURNAL_SUFFIX
-from .dataset_progress import (
-    FAILED,
-    FINISHED,
-    INTERRUPTED,
-    METHODS,
-    RUNNING,
-    WAITING,
-    DatasetProgress,
-    DatasetWatch,
-    read_result,
-)
+from .dataset_progress import FAILED, FINISHED, INTERRUPTED, METHODS, RUNNING, WAITING, DatasetProgress, DatasetWatch
 from .failures import noted_failure
-from .recovery import FAILURE_SUFFIX
+from .files import FAILURE_SUFFIX, read_if_there
 from .scores import main_score
 
 QUIET_S = 120.0  # a run whose answers are all there, and of which nothing was evaluated for so long, is taken as done
@@ -49,16 +39,16 @@ class RunProgress:
     @property
     def is_finished(self) -> bool:
         """Whether every dataset is."""
-        return all(one.state == FINISHED for one in self.datasets)
+        return all(dataset.state == FINISHED for dataset in self.datasets)
 
     @property
     def is_broken(self) -> bool:
         """Whether a dataset failed or was interrupted."""
-        return any(one.state in (FAILED, INTERRUPTED) for one in self.datasets)
+        return any(dataset.state in (FAILED, INTERRUPTED) for dataset in self.datasets)
 
     def counts(self) -> str:
         """How many lines are in which state, in words."""
-        states = [one.state for one in self.datasets]
+        states = [dataset.state for dataset in self.datasets]
         return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
 
 
@@ -79,21 +69,21 @@ class RunWatch:
         if newest != self._config:  # started again
             self._config, self._planned = newest, planned(newest)
         lines: list[DatasetProgress] = []
-        for one in self._planned:
-            lines += self._of_dataset(one, now_s)
+        for entry in self._planned:
+            lines += self._of_dataset(entry, now_s)
         return RunProgress(lines, self._has_ended(lines, now_s))
 
-    def _of_dataset(self, one: Planned, now_s: float) -> list[DatasetProgress]:
-        whole = self._watch(one, one.dataset)
-        parts = [] if whole.predictions.exists() else self._parts_of(one)
+    def _of_dataset(self, entry: Planned, now_s: float) -> list[DatasetProgress]:
+        whole = self._watch(entry, entry.dataset)
+        parts = [] if whole.predictions.exists() else self._parts_of(entry)
         if not parts:
             return [whole.look(now_s, self._is_summed_up())]
-        looked = [self._watch(one, name).look(now_s) for name in parts]
-        return [self._joined(one, whole, looked), *looked]
+        looked = [self._watch(entry, name).look(now_s) for name in parts]
+        return [self._join(entry, whole, looked), *looked]
 
-    def _joined(self, one: Planned, whole: DatasetWatch, parts: list[DatasetProgress]) -> DatasetProgress:
+    def _join(self, entry: Planned, whole: DatasetWatch, parts: list[DatasetProgress]) -> DatasetProgress:
         """The dataset of some parts: more of them may begin later, so it is finished when all were scored together."""
-        result, why_not = read_result(whole.results), noted_failure(whole.results)
+        result, why_not = read_if_there(whole.results), noted_failure(whole.results)
         score = main_score(result or {})
         states = [part.state for part in parts]
         state = next((state for state in (RUNNING, FAILED, INTERRUPTED, WAITING) if state in states), WAITING)
@@ -105,28 +95,27 @@ class RunWatch:
                 state, reason = FINISHED, "; ".join(filter(None, (reason, score.why_not)))
             elif why_not is not None:
                 state, reason = FAILED, f"the evaluation failed: {why_not}"
-        joined = DatasetProgress(one.model, one.dataset, state, reason)
+        joined = DatasetProgress(entry.model, entry.dataset, state, reason)
         joined.metric, joined.accuracy = (score.metric, score.percent) if state == FINISHED else (None, None)
         for name in ("items", "prompts", "prompts_done"):
             values = [getattr(part, name) for part in parts]
             setattr(joined, name, None if None in values else sum(values))
         return joined
 
-    def _watch(self, one: Planned, name: str) -> DatasetWatch:
-        key = (one.model, name)
+    def _watch(self, entry: Planned, name: str) -> DatasetWatch:
+        key = (entry.model, name)
         if key not in self._watches:
-            is_matched = one.is_matched and name == one.dataset  # a part's score is not the dataset's
-            self._watches[key] = DatasetWatch(self.folder, one.model, name, one.is_traced, is_matched, self.methods)
+            is_matched = entry.is_matched and name == entry.dataset  # a part's score is not the dataset's
+            self._watches[key] = DatasetWatch(self.folder, entry.model, name, entry.is_traced, is_matched, self.methods)
         return self._watches[key]
 
-    def _parts_of(self, one: Planned) -> list[str]:
-        of_run = [other.dataset for other in self._planned if other.model == one.model]
-        begun = parts_of(self.folder / "progress", one.model, one.dataset, of_run)
+    def _parts_of(self, entry: Planned) -> list[str]:
+        of_run = [other.dataset for other in self._planned if other.model == entry.model]
+        begun = parts_of(self.folder / "progress", entry.model, entry.dataset, of_run)
         left = (".json", JOURNAL_SUFFIX, FAILURE_SUFFIX)
-        predicted = parts_of(self.folder / "predictions", one.model, one.dataset, of_run, left)
+        predicted = parts_of(self.folder / "predictions", entry.model, entry.dataset, of_run, left)
         return parts_in_order({*begun, *predicted})
 
-    # -- the end -----------------------------------------------------------------------------------------------------
     def _has_ended(self, lines: Collection[DatasetProgress], now_s: float) -> bool:
         states = {line.state for line in lines}
         if RUNNING in states:
@@ -155,7 +144,6 @@ class RunWatch:
         return now_s - newest > QUIET_S
 
 
-# -- what the config names ---------------------------------------------------------------------------------------------
 def newest_config(run_folder: Path) -> Path:
     """-> the config that OpenCompass dumped last; WdmoeError where this is not the folder of a run."""
     configs = sorted((run_folder / "configs").glob("*.py"))
@@ -204,11 +192,11 @@ def _assignments(module: ast.Module) -> dict[str, Any]:
 def _value(node: ast.expr) -> Any:
     """Plain data as OpenCompass dumps it, `dict(...)` included; None for anything else."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
-        return {one.arg: _value(one.value) for one in node.keywords}
+        return {keyword.arg: _value(keyword.value) for keyword in node.keywords}
     if isinstance(node, ast.Dict):
         return {_value(key): _value(value) for key, value in zip(node.keys, node.values, strict=True) if key}
     if isinstance(node, ast.List | ast.Tuple):
-        return [_value(one) for one in node.elts]
+        return [_value(element) for element in node.elts]
     return node.value if isinstance(node, ast.Constant) else None
 
 

@@ -30,7 +30,7 @@ class OwnExperts:
         self.fingerprints = (
             None
             if any(weight.is_meta for weight in weights)
-            else [[fingerprint(one.experts, expert) for expert in range(one.num_experts)] for one in layers]
+            else [[fingerprint(layer.experts, expert) for expert in range(layer.num_experts)] for layer in layers]
         )
 
     def free(self, experts: Iterable[int], path: str | Path) -> None:
@@ -62,7 +62,7 @@ class OwnExperts:
             return pair_answers(experts, hidden, expert, weights)
         answers = torch.zeros(hidden.shape, device=hidden.device)
         rows = self._rows[number]
-        row = torch.tensor([rows.get(one, -1) for one in expert.tolist()], device=hidden.device)
+        row = torch.tensor([rows.get(number, -1) for number in expert.tolist()], device=hidden.device)
         own = row >= 0
         if bool(own.any()):
             answers[own] = pair_answers(experts, hidden[own], row[own], weights[own])

@@ -118,18 +118,11 @@ class DeviceServer:
         self._server = grpc.server(
             ThreadPoolExecutor(most), options=[*GRPC_OPTIONS, *limits], maximum_concurrent_rpcs=most
         )
-        handlers = {"Compute": self._compute, "Ping": self._ping, "Hello": self._hello}
-        self._server.add_generic_rpc_handlers(
-            [
-                grpc.method_handlers_generic_handler(
-                    SERVICE,
-                    {
-                        name: grpc.stream_unary_rpc_method_handler(self._answering(name, method))
-                        for name, method in handlers.items()
-                    },
-                )
-            ]
-        )
+        calls = {"Compute": self._compute, "Ping": self._ping, "Hello": self._hello}
+        handlers = {
+            name: grpc.stream_unary_rpc_method_handler(self._answering(name, call)) for name, call in calls.items()
+        }
+        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
         try:
             if keys is None:
                 self.port = self._server.add_insecure_port(listen)
@@ -156,7 +149,6 @@ class DeviceServer:
         """Finish what is being computed, then end."""
         self._server.stop(grace_s).wait()
 
-    # -- calls ---------------------------------------------------------------------------------------------------
     def _answering(self, name: str, method: Callable[[bytes, float], Any]) -> Callable[[Iterator, Any], bytes]:
         """The handler of one method: takes one message, and turns whatever is wrong with it into a logged status."""
 
@@ -252,8 +244,8 @@ class DeviceServer:
             raise WireError(f"sums_bits must be 0, 4, 8 or 16, got {tokens.sums_bits}")
         hidden = unpack(tokens.hidden, held.hidden_size, held.dtype)
         token, row, weights = self._pairs(tokens, len(hidden))
-        place = experts.down_proj.device
-        hidden, token, row, weights = (one.to(place) for one in (hidden, token, row, weights))
+        here = experts.down_proj.device
+        hidden, token, row, weights = (tensor.to(here) for tensor in (hidden, token, row, weights))
         sums = sums_per_token(pair_answers(experts, hidden[token], row, weights), token, len(hidden))
         return sums if tokens.sums_bits else sums.to(held.dtype)
 
@@ -273,7 +265,7 @@ class DeviceServer:
             raise WireError(f"pairs: expert {min(unknown)} is not held here; held: {list(self.held.experts)}")
         if not bool(torch.isfinite(weights).all()):
             raise WireError("pairs: weights must be finite, got infinity or not-a-number")
-        row = torch.tensor([self._row_of[one] for one in expert])
+        row = torch.tensor([self._row_of[number] for number in expert])
         if len(torch.unique(token * len(self._row_of) + row)) < len(row):
             raise WireError("pairs: a token asks for the same expert twice")
         return token, row, weights

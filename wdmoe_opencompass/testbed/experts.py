@@ -39,7 +39,7 @@ class HeldExperts:
     @property
     def weight_bytes(self) -> int:
         """Bytes of all their weights."""
-        return sum(one.numel() * one.element_size() for layer in self.layers for one in layer.parameters())
+        return sum(weight.numel() * weight.element_size() for layer in self.layers for weight in layer.parameters())
 
     def fingerprints(self) -> list[int]:
         """One number per layer and expert, layer by layer, that tells other weights apart."""
@@ -181,7 +181,7 @@ class _Reader:
         key, pattern = sources[0]
         if pattern is None:
             return self._slice(key, is_sliced)
-        rule = copy.deepcopy(next(one for one in self.converters if pattern in one.source_patterns))
+        rule = copy.deepcopy(next(rule for rule in self.converters if pattern in rule.source_patterns))
         is_one_each = all(EXPERT_NUMBER.search(source) for source, _ in sources)
         for source, its_pattern in sources:
             number = EXPERT_NUMBER.search(source)

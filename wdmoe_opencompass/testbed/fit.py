@@ -134,12 +134,12 @@ def _least_relative_errors(factors: Array, missing: Array) -> tuple[list[float],
 def _exchanges(times: Sequence[LayerTimes]) -> list[list[LayerTimes]]:
     """The times of each exchange in which every message is whole."""
     found: dict[tuple[int, int], list[LayerTimes]] = {}
-    for one in times:
-        found.setdefault((one.pass_index, one.layer), []).append(one)
+    for message in times:
+        found.setdefault((message.pass_index, message.layer), []).append(message)
     return [
         exchange
         for exchange in found.values()
-        if all(one.tokens > 0 and np.isfinite(one.total_s) and one.total_s > 0 for one in exchange)
+        if all(part.tokens > 0 and np.isfinite(part.total_s) and part.total_s > 0 for part in exchange)
     ]
 
 
@@ -147,7 +147,7 @@ def _messages(exchanges: Sequence[Sequence[LayerTimes]], device: int) -> dict[in
     """-> by the number of devices of its exchange, every message to one device."""
     found: dict[int, list[LayerTimes]] = {}
     for exchange in exchanges:
-        found.setdefault(len(exchange), []).extend(one for one in exchange if one.device == device)
+        found.setdefault(len(exchange), []).extend(message for message in exchange if message.device == device)
     return {count: messages for count, messages in found.items() if messages}
 
 
@@ -256,15 +256,8 @@ def measured_profile(
             f"{base.name}: its devices must be those measured, {', '.join(names)}; got {', '.join(known)}"
         )
     devices = [
-        device.model_dump(exclude_none=True)
-        | dict(
-            downlink_bit_per_s=one.downlink_bit_per_s,
-            uplink_bit_per_s=one.uplink_bit_per_s,
-            burst_bit=one.burst_bit,
-            fixed_s=one.fixed_s,
-            compute_flops=one.compute_flops,
-        )
-        for device, one in zip(base.devices, fit.devices, strict=True)
+        device.model_dump(exclude_none=True) | {key: getattr(found, key) for key in ("compute_flops", *MEASURED)}
+        for device, found in zip(base.devices, fit.devices, strict=True)
     ]
     content = base.model_dump(mode="json", exclude_none=True)
     station = content["base_station"] | dict(message_s=fit.message_s, shared_bit_per_s=fit.shared_bit_per_s)
@@ -272,7 +265,7 @@ def measured_profile(
     del content["name"]
     profile = validated_profile("what was measured", name, content | changed | dict(base_station=station))
     statements: dict[str, object] = {
-        f"devices[*].{key}": [getattr(one, key) for one in fit.devices] for key in ("compute_flops", *MEASURED)
+        f"devices[*].{key}": [getattr(found, key) for found in fit.devices] for key in ("compute_flops", *MEASURED)
     }
     return profile.with_statements("measured", statements | {"base_station.message_s": fit.message_s})
 
@@ -284,8 +277,8 @@ def measured_profile_text(profile: ChannelProfile, fit: LabFit) -> str:
         f"{fit.layers} exchanges, median relative error of their waiting latency "
         f"{100 * fit.median_relative_error:.1f} %.",
         *(
-            f"{device.name}: {one.messages} messages of {one.tokens[0]} to {one.tokens[1]} tokens."
-            for device, one in zip(profile.devices, fit.devices, strict=True)
+            f"{device.name}: {found.messages} messages of {found.tokens[0]} to {found.tokens[1]} tokens."
+            for device, found in zip(profile.devices, fit.devices, strict=True)
         ),
         "With `rates: measured` bandwidth, noise, distances and path loss are not read; powers are, for energy alone.",
     ]

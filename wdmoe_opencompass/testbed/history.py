@@ -42,11 +42,11 @@ class MeasuredHistory:
 
     def add(self, times: Iterable[LayerTimes]) -> None:
         """Take in what was measured; IndexError for a layer or device that is not there."""
-        for one in times:
-            if not (0 <= one.layer < self.layers and 0 <= one.device < self.devices):
-                raise IndexError(f"layer {one.layer} or device {one.device} is not in this history")
-            if one.tokens > 0 and np.isfinite(one.total_s) and one.total_s >= 0:
-                self._add(one.layer, one.device, float(one.total_s), int(one.tokens))
+        for message in times:
+            if not (0 <= message.layer < self.layers and 0 <= message.device < self.devices):
+                raise IndexError(f"layer {message.layer} or device {message.device} is not in this history")
+            if message.tokens > 0 and np.isfinite(message.total_s) and message.total_s >= 0:
+                self._add(message.layer, message.device, float(message.total_s), int(message.tokens))
 
     def _add(self, layer: int, device: int, seconds: float, tokens: int) -> None:
         if self.window is None:
@@ -54,7 +54,7 @@ class MeasuredHistory:
             return
         recent = self._recent.setdefault((layer, device), deque(maxlen=self.window))
         recent.append((seconds, tokens))
-        self._sums[:, layer, device] = np.sum([_summands(*one) for one in recent], axis=0)
+        self._sums[:, layer, device] = np.sum([_summands(*message) for message in recent], axis=0)
 
     @property
     def seconds(self) -> Array:

@@ -92,7 +92,7 @@ class Lab(_Part):
     @property
     def content_hash(self) -> str:
         """SHA-256 over what decides the times: devices, their hosts and experts, payload, padding."""
-        devices = [(one.name, split_address(one.address)[0], one.experts) for one in self.devices]
+        devices = [(device.name, split_address(device.address)[0], device.experts) for device in self.devices]
         content = dict(devices=devices, payload_bits=self.payload_bits, send_padding=self.send_padding)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -101,7 +101,7 @@ class Lab(_Part):
 
         Raises LabError where a device names an expert that the model does not have.
         """
-        places = [-1] * num_experts
+        placement = [-1] * num_experts
         for number, device in enumerate(self.devices):
             for expert in device.experts:
                 if expert >= num_experts:
@@ -109,9 +109,9 @@ class Lab(_Part):
                         f"devices[{number}].experts must be < {num_experts}, the model's number of experts, "
                         f"got {expert}"
                     )
-                if places[expert] < 0:
-                    places[expert] = number
-        return places
+                if placement[expert] < 0:
+                    placement[expert] = number
+        return placement
 
 
 def split_address(address: str, key: str = "address") -> tuple[str, int]:
@@ -153,8 +153,8 @@ def profile_of_lab(profile: ChannelProfile, lab: Lab, source: str) -> ChannelPro
             f"{source}: devices must be as many as in channel profile {profile.name} ({len(profile.devices)}), "
             f"got {len(lab.devices)}"
         )
-    places = lab.device_of_expert(1 + max(expert for device in lab.devices for expert in device.experts))
-    experts = {expert: profile.devices[place].name for expert, place in enumerate(places) if place >= 0}
+    placement = lab.device_of_expert(1 + max(expert for device in lab.devices for expert in device.experts))
+    experts = {expert: profile.devices[number].name for expert, number in enumerate(placement) if number >= 0}
     update: dict[str, Any] = dict(placement=Placement(others="base_station", experts=experts))
     if lab.payload_bits is not None:
         update["payload_bits"] = lab.payload_bits

@@ -16,19 +16,7 @@ from google.protobuf.message import DecodeError
 from ..errors import LabError
 from .keys import channel_credentials
 from .lab import Lab, LabDevice
-from .wire import (
-    CHANGED,
-    COMPUTE,
-    HELLO,
-    OVERHEAD_BYTES,
-    PING,
-    Holding,
-    Nothing,
-    Now,
-    Sums,
-    WireError,
-    check_of_sums,
-)
+from .wire import CHANGED, COMPUTE, HELLO, OVERHEAD_BYTES, PING, Holding, Nothing, Now, Sums, WireError, check_of_sums
 
 LOG = logging.getLogger(__name__)
 FIRST_BACKOFF_S = 0.25
@@ -109,7 +97,6 @@ class Link:
         self._clock: deque[tuple[float, float, float]] = deque(maxlen=1000)  # when, uncertainty, offset
         self._thread = threading.Thread(target=self._watch, name=f"health-{device.name}", daemon=True)
 
-    # -- coming and going ----------------------------------------------------------------------------------------
     def connect(self, timeout_s: float) -> None:
         """Wait for the device and check what it holds; CallFailed where it does not come, LabError for another one."""
         self._open()
@@ -213,7 +200,6 @@ class Link:
         self._changed(self, "rejoined", f"{self.device.name} is back")
         return self.lab.health_s
 
-    # -- calls ---------------------------------------------------------------------------------------------------
     def compute(self, message: bytes) -> Call:
         """Send tokens; the answer is waited for later."""
         return self._send(COMPUTE, message, self.lab.deadline_s)
@@ -271,7 +257,7 @@ class Link:
             raise WireError(f"it says {sums.queue_s + sums.compute_s:.3f} s of the {total_s:.3f} s that it took")
         self._learn_clock(call, sums.received_at, sums.received_at + sums.queue_s + sums.compute_s)
         oldest = call.done_at - CLOCK_WINDOW_S
-        offset = min((one for one in list(self._clock) if one[0] >= oldest), key=lambda one: one[1])[2]
+        offset = min((look for look in list(self._clock) if look[0] >= oldest), key=lambda look: look[1])[2]
         send_s = min(max(sums.received_at - offset - call.sent_at, 0.0), transfer_s)
         return send_s, sums.queue_s, sums.compute_s, transfer_s - send_s
 

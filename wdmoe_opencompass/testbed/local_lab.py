@@ -83,18 +83,7 @@ def namespaces_problem() -> str | None:
         _ip("netns", "add", name)
         try:
             _ip("-n", name, "link", "set", "lo", "up")
-            _run(
-                "tc",
-                "-n",
-                name,
-                "qdisc",
-                "add",
-                "dev",
-                "lo",
-                "root",
-                "tbf",
-                *["rate", "1mbit", "burst", "4096", "limit", "9999"],
-            )
+            _run(*f"tc -n {name} qdisc add dev lo root tbf rate 1mbit burst 4096 limit 9999".split())
         finally:
             _ip("netns", "del", name)
     except LabError as error:
@@ -114,7 +103,7 @@ def spread(devices: int, rates: list[float | None], experts: str | None = None) 
         raise LabError(f"--rate must give one number for all devices, or {devices}; got {len(rates)}")
     every_rate = rates * devices if len(rates) == 1 else rates or [None] * devices
     try:
-        numbers = [tuple(int(one) for one in part.split(",")) for part in held]
+        numbers = [tuple(int(number) for number in part.split(",")) for part in held]
     except ValueError:
         raise LabError(f"--experts must be like 0,1;2;3, got {experts!r}") from None
     return [
@@ -170,8 +159,8 @@ def local_lab(
         hosts = [f"{network.net}.{number}.2" if namespaces else "127.0.0.1" for number in range(len(devices))]
         lab = Lab(
             devices=tuple(
-                LabDevice(name=one.name, address=f"{host}:{process.port(START_S)}", experts=one.experts)
-                for one, host, process in zip(devices, hosts, processes, strict=True)
+                LabDevice(name=device.name, address=f"{host}:{process.port(START_S)}", experts=device.experts)
+                for device, host, process in zip(devices, hosts, processes, strict=True)
             ),
             keys=str(keys),
             **settings,
@@ -217,16 +206,16 @@ class _Process:
 
 
 def _end(processes: list[_Process]) -> None:
-    for one in processes:
-        one.process.send_signal(signal.SIGCONT)
-        one.process.terminate()
+    for device in processes:
+        device.process.send_signal(signal.SIGCONT)
+        device.process.terminate()
     end = time.monotonic() + 5
-    for one in processes:
+    for device in processes:
         try:
-            one.process.wait(max(0.1, end - time.monotonic()))
+            device.process.wait(max(0.1, end - time.monotonic()))
         except subprocess.TimeoutExpired:
-            one.process.kill()
-            one.process.wait()
+            device.process.kill()
+            device.process.wait()
 
 
 def _wait_until_healthy(lab: Lab) -> None:
@@ -246,7 +235,7 @@ def _die_with_parent() -> None:
 
 def _free_net() -> str:
     """Two numbers of a private network that no address of this machine uses."""
-    used = {one["local"].rsplit(".", 2)[0] for link in _addresses() for one in link["addr_info"] if "." in one["local"]}
+    used = {ip["local"].rsplit(".", 2)[0] for link in _addresses() for ip in link["addr_info"] if "." in ip["local"]}
     for second in range(200, 250):
         if f"10.{second}" not in used:
             return f"10.{second}"

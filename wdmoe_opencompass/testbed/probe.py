@@ -1,5 +1,6 @@
 """A short probe of a lab's devices: messages of several sizes, sent as the layers of a run send them."""
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ..routing.discovery import MoeLayer
 from ..trace.times import LayerTimes
-from .client import LabClient
+from .client import BaseStation
 from .experts import load_experts, pair_answers
 from .lab import Lab
 
@@ -37,15 +38,18 @@ def probe(
     draw = random.Random(seed)
     everybody = range(len(lab.devices))
     times: list[LayerTimes] = []
-    with LabClient(lab, layers) as client:
+    exchange = itertools.count()
+    with BaseStation(lab, layers) as station:
         for number in range(WARM_UP + rounds):
             exchanges = [dict.fromkeys(devices, size) for size in sizes for devices in (everybody, *zip(everybody))]
             for _ in range(MIXED * len(sizes)):
                 several = draw.sample(everybody, draw.randint(min(2, len(everybody)), len(everybody)))
                 exchanges.append({device: draw.choice(sizes) for device in several})
             for tokens in draw.sample(exchanges, len(exchanges)):
-                layer = client.pass_index % len(layers)
-                found = client.probe(layer, tokens, generator, partial(own_work, layer))
+                pass_index = next(exchange)
+                layer = pass_index % len(layers)
+                meanwhile = partial(own_work, layer)
+                found = station.dispatcher.probe(layer, pass_index, tokens, generator, meanwhile)
                 times += found if number >= WARM_UP else []
     own_bits = torch.finfo(layers[0].experts.down_proj.dtype).bits
     return times, lab.payload_bits or own_bits
@@ -53,7 +57,7 @@ def probe(
 
 def work_of_own_experts(path: str | Path, lab: Lab, experts: int, dtype: str, device: str) -> Work:
     """Load the experts that no device of the lab holds; -> computes a message's tokens with each of them."""
-    own = tuple(expert for expert, place in enumerate(lab.device_of_expert(experts)) if place < 0)
+    own = tuple(expert for expert, number in enumerate(lab.device_of_expert(experts)) if number < 0)
     if not own:
         return lambda layer, hidden: None
     held = load_experts(path, own, dtype, device)

@@ -322,8 +322,8 @@ class RecordingJournal(BlockJournal[RecordingMetadata, Recording]):
     _write = staticmethod(write_recording)
 
 
-def why_not_of_trace(recording: Recording, trace: RoutingTrace) -> str | None:
-    """Why a recording is not of the forward passes of a run's trace; None where it is."""
+def check_of_trace(recording: Recording, trace: RoutingTrace) -> None:
+    """Raise TraceError unless a recording is of the forward passes of a run's trace."""
     for what, ours, theirs in (
         ("model", recording.metadata.model, trace.metadata.model),
         ("dataset", recording.metadata.dataset, trace.metadata.dataset),
@@ -331,17 +331,17 @@ def why_not_of_trace(recording: Recording, trace: RoutingTrace) -> str | None:
         ("experts", recording.metadata.num_experts, trace.metadata.experts),
     ):
         if ours != theirs:
-            return f"the recording of the router is of {what} {ours}, the trace of {theirs}"
+            raise TraceError(f"the recording of the router is of {what} {ours}, the trace of {theirs}")
     for name in ("first_item", "items"):
         if not np.array_equal(getattr(recording, name), trace.arrays[name]):
-            return f"the recording of the router is not of the batches of its trace: {name} differs"
+            raise TraceError(f"the recording of the router is not of the batches of its trace: {name} differs")
     batch = recording.batch[recording.sequence]
     start = np.append(0, np.cumsum(recording.passes))
     if start[-1] == len(trace.batch):
         pass_number = start[batch] + recording.first_pass[recording.sequence] + recording.token_step
         if np.array_equal(np.bincount(pass_number, minlength=start[-1]), trace.tokens):
-            return None
-    return "the recording of the router is not of the passes of its trace"
+            return
+    raise TraceError("the recording of the router is not of the passes of its trace")
 
 
 def summary(recording: Recording) -> dict[str, Any]:

@@ -82,9 +82,9 @@ class Plan:
     def dataset_rows(self) -> list[dict[str, Any]]:
         """One row per benchmark: the subjects that share a path together."""
         rows = []
-        for benchmark, group in grouped(self.datasets, lambda one: one.benchmark):
-            found = [one.items for one in group if one.failure is None]
-            methods = "/".join(dict.fromkeys(one.method or "other" for one in group))
+        for benchmark, group in grouped(self.datasets, lambda dataset: dataset.benchmark):
+            found = [dataset.items for dataset in group if dataset.failure is None]
+            methods = "/".join(dict.fromkeys(dataset.method or "other" for dataset in group))
             rows.append(
                 dict(benchmark=benchmark, datasets=len(group), found=len(found), items=sum(found), method=methods)
             )
@@ -93,7 +93,7 @@ class Plan:
     def run_rows(self) -> list[dict[str, Any]]:
         """One row per model and benchmark, and the sum of all."""
         rows = []
-        for (model, benchmark), group in grouped(self.runs, lambda one: (one.model, one.benchmark)):
+        for (model, benchmark), group in grouped(self.runs, lambda run: (run.model, run.benchmark)):
             rows.append(dict(model=model, benchmark=benchmark, **_sums(group)))
         return [*rows, dict(model="all", benchmark="all", **_sums(self.runs))] if rows else []
 
@@ -101,7 +101,7 @@ class Plan:
 def grouped(items: list, key: Callable) -> Iterator[tuple[Any, list]]:
     """-> (value of `key`, its items) in the order of first appearance."""
     for value in dict.fromkeys(map(key, items)):
-        yield value, [one for one in items if key(one) == value]
+        yield value, [item for item in items if key(item) == value]
 
 
 def _model_row(model: ModelFacts) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def _why_torn(path: Path) -> str | None:
             return f"no safetensors file, or torn in its header ({size} bytes; a Git LFS pointer has some 130)"
         try:
             tensors = json.loads(file.read(header_bytes))
-            ends = [one["data_offsets"][1] for name, one in tensors.items() if name != "__metadata__"]
+            ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
             expected = 8 + header_bytes + max(ends, default=0)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
             return "no safetensors file: its header cannot be read"
@@ -105,7 +105,7 @@ def measure_weights(folder: Path, model_kwargs: dict[str, Any]) -> WeightsFacts:
     experts, top_k = _first_of(text, EXPERTS_KEYS), _first_of(text, TOP_K_KEYS)
     _check_top_k(folder, text, experts)
     in_experts = _parameters_in_experts(model, experts)
-    parameters = sum(one.numel() for one in model.parameters())
+    parameters = sum(weight.numel() for weight in model.parameters())
     idle = sum(in_experts) * (experts - top_k) // experts if experts else 0
     return WeightsFacts(
         parameters=parameters,
@@ -142,23 +142,23 @@ def _first_of(config: Any, keys: tuple[str, ...]) -> int:
 def _parameters_in_experts(model: nn.Module, experts: int) -> list[int]:
     """-> [MoE layers] parameters of each layer's experts: the modules that stack them along a first axis."""
     named = dict(model.named_parameters())
-    owners = {name.rpartition(".")[0] for name, one in named.items() if one.ndim == 3 and one.shape[0] == experts}
-    return [sum(one.numel() for one in model.get_submodule(owner).parameters()) for owner in sorted(owners)]
+    owners = {name.rpartition(".")[0] for name, stack in named.items() if stack.ndim == 3 and len(stack) == experts}
+    return [sum(stack.numel() for stack in model.get_submodule(owner).parameters()) for owner in sorted(owners)]
 
 
 def _loaded_bytes(model: Any, quantization_config: Any) -> int:
     """Bytes of all parameters, by transformers' own quantizer where one is asked for or the checkpoint holds one."""
     stored = getattr(model.config, "quantization_config", None)
     if stored is None and quantization_config is None:
-        return sum(one.numel() * one.element_size() for one in model.parameters())
+        return sum(weight.numel() * weight.element_size() for weight in model.parameters())
     from transformers.quantizers import AutoHfQuantizer
 
     try:
         quantizer = AutoHfQuantizer.from_config(stored or quantization_config, pre_quantized=stored is not None)
-        quantizer.preprocess_model(
-            model, device_map=None, checkpoint_files=[]
-        )  # swaps in the quantizer's modules, so that each parameter knows its size
-        sizes = [quantizer.param_element_size(model, name, one) * one.numel() for name, one in model.named_parameters()]
+        # Swaps in the quantizer's modules, so that each parameter knows its size.
+        quantizer.preprocess_model(model, device_map=None, checkpoint_files=[])
+        named = model.named_parameters()
+        sizes = [quantizer.param_element_size(model, name, part) * part.numel() for name, part in named]
     except (ImportError, ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
         raise ModelError(f"its quantization_config cannot be applied: {first_line(error)}") from None
     return int(sum(sizes))

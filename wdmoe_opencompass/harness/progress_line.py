@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .dataset_progress import RUNNING, Begun, DatasetWatch, clock
+from ..run.dataset_progress import RUNNING, Begun, DatasetWatch, clock
 
 LOG = logging.getLogger(__name__)
 INTERVAL = "WDMOE_PROGRESS_S"  # environment variable: seconds between two lines in a log; 0: none at all
@@ -32,7 +32,7 @@ def prompts_of(items: int, infer_cfg: Mapping[str, Any]) -> int | None:
     if kind != "PPLInferencer":
         return None
     templates = ((infer_cfg.get(name) or {}).get("template") for name in ("prompt_template", "ice_template"))
-    answers = inferencer.get("labels") or next((one for one in templates if isinstance(one, Mapping)), None)
+    answers = inferencer.get("labels") or next((text for text in templates if isinstance(text, Mapping)), None)
     return None if answers is None else items * len(answers) * (2 if inferencer.get("normalizing_str") else 1)
 
 
@@ -83,9 +83,7 @@ class _Shown:
         self.every_s = _interval_s(TERMINAL_EVERY_S if is_terminal else LOG_EVERY_S)
         if self.every_s <= 0:
             return
-        if (
-            is_terminal
-        ):  # a bar of tqdm's, which makes room for OpenCompass's; a live display of rich would overwrite it
+        if is_terminal:  # tqdm's bar makes room for OpenCompass's; a live display of rich would overwrite it
             self.bar = tqdm(bar_format="{desc}", leave=False, file=sys.stderr)
         thread = threading.Thread(target=self._go_on, name="progress", daemon=True)
         thread.start()
