@@ -84,7 +84,7 @@ function sweepOn() {
     if (at !== generation || !waiting.length) return;
     const hertz = waiting.shift();
     for (const allocation of ["uniform", "optimal"]) {
-      const found = computed(allocation, { total_bandwidth_hz: hertz });
+      const found = computeLatencies(allocation, { total_bandwidth_hz: hertz });
       for (const [row, abbr] of rows.filter(([name]) => facts.rows[name].allocation === allocation)) {
         sweep.values.set(
           [row, abbr, view.benchmark, hertz].join("\n"),

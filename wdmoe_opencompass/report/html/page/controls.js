@@ -37,7 +37,7 @@ function choice(id, name, values, key) {
           checked: view[key] === value,
           onchange: () => {
             view[key] = value;
-            changed();
+            refresh();
           },
         }),
         text,
@@ -115,7 +115,7 @@ function take(field, message, name, unit, scale, set) {
   }
   field.dataset.last = exact(value / scale);
   markRight(field, message);
-  changed();
+  refresh();
   return true;
 }
 
@@ -158,7 +158,7 @@ function makeControls() {
   });
   byId("fading").addEventListener("change", (event) => {
     settings.fading = event.target.checked ? null : false;
-    changed();
+    refresh();
   });
   deviceFields = [];
   const rows = settings.devices.map((device, position) => {
@@ -242,7 +242,7 @@ function reset() {
   for (const radio of byId("settings").querySelectorAll("input[type=radio]"))
     radio.checked = view[radio.name] === radio.value;
   showSettings();
-  changed();
+  refresh();
 }
 
 function save() {

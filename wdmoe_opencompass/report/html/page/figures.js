@@ -56,7 +56,7 @@ function heightOf(id, traces, width, ticks) {
 
 /** Figures have the width of their container; those out of view are drawn when they come into view. */
 let resizing = 0;
-function resized() {
+function fitWidths() {
   clearTimeout(resizing);
   resizing = setTimeout(() => redraw(), 150);
 }

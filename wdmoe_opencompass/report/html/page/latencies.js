@@ -9,7 +9,7 @@ const recordOf = (row, abbr, benchmark, scope = view.scope, per = view.per, phas
   recorded.get([row, abbr, benchmark, scope, per, phase].join("\n"));
 
 /** Of an allocation under the settings: model -> the engine's results. */
-function computed(allocation, changed = {}) {
+function computeLatencies(allocation, changed = {}) {
   const found = WdmoeEngine.compute(run, { ...settings, ...changed, allocation, scope: view.scope });
   return new Map(found.models.map((model) => [model.abbr, model]));
 }

@@ -44,8 +44,8 @@ function start() {
     "model",
     routed.map((model) => el("option", { value: model.abbr, selected: model.abbr === view.model }, model.abbr)),
   );
-  byId("benchmark").addEventListener("change", picked);
-  byId("model").addEventListener("change", picked);
+  byId("benchmark").addEventListener("change", pickView);
+  byId("model").addEventListener("change", pickView);
   if (facts.models.length > 2) makeModelChoice();
   makeControls();
   for (const id of ["item-dataset", "item-search", "item-changed", "item-wrong"])
@@ -57,7 +57,7 @@ function start() {
   drawRequests();
   drawTestbed();
   drawProvenance();
-  changed();
+  refresh();
   new IntersectionObserver(
     (entries, observer) => {
       if (!entries.some((entry) => entry.isIntersecting)) return;
@@ -147,7 +147,7 @@ function drawFigures() {
   );
   window.addEventListener("beforeprint", beforePrint);
   window.addEventListener("afterprint", afterPrint);
-  window.addEventListener("resize", resized);
+  window.addEventListener("resize", fitWidths);
 }
 
 let unfolded = []; // for print

@@ -71,7 +71,7 @@ function allRows(chosen = false) {
 }
 
 /** A sample of a style for tables: CSS has no hatches, so they are made of gradients. */
-function painted({ colour, hatch }) {
+function backgroundOf({ colour, hatch }) {
   const stripes = (angle) => `repeating-linear-gradient(${angle}deg,${colour} 0 2px,transparent 2px 4px)`;
   const drawn = {
     "/": stripes(-45),

@@ -31,7 +31,7 @@ function table(caption, columns, rows, className = "") {
   );
 }
 
-const swatch = (look) => el("span", { class: "key", style: `background:${painted(look)}`, "aria-hidden": "true" });
+const swatch = (look) => el("span", { class: "key", style: `background:${backgroundOf(look)}`, "aria-hidden": "true" });
 
 function scrollable(id, ...content) {
   const node = byId(id);
