@@ -1,4 +1,4 @@
-"""The main job on the quickstart's small Mixtral: vanilla beside WDMoE. Run from the repository's root.
+"""The main job on the quickstart's small Mixtral: vanilla and WDMoE. Run from the repository's root.
 
 opencompass eval_configs/eval_quickstart.py -w outputs/quickstart
 """

@@ -1,4 +1,4 @@
-"""The paper's evaluation: Mixtral-8x7B-Instruct, vanilla beside WDMoE, on eight benchmarks; two 80 GB GPUs.
+"""The paper's evaluation: Mixtral-8x7B-Instruct, vanilla and WDMoE, on eight benchmarks; two 80 GB GPUs.
 
 opencompass eval_configs/eval_wdmoe_mixtral_8x7b_instruct.py -w outputs/wdmoe_mixtral_8x7b_instruct
 """

@@ -1,4 +1,4 @@
-"""The eight benchmarks on OLMoE-1B-7B, vanilla beside WDMoE; one 24 GB GPU.
+"""The eight benchmarks on OLMoE-1B-7B, vanilla and WDMoE; one 24 GB GPU.
 
 opencompass eval_configs/eval_wdmoe_olmoe_1b_7b.py -w outputs/wdmoe_olmoe_1b_7b
 """

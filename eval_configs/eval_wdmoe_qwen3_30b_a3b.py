@@ -1,4 +1,4 @@
-"""The eight benchmarks on Qwen3-30B-A3B, vanilla beside WDMoE; one 80 GB GPU.
+"""The eight benchmarks on Qwen3-30B-A3B, vanilla and WDMoE; one 80 GB GPU.
 
 opencompass eval_configs/eval_wdmoe_qwen3_30b_a3b.py -w outputs/wdmoe_qwen3_30b_a3b
 """

@@ -1,8 +1,8 @@
 """The paper's eight benchmarks, generated: Mixtral at 64 sequences per forward pass, MMLU's longest subjects at 16.
 
-Prompts are padded to the longest of their batch. With five examples those of the subjects below, whose questions quote
-passages, reach thousands of tokens: cache and activations of 64 such sequences do not fit beside Mixtral on two 80 GB
-GPUs, those of 16 do up to `max_seq_len`. `wdmoe plan` says what the longest prompts need.
+Prompts are padded to the longest of their batch. The subjects below quote passages; with five examples their
+prompts reach thousands of tokens. On two 80 GB GPUs cache and activations of 64 such sequences do not fit next to
+Mixtral; those of 16 do up to `max_seq_len`. `wdmoe plan` says what the longest prompts need.
 """
 
 from mmengine.config import read_base

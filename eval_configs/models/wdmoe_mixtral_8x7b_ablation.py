@@ -1,4 +1,4 @@
-"""Algorithm 1 with one parameter changed at a time, Mixtral-8x7B-Instruct in bfloat16, beside vanilla."""
+"""Algorithm 1 with one parameter changed at a time, Mixtral-8x7B-Instruct in bfloat16, and vanilla."""
 
 from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel
 

@@ -16,7 +16,7 @@ models = [
         ),
         max_seq_len=4096,
         max_out_len=512,
-        batch_size=48,  # Table II of the paper fits 64; beside these weights the longest GSM8K prompts allow some 60
+        batch_size=48,  # Table II of the paper fits 64; next to these weights the longest GSM8K prompts allow about 60
         run_cfg=dict(num_gpus=1),
         wdmoe=dict(profile="paper_8_devices", policy=policy),
     )

@@ -1,6 +1,6 @@
 """OLMoE-1B-7B-Instruct (64 experts, 8 per token, 16 layers) in bfloat16: 14 GB, one 24 GB GPU.
 
-Expert k stands on device k modulo the profile's eight; a token goes once to a device that holds several of its experts.
+Expert k is on device k modulo the profile's eight; a token goes once to a device that holds several of its experts.
 """
 
 from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel

@@ -1,6 +1,6 @@
 """Qwen3-30B-A3B (128 experts, 8 per token, 48 layers) in bfloat16: 61 GB, one 80 GB GPU.
 
-Expert k stands on device k modulo the profile's eight; a token goes once to a device that holds several of its experts.
+Expert k is on device k modulo the profile's eight; a token goes once to a device that holds several of its experts.
 """
 
 from wdmoe_opencompass.harness.models import WdmoeHuggingFaceBaseModel

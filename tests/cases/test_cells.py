@@ -19,7 +19,7 @@ from tests.debian import UnavailableError, require
 from wdmoe_opencompass.errors import visible
 from wdmoe_opencompass.report.cells import LATEX_LETTER, figure_text, latex_text
 from wdmoe_opencompass.report.figures import panel_grid, save_figure
-from wdmoe_opencompass.report.formats import formatted
+from wdmoe_opencompass.report.formats import format_table
 from wdmoe_opencompass.report.runs import ModelRun
 from wdmoe_opencompass.report.tables import OWN_COLUMNS, table_1
 
@@ -76,7 +76,9 @@ def pdflatex(tmp_path_factory):
 
 @pytest.mark.parametrize("before", [[], [r"\usepackage[T1]{fontenc}"], [r"\usepackage[utf8]{inputenc}"]])
 def test_a_table_of_such_names_compiles(pdflatex, before):
-    log = pdflatex(formatted(table_of(CODE[:8]), [*CODE], "tex") + formatted(table_of(CODE[8:]), [], "tex"), *before)
+    log = pdflatex(
+        format_table(table_of(CODE[:8]), [*CODE], "tex") + format_table(table_of(CODE[8:]), [], "tex"), *before
+    )
     assert "Missing character" not in log
 
 
@@ -108,25 +110,25 @@ def test_no_sign_of_latex_is_left_bare(text):
 
 
 def test_letters_that_pdflatex_lacks_are_named():
-    text = formatted(pd.DataFrame([{"model": "算"}]), [], "tex")
+    text = format_table(pd.DataFrame([{"model": "算"}]), [], "tex")
     assert r"\wdmoeletter{7B97}{算}" in text
     assert r"\providecommand{\wdmoeletter}[2]{[U+#1]}" in text
-    assert "providecommand" not in formatted(pd.DataFrame([{"model": "é & ö"}]), [], "tex")
+    assert "providecommand" not in format_table(pd.DataFrame([{"model": "é & ö"}]), [], "tex")
 
 
 def test_a_row_that_begins_with_a_bracket_is_no_argument_of_the_row_before():
-    lines = formatted(pd.DataFrame([{"model": "a"}, {"model": "[a]"}, {"model": "*"}]), [], "tex").splitlines()
+    lines = format_table(pd.DataFrame([{"model": "a"}, {"model": "[a]"}, {"model": "*"}]), [], "tex").splitlines()
     assert lines[4:7] == [r"a \\", r"{}[a] \\", r"{}* \\"]
 
 
 def test_plain_tables_are_as_they_were():
     table = pd.DataFrame([{"model": "wdmoe-hf", "arc_c": "62.33 [51.2, 72.0] (+1.00 [-1.0, +3.0] *)", "n": "-"}])
-    assert formatted(table, ["p < 0.05 of `x`"], "md") == (
+    assert format_table(table, ["p < 0.05 of `x`"], "md") == (
         "| model | arc_c | n |\n|---|---|---|\n"
         "| wdmoe-hf | 62.33 [51.2, 72.0] (+1.00 [-1.0, +3.0] *) | - |\n\n- p < 0.05 of `x`\n"
     )
-    assert formatted(table, ["a"], "csv") == "# a\n" + table.to_csv(index=False)
-    assert r"wdmoe-hf & 62.33 [51.2, 72.0] (+1.00 [-1.0, +3.0] *) & - \\" in formatted(table, [], "tex")
+    assert format_table(table, ["a"], "csv") == "# a\n" + table.to_csv(index=False)
+    assert r"wdmoe-hf & 62.33 [51.2, 72.0] (+1.00 [-1.0, +3.0] *) & - \\" in format_table(table, [], "tex")
 
 
 # -- Markdown and CSV ------------------------------------------------------------------------------------------------
@@ -144,7 +146,7 @@ def shown_of(token):
 @given(name=texts, other=texts)
 def test_a_markdown_cell_shows_what_it_was_made_from(name, other):
     table = pd.DataFrame([[name, other]], columns=["a", "b"])
-    found = cells_of_markdown(formatted(table, [], "md"))
+    found = cells_of_markdown(format_table(table, [], "md"))
     assert [" ".join(cell.split()) for cell in found] == [
         "a",
         "b",
@@ -153,20 +155,20 @@ def test_a_markdown_cell_shows_what_it_was_made_from(name, other):
 
 
 def test_a_note_stays_on_its_line_and_holds_no_html():
-    text = formatted(pd.DataFrame([{"model": "a"}]), ["a\n# b <script>x</script> `code`"], "md")
+    text = format_table(pd.DataFrame([{"model": "a"}]), ["a\n# b <script>x</script> `code`"], "md")
     assert text.splitlines()[-1] == r"- a\n# b \<script>x\</script> `code`"
-    assert formatted(pd.DataFrame([{"model": "a"}]), ["a\nb"], "csv").splitlines()[0] == r"# a\nb"
+    assert format_table(pd.DataFrame([{"model": "a"}]), ["a\nb"], "csv").splitlines()[0] == r"# a\nb"
 
 
 @given(rows=st.lists(st.tuples(texts, texts), min_size=1, max_size=3), heads=st.tuples(texts, texts))
 def test_csv_is_read_back_as_it_was_written(rows, heads):
-    text = formatted(pd.DataFrame(rows, columns=[*heads]), ["a\nnote"], "csv")
+    text = format_table(pd.DataFrame(rows, columns=[*heads]), ["a\nnote"], "csv")
     lines = list(csv.reader(io.StringIO(text.partition("\n")[2], newline="")))
     assert lines == [list(row) for row in (heads, *rows)]
 
 
 def test_a_reader_that_skips_comments_loses_no_cell():
-    text = formatted(pd.DataFrame([{"model": "a#b", "算术_é%&#$~^": "1"}]), ["note"], "csv")
+    text = format_table(pd.DataFrame([{"model": "a#b", "算术_é%&#$~^": "1"}]), ["note"], "csv")
     read = pd.read_csv(io.StringIO(text), comment="#")
     assert list(read.columns) == ["model", "算术_é%&#$~^"]
     assert read.iloc[0, 0] == "a#b"

@@ -32,7 +32,7 @@ from wdmoe_opencompass.identity.facts import (
     rows_per_prompt,
     sentence,
 )
-from wdmoe_opencompass.report.compare import batch_records, compared, identity_records, item_records, notes_of
+from wdmoe_opencompass.report.compare import batch_records, comparison_table, identity_records, item_records, notes_of
 from wdmoe_opencompass.report.differences import difference_notes, difference_records
 from wdmoe_opencompass.report.frontier import frontier_records
 from wdmoe_opencompass.report.paper import adapter_notes, paper_comparison
@@ -875,7 +875,7 @@ def records_of():
 def test_two_runs_of_the_same_are_compared_without_a_remark(records_of):
     a, b = records_of(pair()), records_of(pair())
     assert not any("differs, A against B" in line for line in notes_of(a, b))
-    assert (compared(a, b).query("quantity == 'accuracy (%)'")["B - A"] != "-").all()
+    assert (comparison_table(a, b).query("quantity == 'accuracy (%)'")["B - A"] != "-").all()
 
 
 @pytest.mark.parametrize("change", SEPARATING, ids=[name for name, _ in SEPARATING])
@@ -886,7 +886,7 @@ def test_compare_says_what_differs_between_two_runs(records_of, change):
     assert "vanilla on" not in said
     if change[0] not in ("prompts", "evaluator", "dtype"):
         return  # the intervals of the others would be the same
-    table = compared(a, b).query("quantity == 'accuracy (%)'")
+    table = comparison_table(a, b).query("quantity == 'accuracy (%)'")
     is_shown = table.set_index("model")["B - A"] != "-"
     assert is_shown["vanilla"].all()
     assert is_shown["wdmoe"].any() == (change[0] not in ("prompts", "evaluator"))
@@ -894,7 +894,9 @@ def test_compare_says_what_differs_between_two_runs(records_of, change):
 
 def test_datasets_of_one_name_that_ask_otherwise_are_not_compared_nor_is_their_group(records_of):
     a, b = records_of(pair()), records_of(pair(("prompts", "sha256:" + "e" * 64), ["m_1"]))
-    table = compared(a, b).query("model == 'wdmoe' and quantity == 'accuracy (%)'").set_index("benchmark")["B - A"]
+    table = (
+        comparison_table(a, b).query("model == 'wdmoe' and quantity == 'accuracy (%)'").set_index("benchmark")["B - A"]
+    )
     assert (table["mmlu"], table["m_1"]) == ("-", "-")
     assert table["piqa"] != "-"
     assert "no difference is shown on m_1, mmlu: the runs did not ask or score the same" in "\n".join(notes_of(a, b))

@@ -6,7 +6,7 @@ import pytest
 
 from tests.builders.frontier_runs import BENCHMARKS, runs
 from tests.builders.table_runs import run_of
-from wdmoe_opencompass.report.compare import compared, item_records, notes_of
+from wdmoe_opencompass.report.compare import comparison_table, item_records, notes_of
 from wdmoe_opencompass.report.differences import difference_notes, difference_records
 from wdmoe_opencompass.report.frontier import frontier_records
 from wdmoe_opencompass.report.metrics import metric_notes
@@ -92,7 +92,7 @@ def records_of(run):
 
 def test_compare_says_that_the_metrics_are_not_one():
     a, b = records_of(run_of()), records_of(with_a_mixed_group())
-    table = compared(a, b).set_index("benchmark")
+    table = comparison_table(a, b).set_index("benchmark")
     assert table["B"]["m_2"] == "70.00"
     for benchmark in ("m_2", "mmlu"):
         assert set(table.loc[benchmark][["B - A", "McNemar p", "Holm p", "significant"]]) == {"-"}
@@ -102,7 +102,7 @@ def test_compare_says_that_the_metrics_are_not_one():
     assert f"{start}m_2: accuracy in A, f1 in B" in notes
     assert f"{start}mmlu: accuracy in A, accuracy and f1 in B" in notes
     assert not any("not one metric" in note for note in notes_of(b, b))
-    assert compared(b, b).set_index("benchmark")["B - A"]["mmlu"] != "-"
+    assert comparison_table(b, b).set_index("benchmark")["B - A"]["mmlu"] != "-"
 
 
 def test_a_group_named_after_its_first_dataset_s_metric_is_the_same_group():

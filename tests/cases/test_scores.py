@@ -16,7 +16,7 @@ from opencompass.summarizers import DefaultSummarizer
 from tests.builders.frontier_runs import BENCHMARKS, runs
 from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.harness.summarizer import WdmoeSummarizer
-from wdmoe_opencompass.report.compare import compared, notes_of
+from wdmoe_opencompass.report.compare import comparison_table, notes_of
 from wdmoe_opencompass.report.formats import json_text
 from wdmoe_opencompass.report.items import ItemResults, item_results
 from wdmoe_opencompass.report.summary import write_report
@@ -259,7 +259,7 @@ def test_compare_reads_what_earlier_versions_wrote_and_does_not_send_in_a_circle
     nan = dict(model="m", dataset="d", metric="correlation", value=math.nan)
     sound = dict(model="m", dataset="e", metric="accuracy", value=50.0)
     records = dict(accuracy=[nan, sound], latency=[], origin=[], items=[], batches=[], groups={})
-    assert list(compared(records, records)["benchmark"]) == ["e"]
+    assert list(comparison_table(records, records)["benchmark"]) == ["e"]
     note = next(note for note in notes_of(records, records) if "items were answered right" in note)
     assert "its evaluators do not tell" in note
 

@@ -58,7 +58,7 @@ def answers(counts):
 
 @lru_cache
 def difference_interval(*counts):
-    pairs = [answers(one) for one in counts]
+    pairs = [answers(count) for count in counts]
     return accuracy_difference_interval([first for first, _ in pairs], [second for _, second in pairs])
 
 

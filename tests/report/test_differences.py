@@ -80,12 +80,12 @@ def test_other_items_are_not_paired_and_said_to_be_so():
     assert difference_records([vanilla, wdmoe], BENCHMARKS) == []
     notes = "\n".join(difference_notes([vanilla, wdmoe], BENCHMARKS))
     assert "wdmoe against vanilla, piqa: not the same items in both" in notes
-    assert "wdmoe against vanilla, mmlu: right and wrong items are not known of both" in notes
+    assert "wdmoe against vanilla, mmlu: which items are right is not known for both" in notes
 
 
 def test_datasets_beside_their_group_are_not_corrected_for():
     first = {"g": [draw(1, 0.5)], "d": [draw(1, 0.5)], "e": [draw(2, 0.5)]}
-    second = {name: [worse(one, 0.05) for one in results] for name, results in first.items()}
+    second = {name: [worse(answers, 0.05) for answers in results] for name, results in first.items()}
     records = {r["benchmark"]: r for r in paired_records(first, second, ["d"])}
     assert records["d"]["holm_p"] is None
     assert records["g"]["holm_p"] == holm([records["g"]["mcnemar_p"], records["e"]["mcnemar_p"]])[0]
@@ -146,9 +146,9 @@ def test_batches_of_the_same_items_are_one_unit():
 
 
 def test_runs_of_other_batches_have_no_interval():
-    one, other = trace_of(batches=8), trace_of(batches=8)
-    other.arrays["items"] = other.items + 1
-    sums = [batch_sums([replay(t, t.metadata.profile, "uniform", "pass")], "all") for t in (one, other)]
+    first, second = trace_of(batches=8), trace_of(batches=8)
+    second.arrays["items"] = second.items + 1
+    sums = [batch_sums([replay(t, t.metadata.profile, "uniform", "pass")], "all") for t in (first, second)]
     assert why_no_interval(*sums) == OTHER_BATCHES
     assert why_no_interval(sums[0], sums[0]) is None
 

@@ -6,12 +6,12 @@ EVENT = dict(at=1.0, device="b", kind="timeout", reason="late|very\nlate", layer
 
 
 def test_events_of_a_run_become_a_table_and_a_sentence(tmp_path):
-    beside = tmp_path / "predictions" / "model-hf"
-    beside.mkdir(parents=True)
+    folder = tmp_path / "predictions" / "model-hf"
+    folder.mkdir(parents=True)
     events = [EVENT, EVENT | dict(by="base_station"), EVENT | dict(kind="rejoined", tokens=0, by="")]
     lines = "".join(json.dumps(event) + "\n" for event in events)
     rubbish = b"\n".join([b"5", b"[1]", b'{"a": 1}', b"\xff", b"[" * 100_000, b'{"torn'])
-    (beside / "arc.testbed_events.jsonl").write_bytes(lines.encode() + rubbish)
+    (folder / "arc.testbed_events.jsonl").write_bytes(lines.encode() + rubbish)
     (sentence,) = write_events(tmp_path / "predictions", tmp_path)
     assert sentence.startswith("devices failed 2 times, 10 tokens were taken over")
     table = (tmp_path / "testbed_events.md").read_text()

@@ -111,7 +111,7 @@ def test_where_there_are_no_draws_the_table_says_why(profile, why, monkeypatch):
 
 
 def moments_s(run, profile, method):
-    """[draws] mean over the passes of piqa, each under the draws of its own moment, one pass at a time."""
+    """[draws] mean over the passes of piqa, each under its moment's draws, one pass at a time."""
     (trace,) = run.traces["piqa"]
     total_s = np.zeros(DRAWS)
     for number, batch in enumerate(trace.batch):
@@ -157,7 +157,7 @@ def test_the_table_gives_own_draw_then_all_draws_and_every_model_s_batches(drawn
     assert passes.to_dict() == {"vanilla": "3.0", "wdmoe": "4.0"}
     for form in ("md", "csv", "tex", "json"):
         text = (tmp_path / f"table_2_latency_layer_per_pass_all.{form}").read_text()
-        assert "Selection never saw the other draws" in text
+        assert "and never saw the others" in text
         assert cell.replace("%", r"\%") in text if form == "tex" else cell in text
     assert "200 draws" not in (tmp_path / "table_2_latency_layer_per_pass_decode.md").read_text()
 
@@ -212,4 +212,4 @@ def test_texts_scored_in_another_way_are_not_compared():
 
 
 def test_the_note_says_when_draws_are_shared():
-    assert "where fading changes within a run: in passes of the same moment" in fading.TEXT
+    assert "if fading changes within a run: in passes of the same moment" in fading.TEXT

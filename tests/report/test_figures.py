@@ -55,14 +55,14 @@ def pass_mean_s(trace, method):
 
 
 def test_figure_6_divides_by_the_vanilla_of_the_same_weights_and_profile():
-    one, two = trace_of(seed=1), trace_of(seed=2, largest=400)
+    first, second = trace_of(seed=1), trace_of(seed=2, largest=400)
     both = {base: run_of(f"wdmoe {base[1]}", "wlr", base, d=trace_of(seed=7)) for base in (("w", "p"), ("w", "q"))}
-    vanilla = [run_of("v p", "top_k", ("w", "p"), d=one), run_of("v q", "top_k", ("w", "q"), d=two)]
+    vanilla = [run_of("v p", "top_k", ("w", "p"), d=first), run_of("v q", "top_k", ("w", "q"), d=second)]
     figure = FIGURES["figure_6_benchmarks"]([*vanilla, *both.values()], ["d"])
     optimised = pass_mean_s(trace_of(seed=7), "optimal")
-    expected = [1, 1, *(optimised / pass_mean_s(trace, "uniform") for trace in (one, two))]
+    expected = [1, 1, *(optimised / pass_mean_s(trace, "uniform") for trace in (first, second))]
     texts = [text.get_text() for text in figure.axes[0].texts]
-    assert texts[:2] == [f"{1e3 * pass_mean_s(trace, 'uniform'):.3g} ms" for trace in (one, two)]
+    assert texts[:2] == [f"{1e3 * pass_mean_s(trace, 'uniform'):.3g} ms" for trace in (first, second)]
     assert "per forward pass" in figure.axes[0].get_ylabel()
     assert heights(figure) == approx(expected)
     assert len(figure.axes[0].get_legend().get_texts()) == 4

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("no_picture")
 
 def test_a_point_is_what_the_tables_hold():
     records = frontier_records(runs(), BENCHMARKS, latency_cells(runs()))
-    assert [one["model"] for one in records] == ["vanilla", "b"]
+    assert [record["model"] for record in records] == ["vanilla", "b"]
     vanilla, other = records
     cells = {
         (r["model"], r["dataset"], r["allocation"]): r["latency_s"]
@@ -49,7 +49,7 @@ def test_a_benchmark_that_is_not_measured_leaves_the_model_out():
     incomplete = runs()
     del incomplete[1].traces["piqa"]
     records = frontier_records(incomplete, BENCHMARKS, latency_cells(incomplete))
-    assert [one["model"] for one in records] == ["vanilla"]
+    assert [record["model"] for record in records] == ["vanilla"]
 
 
 @pytest.mark.parametrize("quantised", [True, False])
@@ -65,9 +65,13 @@ def test_a_smaller_payload_is_measured_against_the_full_one(quantised):
         )
     small.base = (small.base[0], "another profile")
     if not quantised:
-        assert [one["model"] for one in frontier_records(several, BENCHMARKS, latency_cells(several))] == ["vanilla"]
+        assert [record["model"] for record in frontier_records(several, BENCHMARKS, latency_cells(several))] == [
+            "vanilla"
+        ]
         return
-    full, quartered = (frontier_records(one, BENCHMARKS, latency_cells(one))[1] for one in (runs()[:2], several))
+    full, quartered = (
+        frontier_records(models, BENCHMARKS, latency_cells(models))[1] for models in (runs()[:2], several)
+    )
     assert (full["payload_bits"], quartered["payload_bits"]) == (16, 4)
     assert quartered["latency_ratio_even"] < 0.6 * full["latency_ratio_even"]
     assert quartered["difference"] == full["difference"]
@@ -77,7 +81,7 @@ def test_holm_counts_the_models_of_one_vanilla():
     several = [*runs(), *runs()[1:2]]
     several[-1].abbr = "d"
     records = frontier_records(several, BENCHMARKS, latency_cells(several))
-    assert [one["holm_p"] for one in records[1:]] == [approx(2 * records[1]["mcnemar_p"])] * 2
+    assert [record["holm_p"] for record in records[1:]] == [approx(2 * records[1]["mcnemar_p"])] * 2
 
 
 def test_the_front_is_what_nothing_beats():
@@ -86,7 +90,7 @@ def test_the_front_is_what_nothing_beats():
     records.append(dict(latency_ratio=0.1, quality_percent=99, family="one", payload_bits=8))
     records.append(dict(latency_ratio=0.5, quality_percent=90, family="another", payload_bits=16))
     _mark_front(records)
-    assert [one["on_front"] for one in records] == [False, True, True, False, True, True, True, True]
+    assert [record["on_front"] for record in records] == [False, True, True, False, True, True, True, True]
 
 
 def test_without_two_models_there_is_no_frontier(tmp_path):
@@ -115,10 +119,10 @@ def test_unknown_items_leave_the_difference_out(lacking):
 def test_texts_scored_in_another_way_are_on_no_common_frontier():
     several = runs()[:2]
     several[1].perplexity = "exact"
-    assert [one["model"] for one in frontier_records(several, BENCHMARKS, latency_cells(several))] == ["vanilla"]
+    assert [record["model"] for record in frontier_records(several, BENCHMARKS, latency_cells(several))] == ["vanilla"]
     exact = [*several, runs()[0]]
     exact[2].abbr, exact[2].perplexity = "exact vanilla", "exact"
-    records = {one["model"]: one for one in frontier_records(exact, BENCHMARKS, latency_cells(exact))}
+    records = {record["model"]: record for record in frontier_records(exact, BENCHMARKS, latency_cells(exact))}
     assert set(records) == {"vanilla", "b", "exact vanilla"}
     assert records["b"]["family"] == records["exact vanilla"]["family"] != records["vanilla"]["family"]
 
@@ -127,7 +131,7 @@ def test_a_model_of_other_batches_is_left_out():
     several = runs()[:2]
     (trace,) = several[1].traces["piqa"]
     trace.arrays["items"] = 2 * trace.items
-    assert [one["model"] for one in frontier_records(several, BENCHMARKS, latency_cells(several))] == ["vanilla"]
+    assert [record["model"] for record in frontier_records(several, BENCHMARKS, latency_cells(several))] == ["vanilla"]
 
 
 # -- routed without a model --------------------------------------------------------------------------------------------

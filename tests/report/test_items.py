@@ -47,7 +47,7 @@ def test_what_does_not_tell_the_items_apart_is_refused_with_the_reason(result, m
 
 def test_items_are_told_by_what_answers_are_held_against():
     def of(references, right=True):
-        details = [dict(pred=["x"], answer=[one], correct=[right]) for one in references]
+        details = [dict(pred=["x"], answer=[reference], correct=[right]) for reference in references]
         return item_results(dict(details=details), "accuracy", 100.0 * right)
 
     assert of("ab").same_items(of("ab", right=False))

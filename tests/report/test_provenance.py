@@ -35,7 +35,7 @@ def part(first_items, items):
     ],
 )
 def test_batches_off_the_multiples_of_their_size_are_seen(parts, batch_size, uneven):
-    assert batches_are_uneven([part(*one) for one in parts], batch_size) == uneven
+    assert batches_are_uneven([part(*block) for block in parts], batch_size) == uneven
 
 
 def test_only_a_policy_that_couples_tokens_gets_a_note(tmp_path):
@@ -68,7 +68,7 @@ def test_no_table_says_how_texts_were_scored_where_none_was(routed_from):
     run = run_of()
     for traces in run.traces.values():
         changes = dict(routed_from=routed_from)
-        traces[:] = [replace(one, metadata=one.metadata.model_copy(update=changes)) for one in traces]
+        traces[:] = [replace(trace, metadata=trace.metadata.model_copy(update=changes)) for trace in traces]
     of_model = routed_from == "model"
     assert any("perplexity stock" in line for line in origin_notes([run])) == of_model
     assert ("perplexity" in provenance([run])["models"][0]) == of_model
@@ -89,7 +89,7 @@ def test_no_table_calls_a_users_value_the_papers(tmp_path):
     mine = mine.model_copy(update=dict(name="mine"))
     for traces in run.traces.values():
         changes = dict(profile=mine, profile_hash=mine.content_hash)
-        traces[:] = [replace(one, metadata=one.metadata.model_copy(update=changes)) for one in traces]
+        traces[:] = [replace(trace, metadata=trace.metadata.model_copy(update=changes)) for trace in traces]
     write_report([run], ["mmlu", "piqa"], tmp_path)
     own = "own: total_bandwidth_hz, devices[1].distance_m"
     for path in tmp_path.glob("*.md"):
@@ -104,7 +104,7 @@ def test_equal_values_of_two_origins_are_two_profiles():
     runs = [run_of(), run_of("copy")]
     bare = PROFILE.model_copy(update=dict(origin=None, name="typed_by_hand"))
     for traces in runs[1].traces.values():
-        traces[:] = [replace(one, metadata=one.metadata.model_copy(update=dict(profile=bare))) for one in traces]
+        traces[:] = [replace(trace, metadata=trace.metadata.model_copy(update=dict(profile=bare))) for trace in traces]
     first, second = provenance(runs)["profiles"]
     assert first["profile_hash"] == second["profile_hash"]
     assert (second["name"], second["origin"]) == ("typed_by_hand", {"own": list(second["origin"]["own"])})
@@ -117,9 +117,11 @@ def test_parts_of_a_dataset_that_met_other_draws_than_the_whole_get_a_note():
     for traces in run.traces.values():
         named = ["m_2_0", "m_2_1"] if len(traces) > 1 else [next(n for n, them in run.traces.items() if them is traces)]
         changes = [dict(profile=profile, dataset=name) for name in named]
-        traces[:] = [replace(one, metadata=one.metadata.model_copy(update=how)) for one, how in zip(traces, changes)]
+        traces[:] = [
+            replace(trace, metadata=trace.metadata.model_copy(update=how)) for trace, how in zip(traces, changes)
+        ]
     (note,) = provenance([run])["notes"]
-    assert "its fading changes within a run, and m_2 was split: each part met draws of its own" in note
+    assert "its fading changes within a run, and m_2 was split: each part has other draws" in note
 
 
 def test_tables_of_equal_runs_are_equal_byte_for_byte(tmp_path):

@@ -62,8 +62,8 @@ def test_a_request_waits_for_the_passes_of_its_batches(sizes, passes, labels, me
 
 
 def test_requests_of_a_batch_that_end_earlier_wait_less():
-    one = block(0, 3, 5) | dict(item_passes=np.array([5, 1, 3], np.int32))
-    part = replay(join(metadata(), [one]), PROFILE, "uniform", "layer")
+    arrays = block(0, 3, 5) | dict(item_passes=np.array([5, 1, 3], np.int32))
+    part = replay(join(metadata(), [arrays]), PROFILE, "uniform", "layer")
     waits = part.waiting_latency_s
     assert part.request_latency_s == approx([waits.sum(), waits[0], waits[:3].sum()])
 
@@ -133,15 +133,15 @@ def test_records_have_every_row_and_dataset_and_follow_from_the_traces(run):
 def test_parts_and_groups_are_pooled_request_by_request():
     parts = {"d": [join(metadata(), [block(0), block(4, seed=1)]), join(metadata(), [block(0, seed=2)])]}
     parts["e"] = [join(metadata(), [block(0, seed=n) for n in range(2)])]  # two possible answers
-    one = ModelRun("m", "top_k", ("w", PROFILE.content_hash), traces=parts, groups={"both": ["d", "e"]})
-    found = {(r["row"], r["dataset"]): r for r in request_records([one])}
+    model = ModelRun("m", "top_k", ("w", PROFILE.content_hash), traces=parts, groups={"both": ["d", "e"]})
+    found = {(r["row"], r["dataset"]): r for r in request_records([model])}
     assert {name: found["vanilla_even", name]["requests"] for name in ("d", "e", "both")} == dict(d=12, e=4, both=16)
     waits = [waited_s(replay(t, PROFILE, "uniform", "layer")).values() for of in parts.values() for t in of]
     pooled = [wait for of in waits for wait in of]
     assert found["vanilla_even", "both"]["latency_p90_s"] == approx(np.percentile(pooled, 90))
-    del one.traces["e"]
-    assert "both" not in {record["dataset"] for record in request_records([one])}
-    assert request_table(request_records([one]), ["d", "both"])["both"].tolist() == ["-"] * 4
+    del model.traces["e"]
+    assert "both" not in {record["dataset"] for record in request_records([model])}
+    assert request_table(request_records([model]), ["d", "both"])["both"].tolist() == ["-"] * 4
 
 
 def test_batch_sizes_are_those_of_the_config_and_of_each_dataset():
@@ -177,7 +177,7 @@ def test_speed_is_tokens_of_the_measured_batches_over_their_seconds(run):
     found = {(r["model"], r["dataset"]): r for r in speed_records(runs, run / "predictions")}
     assert set(found) == {("vanilla", "writing"), ("wdmoe", "writing"), ("vanilla", "choice")}
     for (model, dataset), batches in (("vanilla", "writing"), 7), (("wdmoe", "writing"), 5), (("vanilla", "choice"), 8):
-        trace = next(one for one in runs if one.abbr == model).traces[dataset][0]
+        trace = next(run for run in runs if run.abbr == model).traces[dataset][0]
         measured = trace.batch < batches
         record = found[model, dataset]
         prefill, decode = (int(trace.tokens[measured & (trace.phase == phase)].sum()) for phase in (0, 1))
@@ -194,12 +194,12 @@ def test_speed_is_tokens_of_the_measured_batches_over_their_seconds(run):
 
 def test_an_item_takes_the_time_of_all_its_possible_answers(tmp_path):
     trace = join(metadata(dataset="d", model="m"), [block(0, passes=1, seed=n) for n in range(3)])
-    one = ModelRun("m", "top_k", ("w", PROFILE.content_hash), traces={"d": [trace]})
+    model = ModelRun("m", "top_k", ("w", PROFILE.content_hash), traces={"d": [trace]})
     (tmp_path / "m").mkdir()
     for end in (4, 8, 12):
         speed = BatchSpeed(end=end, items=4, prefill_s=1.0, decode_s=0.0, batch_s=2.0, device="GPU X")
         append_speed(tmp_path / "m" / "d.speed.jsonl", speed)
-    (record,) = speed_records([one], tmp_path)
+    (record,) = speed_records([model], tmp_path)
     assert record["seconds_per_item"] == approx(3 * 2.0 / 4)
 
 

@@ -7,8 +7,8 @@ from pytest import approx
 from tests.builders.table_runs import GROUPS, items_of, run_of
 from tests.builders.traces import trace_of
 from wdmoe_opencompass.replay import replay
-from wdmoe_opencompass.report.compare import batch_records, compared, item_records, notes_of
-from wdmoe_opencompass.report.formats import formatted
+from wdmoe_opencompass.report.compare import batch_records, comparison_table, item_records, notes_of
+from wdmoe_opencompass.report.formats import format_table
 from wdmoe_opencompass.report.paper import BENCHMARKS, NO_COMPARISON, TABLE_1, TABLE_2, paper_comparison
 from wdmoe_opencompass.report.provenance import origin_records
 from wdmoe_opencompass.report.records import accuracy_records, latency_cells, latency_records
@@ -46,7 +46,7 @@ def test_latency_of_a_group_is_over_all_batches_of_all_parts(per):
     waiting = [replay(trace, trace.metadata.profile, "uniform", "pass").waiting_latency_s for trace in traces]
     count = sum(len(trace.items) for trace in traces) if per == "batch" else sum(map(len, waiting))
     found = latency_of(latency_records([run]), dataset="mmlu", row="vanilla_even", scope="pass", per=per, phase="all")
-    assert found == approx(sum(one.sum() for one in waiting) / count)
+    assert found == approx(sum(trace.sum() for trace in waiting) / count)
 
 
 def test_a_group_with_a_missing_trace_has_no_latency():
@@ -134,7 +134,7 @@ def test_a_table_names_which_reading_of_algorithm_1_was_run(tmp_path):
         run = run_of("wdmoe", "wlr")
         for traces in run.traces.values():
             changed = dict(policy="wlr", policy_parameters=parameters)
-            traces[:] = [replace(one, metadata=one.metadata.model_copy(update=changed)) for one in traces]
+            traces[:] = [replace(trace, metadata=trace.metadata.model_copy(update=changed)) for trace in traces]
         write_report([run_of(), run], ["mmlu", "piqa"], tmp_path)
         for name in ("table_1_accuracy", "table_2_latency_layer_per_batch_all", "paper_comparison", "frontier"):
             assert f"extra_pass={extra_pass}" in (tmp_path / f"{name}.md").read_text()
@@ -144,7 +144,7 @@ def test_sums_over_batches_of_an_earlier_summary_are_not_taken_for_those_of_scop
     a, b = records_of(run_of()), records_of(run_of())
     for record in b["batches"]:  # as earlier versions wrote them, of scope pass
         del record["scope"]
-    table = compared(a, b)
+    table = comparison_table(a, b)
     latency = table[table["quantity"] == "latency per batch (ms)"]
     assert len(latency)
     assert (latency[["B - A", "B / A"]] == "-").all(axis=None)
@@ -170,7 +170,7 @@ def test_two_runs_differ_by_what_both_measured():
     del b.accuracies["m_1"], b.accuracies["m_2"]
     b.traces["piqa"] = [trace_of(seed=9, batches=8)]
     b.groups = {}
-    table = compared(records_of(a), records_of(b)).set_index(["quantity", "row", "benchmark"])
+    table = comparison_table(records_of(a), records_of(b)).set_index(["quantity", "row", "benchmark"])
     row = table.loc[("accuracy (%)", "-", "piqa")]
     assert row["B - A"].startswith("+3.50 [+")
     assert row[["McNemar p", "Holm p", "significant"]].tolist() == ["0.016", "0.016", "yes"]  # 7 items, 2 / 2^7
@@ -189,7 +189,7 @@ def test_two_runs_differ_by_what_both_measured():
 
 def test_a_run_without_items_or_batches_is_compared_without_differences():
     a, b = records_of(run_of()), records_of(run_of()) | dict(items=[], batches=[])
-    table = compared(a, b)
+    table = comparison_table(a, b)
     assert len(table)
     assert (table[["B - A", "B / A", "McNemar p"]] == "-").all(axis=None)
     assert "B: which items were answered right is not in its summary" in "\n".join(notes_of(a, b))
@@ -211,10 +211,10 @@ def test_runs_that_scored_texts_in_other_ways_are_said_to():
 
 def test_a_table_reads_the_same_in_every_format():
     table = table_1([run_of()], ["mmlu", "piqa"])
-    assert json.loads(formatted(table, ["n"], "json"))["rows"] == table.to_dict("records")
-    assert formatted(table, ["n"], "csv").startswith("# n\nmodel,policy,mmlu,piqa")
+    assert json.loads(format_table(table, ["n"], "json"))["rows"] == table.to_dict("records")
+    assert format_table(table, ["n"], "csv").startswith("# n\nmodel,policy,mmlu,piqa")
     low, high = (100 * end for end in wilson_interval(160, 200))
     cells = (table["mmlu"][0], f"80.00 [{low:.1f}, {high:.1f}]")
-    assert "| vanilla | top_k | {} | {} |".format(*cells) in formatted(table, ["n"], "md")
-    assert r"vanilla & top\_k & {} & {}".format(*cells) in formatted(table, ["n"], "tex")
+    assert "| vanilla | top_k | {} | {} |".format(*cells) in format_table(table, ["n"], "md")
+    assert r"vanilla & top\_k & {} & {}".format(*cells) in format_table(table, ["n"], "tex")
     assert cells[0].startswith("55.00 [")

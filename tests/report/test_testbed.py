@@ -184,10 +184,10 @@ def test_a_prediction_is_made_from_any_profile_with_the_payload_of_the_wire():
     profile = fitted_profile()
     run, times = run_of("vanilla", "top_k")  # its own profile is physical
     trace = run.traces["d"][0]
-    one = predicted_and_measured(trace, times, profile)
+    measured_run = predicted_and_measured(trace, times, profile)
     other = predicted_and_measured(trace, times, profile.model_copy(update=dict(payload_bits=4)))
-    assert one.predicted_s == approx(other.predicted_s)
-    assert np.median(one.relative_error) < 0.05
+    assert measured_run.predicted_s == approx(other.predicted_s)
+    assert np.median(measured_run.relative_error) < 0.05
     assert np.median(predicted_and_measured(trace, times).relative_error) > 0.5
 
 
@@ -213,7 +213,7 @@ def test_a_run_folder_gets_its_testbed_tables_and_figure(tmp_path):
     for kind in ("png", "pdf"):
         assert (summary / f"figure_10_testbed_latency.{kind}").stat().st_size > 5000
     records = json.loads((summary / "table_4_testbed_latency_records.json").read_text())
-    assert [one["model"] for one in records] == ["vanilla", "algo2"]
+    assert [record["model"] for record in records] == ["vanilla", "algo2"]
     assert len((summary / "testbed_layer_passes.csv").read_text().splitlines()) == 1 + 2 * BATCHES * 2 * 3
     text = "\n".join(printed)
     assert "measured attention waiting latency of one MoE layer" in text
@@ -258,7 +258,7 @@ def test_the_command_line_predicts_from_any_profile(run_folder):
     lab = str(run_folder / "lab.yaml")
     answer = predict(run_folder, "--profile", lab, "--format", "json")
     assert answer.exit_code == 0
-    records = {one["model"]: one for one in json.loads(answer.output)["predictions"]}
+    records = {record["model"]: record for record in json.loads(answer.output)["predictions"]}
     assert records["vanilla"]["median_relative_error"] < 0.05
     assert records["all"]["layer_passes"] == 2 * BATCHES * 2 * 3
     text = predict(run_folder, "--profile", lab).output
@@ -280,7 +280,7 @@ def test_the_command_line_says_what_is_missing(run_folder):
     assert "or torn" in answer.output
     (folder / "algo2" / "d.times.safetensors").unlink()
     (folder / "vanilla" / "d.times.safetensors").unlink()
-    assert "no measured times beside its traces" in str(predict(run_folder).exception)
+    assert "no measured times next to its traces" in str(predict(run_folder).exception)
     write_times(folder / "vanilla" / "d.times.safetensors", two_runs()[0][1])
     assert "differ from those of 'paper_8_devices'" in str(
         predict(run_folder, "--profile", "paper_8_devices").exception

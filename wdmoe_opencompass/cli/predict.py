@@ -29,8 +29,8 @@ def predict_command(
     layers: Annotated[bool, typer.Option("--layers", help="Print every layer of every pass instead, as CSV.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Predicted beside measured waiting latency of a testbed's run, from its traces and the times beside them."""
-    from ..report.formats import formatted
+    """Predicted next to measured waiting latency of a testbed's run, from its traces and the times next to them."""
+    from ..report.formats import format_table
     from ..report.predictions import prediction_notes, prediction_records, prediction_table
     from ..report.runs import measured_runs, runs_from_traces
 
@@ -44,13 +44,13 @@ def predict_command(
         records, rows = prediction_records(measured, chosen)
     reasons = [f"{one.run.abbr}, {dataset}: {why}" for one in measured for dataset, why in one.missing.items()]
     if not records:
-        raise TraceError("; ".join(reasons) or f"{run_folder}: no measured times beside its traces; no testbed ran it")
+        raise TraceError("; ".join(reasons) or f"{run_folder}: no measured times next to its traces; no testbed ran it")
     if layers:
         print(rows.to_csv(index=False, lineterminator="\n"), end="")
     elif form == Format.json:
         print_json(dict(predictions=records, notes=prediction_notes(measured, chosen)))
     else:
-        text = formatted(prediction_table(records), prediction_notes(measured, chosen), (form or Format.md).value)
+        text = format_table(prediction_table(records), prediction_notes(measured, chosen), (form or Format.md).value)
         print_markdown(text) if form is None else print(text, end="")
     for reason in reasons:
         print_aside(f"empty: {reason}")

@@ -79,8 +79,8 @@ def compare_command(
     as_json: AsJson = False,
 ) -> None:
     """Differences between two runs, B - A, with intervals and p values: accuracy and latency that both measured."""
-    from ..report.compare import compared, notes_of
-    from ..report.formats import formatted
+    from ..report.compare import comparison_table, notes_of
+    from ..report.formats import format_table
     from ..report.summary_files import WRITE_AGAIN, read_summary
 
     form = format_of(form, as_json)
@@ -94,13 +94,13 @@ def compare_command(
     ]
     try:
         with Progress("comparing"):
-            table, notes = compared(*records), notes_of(*records)
+            table, notes = comparison_table(*records), notes_of(*records)
     except (KeyError, TypeError, AttributeError, ValueError) as error:  # records of another version, or changed by hand
         raise WdmoeError(
             f"{run_a} or {run_b}: its summary holds other records than this version writes "
             f"({type(error).__name__}: {error}); {WRITE_AGAIN}"
         ) from None
-    text = formatted(table, notes, (form or Format.md).value)
+    text = format_table(table, notes, (form or Format.md).value)
     print_markdown(text) if form is None else print(text, end="")
 
 

@@ -18,10 +18,12 @@ OTHER_BATCHES = "its batches are not of the same items as vanilla's"
 
 @dataclass(frozen=True)
 class BatchSums:
-    """Sums over the batches of the same items: those of one perplexity item are as many as it has possible answers.
+    """Sums over the batches of the same items; a perplexity item has one batch per possible answer.
 
     items:     [groups] of (dataset or part of one, first item, number of items)
-    latency_s: [groups] attention waiting latency; passes, batches: [groups] how many
+    latency_s: [groups] attention waiting latency (s)
+    passes:    [groups] number of forward passes
+    batches:   [groups] number of batches
     """
 
     items: list[tuple[str, int, int]]
@@ -30,9 +32,11 @@ class BatchSums:
     batches: Array
 
     def count(self, per: str) -> Array:
-        """-> [groups] what a mean per pass or per batch divides by.
+        """The divisor of a mean.
 
-        Batches are counted by their items, which leaves the sum as it is: a short last batch is no quick one.
+        per:     "pass" or "batch"
+        Returns: [groups] passes, or batches weighted by their items (with the same sum), because a short final batch
+        must not look fast. Source: our choice.
         """
         if per == "pass":
             return self.passes
@@ -41,12 +45,12 @@ class BatchSums:
 
 
 def batch_key(trace: RoutingTrace) -> tuple[str, bytes, bytes]:
-    """What is equal for two traces of the same batches: dataset or part of one, items before and in each batch."""
+    """Equal for two traces of the same batches: dataset or part of one, items before and in each batch."""
     return trace.metadata.dataset, trace.first_item.tobytes(), trace.items.tobytes()
 
 
 def batch_sums(parts: Sequence[ReplayedLatency], phase: str) -> BatchSums:
-    """Sums of several traces read as one, over the passes of a phase; a group without any such pass is left out."""
+    """Sum several traces as one over the passes of a phase; groups without such a pass are left out."""
     chosen = [part.trace.is_phase(phase) for part in parts]
     return grouped_sums(
         (part.trace, part.trace.batch[rows], part.waiting_latency_s[rows]) for part, rows in zip(parts, chosen)
@@ -54,7 +58,11 @@ def batch_sums(parts: Sequence[ReplayedLatency], phase: str) -> BatchSums:
 
 
 def grouped_sums(parts: Iterable[tuple[RoutingTrace | MeasuredTimes, NDArray, Array]]) -> BatchSums:
-    """Sums of (where they come from, each pass's batch, each pass's seconds), over the batches of the same items."""
+    """Sum latency over the batches of the same items.
+
+    parts:   (trace or times, [passes] batch number, [passes] waiting latency (s)) each
+    Returns: the sums; groups in the order in which they occur.
+    """
     found: dict[tuple[str, int, int], Array] = {}
     for origin, batch, waiting_s in parts:
         batches = len(origin.first_item)
@@ -69,7 +77,7 @@ def grouped_sums(parts: Iterable[tuple[RoutingTrace | MeasuredTimes, NDArray, Ar
 
 
 def why_no_interval(vanilla: BatchSums, other: BatchSums) -> str | None:
-    """Why two runs' latencies cannot be compared batch by batch; None where they can."""
+    """Why two runs' latencies cannot be compared batch by batch; None if they can."""
     if vanilla.items != other.items:
         return OTHER_BATCHES
     return FEW_GROUPS if len(vanilla.items) < MIN_GROUPS else None

@@ -1,4 +1,4 @@
-"""Cells and notes as text that stays text in CSV, Markdown, LaTeX and figures, whatever a name in them holds."""
+"""Escape cells and notes for CSV, Markdown, LaTeX and figures, so that names are shown as plain text."""
 
 import re
 import unicodedata
@@ -110,19 +110,19 @@ def markdown_cell(text: str) -> str:
 
 
 def markdown_note(text: str) -> str:
-    """A note as a line of Markdown, whose own marks are meant."""
+    """A note as a line of Markdown; its own Markdown is kept."""
     return re.sub(r"<(?=[A-Za-z/!?])", r"\\<", visible(text))
 
 
 def csv_field(value: Any) -> str:
-    """A value as a field of CSV, quoted where a reader might take a part of it for anything else."""
+    """A value as a field of CSV, quoted where a reader might misread it."""
     text = "" if pd.isna(value) else str(value)
     needs_quotes = re.search(r'[",#\r\n]', text) or text != text.strip()
     return '"' + text.replace('"', '""') + '"' if needs_quotes else text
 
 
 def figure_text(text: str, max_letters: int | None = MAX_LABEL_LETTERS) -> str:
-    """Plain text for matplotlib, which takes a dollar for mathematics; too long a label loses its middle.
+    """Plain text for matplotlib, which reads a dollar as mathematics; long labels are shortened in the middle.
 
     Letters that its font lacks are shown by their number in Unicode, as LATEX_LETTER does.
     """

@@ -1,4 +1,4 @@
-"""Two runs side by side: what both measured, as differences B - A; what only one measured, by name."""
+"""Two runs side by side: differences B - A of what both measured, and the names of what only one measured."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -12,7 +12,7 @@ from ..identity import DATASET_FACTS, compare_facts
 from ..identity.facts import plain, sentence
 from .batches import BatchSums
 from .differences import SIGNIFICANT, Benchmarks, difference_text, p_cells, paired_records
-from .formats import bracketed, by_reason, difference_cell
+from .formats import brackets, by_reason, difference_cell
 from .items import ItemResults
 from .records import latency_ratio
 from .runs import ModelRun
@@ -23,7 +23,7 @@ from .tables import BATCH_METHOD
 Records = dict[str, Any]  # a run's accuracy, latency, origin, items and batches records, and its groups
 COLUMNS = ["quantity", "model", "row", "benchmark", "A", "B", "B - A", "B / A", "McNemar p", "Holm p", "significant"]
 TEXT = (
-    "B - A with its 95 % interval, accuracy in percentage points; - where it has none: items.json or batches.json of "
+    "B - A with its 95 % interval, accuracy in percentage points; - without one, because items.json or batches.json of "
     "the runs do not hold the same items or batches, or too few. Latency: scope "
     f"{PRIMARY_SCOPE}, phase all, mean per batch",
     "accuracy: paired bootstrap over items (5000 resamples within each dataset, half a pseudo-item of each outcome), "
@@ -34,11 +34,13 @@ TEXT = (
 
 
 def item_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
-    """Which items each model answered right, as text of 1 and 0 in the dataset's order; all that `compared` needs."""
+    """Which items each model answered right, as text of 1 and 0 in the dataset's order."""
     return [
-        dict(model=run.abbr, dataset=dataset, right="".join("01"[int(x)] for x in one.right), items_digest=one.digest)
+        dict(
+            model=run.abbr, dataset=dataset, right="".join("01"[int(x)] for x in items.right), items_digest=items.digest
+        )
         for run in runs
-        for dataset, one in run.items.items()
+        for dataset, items in run.items.items()
     ]
 
 
@@ -75,10 +77,10 @@ def batch_records(cells: Sequence[tuple[dict[str, Any], BatchSums]]) -> list[dic
     ]
 
 
-def compared(a: Records, b: Records) -> pd.DataFrame:
+def comparison_table(a: Records, b: Records) -> pd.DataFrame:
     """-> rows of COLUMNS; no row for what only one run has.
 
-    No difference of accuracies where the datasets of that name, or their metrics, are not the same in both runs.
+    Accuracies have no difference if the datasets of that name, or their metrics, are not the same in both runs.
     """
     rows = []
     others = _other_datasets(a, b)
@@ -151,7 +153,7 @@ def _other_datasets(a: Records, b: Records) -> dict[tuple[str, str], dict[str, s
 
 
 def _other_metrics(a: Records, b: Records) -> dict[tuple[str, str], tuple[str, str]]:
-    """-> (model, dataset or group) whose accuracy is of one metric in A and of another in B -> both."""
+    """-> (model, dataset or group) with one metric in A and another in B -> both metrics."""
     first, second = ({(r["model"], r["dataset"]): r["metric"] for r in _scored(run)} for run in (a, b))
     both = {key: (first[key], second[key]) for key in first.keys() & second.keys()}
     groups = [group for run in (a, b) for group in run["groups"].items()]
@@ -250,9 +252,9 @@ def _items(run: Records, model: str, others: Collection[tuple[str, str]]) -> Ben
 
 
 def _paired(a: Records, b: Records, others: Collection[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
-    """-> (model, benchmark) -> what tells chance from more; a dataset of a group is not among those corrected for.
+    """-> (model, benchmark) -> its paired record; datasets of a group are not in the correction of p values.
 
-    others: models and benchmarks that are left out
+    others: models and benchmarks to leave out
     """
     members = [dataset for groups in (a["groups"], b["groups"]) for names in groups.values() for dataset in names]
     models = dict.fromkeys(record["model"] for record in a["items"])
@@ -271,7 +273,7 @@ def _latency_cells(a_ms: float, b_ms: float, a: BatchSums, b: BatchSums) -> dict
     difference = found and Interval(1e3 * found.low, 1e3 * found.high)
     return {
         "B - A": difference_cell(b_ms - a_ms, difference, "{:.3f}"),
-        "B / A": f"{b_ms / a_ms:.3f} {bracketed(ratio, '{:.3f}')[0]}",
+        "B / A": f"{b_ms / a_ms:.3f} {brackets(ratio, '{:.3f}')[0]}",
     }
 
 

@@ -25,7 +25,7 @@ OTHER_ITEMS = "not the same items in both"
 def significant_words(family: str) -> str:
     """What *significant* means beneath a table; family: what Holm's correction is over."""
     return (
-        "significant: McNemar's exact test (1947) on the items that one model alone got right gives p below "
+        "significant: McNemar's exact test (1947) on the items that only one of the models got right gives p below "
         f"{SIGNIFICANCE} after Holm's correction (1979) {family}"
     )
 
@@ -33,7 +33,7 @@ def significant_words(family: str) -> str:
 SIGNIFICANT = significant_words("over the benchmarks of a model; models are not corrected for each other")
 METHOD = (
     "difference: model - vanilla in percentage points; 95 % intervals, uncorrected, by a paired bootstrap over items "
-    "(5000 resamples within each dataset, half a pseudo-item of each outcome): one that leaves out 0 need not be "
+    "(5000 resamples within each dataset, half a pseudo-item of each outcome): an interval without 0 need not be "
     "significant. A benchmark of several datasets: plain mean of their differences, p over all their items"
 )
 
@@ -46,10 +46,10 @@ IN_CELLS = (
 
 def cell_notes(records: Sequence[dict[str, Any]]) -> list[str]:
     """Lines under Table I on the differences in its cells, and which vanilla each model is compared with."""
-    compared: dict[str, dict[str, None]] = {}
+    models_of: dict[str, dict[str, None]] = {}
     for record in records:
-        compared.setdefault(record["vanilla"], {})[record["model"]] = None
-    lines = [f"difference from {vanilla}: {', '.join(models)}" for vanilla, models in compared.items()]
+        models_of.setdefault(record["vanilla"], {})[record["model"]] = None
+    lines = [f"difference from {vanilla}: {', '.join(models)}" for vanilla, models in models_of.items()]
     return [IN_CELLS, *lines] if lines else []
 
 
@@ -57,11 +57,11 @@ def paired_records(first: Benchmarks, second: Benchmarks, alone: Sequence[str] =
     """One record per benchmark that both have of the same items, then one of their mean where there are several.
 
     difference, low, high: accuracy second - first in percentage points; only_first, only_second: items that one alone
-    got right. holm_p is corrected over the benchmarks but for those of `alone` (datasets shown beside their group);
+    got right. holm_p is corrected over the benchmarks except those of `alone` (datasets shown next to their group);
     significant is whether it is below SIGNIFICANCE.
     """
     pairs = {name: (first[name], second[name]) for name in first if same_items(first[name], second.get(name, ()))}
-    records = [_record(name, [pair], mcnemar_p(*_joined(pair))) for name, pair in pairs.items()]
+    records = [_record(name, [pair], mcnemar_p(*_join(pair))) for name, pair in pairs.items()]
     family = [record for record in records if record["benchmark"] not in alone]
     for record, p in zip(family, holm([record["mcnemar_p"] for record in family]), strict=True):
         record |= dict(holm_p=p, significant=p < SIGNIFICANCE)
@@ -79,7 +79,7 @@ def same_items(first: Sequence[ItemResults], second: Sequence[ItemResults]) -> b
 Pair = tuple[Sequence[ItemResults], Sequence[ItemResults]]
 
 
-def _joined(pair: Pair) -> list[np.ndarray]:
+def _join(pair: Pair) -> list[np.ndarray]:
     return [np.concatenate([results.right for results in side]) for side in pair]
 
 
@@ -103,7 +103,7 @@ def _record(benchmark: str, pairs: Sequence[Pair], p: float | None) -> dict[str,
 
 
 def difference_records(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> list[dict[str, Any]]:
-    """Records of `paired_records` for every model and the vanilla that is the same but for the policy: first is it."""
+    """Records of `paired_records` for every model (second) and the vanilla that differs only in policy (first)."""
     records = []
     for run in runs:
         for vanilla, names in _vanillas(run, runs, benchmarks):
@@ -113,9 +113,9 @@ def difference_records(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> l
 
 
 def _vanillas(run: ModelRun, runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> list[tuple[ModelRun, list[str]]]:
-    """-> (vanilla, the benchmarks on which a model is compared with it); none for one that is its own.
+    """-> (vanilla, the benchmarks on which a model is compared with it); nothing for a vanilla itself.
 
-    Nor is a benchmark among them on which their accuracies are of different metrics.
+    Benchmarks on which their accuracies are of different metrics are left out.
     """
     found: dict[str, tuple[ModelRun, list[str]]] = {}
     for benchmark in benchmarks:
@@ -160,13 +160,13 @@ def _p(value: float | None) -> str:
 def difference_notes(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> list[str]:
     """Lines under the table: the methods, what each model is compared with, and what could not be compared."""
     notes = [METHOD, SIGNIFICANT]
-    compared = [(run, *pair) for run in runs for pair in _vanillas(run, runs, benchmarks)]
-    for run, vanilla, names in compared:
+    pairs = [(run, *pair) for run in runs for pair in _vanillas(run, runs, benchmarks)]
+    for run, vanilla, names in pairs:
         lacking = [b for b in names if not same_items(vanilla.items_of(b), run.items_of(b))]
         other = [b for b in lacking if vanilla.items_of(b) and run.items_of(b)]
         notes += [f"{run.abbr} against {vanilla.abbr}, {b}: {OTHER_ITEMS}" for b in other]
         if set(lacking) - set(other):
             unknown = ", ".join(b for b in lacking if b not in other)
-            notes.append(f"{run.abbr} against {vanilla.abbr}, {unknown}: right and wrong items are not known of both")
-    against = dict.fromkeys(vanilla.abbr for _, vanilla, _ in compared)
+            notes.append(f"{run.abbr} against {vanilla.abbr}, {unknown}: which items are right is not known for both")
+    against = dict.fromkeys(vanilla.abbr for _, vanilla, _ in pairs)
     return [*notes, *not_compared_notes(runs, benchmarks), f"vanilla: {', '.join(against)}"]

@@ -1,4 +1,4 @@
-"""What Table II's savings are under other fading draws than the run's own."""
+"""Table II's savings under other fading draws than the run's own."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,19 +15,19 @@ from .runs import ModelRun
 DRAWS = 200
 QUANTILES = (0.05, 0.5, 0.95)
 MAX_LAYERS = 1024  # of a trace that are solved per draw where one draw holds for the whole run; see `replay_draws`
-MAX_PROBLEMS = 10_000_000  # layers times draws of a trace whose fading changes within the run: half a minute or so
+MAX_PROBLEMS = 10_000_000  # layers times draws of a trace whose fading changes within the run: about half a minute
 SCOPE, PHASE = "layer", "all"  # of the savings that are drawn
 NOTHING = dict(draws=None, saving_draws_low=None, saving_draws_median=None, saving_draws_high=None, no_draws=None)
 NO_FADING = "its channel profile has no fading"
 TOO_MANY = (
     f"its fading changes within the run, and {DRAWS} draws of all its passes are more than {MAX_PROBLEMS:,} layers to "
-    "split the bandwidth of; `wdmoe replay --draws` does it"
+    "split the bandwidth in; `wdmoe replay --draws` does it"
 )
 TEXT = (
     f"rows of {DRAWS} draws: median saving against vanilla_even and its 5 to 95 % range over {DRAWS} fading draws, the "
-    "first of them the run's own. Draw n is the same for both (common random numbers; where fading changes within a "
-    "run: in passes of the same moment). Selection never saw the other draws: it was made under the run's own. The "
-    "range tells of other fading, not of other prompts"
+    "first of them the run's own. Draw n is the same for both (common random numbers; if fading changes within a "
+    "run: in passes of the same moment). Selection was made under the run's own draw and never saw the others. The "
+    "range covers other fading, not other prompts"
 )
 SAMPLED = (
     f"a trace with more than {MAX_LAYERS:,} distinct layer loads: under the optimal split, {MAX_LAYERS:,} layers at "
@@ -36,18 +36,18 @@ SAMPLED = (
 
 
 def add_draws(runs: Sequence[ModelRun], records: Sequence[dict[str, Any]]) -> None:
-    """Add to each record of Table II what its saving is over fading draws.
+    """Add to each record of Table II its saving over fading draws.
 
-    draws: how many; saving_draws_median, saving_draws_low, saving_draws_high: median, 5 and 95 % quantile; all of them
-    None but in scope `layer`, phase `all`, and in row vanilla_even. no_draws: why there is none where one belongs.
+    draws: their number; saving_draws_median, saving_draws_low, saving_draws_high: median, 5 and 95 % quantile. All are
+    None except in scope `layer`, phase `all`, outside row vanilla_even. no_draws: the reason if one is missing.
     """
     by_name = {run.abbr: run for run in runs}
-    drawn = _Drawn()
+    draws = _Draws()
     for record in records:
         record |= NOTHING
         first = record["vanilla"]
-        is_drawn = (record["scope"], record["phase"]) == (SCOPE, PHASE) and record["row"] != "vanilla_even"
-        if not is_drawn or first is None:
+        has_draws = (record["scope"], record["phase"]) == (SCOPE, PHASE) and record["row"] != "vanilla_even"
+        if not has_draws or first is None:
             continue
         if record["no_interval"] == OTHER_BATCHES:
             record["no_draws"] = OTHER_BATCHES
@@ -61,28 +61,28 @@ def add_draws(runs: Sequence[ModelRun], records: Sequence[dict[str, Any]]) -> No
             record["no_draws"] = why
             continue
         means = [
-            drawn.total_s(traces, ROWS[row][1]) / _count(traces, record["per"])
+            draws.total_s(traces, ROWS[row][1]) / _count(traces, record["per"])
             for traces, row in ((base, "vanilla_even"), (own, record["row"]))
         ]
         low, median, high = (float(q) for q in np.quantile(1 - means[1] / means[0], QUANTILES))
         record |= dict(draws=DRAWS, saving_draws_low=low, saving_draws_median=median, saving_draws_high=high)
 
 
-class _Drawn:
+class _Draws:
     """Waiting latency of traces over the draws; each trace and allocation is computed once."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, str], Array] = {}
 
     def total_s(self, traces: Sequence[RoutingTrace], method: str) -> Array:
-        """-> [draws] summed over all passes of the traces."""
+        """-> [draws] latency (s) summed over all passes of the traces."""
         return np.sum([self._of_trace(trace, method) for trace in traces if len(trace.batch)], axis=0)
 
     def _of_trace(self, trace: RoutingTrace, method: str) -> Array:
         key = (id(trace), method)
         if key not in self._known:
-            drawn = replay_draws(trace, trace.metadata.profile, method, SCOPE, DRAWS, max_layers=MAX_LAYERS)
-            self._known[key] = drawn.mean_latency_s * len(trace.batch)
+            result = replay_draws(trace, trace.metadata.profile, method, SCOPE, DRAWS, max_layers=MAX_LAYERS)
+            self._known[key] = result.mean_latency_s * len(trace.batch)
         return self._known[key]
 
 
@@ -101,11 +101,11 @@ def _why_not(traces: Sequence[RoutingTrace]) -> str | None:
 
 def draw_notes(runs: Sequence[ModelRun], records: Sequence[dict[str, Any]]) -> list[str]:
     """Lines under a table with rows of draws; none where no record of it has any."""
-    lacking: dict[str, list[str]] = {}
+    missing: dict[str, list[str]] = {}
     for record in records:
         if record["no_draws"]:
-            lacking.setdefault(record["no_draws"], []).append(record["dataset"])
-    lines = [f"no range over draws on {', '.join(dict.fromkeys(where))}: {why}" for why, where in lacking.items()]
+            missing.setdefault(record["no_draws"], []).append(record["dataset"])
+    lines = [f"no range over draws on {', '.join(dict.fromkeys(where))}: {why}" for why, where in missing.items()]
     if not any(record["draws"] for record in records):
         return lines
     is_sampled = any(_distinct_layers(trace) > MAX_LAYERS for run in runs for trace in run.all_traces)

@@ -99,15 +99,15 @@ def figure_5(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
 def figure_6(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
     """Mean latency per forward pass by benchmark, over that of vanilla of the same weights, profile, scoring, batches.
 
-    The latency itself stands on each bar; where there is no vanilla to compare with, there is no bar.
+    Each bar is labelled with the latency itself. Without a vanilla to compare with there is no bar.
     """
     figure, (panel,) = panel_grid(1, width=max(5.0, 1.6 * len(benchmarks)))
     bars = {d: list(_bars(runs, d)) for d in benchmarks}
     labels = list(dict.fromkeys(label for found in bars.values() for _, label, _, _ in found))
     width = 0.8 / max(1, len(labels))
-    for place, benchmark in enumerate(benchmarks):
+    for position, benchmark in enumerate(benchmarks):
         for row, label, value_s, vanilla_s in bars[benchmark]:
-            x = place - 0.4 + (labels.index(label) + 0.5) * width
+            x = position - 0.4 + (labels.index(label) + 0.5) * width
             panel.bar(x, value_s / vanilla_s, width, color=ROW_STYLE[row][0], edgecolor="white")
             panel.text(x, value_s / vanilla_s, f"{1e3 * value_s:.3g} ms", ha="center", va="bottom", fontsize=7)
     rows = {label: row for found in bars.values() for row, label, _, _ in found}
@@ -127,8 +127,8 @@ def _bars(runs: Sequence[ModelRun], benchmark: str) -> Iterator[tuple[str, str, 
         batches = [batch_key(trace) for trace in traces]
         if value_s is not None and row == "vanilla_even":
             vanilla[run.abbr] = value_s, batches
-        compared = vanilla_of(run, runs, benchmark)
-        vanilla_s, of_vanilla = vanilla.get(compared.abbr, (0.0, [])) if compared else (0.0, [])
+        baseline = vanilla_of(run, runs, benchmark)
+        vanilla_s, of_vanilla = vanilla.get(baseline.abbr, (0.0, [])) if baseline else (0.0, [])
         if value_s is not None and batches == of_vanilla:
             yield row, label, value_s, vanilla_s
 
@@ -156,7 +156,7 @@ def _pass_points(trace: RoutingTrace, method: str) -> np.ndarray:
 
 
 def figure_8(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> Any:
-    """Largest share of a batch's tokens whose router chose the same pair of experts: first, middle and last layer."""
+    """Largest share of a batch's tokens routed to the same pair of experts: first, middle and last layer."""
     figure, panels = panel_grid(len(benchmarks))
     for panel, benchmark in zip(panels, benchmarks):
         run = next((run for run in runs if run.is_vanilla and run.traces_of(benchmark)), None)
@@ -181,7 +181,11 @@ FIGURES: dict[str, Callable[[Sequence[ModelRun], Sequence[str]], Any]] = {
 
 
 def largest_pair_share(trace: RoutingTrace) -> np.ndarray:
-    """-> [batches, layers] co-selection count of the most chosen pair over the batch's tokens; 0 for an empty batch."""
+    """Largest share of a batch's tokens routed to the same pair of experts (Figure 8).
+
+    trace:   with its co-selection counts, [batches, layers, pairs]
+    Returns: [batches, layers] share; 0 for an empty batch.
+    """
     tokens = np.bincount(trace.batch, weights=trace.tokens, minlength=len(trace.items))
     most = trace.co_selection.max(axis=2, initial=0)
     return most / np.maximum(tokens, 1)[:, None]
@@ -204,7 +208,7 @@ def _patch(colour: str, label: str) -> Any:
 
 
 def panel_grid(count: int, width: float | None = None) -> tuple[Any, list[Any]]:
-    """-> a figure and so many panels in rows of three."""
+    """-> a figure and its `count` panels in rows of three."""
     from matplotlib.figure import Figure
 
     columns = min(3, count)

@@ -24,11 +24,11 @@ def write_table(path: Path, table: pd.DataFrame, notes: list[str], origin: dict[
     origin: what `provenance.provenance` gives, for the JSON; the notes tell it in the other formats.
     """
     for form in FORMATS:
-        write_whole(path.parent / f"{path.name}.{form}", formatted(table, notes, form, origin))
-    return formatted(table, notes, "md")
+        write_whole(path.parent / f"{path.name}.{form}", format_table(table, notes, form, origin))
+    return format_table(table, notes, "md")
 
 
-def formatted(table: pd.DataFrame, notes: list[str], form: str, origin: dict[str, Any] | None = None) -> str:
+def format_table(table: pd.DataFrame, notes: list[str], form: str, origin: dict[str, Any] | None = None) -> str:
     """A table and its notes as text of one of FORMATS."""
     cells = [list(table.columns), *table.astype(str).values.tolist()]
     if form == "json":
@@ -66,7 +66,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def json_text(content: Any) -> str:
-    """Indented JSON that any program reads: it has no number for NaN and infinity, so null stands for both."""
+    """Indented JSON that any program reads: it has no number for NaN and infinity, so null is used for both."""
     return json.dumps(map_values(clean_value(content), _finite), indent=1, allow_nan=False) + "\n"
 
 
@@ -83,7 +83,7 @@ def by_reason(found: Iterable[tuple[Any, str]]) -> dict[Any, str]:
     return {reason: ", ".join(dict.fromkeys(of)) for reason, of in names.items()}
 
 
-def bracketed(interval: Interval | None, number: str = "{:.1f}") -> list[str]:
+def brackets(interval: Interval | None, number: str = "{:.1f}") -> list[str]:
     """-> one text `[low, high]`, or none."""
     return [f"[{number.format(interval.low)}, {number.format(interval.high)}]"] if interval else []
 
@@ -91,4 +91,4 @@ def bracketed(interval: Interval | None, number: str = "{:.1f}") -> list[str]:
 def difference_cell(value: float, interval: Interval | None, number: str = "{:.2f}") -> str:
     """A difference with its interval; without one it is not shown."""
     signed = "{:+" + number[2:]
-    return f"{signed.format(value)} {bracketed(interval, signed)[0]}" if interval else "-"
+    return f"{signed.format(value)} {brackets(interval, signed)[0]}" if interval else "-"

@@ -1,6 +1,6 @@
-"""The accuracy-latency frontier: every policy of a run as one point, with intervals, and which are not beaten.
+"""The accuracy-latency frontier: every policy of a run as one point, with intervals, and which points are on the front.
 
-Without a model there is no accuracy: routed traces are judged by the router weight that a policy keeps.
+Traces routed without a model have no accuracy; they are judged by the router weight that a policy keeps.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from ..allocation import PRIMARY_SCOPE
 from ..trace.format import RoutingTrace
 from .batches import BatchSums
 from .differences import METHOD, difference_text, p_cells, paired_records, significant_words
-from .formats import bracketed
+from .formats import brackets
 from .metrics import share_metrics
 from .records import latency_ratio
 from .runs import DENSE, ModelRun, what_differs
@@ -35,21 +35,21 @@ TEXT = (
     "one row per model that routes through a policy; {quality}; attention waiting "
     "latency relative to vanilla with an even split, geometric mean over the benchmarks of the ratios per batch, scope "
     f"{PRIMARY_SCOPE}, phase all, under the optimal and the even split; kept: assignments kept of the router's (%), "
-    "measured over all layers and real tokens; matched: what the policy was tuned to keep on the calibration "
-    "sample. Selection was made under the run's own profile."
+    "measured over all layers and real tokens; matched: the share that the policy's parameter was set to "
+    "keep on the calibration sample. Selection was made under the run's own profile."
 )
 FRONT = (
     "on front: no other model that is the same in all but the policy has at least its accuracy and at most its "
-    "latency (under the optimal split), one of them strictly; by the estimates, whose intervals stand beside them",
+    "latency (under the optimal split), one of them strictly; judged by the estimates, not by their intervals",
     "payloads of fewer bits than 16 are rounded in the forward pass; the scale that each vector travels with is not "
     "counted: 16 more bits would be 1.6 % of a vector of 128 values of 8 bits, 0.05 % of one of 4096",
-    "left out: models whose batches are not of the same items as those of the vanilla that they are compared with, and "
-    "models whose accuracies are of other metrics than those of the first model of the run that is shown here",
-    "significant tells which losses are beyond chance with so many models compared: no is not the same as no loss",
+    "left out: models with batches of other items than their vanilla's, and models with other accuracy metrics than "
+    "the first model shown here",
+    "significant: the loss is more than chance, corrected for the number of models compared; no does not mean no loss",
 )
 ROUTED_FRONT = (
     "on front: no other model of the same weights, profile and payload has at least its share ({quality}) and at most "
-    "its latency (under the optimal split), one of them strictly; by the estimates",
+    "its latency (under the optimal split), one of them strictly; judged by the estimates",
     "{quality} is no accuracy: the traces were routed without a model, so there are no answers, and nothing here says "
     "how answers depend on it (our choice in place of accuracy)",
     f"a latency is - where a benchmark has fewer than {MIN_GROUPS} batches, too few for an interval; the figure "
@@ -61,7 +61,7 @@ Sums = dict[tuple[str, str, str], tuple[float, BatchSums]]  # model, allocation,
 
 
 def scored_benchmarks(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> list[str]:
-    """The benchmarks that points of a frontier are the mean of: without those that no model has an accuracy on.
+    """The benchmarks that a frontier's points are the mean of: all on which some model has an accuracy.
 
     Where all traces were routed without a model, no benchmark has an accuracy, and none is left out.
     """
@@ -75,8 +75,7 @@ def frontier_records(runs: Sequence[ModelRun], benchmarks: Sequence[str], cells:
 
     Next to it: the first that is the same in all but policy and payload_bits, so that a payload of fewer bits
     shows what it saves; without quantise_payload such a model's answers do not know of it, and it is left out. So is a
-    model whose batches are not of the same items as that vanilla's, and one whose accuracies are of other metrics than
-    the first record's.
+    model with batches of other items than that vanilla's, and one with other accuracy metrics than the first record's.
 
     cells: what `tables.latency_cells` gives. accuracy, accuracy_low and accuracy_high in percent; difference (and
     difference_low, difference_high) to vanilla in points with McNemar's p over all items, Holm's over the models of
@@ -111,7 +110,7 @@ def frontier_records(runs: Sequence[ModelRun], benchmarks: Sequence[str], cells:
 
 
 def _quality_name(runs: Sequence[ModelRun]) -> str:
-    """What all points of a frontier are judged by: one name, so that no axis holds two measures."""
+    """The quality that all points of a frontier are judged by, so that no axis holds two measures."""
     traces = [trace for run in runs for trace in run.all_traces]
     if any(trace.metadata.routed_from == "model" for trace in traces):
         return ACCURACY
@@ -132,10 +131,10 @@ def _quality(run: ModelRun, benchmarks: Sequence[str], name: str) -> float | Non
     return sum(percent for _, percent in accuracies) / len(accuracies) if len(accuracies) == len(benchmarks) else None
 
 
-def _kept_share(run: ModelRun, benchmarks: Sequence[str], counted: str) -> float:
+def _kept_share(run: ModelRun, benchmarks: Sequence[str], quantity: str) -> float:
     before, after = (
         sum(float(getattr(trace, name).sum(dtype=np.float64)) for b in benchmarks for trace in run.traces_of(b))
-        for name in (f"{counted}_before", counted)
+        for name in (f"{quantity}_before", quantity)
     )
     return after / before
 
@@ -296,7 +295,7 @@ def _cells(record: dict[str, Any]) -> dict[str, str]:
         low, high = (record[f"{name}_{end}"] for end in ("low", "high"))
         if low is None:  # a comparison without its interval is not shown; an accuracy is
             return number.format(scale * record[name]) if name == "accuracy" or record[name] == 1 else "-"
-        return " ".join([number.format(scale * record[name]), *bracketed(Interval(scale * low, scale * high), number)])
+        return " ".join([number.format(scale * record[name]), *brackets(Interval(scale * low, scale * high), number)])
 
     if record["quality"] == ACCURACY:
         difference = dict(difference=record["difference"], low=record["difference_low"], high=record["difference_high"])

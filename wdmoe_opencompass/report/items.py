@@ -32,14 +32,14 @@ class ItemResults:
 
 
 def item_results(result: Mapping[str, Any], metric: str, percent: float) -> ItemResults:
-    """Right or wrong of every item, whose share must be the accuracy that the same file reports.
+    """Find which items were answered right; their share must be the accuracy that the same file reports.
 
-    result: content of a `results/<model>/<dataset>.json`. Its `details` are a list, or a dict by item number beside
-    `type`; an item's `correct` (or `is_correct`: programs, code) is a bool, or a list of one per repetition. Where an
-    evaluator gives no details, OpenCompass writes predictions and references beside each other: `AccEvaluator`, whose
-    rule is that their texts are equal, is the only one whose rule is applied again here.
-
-    WdmoeError with the reason where that is not to be had: then there are no per-item statistics.
+    result:  content of a `results/<model>/<dataset>.json`. Its `details` are a list, or a dict by item number that also
+             has `type`; an item's `correct` (or `is_correct`: programs, code) is a bool, or a list with one bool per
+             repetition. If an evaluator gives no details, OpenCompass writes only predictions and references. Then only
+             the rule of `AccEvaluator`, equal texts, is applied here.
+    metric:  the metric that OpenCompass shows first; percent: its value
+    Returns: [items] right or wrong, and a digest of the items. Raises WdmoeError with the reason if they are unknown.
     """
     details = _details(result)
     right = np.array([_is_right(detail, metric) for detail in details], dtype=bool)
@@ -85,7 +85,7 @@ def _is_right(detail: Mapping[str, Any], metric: str) -> bool:
 
 
 def _reference(detail: Mapping[str, Any]) -> Any:
-    """What the answer was held against; the same for every model."""
+    """What the answer was compared with; the same for every model."""
     for key in ("references", "answer", "task_id", "reference"):
         if key in detail:
             return detail[key]

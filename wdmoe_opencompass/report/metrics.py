@@ -15,11 +15,11 @@ def share_metrics(run: ModelRun, other: ModelRun, benchmark: str) -> bool:
 
 
 def metric_notes(runs: Sequence[ModelRun]) -> list[str]:
-    """One line for every dataset or group whose accuracies are of several metrics: which is whose."""
+    """One line per dataset or group with accuracies of several metrics: which model has which."""
     groups = dict.fromkeys(name for run in runs for name in run.groups)
     lines = []
     for benchmark in dict.fromkeys((*datasets_of(runs), *groups)):
-        models = by_reason((_described(run, benchmark), run.abbr) for run in runs if run.metrics_of(benchmark))
+        models = by_reason((_describe(run, benchmark), run.abbr) for run in runs if run.metrics_of(benchmark))
         is_mixed = any(len(set(run.metrics_of(benchmark))) > 1 for run in runs)
         if len(models) > 1 or is_mixed:
             told = "; ".join(f"{metric} of {names}" for metric, names in models.items())
@@ -28,8 +28,8 @@ def metric_notes(runs: Sequence[ModelRun]) -> list[str]:
     return lines
 
 
-def _described(run: ModelRun, benchmark: str) -> str:
-    """A model's metric on a benchmark; where a group's datasets differ in it, which is whose."""
+def _describe(run: ModelRun, benchmark: str) -> str:
+    """A model's metric on a benchmark; if a group's datasets differ in it, which dataset has which."""
     of_metric: dict[str, list[str]] = {}
     for dataset, metric in zip(run.datasets_of(benchmark), run.metrics_of(benchmark), strict=True):
         of_metric.setdefault(metric, []).append(dataset)

@@ -1,4 +1,4 @@
-"""The paper's Tables I and II, and ours beside them, cell by cell."""
+"""The paper's Tables I and II, and ours next to them, cell by cell."""
 
 from collections.abc import Sequence
 from pathlib import PurePath
@@ -38,19 +38,19 @@ TABLE_2 = {
     "allocation_only": (195383.3, 22114.1, 22774.5, 25598.4, 335.2, 1066.0, 66684.0, 538.1),
     "both": (172743.9, 19522.2, 21692.0, 23400.0, 305.9, 964.5, 63991.0, 448.2),
 }
-COMPARED = dict(scope=PRIMARY_SCOPE, per="pass", phase="all")  # of the latencies that are held against the paper's
+COMPARED = dict(scope=PRIMARY_SCOPE, per="pass", phase="all")  # of the latencies that are compared with the paper's
 CANNOT_MATCH = "†"
 TEXT = [
     "difference = ours - paper with the 95 % interval of ours, the paper's number taken as exact: it states no "
-    "intervals, so its own chance is left out and nothing here is called significant; - where ours has none. "
+    "intervals, so nothing here is called significant; - if ours has no interval. "
     "Accuracy in %, latency in ms, mean per forward pass (scope layer, phase all), saving against vanilla_even in "
     "percentage points",
     "why per forward pass: a batch of Table II is one forward pass of about 64 sequences; why scope layer: it alone "
     "reaches the paper's savings, and one split for all layers cannot be run (evidence: docs/reconstruction.md)",
     f"{CANNOT_MATCH} cannot match: the paper states neither the devices' distances and FLOP/s nor N0 nor batch "
-    "sizes; what the run's profile says instead, and from where, is listed above. Savings are ratios and can be "
+    "sizes; the values of the run's profile and their origin are listed above. Savings are ratios and can be "
     "compared with care.",
-    "accuracy depends on prompts and answer extraction: the paper names OpenCompass, not the dataset configs; the "
+    "accuracy depends on prompts and answer extraction: the paper names OpenCompass but no dataset configs; the "
     "stock ARC configs read the dev set",
     "paper: arXiv 2411.06681, Tables I and II",
 ]
@@ -81,23 +81,23 @@ def _latency_rows(runs: Sequence[ModelRun], latency: Sequence[dict[str, Any]]) -
     papers = {run.abbr for run in runs if (_weights(run), run.policy) in TABLE_1 and is_papers(run)}
     rows = []
     for row, reported in TABLE_2.items():
-        for place, (name, benchmark) in enumerate(BENCHMARKS.items()):
+        for column, (name, benchmark) in enumerate(BENCHMARKS.items()):
             for record in latency:
                 wanted = COMPARED | dict(row=row, dataset=benchmark)
                 if record["model"] not in papers or not wanted.items() <= record.items():
                     continue
-                label, ours_ms, paper_ms = f"{row}, {record['model']}", 1e3 * record["latency_s"], reported[place]
-                interval = _scaled(1e3, record["latency_low_s"], record["latency_high_s"])
+                label, ours_ms, paper_ms = f"{row}, {record['model']}", 1e3 * record["latency_s"], reported[column]
+                interval = _scale(1e3, record["latency_low_s"], record["latency_high_s"])
                 cells = _row("Table II", label, name, "latency (ms)", ours_ms, interval, paper_ms, "{:.1f}")
                 rows.append(cells | dict(difference=f"{cells['difference']} {CANNOT_MATCH}"))
                 if record["saving"] is not None and row != "vanilla_even":
-                    ours, paper = 100 * record["saving"], 100 * (1 - paper_ms / TABLE_2["vanilla_even"][place])
-                    interval = _scaled(100, record["saving_low"], record["saving_high"])
+                    ours, paper = 100 * record["saving"], 100 * (1 - paper_ms / TABLE_2["vanilla_even"][column])
+                    interval = _scale(100, record["saving_low"], record["saving_high"])
                     rows.append(_row("Table II", label, name, "saving (%)", ours, interval, paper, "{:.1f}"))
     return rows
 
 
-def _scaled(scale: float, low: float | None, high: float | None) -> Interval | None:
+def _scale(scale: float, low: float | None, high: float | None) -> Interval | None:
     return None if low is None or high is None else Interval(scale * low, scale * high)
 
 
@@ -118,14 +118,14 @@ def _row(
 
 
 def is_papers(run: ModelRun) -> bool:
-    """Whether nothing is put onto the weights of that name: an adapter makes them another model."""
+    """Whether a model has no adapter, which would make it another model than the paper's."""
     return not any(
         (run.identity_of(name) or run.asked_of(name)).get("peft_path") for name in (*run.accuracies, *run.traces)
     )
 
 
 def adapter_notes(runs: Sequence[ModelRun]) -> list[str]:
-    """One line for every model that is not held against the paper's because of its adapter."""
+    """One line for every model that is not compared with the paper's because of its adapter."""
     named = {weights for weights, _ in TABLE_1}
     return [
         f"{run.abbr}: not compared with the paper: an adapter (peft_path) makes it another model"

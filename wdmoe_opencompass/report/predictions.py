@@ -21,17 +21,17 @@ from .runs import MeasuredRun
 from .summary_files import LAYER_PASSES, PREDICTION
 
 PREDICTION_TEXT = (
-    "waiting latency of each MoE layer of each forward pass that had a token on a device: predicted from the recorded "
-    "loads and the profile (load x bits / rate both ways + evaluations x FLOPs / device FLOP/s; where rates are "
-    "measured less the burst of a link, + the fixed seconds of a message and those of each further message of the "
-    "layer; slowest device, Eq. (4) to (11), bandwidth split evenly), beside what was measured from the first message "
+    "waiting latency of each MoE layer of each forward pass with a token on a device: predicted from the recorded "
+    "loads and the profile (load x bits / rate both ways + evaluations x FLOPs / device FLOP/s; for measured "
+    "rates minus the burst of a link, plus the fixed seconds of a message and of each further message of the "
+    "layer; slowest device, Eq. (4) to (11), bandwidth split evenly), next to what was measured from the first message "
     "to the last answer; relative error |predicted / measured - 1|"
 )
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Waiting latency of layers of passes, predicted and measured: [n] each; those with a token on a device alone."""
+    """Predicted and measured waiting latency (s) of the layer passes with a token on a device: [layer passes] each."""
 
     batch: NDArray
     pass_index: NDArray
@@ -42,17 +42,20 @@ class Prediction:
 
     @property
     def relative_error(self) -> Array:
-        """-> [n] ``|predicted / measured - 1|``."""
+        """[layer passes] ``|predicted / measured - 1|``."""
         return np.abs(self.predicted_s / self.measured_s - 1)
 
 
 def predicted_and_measured(
     trace: RoutingTrace, times: MeasuredTimes, profile: ChannelProfile | None = None
 ) -> Prediction:
-    """Predict every layer of every pass from its recorded loads, and put it next to what was measured.
+    """Predict the latency of every layer of every pass from its recorded loads.
 
-    profile: of the devices and placement of the run; default: the run's own. Its payload is that on the wire.
-    Raises TraceError where trace, times and profile do not belong together.
+    trace:   with its device loads, [passes, layers, devices]
+    times:   measured waiting latency of the same passes, [passes, layers] (s)
+    profile: with the run's devices and placement, its payload replaced by that of the wire; None: the run's own
+    Returns: [layer passes] predicted and measured latency (s). Raises TraceError if trace, times and profile do not
+    belong together.  Source: Eq. (4) to (11) with evenly split bandwidth.
     """
     check_belongs(times, trace)
     own = changed_profile(profile or trace.metadata.profile, "payload_bits", times.metadata.payload_bits)
@@ -130,7 +133,7 @@ def write_predictions(measured: Sequence[MeasuredRun], folder: Path, profile: Ch
     try:
         records, rows = prediction_records(measured, profile)
     except WdmoeError as error:
-        return [f"no prediction beside the measured latency: {error}\n"]
+        return [f"no prediction for the measured latency: {error}\n"]
     if not records:
         return []
     rows.to_csv(folder / LAYER_PASSES, index=False)
@@ -138,19 +141,23 @@ def write_predictions(measured: Sequence[MeasuredRun], folder: Path, profile: Ch
     own_runs = [measured_run.run for measured_run in measured]
     notes = prediction_notes(measured, profile) + origin_notes(own_runs)
     table = write_table(folder / PREDICTION, prediction_table(records), notes, provenance(own_runs))
-    return [*assumed(measured, profile), table, f"every layer pass: {folder / LAYER_PASSES}\n"]
+    return [*assumption_notes(measured, profile), table, f"every layer pass: {folder / LAYER_PASSES}\n"]
 
 
 def prediction_notes(measured: Sequence[MeasuredRun], profile: ChannelProfile | None) -> list[str]:
     """Lines under the table: what was predicted and from which profiles."""
     used = {own.content_hash: own for own in _profiles(measured, profile)}
     named = ", ".join(f"{own.name} (hash {key[:12]}, {own.rates} rates)" for key, own in used.items())
-    lines = [*assumed(measured, profile), PREDICTION_TEXT, f"predicted from profile {named}; payload as on the wire"]
+    lines = [
+        *assumption_notes(measured, profile),
+        PREDICTION_TEXT,
+        f"predicted from profile {named}; payload as on the wire",
+    ]
     return [*lines, f"profile {profile.name}: {profile.origin_sentence}"] if profile else lines
 
 
-def assumed(measured: Sequence[MeasuredRun], profile: ChannelProfile | None) -> list[str]:
-    """A warning where a prediction is made from physical rates."""
+def assumption_notes(measured: Sequence[MeasuredRun], profile: ChannelProfile | None) -> list[str]:
+    """A warning if a prediction is made from physical rates."""
     if all(own.rates == "measured" for own in _profiles(measured, profile)):
         return []
     return [

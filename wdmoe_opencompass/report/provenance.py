@@ -54,7 +54,7 @@ def origin_notes(runs: Sequence[ModelRun]) -> list[str]:
     lines = _all_routed_notes(runs)
     for metadata in _by_profile(runs):
         profile = metadata.profile
-        lines += [_described(metadata), f"profile {profile.name}: {profile.origin_sentence}"]
+        lines += [_describe(metadata), f"profile {profile.name}: {profile.origin_sentence}"]
         lines += [f"unusual in profile {profile.name}: {sentence}" for sentence in profile.unusual_values]
     lines += [line for run in runs for line in (*_model_notes(run), *answer_notes(run))]
     for name, members in next((run.groups for run in runs), {}).items():
@@ -94,14 +94,14 @@ def coupling_notes(runs: Sequence[ModelRun]) -> list[str]:
         split = [name for name, traces in run.traces.items() if _is_split(name, traces) and _fading_changes(traces[0])]
         if split:
             lines.append(
-                f"{run.abbr}: its fading changes within a run, and {', '.join(split)} was split: each part met draws "
-                "of its own, other ones than in one piece"
+                f"{run.abbr}: its fading changes within a run, and {', '.join(split)} was split: each part has "
+                "other draws than the dataset in one piece"
             )
     return lines
 
 
 def _is_split(dataset: str, traces: Sequence[RoutingTrace]) -> bool:
-    """Also into a single part, whose draws are named after the part."""
+    """Also into a single part: its draws are seeded with the part's name."""
     return any(trace.metadata.dataset != dataset for trace in traces)
 
 
@@ -137,7 +137,7 @@ def origin_records(runs: Sequence[ModelRun]) -> list[dict[str, str]]:
         dict(
             profile_hash=metadata.profile_hash,
             perplexity=metadata.perplexity,
-            text="; ".join([_described(metadata), _versions(metadata), *metadata.routed_notes()]),
+            text="; ".join([_describe(metadata), _versions(metadata), *metadata.routed_notes()]),
         )
         for metadata in found.values()
     ]
@@ -145,7 +145,7 @@ def origin_records(runs: Sequence[ModelRun]) -> list[dict[str, str]]:
 
 def profile_line(runs: Sequence[ModelRun]) -> str:
     """Profiles and seeds of the runs' traces, in one line."""
-    return "; ".join([*_all_routed_notes(runs), *(_described(metadata) for metadata in _by_profile(runs))])
+    return "; ".join([*_all_routed_notes(runs), *(_describe(metadata) for metadata in _by_profile(runs))])
 
 
 def _by_profile(runs: Sequence[ModelRun]) -> list[TraceMetadata]:
@@ -284,7 +284,7 @@ def _versions(metadata: TraceMetadata) -> str:
     return ", ".join(f"{name} {number}" for name, number in sorted(metadata.versions.items()))
 
 
-def _described(metadata: TraceMetadata) -> str:
+def _describe(metadata: TraceMetadata) -> str:
     fading = metadata.profile.fading
     return (
         f"profile {metadata.profile.name} (hash {metadata.profile_hash[:12]}), "

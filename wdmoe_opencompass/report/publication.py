@@ -1,4 +1,4 @@
-"""What makes one run folder enough to publish: versions, citations, the commands to reproduce it, and checksums."""
+"""Make a run's folder ready to publish: versions, citations, the commands to reproduce it, and checksums."""
 
 import ast
 import hashlib
@@ -22,7 +22,7 @@ from ..trace.speed import SPEED_SUFFIX
 from .runs import ModelRun
 from .summary_files import MANIFEST_FILE, WRITE_AGAIN
 
-PUBLISHED = ("configs", "predictions", "results", "summary")  # folders of a run whose files the manifest lists
+PUBLISHED = ("configs", "predictions", "results", "summary")  # folders of a run that the manifest lists
 REQUIREMENTS_HEAD = "# as the traces recorded; packages they do not name: as installed where this summary was written\n"
 CITATION = r"""@misc{{wdmoe,
   title         = {{WDMoE: Wireless Distributed Mixture of Experts for Large Language Models}},
@@ -187,7 +187,7 @@ def _commands(run_folder: Path, profiles: Sequence[str]) -> str:
         "All commands run in this folder, the time-stamped folder of the run or a copy of it, in a shell.",
         "",
     ]
-    if needed:  # they are found from where the run was started alone
+    if needed:  # these paths hold only where the run was started
         data = f"$(printenv DATA || printf %s {shlex.quote(os.getcwd())})"
         run_again = f'(cd "{data}" && opencompass "$OLDPWD/{config}" -w "$OLDPWD/NEW_RUN")'
         verify = f'(cd "{data}" && wdmoe verify "$OLDPWD")'

@@ -25,14 +25,14 @@ ROWS_ORDER = {row: number for number, row in enumerate(ROWS)}
 
 
 def row_runs(runs: Sequence[ModelRun], row: str) -> list[ModelRun]:
-    """The runs whose traces make a row of Table II."""
+    """The runs that make a row of Table II."""
     return [run for run in runs if run.policy != DENSE and run.is_vanilla == ROWS[row][0]]
 
 
 def accuracy_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
     """Records (model, dataset, metric, value, ...): accuracy, active experts per token, share of assignments dropped.
 
-    A group of datasets has records of its own next to those of its datasets. An accuracy comes with its number of items
+    A group of datasets has its own records next to those of its datasets. An accuracy comes with its number of items
     and the ends of its 95 % interval, low and high; None where its evaluator does not tell the items apart.
     """
     none = dict(low=None, high=None, items=None)
@@ -81,8 +81,8 @@ def latency_cells(runs: Sequence[ModelRun]) -> list[tuple[dict[str, Any], BatchS
         for run in row_runs(runs, row):
             for name in _names(run):
                 vanilla = vanilla_of(run, runs, name)
-                compared = dict(vanilla=vanilla and vanilla.abbr, not_compared=why_no_vanilla(run, runs, name))
-                cells += [(record | compared, sums) for record, sums in _cells_of(run, name, row, method)]
+                reference = dict(vanilla=vanilla and vanilla.abbr, not_compared=why_no_vanilla(run, runs, name))
+                cells += [(record | reference, sums) for record, sums in _cells_of(run, name, row, method)]
     baseline = {_cell(record, record["model"]): (record, sums) for record, sums in cells if record["row"] == EVEN}
     for record, sums in cells:
         base = baseline.get(_cell(record, record["vanilla"]))

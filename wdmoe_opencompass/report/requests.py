@@ -1,4 +1,4 @@
-"""What single requests wait: percentiles of the waiting latency over the items of a benchmark, simulated."""
+"""Simulated latency of single requests: percentiles of the waiting latency over the items of a benchmark."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ PERCENTILES = (50, 90, 99)
 SCOPE: Scope = "layer"
 TEXT = (
     f"attention waiting latency of one request (item) in ms, simulated; in each cell the {PERCENTILES[0]}th, "
-    f"{PERCENTILES[1]}th and {PERCENTILES[2]}th percentile over the requests, linear between two neighbours: with "
+    f"{PERCENTILES[1]}th and {PERCENTILES[2]}th percentile over the requests, interpolated linearly: with "
     "fewer than 100 requests, the 99th lies between the two longest latencies. Eq. (11) summed over the MoE layers and "
     "over the forward passes of the request, under the run's own channel draw; bandwidth scope: layer"
 )
@@ -26,7 +26,7 @@ LOCKSTEP = (
     "latencies. Where answers are ranked by perplexity a request waits once per possible answer; "
     "requests of one perplexity batch wait equally long: the 99th percentile rests on the number of batches"
 )
-NO_QUEUE = "nothing else is in it: not the base station's computing, and no time in a queue before the batch begins"
+NO_QUEUE = "the base station's computing and time in a queue before the batch begins are not included"
 
 
 def request_records(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
@@ -57,13 +57,17 @@ def _batch_sizes(run: ModelRun, benchmark: str) -> list[int]:
 
 
 def percentiles(latency_s: np.ndarray) -> dict[str, float | None]:
-    """latency_s: [requests] -> `latency_p50_s` and so on for PERCENTILES; None each without a request."""
+    """Percentiles of the latency.
+
+    latency_s: [requests] waiting latency (s)
+    Returns:   `latency_p50_s` and so on for PERCENTILES (s); all None without a request.
+    """
     values = np.percentile(latency_s, PERCENTILES).tolist() if len(latency_s) else [None] * len(PERCENTILES)
     return {f"latency_p{percent}_s": value for percent, value in zip(PERCENTILES, values, strict=True)}
 
 
 def request_table(records: Sequence[dict[str, Any]], benchmarks: Sequence[str]) -> pd.DataFrame:
-    """Table II's rows by benchmarks, in each cell the percentiles in ms; then batch sizes and how many requests."""
+    """Table II's rows by benchmarks, in each cell the percentiles in ms; then batch sizes and numbers of requests."""
     of = {(record["row"], record["model"], record["dataset"]): record for record in records}
     names = sorted(dict.fromkeys((row, model) for row, model, _ in of), key=lambda name: ROWS_ORDER[name[0]])
     rows = [

@@ -1,4 +1,4 @@
-"""What a trace routed from a recording gives: the rows of Table II, and a folder in the layout of a run."""
+"""Results of a trace routed from a recording: the rows of Table II, and a folder in the layout of a run."""
 
 import hashlib
 from collections.abc import Sequence
@@ -40,8 +40,8 @@ def routed_rows(vanilla: RoutingTrace, routed: RoutingTrace, scope: str) -> list
 def write_routed(folder: Path, *traces: RoutingTrace) -> list[Path]:
     """Write traces into a folder in the layout of a run, then its tables, figures and page; -> the traces' files.
 
-    The folder may hold traces that were routed before, of the same recording under the same profile: the tables are of
-    all of them. TraceError where it holds others.
+    The folder may already hold traces of the same recording under the same profile; the tables then cover all of them.
+    TraceError if it holds others.
     """
     paths = [_file(folder, trace.metadata.model, trace) for trace in traces]
     if (folder / "predictions").exists():
@@ -57,23 +57,23 @@ def write_routed(folder: Path, *traces: RoutingTrace) -> list[Path]:
 
 
 def _check_alike(folder: Path, found: RoutingTrace, new: RoutingTrace) -> None:
-    for what, one, other in (
+    for what, old, other in (
         ("routed from", found.metadata.routed_from, new.metadata.routed_from),
         ("of a recording with SHA-256", found.metadata.recording_sha256, new.metadata.recording_sha256),
         ("under a profile with hash", found.metadata.profile_hash, new.metadata.profile_hash),
         ("with a top-k mass of", found.metadata.top_k_mass, new.metadata.top_k_mass),
         ("with a batch size of", found.metadata.batch_size, new.metadata.batch_size),
     ):
-        if one != other:
+        if old != other:
             raise TraceError(
-                f"{folder}: holds the trace of {found.metadata.model}, {what} {one}, not {other}; give another folder"
+                f"{folder}: holds the trace of {found.metadata.model}, {what} {old}, not {other}; give another folder"
             )
     if not np.array_equal(found.tokens, new.tokens):
         raise TraceError(f"{folder}: holds traces of other passes; give another folder")
 
 
 def _check_parameters(folder: Path, found: RoutingTrace, new: Sequence[RoutingTrace]) -> None:
-    """One folder holds a policy once: under other parameters it would take the place of what was there."""
+    """One folder holds a policy once: with other parameters it would overwrite the earlier trace."""
     own = found.metadata
     for trace in new:
         if trace.metadata.model == own.model and trace.metadata.policy_parameters != own.policy_parameters:

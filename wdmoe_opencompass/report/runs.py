@@ -1,4 +1,4 @@
-"""The models of a run: what their configs say and what they left, and which of them may be compared."""
+"""The models of a run: their configs and results, and which of them may be compared."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,22 +20,22 @@ DENSE = "dense"  # the policy column of a model without experts
 
 @dataclass
 class ModelRun:
-    """One model of a run: what its config says and what it left.
+    """One model of a run: its config and its results.
 
     base:       path of the weights as the config names it, and the channel profile's hash
-    identities: dataset -> every fact that its answers depend on besides policy and profile; where there are none those
-                of its traces count
-    asked:      dataset -> the same as the configs alone say it, for traces that do not tell
-    scored:     dataset -> what was asked and how answers were scored, which no trace says; part of its identity
+    identities: dataset -> every fact that its answers depend on besides policy and profile; if empty, those of its
+                traces count
+    asked:      dataset -> the same according to the configs alone, for traces without these facts
+    scored:     dataset -> what was asked and how answers were scored, which no trace records; part of its identity
     accuracies: dataset -> (metric, value in percent)
     traces:     dataset -> its routing traces, several where OpenCompass split the dataset
     missing:    dataset -> why there is no accuracy or no trace
-    groups:     benchmark -> the run's datasets that it is made of (MMLU's subjects); other benchmarks are one dataset
-    group_size: benchmark -> datasets that a whole one has
+    groups:     benchmark -> its datasets in the run (MMLU's subjects); other benchmarks are one dataset
+    group_size: benchmark -> number of datasets of the complete benchmark
     items:      dataset -> which of its items were answered right
-    no_items:   dataset with an accuracy -> why that is not known: its accuracy has no interval then
+    no_items:   dataset with an accuracy -> why its items are unknown; its accuracy then has no interval
     sources:    dataset -> files its traces and times were read from, by path in the run folder -> SHA-256 of each
-    trace_names: dataset -> its name, or those of its parts, whose files the traces were read from
+    trace_names: dataset -> its name, or those of its parts: the files that the traces were read from
     own_batch_sizes: dataset -> the batch size that its own inferencer names in place of the model's
     batch_size: as the config names it; couples_tokens: whether what a token keeps depends on the others of its pass
     perplexity: how texts were scored, `stock` or `exact`
@@ -71,14 +71,14 @@ class ModelRun:
         return self.groups.get(benchmark, [benchmark])
 
     def traces_of(self, benchmark: str) -> list[RoutingTrace]:
-        """All traces of a benchmark; none where one of its datasets has none."""
+        """All traces of a benchmark; none if one of its datasets has none."""
         found = [self.traces.get(dataset, []) for dataset in self.datasets_of(benchmark)]
         return [trace for traces in found for trace in traces] if all(found) else []
 
     def accuracy_of(self, benchmark: str) -> tuple[str, float] | None:
-        """(metric, percent) of a benchmark, a group's as the plain mean over its datasets; None where one lacks.
+        """(metric, percent) of a benchmark, a group's as the plain mean over its datasets; None if one has none.
 
-        The metric of a group whose datasets differ in it names them all.
+        If a group's datasets differ in metric, its metric names them all.
         """
         datasets = self.datasets_of(benchmark)
         if not all(dataset in self.accuracies for dataset in datasets):
@@ -87,12 +87,12 @@ class ModelRun:
         return " and ".join(dict.fromkeys(self.metrics_of(benchmark))), sum(percents) / len(percents)
 
     def metrics_of(self, benchmark: str) -> list[str]:
-        """The metric of each dataset of a benchmark; none where one of them has no accuracy."""
+        """The metric of each dataset of a benchmark; none if one of them has no accuracy."""
         datasets = self.datasets_of(benchmark)
         return [self.accuracies[d][0] for d in datasets] if all(d in self.accuracies for d in datasets) else []
 
     def items_of(self, benchmark: str) -> list[ItemResults]:
-        """Right or wrong of the items of a benchmark, dataset by dataset; none where one of them does not tell."""
+        """Right or wrong items of a benchmark, dataset by dataset; none if they are unknown for one."""
         datasets = self.datasets_of(benchmark)
         return [self.items[dataset] for dataset in datasets] if all(d in self.items for d in datasets) else []
 
@@ -111,23 +111,23 @@ class ModelRun:
         return [trace for traces in self.traces.values() for trace in traces]
 
     def identity_of(self, dataset: str) -> Facts:
-        """Every fact that its answers to a dataset are known to depend on; empty where its traces are too old."""
+        """Every fact that its answers to a dataset are known to depend on; empty if its traces are too old."""
         traced = next((trace.metadata.identity for trace in self.traces.get(dataset, [])), {})
         facts = self.identities.get(dataset, traced)
         return facts | self.scored.get(dataset, {}) if facts else {}
 
     def asked_of(self, dataset: str) -> Facts:
-        """What stands in for `identity_of`: the configs' arguments, with the path of the weights."""
+        """The configs' arguments, with the path of the weights; used where `identity_of` is empty."""
         dtypes = {trace.metadata.dtype for trace in self.traces.get(dataset, [])}
         known = dict(weights=self.base[0], perplexity=self.perplexity, dtype=" and ".join(sorted(dtypes)) or None)
         return self.asked.get(dataset, {}) | self.scored.get(dataset, {}) | known
 
 
 def what_differs(run: ModelRun, other: ModelRun, benchmark: str) -> dict[str, str]:
-    """-> every fact, but for policy and profile, that two models' answers to a benchmark have not in common, in words.
+    """-> in words, every fact except policy and profile in which two models' answers to a benchmark differ.
 
-    Only where it is empty may a difference between them be put down to the policy. Where one of them does not know its
-    facts, both are compared by what their configs say.
+    Only if it is empty may a difference between them be attributed to the policy. If one model's facts are unknown,
+    both are compared by their configs.
     """
     found: dict[str, str] = {}
     for dataset in dict.fromkeys((*run.datasets_of(benchmark), *other.datasets_of(benchmark))):
@@ -151,7 +151,7 @@ def _vanillas(run: ModelRun, runs: Sequence[ModelRun], benchmark: str) -> list[M
 
 
 def why_no_vanilla(run: ModelRun, runs: Sequence[ModelRun], benchmark: str) -> str | None:
-    """Why `run` is compared with none of the vanilla models under its profile; None where it is, or there is none."""
+    """Why `run` is compared with no vanilla model under its profile; None if it is, or if there is no vanilla."""
     others = _vanillas(run, runs, benchmark)
     if not others or vanilla_of(run, runs, benchmark) is not None:
         return None
@@ -177,7 +177,7 @@ def benchmarks_of(datasets: Sequence[str], groups: dict[str, list[str]]) -> list
 
 
 def datasets_of(runs: Sequence[ModelRun]) -> list[str]:
-    """Every dataset that the runs were to answer, whether they did or not."""
+    """Every dataset of the runs, answered or not."""
     return list(dict.fromkeys(name for run in runs for name in (*run.accuracies, *run.traces, *run.missing)))
 
 
@@ -187,16 +187,16 @@ def missing_cells(runs: Sequence[ModelRun]) -> list[str]:
     for run in runs:
         lines += [f"{run.abbr}, {dataset}: {why}" for dataset, why in run.missing.items()]
         for name, members in run.groups.items():
-            lacking = [dataset for dataset in members if dataset in run.missing]
-            if lacking:
-                lines.append(f"{run.abbr}, {name}: no mean without {', '.join(lacking)}")
+            missing = [dataset for dataset in members if dataset in run.missing]
+            if missing:
+                lines.append(f"{run.abbr}, {name}: no mean without {', '.join(missing)}")
     return lines
 
 
 def runs_from_traces(run_folder: Path) -> list[ModelRun]:
     """The models of a run folder with their sealed traces, without accuracies.
 
-    TraceError where there is no trace, or where a model's traces are of different weights or channel profiles.
+    TraceError if there is no trace, or if a model's traces are of different weights or channel profiles.
     """
     groups = read_summary(run_folder, GROUPS_FILE, dict, {})
     datasets = read_summary(run_folder, DATASETS_FILE, list, [])
@@ -236,7 +236,7 @@ class MeasuredRun:
     missing: dict[str, str] = field(default_factory=dict)
 
     def pairs_of(self, benchmark: str) -> list[tuple[RoutingTrace, MeasuredTimes]]:
-        """All traces and times of a benchmark; none where one of its datasets has none."""
+        """All traces and times of a benchmark; none if one of its datasets has none."""
         found = [self.measured.get(dataset, []) for dataset in self.run.datasets_of(benchmark)]
         return [pair for pairs in found for pair in pairs] if all(found) else []
 
@@ -248,7 +248,7 @@ class MeasuredRun:
 
 
 def measured_runs(runs: Sequence[ModelRun], predictions: Path) -> list[MeasuredRun]:
-    """The runs whose traces have measured times next to them, in `predictions/<model>/`."""
+    """The runs with measured times next to their traces in `predictions/<model>/`."""
     found = [_measured_run(run, predictions) for run in runs]
     return [measured_run for measured_run in found if measured_run.measured or measured_run.missing]
 
@@ -268,5 +268,5 @@ def _measured_run(run: ModelRun, predictions: Path) -> MeasuredRun:
             found.missing[dataset] = str(error)
     if found.measured:
         without = [dataset for dataset in run.traces if dataset not in found.measured | found.missing]
-        found.missing |= dict.fromkeys(without, "no measured times beside its trace")
+        found.missing |= dict.fromkeys(without, "no measured times next to its trace")
     return found

@@ -48,13 +48,13 @@ def simulation_records(found: Sequence[SimulatedBenchmark], scope: str) -> list[
     names = list(BENCHMARKS)
     records = []
     for simulated in found:
-        place = names.index(simulated.name)
+        column = names.index(simulated.name)
         for row in routed_rows(simulated.vanilla, simulated.selected, scope):
-            ours_ms, paper_ms = 1e3 * row["latency_s"], TABLE_2[row["row"]][place]
+            ours_ms, paper_ms = 1e3 * row["latency_s"], TABLE_2[row["row"]][column]
             record = dict(benchmark=simulated.name, row=row["row"])
             record |= dict(ours_ms=ours_ms, paper_ms=paper_ms, difference_ms=ours_ms - paper_ms)
             if row["row"] != "vanilla_even":
-                ours, paper = 100 * row["saving"], 100 * (1 - paper_ms / TABLE_2["vanilla_even"][place])
+                ours, paper = 100 * row["saving"], 100 * (1 - paper_ms / TABLE_2["vanilla_even"][column])
                 record |= dict(saving_percent=ours, paper_saving_percent=paper, difference_points=ours - paper)
             records.append(record)
     return sorted(records, key=lambda record: list(TABLE_2).index(record["row"]))

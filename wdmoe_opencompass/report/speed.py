@@ -1,4 +1,4 @@
-"""How quick the run itself was on its machine: measured wall-clock, which no latency of the tables depends on."""
+"""Speed of the run itself on its machine: measured wall-clock time; no latency of the tables depends on it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,19 +13,19 @@ from ..trace.speed import SPEED_SUFFIX, BatchSpeed, measured_batches
 from .runs import DENSE, ModelRun
 
 TEXT = (
-    "measured wall-clock of this run on the machine that it ran on, with whatever else ran there; nothing simulated is "
-    "in it. Prefill: real tokens over the time of the forward passes over the prompts. Decode: real tokens of the "
-    "later passes over the time from the first of them to the end of the generation, choosing the tokens included; "
+    "measured wall-clock time of this run on its machine, with whatever else ran there; nothing in it is simulated. "
+    "Prefill: real tokens over the time of the forward passes over the prompts. Decode: real tokens of the "
+    "later passes over the time from the first of them to the end of the generation, including the choice of tokens; "
     "the token that the prefill gives is not counted. s per item: the calls of `generate` or `get_ppl` over the items, "
-    "tokenizing included; loading the model and scoring are not. Selection and recording are part of all three, and "
-    "so is the first batch, in which a machine warms up. On a testbed the network and the devices' computing are part "
-    "of all three too, and the device in the table is the base station's"
+    "with tokenizing but without loading the model and scoring. All three include selection, recording, and the first "
+    "batch, in which a machine warms up. On a testbed they also include the network and the devices' computing, and "
+    "the table names the base station's device"
 )
 COLUMNS = ("model", "dataset", "prefill (tokens/s)", "decode (tokens/s)", "s per item", "device", "dtype", "batch size")
 
 
 def speed_records(runs: Sequence[ModelRun], predictions: Path) -> list[dict[str, Any]]:
-    """One record per model and dataset or group of which batches were measured.
+    """One record per model and dataset or group with measured batches.
 
     prefill_tokens_per_s, decode_tokens_per_s: None without such passes; seconds_per_item; prompts, prompts_measured:
     items of all batches, each possible answer by itself, and those of the batches that were measured; device: all that
@@ -102,7 +102,7 @@ def _rate(tokens_per_s: float | None) -> str:
 
 
 def speed_notes(records: Sequence[dict[str, Any]]) -> list[str]:
-    """A line for every dataset of which only some batches were measured: the others' lines were lost with a kill."""
+    """A line for every dataset with unmeasured batches: their lines were lost in a kill."""
     return [
         f"{record['model']}, {record['dataset']}: measured on {record['prompts_measured']} of its "
         f"{record['prompts']} prompts"

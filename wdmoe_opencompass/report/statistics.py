@@ -1,4 +1,4 @@
-"""What a measured accuracy or latency says beyond the items at hand: intervals and tests over arrays, nothing else.
+"""Intervals and tests of accuracies and latencies, over plain arrays.
 
 Accuracies and their differences are shares between 0 and 1, latencies seconds. Each method was chosen by its coverage
 on simulated data of the sizes that occur (tests/report/test_coverage.py): 93 to 97 % at 95 %, and above where hardly
@@ -49,15 +49,16 @@ def wilson_interval(correct: int, items: int) -> Interval | None:
 def mcnemar_p(first: Rights, second: Rights) -> float:
     """Two-sided exact p of equal accuracy on the same items (McNemar 1947, Psychometrika 12, 153-157).
 
-    first, second: [items]. Only items that one alone answers right count: under the null hypothesis each is as likely
-    one's as the other's, binomial(., 1/2). 1 where there is none.
+    first, second: [items] whether each model answered right
+    Returns: p of the items that only one model answered right, which under the null hypothesis are binomial(., 1/2);
+    1 without such items.
     """
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     return float(min(1.0, mcnemar([[0, only_first], [only_second, 0]], exact=True).pvalue))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values adjusted so that the chance of any false rejection among them stays below the level.
+    """Adjust p values so that the chance of any false rejection among them stays below the level.
 
     Holm 1979, Scandinavian Journal of Statistics 6, 65-70; step-down, valid under any dependence.
     """
@@ -69,9 +70,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def accuracy_interval(strata: Sequence[Rights], weights: Sequence[float] | None = None) -> Interval | None:
-    """Bootstrap interval of a weighted mean (plain: None) of the accuracies of several benchmarks, each [items].
+    """Bootstrap interval of the mean accuracy over several benchmarks; see `_resample`.
 
-    Items are drawn within their benchmark; see `_resampled`. None where a benchmark has no item.
+    strata:  per benchmark [items] whether each was answered right; items are drawn within their benchmark
+    weights: [benchmarks] of the mean, summing to 1; None: equal
+    Returns: ends between 0 and 1; None if a benchmark has no item.
     """
     counts = [[right.sum(), (~right).sum()] for right in strata]
     return _item_interval(counts, (1, 0), weights)
@@ -80,32 +83,33 @@ def accuracy_interval(strata: Sequence[Rights], weights: Sequence[float] | None 
 def accuracy_difference_interval(
     first: Sequence[Rights], second: Sequence[Rights], weights: Sequence[float] | None = None
 ) -> Interval | None:
-    """Bootstrap interval of accuracy second - first, answers to the same items; several benchmarks: of their mean.
+    """Bootstrap interval of mean accuracy second - first over several benchmarks, paired by item; see `_resample`.
 
-    first, second: per benchmark [items]; -> between -1 and 1. Items are drawn in pairs, within their benchmark, which
-    only the numbers of items that one, the other or neither alone got right tell of. See `_resampled`.
+    first, second: per benchmark [items] whether each model answered right
+    weights: [benchmarks] of the mean, summing to 1; None: equal
+    Returns: ends between -1 and 1; None if a benchmark has no item.
     """
     counts = []
-    for one, other in zip(first, second, strict=True):
-        only_first, only_second = (one & ~other).sum(), (other & ~one).sum()
-        counts.append([only_second, only_first, len(one) - only_first - only_second])
+    for a, b in zip(first, second, strict=True):
+        only_first, only_second = (a & ~b).sum(), (b & ~a).sum()
+        counts.append([only_second, only_first, len(a) - only_first - only_second])
     return _item_interval(counts, (1, -1, 0), weights)
 
 
 def _item_interval(
     counts: Sequence[Sequence[int]], values: Sequence[int], weights: Sequence[float] | None
 ) -> Interval | None:
-    counted = np.array(counts, dtype=np.int64).reshape(-1, len(values))
-    if not len(counted) or not counted.sum(axis=1).all():
+    table = np.array(counts, dtype=np.int64).reshape(-1, len(values))
+    if not len(table) or not table.sum(axis=1).all():
         return None
-    weight = np.full(len(counted), 1 / len(counted)) if weights is None else np.asarray(weights, dtype=float)
+    weight = np.full(len(table), 1 / len(table)) if weights is None else np.asarray(weights, dtype=float)
     value = np.array(values, dtype=float)
-    estimate = float((counted @ value / counted.sum(axis=1)) @ weight)
-    low, high = np.quantile(_resampled(counted, value, weight), TAILS)
+    estimate = float((table @ value / table.sum(axis=1)) @ weight)
+    low, high = np.quantile(_resample(table, value, weight), TAILS)
     return Interval(min(float(low), estimate), max(float(high), estimate))
 
 
-def _resampled(counts: NDArray[np.int64], values: Array, weights: Array) -> Array:
+def _resample(counts: NDArray[np.int64], values: Array, weights: Array) -> Array:
     """Percentile bootstrap over items (Efron 1979, Annals of Statistics 7, 1-26), stratified by benchmark.
 
     counts: [benchmarks, outcomes] of items; values: [outcomes]; -> [ITEM_RESAMPLES] weighted means of the benchmarks'
@@ -117,14 +121,16 @@ def _resampled(counts: NDArray[np.int64], values: Array, weights: Array) -> Arra
     items = counts.sum(axis=1)
     shares = counts + 0.5 / len(counts)
     shares /= shares.sum(axis=1, keepdims=True)
-    drawn = np.random.default_rng(SEED).multinomial(items, shares, size=(ITEM_RESAMPLES, len(counts)))
-    return (drawn @ values / items) @ weights
+    resamples = np.random.default_rng(SEED).multinomial(items, shares, size=(ITEM_RESAMPLES, len(counts)))
+    return (resamples @ values / items) @ weights
 
 
 def latency_interval(latency_s: Array, count: Array) -> Interval | None:
     """Bootstrap interval of a mean latency, sum(latency) / sum(count); see `_batch_interval`.
 
-    latency_s: [groups] seconds, summed over batches of the same items; count: [groups] what the mean is per.
+    latency_s: [groups] latency summed over batches of the same items (s)
+    count:     [groups] what the mean is per: passes or batches
+    Returns:   ends (s); None with fewer than MIN_GROUPS groups, or if a resample sums to 0.
     """
     sums = _sums(latency_s, count)
     return None if sums is None else _batch_interval(sums[:, 0] / sums[:, 1], len(latency_s))
@@ -133,7 +139,12 @@ def latency_interval(latency_s: Array, count: Array) -> Interval | None:
 def latency_difference_interval(
     first_s: Array, first_count: Array, second_s: Array, second_count: Array
 ) -> Interval | None:
-    """Bootstrap interval of mean latency second - first in seconds, of the same groups of batches in both."""
+    """Bootstrap interval of mean latency second - first, paired by group of batches; see `_batch_interval`.
+
+    first_s, second_s: [groups] latency summed over batches of the same items (s)
+    first_count, second_count: [groups] what the means are per
+    Returns: ends (s); None as in `latency_interval`.
+    """
     sums = _sums(first_s, first_count, second_s, second_count)
     if sums is None:
         return None
@@ -141,7 +152,12 @@ def latency_difference_interval(
 
 
 def latency_ratio_interval(first_s: Array, first_count: Array, second_s: Array, second_count: Array) -> Interval | None:
-    """Bootstrap interval of mean latency second / first, on the scale of its logarithm; a saving is 1 - ratio."""
+    """Bootstrap interval of mean latency second / first, on a logarithmic scale; a saving is 1 - ratio.
+
+    first_s, second_s: [groups] latency summed over batches of the same items (s)
+    first_count, second_count: [groups] what the means are per
+    Returns: ends of the ratio; None as in `latency_interval`.
+    """
     sums = _sums(first_s, first_count, second_s, second_count)
     if sums is None:
         return None
@@ -157,30 +173,31 @@ def _sums(*columns: Array) -> Array | None:
     groups = len(columns[0])
     if groups < MIN_GROUPS:
         return None
-    sums = _times_drawn(groups) @ np.stack(columns, axis=1).astype(np.float64)
+    sums = _resample_times(groups) @ np.stack(columns, axis=1).astype(np.float64)
     return sums if (sums > 0).all() else None
 
 
 @lru_cache(maxsize=2)
-def _times_drawn(groups: int) -> Array:
+def _resample_times(groups: int) -> Array:
     """-> [1 + BATCH_RESAMPLES, groups] how often each is in a resample; the first row takes each once."""
     rng = np.random.default_rng(SEED)
     times = np.ones((1 + BATCH_RESAMPLES, groups))  # filled chunk by chunk: all at once would double the memory
     for chunk in np.split(times[1:], BATCH_RESAMPLES // RESAMPLES_AT_ONCE):
         first_of_row = groups * np.arange(RESAMPLES_AT_ONCE)[:, None]
-        drawn = rng.integers(groups, size=chunk.shape) + first_of_row
-        chunk[:] = np.bincount(drawn.ravel(), minlength=chunk.size).reshape(chunk.shape)
+        picks = rng.integers(groups, size=chunk.shape) + first_of_row
+        chunk[:] = np.bincount(picks.ravel(), minlength=chunk.size).reshape(chunk.shape)
     return times
 
 
 def _batch_interval(values: Array, groups: int) -> Interval:
-    """Percentile bootstrap over groups of batches, its two halves stretched for few groups.
+    """Percentile bootstrap over groups of batches, both halves widened for few groups.
 
-    values: the measured value, then one of each resample. A group is all batches of the same items (perplexity passes
-    each item once per answer): they are no independent looks. The stretch is that of Student's t with groups - 1
-    degrees of freedom over a normal with the biased variance, sqrt(n / (n - 1)) t / z, after Hesterberg 2015, The
-    American Statistician 69, 371-386, who moves the quantiles instead: with 10 groups the plain percentiles cover 90 %.
+    values: [1 + BATCH_RESAMPLES] the measured value, then that of each resample. A group is all batches of the same
+    items (perplexity passes each item once per answer), because these are not independent. The factor is that of
+    Student's t with groups - 1 degrees of freedom over a normal with the biased variance, sqrt(n / (n - 1)) t / z,
+    after Hesterberg 2015, The American Statistician 69, 371-386, who moves the quantiles instead: with 10 groups the
+    plain percentiles cover 90 %.
     """
     estimate, (low, high) = values[0], np.quantile(values[1:], TAILS)
-    stretch = np.sqrt(groups / (groups - 1)) * t.ppf(TAILS[1], groups - 1) / norm.ppf(TAILS[1])
-    return Interval(float(estimate - stretch * (estimate - low)), float(estimate + stretch * (high - estimate)))
+    factor = np.sqrt(groups / (groups - 1)) * t.ppf(TAILS[1], groups - 1) / norm.ppf(TAILS[1])
+    return Interval(float(estimate - factor * (estimate - low)), float(estimate + factor * (high - estimate)))

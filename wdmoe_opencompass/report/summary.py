@@ -82,15 +82,15 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
     differences = difference_records(runs, benchmarks)
     notes = footnote(runs, ACCURACY_TEXT) + accuracy_notes(runs) + cell_notes(differences)
     notes += metric_notes(runs) + not_compared_notes(runs, benchmarks)
-    printed = [write_table(folder / "table_1_accuracy", table_1(runs, benchmarks, differences), notes, origin)]
-    printed.append(_write_latency_tables(runs, benchmarks, records, folder))
-    printed += _write_requests(runs, benchmarks, folder)
-    printed += _write_speed(runs, benchmarks, folder)
+    lines = [write_table(folder / "table_1_accuracy", table_1(runs, benchmarks, differences), notes, origin)]
+    lines.append(_write_latency_tables(runs, benchmarks, records, folder))
+    lines += _write_requests(runs, benchmarks, folder)
+    lines += _write_speed(runs, benchmarks, folder)
     write_json(folder / "accuracy_differences.json", differences)
     if differences:
         notes = footnote(runs, DIFFERENCE_TEXT) + difference_notes(runs, benchmarks) + metric_notes(runs)
         write_table(folder / names.DIFFERENCES, difference_table(differences), notes, origin)
-        printed.append(f"which differences from vanilla are more than chance: {folder / names.DIFFERENCES}.md\n")
+        lines.append(f"which differences from vanilla are more than chance: {folder / names.DIFFERENCES}.md\n")
     scored = scored_benchmarks(runs, benchmarks)
     frontier = frontier_records(runs, scored, cells)
     write_json(folder / names.FRONTIER_RECORDS_FILE, frontier)
@@ -100,20 +100,20 @@ def write_report(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
         notes += left_out_notes(benchmarks, scored) + metric_notes(runs) + not_compared_notes(runs, benchmarks)
         write_table(folder / names.FRONTIER, frontier_table(frontier), notes, provenance(runs, **names.SHOWN))
         save_figure(draw_frontier(frontier, scored), folder / names.FRONTIER, profile_line(runs))
-        printed.append(f"{quality} against latency, every model: {folder / names.FRONTIER}.md and .png\n")
+        lines.append(f"{quality} against latency, every model: {folder / names.FRONTIER}.md and .png\n")
     comparison = paper_comparison(runs, records)
     if comparison.empty:
-        printed.append(f"{NO_COMPARISON}\n")
+        lines.append(f"{NO_COMPARISON}\n")
     else:
         notes = footnote(runs, COMPARISON_TEXT[0]) + COMPARISON_TEXT[1:] + accuracy_notes(runs) + metric_notes(runs)
         notes += adapter_notes(runs)
         write_table(folder / names.COMPARISON, comparison, notes, provenance(runs, **COMPARED))
-        printed.append(f"ours beside the paper: {folder / names.COMPARISON}.md\n")
-    printed += write_testbed(runs, benchmarks, folder.parent / "predictions", folder)
-    printed += write_events(folder.parent / "predictions", folder, runs)
+        lines.append(f"ours next to the paper: {folder / names.COMPARISON}.md\n")
+    lines += write_testbed(runs, benchmarks, folder.parent / "predictions", folder)
+    lines += write_events(folder.parent / "predictions", folder, runs)
     write_json(folder / names.MISSING_FILE, missing_cells(runs))
-    write_whole(folder / names.MAIN_TABLES_FILE, "\n".join(printed))
-    return printed
+    write_whole(folder / names.MAIN_TABLES_FILE, "\n".join(lines))
+    return lines
 
 
 def _write_requests(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Path) -> list[str]:
@@ -146,8 +146,8 @@ def _write_speed(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
 def _write_latency_tables(
     runs: Sequence[ModelRun], benchmarks: Sequence[str], records: Sequence[dict[str, Any]], folder: Path
 ) -> str:
-    """Write Table II in every scope, per pass and per batch, of every phase; -> the one that is printed."""
-    printed = ""
+    """Write Table II in every scope, per pass and per batch, of every phase; -> the one that is lines."""
+    lines = ""
     for scope, per, phase in product(SCOPES, ("pass", "batch"), ("all", *PHASES)):
         where = dict(scope=scope, per=per, phase=phase)
         chosen = [record for record in records if where.items() <= record.items()]
@@ -156,5 +156,5 @@ def _write_latency_tables(
         notes += [MEAN_TEXT[per], *saving_notes(chosen), *draw_notes(runs, chosen)]
         table, name = table_2(records, benchmarks, scope, per, phase), f"table_2_latency_{scope}_per_{per}_{phase}"
         text = write_table(folder / name, table, notes, provenance(runs, **where))
-        printed = text if where == names.SHOWN else printed
-    return printed
+        lines = text if where == names.SHOWN else lines
+    return lines

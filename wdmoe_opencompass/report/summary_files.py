@@ -26,7 +26,7 @@ FURTHER = (DIFFERENCES, REQUESTS, SPEED, FRONTIER, COMPARISON, TABLE_3, TABLE_4,
 WRITE_AGAIN = "write it again: opencompass CONFIG -r TIME --mode viz"
 NO_FOLDER, NO_TABLES = "no summary folder in it", "no tables in its summary folder, or those of an older version"
 GIVE_A_RUN = (
-    "give the time-stamped folder of a finished run whose config has summarizer=dict(type=WdmoeSummarizer), or "
+    "give the time-stamped folder of a finished run with summarizer=dict(type=WdmoeSummarizer) in its config, or "
     f"{WRITE_AGAIN}"
 )
 Number = Annotated[float, Field(allow_inf_nan=False)]

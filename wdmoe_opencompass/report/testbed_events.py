@@ -1,4 +1,4 @@
-"""What happened to the devices of a live testbed during a run, as a table."""
+"""Failures and returns of a live testbed's devices during a run, as a table."""
 
 import json
 from collections import Counter
@@ -19,8 +19,8 @@ COLUMNS = ["model", "dataset", "device", "event", "times", "tokens taken over", 
 FACTS = dict(device=str, kind=str, reason=str, by=str, tokens=int)  # what every event tells
 MAX_REASON_LENGTH = 120
 TEXT = (
-    "timeout, unavailable, refused, bad_reply, failed: a message that got no usable answer, whose tokens were computed "
-    "elsewhere, or a health check (no tokens); rejoined: the device was back. No answer is lost or counted twice."
+    "timeout, unavailable, refused, bad_reply, failed: a message without a usable answer, its tokens were computed "
+    "elsewhere, or a health check (no tokens); rejoined: the device came back. No answer is lost or counted twice."
 )
 
 
@@ -35,16 +35,16 @@ def event_records(predictions: Path) -> list[dict[str, Any]]:
             except (ValueError, TypeError, KeyError, RecursionError):
                 continue
             if is_event:
-                records.append(event | (_by_path(path.relative_to(predictions)) | _whose(event)))
+                records.append(event | (_by_path(path.relative_to(predictions)) | _model_and_dataset(event)))
     return records
 
 
-def _whose(event: dict[str, Any]) -> dict[str, str]:
+def _model_and_dataset(event: dict[str, Any]) -> dict[str, str]:
     return {key: event[key] for key in ("model", "dataset") if isinstance(event.get(key), str)}
 
 
 def _by_path(path: Path) -> dict[str, str]:
-    """Of a run before events told their model and dataset."""
+    """By the file's path: events of older runs do not name their model and dataset."""
     model, *names = path.parts
     return dict(model=model, dataset="/".join(names).removesuffix(EVENTS_SUFFIX))
 

@@ -1,4 +1,4 @@
-"""What a testbed measured: Tables III and IV and Figure 10."""
+"""Measurements of a testbed: Tables III and IV and Figure 10."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from .batches import BatchSums, grouped_sums
 from .cells import figure_text
 from .differences import cell_notes, difference_records
 from .figures import panel_grid, save_figure
-from .formats import bracketed, by_reason, write_json, write_table
+from .formats import brackets, by_reason, write_json, write_table
 from .predictions import write_predictions
 from .provenance import footnote, profile_line, provenance
 from .records import latency_ratio
@@ -35,8 +35,8 @@ LATENCY_TEXT = (
 )
 INTERVALS = BATCH_METHOD.replace(
     "under the run's own channel draws (paired", "as measured, vanilla and policy one after the other (paired"
-).replace("not of other fading", "not of a radio or a machine that became slower between the two runs")
-FIGURE_TEXT = "line: mean over layers and passes with so many tokens; band: least and most; as measured"
+).replace("not other fading", "not a radio or a machine that became slower between the two runs")
+FIGURE_TEXT = "line: mean over layers and passes with that number of tokens; band: minimum and maximum; as measured"
 
 
 def table_3(measured: Sequence[MeasuredRun], benchmarks: Sequence[str]) -> pd.DataFrame:
@@ -60,8 +60,8 @@ def waiting_records(
 ) -> list[dict[str, Any]]:
     """One record per model and benchmark of Table IV: latency_s and gain with the ends of their 95 % intervals.
 
-    gain is 1 - latency / vanilla's; None for vanilla itself, and where there is no vanilla to compare with. An interval
-    that is lacking is None, for the reason in no_interval.
+    gain is 1 - latency / vanilla's; None for vanilla itself, and without a vanilla to compare with. A missing interval
+    is None, for the reason in no_interval.
     """
     sums = {
         (measured_run.run.abbr, benchmark): measured_sums(
@@ -129,18 +129,20 @@ def table_4(records: Sequence[dict[str, Any]], benchmarks: Sequence[str]) -> pd.
 def _cell(record: dict[str, Any]) -> str:
     low, high = record["latency_low_s"], record["latency_high_s"]
     interval = None if low is None else Interval(1e3 * low, 1e3 * high)
-    text = " ".join([f"{1e3 * record['latency_s']:.3f}", *bracketed(interval, "{:.3f}")])
+    text = " ".join([f"{1e3 * record['latency_s']:.3f}", *brackets(interval, "{:.3f}")])
     if record["gain_low"] is None:
         return text
     gain = Interval(100 * record["gain_low"], 100 * record["gain_high"])
-    return f"{text} ({100 * record['gain']:+.1f} % {bracketed(gain)[0]})"
+    return f"{text} ({100 * record['gain']:+.1f} % {brackets(gain)[0]})"
 
 
 def token_bins(tokens: Array, waiting_s: Array) -> Array:
-    """-> [4, points] mean number of tokens, then mean, least and most seconds.
+    """Average latency over layers with the same number of tokens, into at most MAX_POINTS points.
 
-    tokens, waiting_s: [n] layers of passes. One point per number of tokens, or MAX_POINTS with equally many layers
-    where there are more numbers; equal numbers stay together.
+    tokens:    [layers] tokens of the layer's forward pass
+    waiting_s: [layers] waiting latency of the layer (s)
+    Returns:   [4, points] mean number of tokens; mean, minimum and maximum latency (s). With more than MAX_POINTS
+    numbers of tokens, each point has equally many layers, but equal numbers stay together. Source: our choice.
     """
     numbers, which = np.unique(tokens, return_inverse=True)
     if len(numbers) > MAX_POINTS:
@@ -159,12 +161,12 @@ def figure_10(measured: Sequence[MeasuredRun], benchmarks: Sequence[str], layer:
             points = [_points(times, layer) for _, times in pairs if len(times.pass_tokens)]
             if not points:
                 continue
-            tokens, mean, least, most = token_bins(*np.concatenate(points, axis=1))
+            tokens, mean, low, high = token_bins(*np.concatenate(points, axis=1))
             colour = COLOURS[number % len(COLOURS)]
             panel.plot(
                 tokens, 1e3 * mean, color=colour, marker="o", markersize=3, label=figure_text(measured_run.run.abbr)
             )
-            panel.fill_between(tokens, 1e3 * least, 1e3 * most, color=colour, alpha=0.2, linewidth=0)
+            panel.fill_between(tokens, 1e3 * low, 1e3 * high, color=colour, alpha=0.2, linewidth=0)
         panel.set(title=figure_text(benchmark), xlabel="tokens in the forward pass", ylabel="latency of one layer (ms)")
         panel.set_ylim(0, None)
         panel.legend()
@@ -185,7 +187,7 @@ def write_testbed(
     folder: Path,
     profile: ChannelProfile | None = None,
 ) -> list[str]:
-    """Write everything that the measured times in `predictions` allow into `folder`; -> lines for the screen.
+    """Write all tables and figures of the measured times in `predictions` into `folder`; -> lines for the screen.
 
     profile: what predictions are made from; default: each run's own.
     """
@@ -193,7 +195,7 @@ def write_testbed(
     if not measured:
         return []
     folder.mkdir(parents=True, exist_ok=True)
-    lacking = [
+    missing = [
         f"empty: {measured_run.run.abbr}, {d}: {why}"
         for measured_run in measured
         for d, why in measured_run.missing.items()
@@ -205,12 +207,12 @@ def write_testbed(
     write_table(folder / TABLE_3, table_3(measured, benchmarks), notes, origin)
     records = waiting_records(measured, benchmarks)
     write_json(folder / f"{TABLE_4}_records.json", records)
-    notes = [*footnote(own_runs, LATENCY_TEXT), f"square brackets: {INTERVALS}", *_gain_notes(records), *lacking]
-    printed = [write_table(folder / TABLE_4, table_4(records, benchmarks), notes, origin)]
+    notes = [*footnote(own_runs, LATENCY_TEXT), f"square brackets: {INTERVALS}", *_gain_notes(records), *missing]
+    lines = [write_table(folder / TABLE_4, table_4(records, benchmarks), notes, origin)]
     present = [b for b in benchmarks if any(measured_run.pairs_of(b) for measured_run in measured)]
     if present:
         save_figure(figure_10(measured, present), folder / FIGURE_10, profile_line(own_runs), FIGURE_TEXT)
-    return printed + write_predictions(measured, folder, profile)
+    return lines + write_predictions(measured, folder, profile)
 
 
 def _gain_notes(records: Sequence[dict[str, Any]]) -> list[str]:

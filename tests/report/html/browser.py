@@ -54,9 +54,9 @@ class Visit:
                 [node.value, node.checked] = ["", false];
                 if (before[0] || before[1]) node.dispatchEvent(new Event("input"));
               }
-              document.querySelectorAll("select").forEach((node, place) => {
-                if (node.value === asOpened[place]) return;
-                node.value = asOpened[place];
+              document.querySelectorAll("select").forEach((node, index) => {
+                if (node.value === asOpened[index]) return;
+                node.value = asOpened[index];
                 for (const kind of ["input", "change"]) node.dispatchEvent(new Event(kind));
               });
             }"""

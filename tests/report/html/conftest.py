@@ -46,5 +46,5 @@ def open_page(browser):
         return visits[-1]
 
     yield opened
-    for one in visits:
-        one.close()
+    for page in visits:
+        page.close()

@@ -28,7 +28,7 @@ def trace(model, policy, dataset, batches, passes, profile, seed=0, layers=3):
     sizes = dict(layers=layers, devices=len(profile.devices))
     blocks = []
     for number in range(batches):
-        one = block(ITEMS * number, ITEMS, passes, seed + number)
+        arrays_of = block(ITEMS * number, ITEMS, passes, seed + number)
         shape = (passes, sizes["layers"], sizes["devices"])
         before = rng.integers(0, 90, shape).astype(np.int32)
         kept = before if policy == "top_k" else (before * 0.65).astype(np.int32)
@@ -39,8 +39,10 @@ def trace(model, policy, dataset, batches, passes, profile, seed=0, layers=3):
         arrays["pass_index"], arrays["phase"] = np.arange(passes), np.arange(passes) > 0
         arrays["tokens"] = before[:, 0].sum(axis=1) // 2
         for name in ("co_selection", "ratio_counts"):
-            arrays[name] = np.repeat(one[name][:, :1], layers, axis=1)
-        blocks.append(one | {name: np.asarray(array).astype(one[name].dtype) for name, array in arrays.items()})
+            arrays[name] = np.repeat(arrays_of[name][:, :1], layers, axis=1)
+        blocks.append(
+            arrays_of | {name: np.asarray(array).astype(arrays_of[name].dtype) for name, array in arrays.items()}
+        )
     return join(of, blocks)
 
 
@@ -81,7 +83,7 @@ def write_run(folder, models=MODELS, sizes=SIZES, profile=None, seed=0, written=
         own.mkdir(parents=True)
         for dataset, (batches, passes) in sizes.items():
             answers = written(dataset, abbr, batches * ITEMS)
-            (own / f"{dataset}.json").write_text(json.dumps({str(n): one for n, one in enumerate(answers)}))
+            (own / f"{dataset}.json").write_text(json.dumps({str(n): answer for n, answer in enumerate(answers)}))
             path = own / f"{dataset}{SEALED_SUFFIX}"
             run.traces[dataset] = [trace(abbr, policy, dataset, batches, passes, profile, seed, layers)]
             write_trace(path, run.traces[dataset][0])

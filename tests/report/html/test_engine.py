@@ -49,7 +49,7 @@ def engine():
 
 
 def of(profile, **changes):
-    """The profile with other values, checked anew."""
+    """The profile with other values, checked again."""
     data = profile.model_dump(mode="json", exclude_none=True)
     for key, value in changes.items():
         data[key] = data[key] | value if isinstance(value, dict) else value
@@ -91,7 +91,7 @@ def changes_of(profile):
 
 
 def changed(profile, changes):
-    return reduce(lambda one, change: changed_profile(one, *change), changes.items(), profile)
+    return reduce(lambda changed, change: changed_profile(changed, *change), changes.items(), profile)
 
 
 def without_fading(profile):
@@ -487,10 +487,10 @@ def applicable(engine, runs, settings=None):
 
 def test_controls_that_change_nothing_are_named_with_a_reason(engine):
     found = applicable(engine, [split_run(measured())])
-    assert [key for key, one in found.items() if one["applies"]] == ["payload_bits"]
+    assert [key for key, control in found.items() if control["applies"]] == ["payload_bits"]
     assert "measured" in found["total_bandwidth_hz"]["reason"]
     found = applicable(engine, [split_run(PAPER)], dict(allocation="uniform"))
-    assert [key for key, one in found.items() if not one["applies"]] == ["scope"]
+    assert [key for key, control in found.items() if not control["applies"]] == ["scope"]
     found = applicable(engine, [split_run(PAPER), split_run(without_fading(PAPER), "calm")])
     assert found["fading"] == dict(applies=True, reason="changes nothing for calm: the profile has no fading")
 
@@ -607,6 +607,6 @@ def test_node_and_chromium_give_the_same_numbers():
     for kind in available():
         with javascript(kind) as evaluate:
             answers.append(evaluate(script("engine"), COMPUTED, argument))
-    ours, theirs = ([answer["datasets"]["d"]["waiting_latency_s"] for answer in one] for one in answers)
+    ours, theirs = ([answer["datasets"]["d"]["waiting_latency_s"] for answer in group] for group in answers)
     assert ours[0] == approx(theirs[0], rel=GAP["layer"])
     assert ours[1] == approx(theirs[1], rel=GAP["pass"])

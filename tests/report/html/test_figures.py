@@ -1,4 +1,4 @@
-"""What the page draws, number by number, beside what Python computes: figures, heat maps, map."""
+"""The page's figures, heat maps and map show the numbers that Python computes."""
 
 import json
 
@@ -46,7 +46,7 @@ def traces(visit, figure):
     """What plotly.js was given and has drawn: -> name -> trace."""
     visit.seen(figure)
     found = visit.page.evaluate("(id) => document.getElementById(id).data", figure)
-    return {one["name"]: one for one in found}
+    return {trace["name"]: trace for trace in found}
 
 
 def ends(trace, axis):
@@ -59,12 +59,16 @@ def test_the_accuracy_figure_is_table_1(run, drawn):
     found = traces(drawn[0], "figure-accuracy")
     assert set(found) == set(MODEL_OF.values())
     for model, trace in found.items():
-        of = {one["dataset"]: one for one in records if one["model"] == model and one["metric"] == "accuracy"}
+        of = {
+            record["dataset"]: record
+            for record in records
+            if record["model"] == model and record["metric"] == "accuracy"
+        }
         wanted = [of[name] for name in BENCHMARKS]
-        assert trace["y"] == approx([one["value"] for one in wanted])
+        assert trace["y"] == approx([record["value"] for record in wanted])
         low, high = ends(trace, "y")
-        assert low.tolist() == approx([one["low"] for one in wanted])
-        assert high.tolist() == approx([one["high"] for one in wanted])
+        assert low.tolist() == approx([record["low"] for record in wanted])
+        assert high.tolist() == approx([record["high"] for record in wanted])
         assert np.round(trace["x"]).tolist() == [0, 1]
 
 
@@ -124,8 +128,10 @@ def test_the_frontier_is_accuracy_against_latency_over_vanilla_s(run, drawn, all
     visit, profile = drawn
     visit.click(f"[name=allocation][value={allocation}]")
     visit.all_seen()
-    records = {one["model"]: one for one in json.loads((run / "summary" / "frontier_records.json").read_text())}
-    found = {name: one for name, one in traces(visit, "figure-frontier").items() if one["mode"] == "markers"}
+    records = {
+        record["model"]: record for record in json.loads((run / "summary" / "frontier_records.json").read_text())
+    }
+    found = {name: trace for name, trace in traces(visit, "figure-frontier").items() if trace["mode"] == "markers"}
     ending = "" if allocation == "optimal" else "_even"
     wanted = expected(run, profile)
     assert set(found) == set(records)
@@ -159,8 +165,8 @@ def test_prefill_and_decode_are_drawn_as_replay_has_them(run, drawn):
 
 def device_times(recorded, profile, method):
     """-> [passes, layers, devices] seconds until each device has answered, one split per layer."""
-    one = recorded.metadata
-    budget = link_budget(profile, draw_channel(profile), ExpertShape(one.hidden_size, one.ffn_size))
+    metadata = recorded.metadata
+    budget = link_budget(profile, draw_channel(profile), ExpertShape(metadata.hidden_size, metadata.ffn_size))
     load, evaluations = (np.asarray(array, float) for array in (recorded.device_load, recorded.expert_evaluations))
     hertz = profile.total_bandwidth_hz / len(profile.devices)
     if method == "optimal":
@@ -219,11 +225,11 @@ def test_the_two_splits_have_other_heat_maps_and_maps(drawn):
 def test_intervals_of_figure_6_are_those_of_the_ratio(run, drawn):
     visit, profile = drawn
     found = traces(visit, "figure-6")["both"]
-    for place, name in enumerate(BENCHMARKS):
+    for position, name in enumerate(BENCHMARKS):
         vanilla, both = (
             batch_sums([replay(trace_of(run, model, name), profile, method, "layer")], "all")
             for model, method in (("vanilla", "uniform"), ("wdmoe", "optimal"))
         )
         ratio = latency_ratio_interval(vanilla.latency_s, vanilla.count("batch"), both.latency_s, both.count("batch"))
         low, high = ends(found, "y")
-        assert (low[place], high[place]) == near_interval(ratio)
+        assert (low[position], high[position]) == near_interval(ratio)

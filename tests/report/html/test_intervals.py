@@ -1,4 +1,4 @@
-"""The page's intervals of changed settings against those of the tables, whose bootstrap draws other random numbers."""
+"""The page's intervals of changed settings against those of the tables, which use other random numbers."""
 
 from importlib.resources import files
 
@@ -19,7 +19,7 @@ SCRIPT = (files("wdmoe_opencompass.report.html") / "page" / "intervals.js").read
 INTERVALS = """([bootstrap, cases]) => {
   const intervals = makeIntervals(bootstrap);
   return cases.map(([before_s, after_s, count]) => {
-    const [before, after] = [before_s, after_s].map((latency_s) => intervals.resampled(latency_s, count));
+    const [before, after] = [before_s, after_s].map((latency_s) => intervals.resample(latency_s, count));
     return [intervals.mean(after), intervals.ratio(before, after)];
   });
 }"""
@@ -37,8 +37,8 @@ def test_they_are_those_of_the_tables_but_for_the_random_numbers():
         pytest.skip(NOTHING)
     rng = np.random.default_rng(0)
     cases = [case(rng, groups) for groups in GROUPS for _ in range(10)]
-    stretch = {n: (n / (n - 1)) ** 0.5 * t.ppf(TAILS[1], n - 1) / norm.ppf(TAILS[1]) for n in GROUPS}
-    bootstrap = dict(resamples=BATCH_RESAMPLES, min_groups=MIN_GROUPS, tails=TAILS, stretch=stretch)
+    widening = {n: (n / (n - 1)) ** 0.5 * t.ppf(TAILS[1], n - 1) / norm.ppf(TAILS[1]) for n in GROUPS}
+    bootstrap = dict(resamples=BATCH_RESAMPLES, min_groups=MIN_GROUPS, tails=TAILS, widening=widening)
     with javascript(available()[0]) as evaluate:
         found = evaluate(SCRIPT, INTERVALS, [bootstrap, [[column.tolist() for column in columns] for columns in cases]])
     off = []  # ends, in widths of the interval

@@ -33,17 +33,17 @@ def many_path(tmp_path_factory):
 @pytest.fixture
 def many(open_page, many_path):
     def opened(**options):
-        one = open_page(many_path, **options)
-        one.page.evaluate("document.querySelectorAll('#model-choice input:not(:checked)').forEach((n) => n.click())")
-        one.all_seen()
-        return one
+        visit = open_page(many_path, **options)
+        visit.page.evaluate("document.querySelectorAll('#model-choice input:not(:checked)').forEach((n) => n.click())")
+        visit.all_seen()
+        return visit
 
     return opened
 
 
 def test_no_two_models_look_alike(many):
-    one = many()
-    data = {id_: one.page.evaluate(f"document.getElementById('{id_}').data") for id_ in FIGURES}
+    visit = many()
+    data = {id_: visit.page.evaluate(f"document.getElementById('{id_}').data") for id_ in FIGURES}
 
     def looks(id_):
         for trace in data[id_]:
@@ -58,7 +58,7 @@ def test_no_two_models_look_alike(many):
         assert len(found) == count, id_
         assert len(set(found)) == count, id_
     swatch = "#table-accuracy tbody .key, #table-latency tbody .key"
-    swatches = one.page.eval_on_selector_all(swatch, "nodes => nodes.map(n => n.getAttribute('style'))")
+    swatches = visit.page.eval_on_selector_all(swatch, "nodes => nodes.map(n => n.getAttribute('style'))")
     assert len(swatches) == 15 + 30 + 29
     assert len(set(swatches[:15])) == 15  # a model each
     assert len(set(swatches[15:])) == 30  # a row of a model each; its savings over draws have the row's own
@@ -66,26 +66,26 @@ def test_no_two_models_look_alike(many):
 
 @pytest.mark.parametrize(("width", "least"), [(1280, 240), (390, 200)])
 def test_a_long_legend_leaves_room_for_the_figure(many, width, least):
-    one = many(width=width, height=844)
+    visit = many(width=width, height=844)
     for id_ in FIGURES:
-        size, height = one.page.evaluate(
+        size, height = visit.page.evaluate(
             "(id) => [document.getElementById(id)._fullLayout._size.h, document.getElementById(id).clientHeight]", id_
         )
         assert size >= least, id_
-        drawn = one.page.evaluate("(id) => document.querySelector(`#${id} svg`).clientHeight", id_)
+        drawn = visit.page.evaluate("(id) => document.querySelector(`#${id} svg`).clientHeight", id_)
         assert drawn <= height, id_
-    shown = one.page.locator("#figure-6 .legend .traces").count()
+    shown = visit.page.locator("#figure-6 .legend .traces").count()
     assert shown == 30
-    assert one.page.locator("#figure-6 .legend .scrollbar").evaluate_all(
+    assert visit.page.locator("#figure-6 .legend .scrollbar").evaluate_all(
         "nodes => nodes.every(n => !+n.getAttribute('height'))"
     )
 
 
 @pytest.mark.parametrize("width", [1280, 390, 320])
 def test_every_benchmark_has_its_label(many, width):
-    one = many(width=width, height=844)
+    visit = many(width=width, height=844)
     for id_ in ("figure-accuracy", "figure-6"):
-        labels = one.page.evaluate(
+        labels = visit.page.evaluate(
             """(id) => {
               const whole = document.getElementById(id).getBoundingClientRect();
               return [...document.querySelectorAll(`#${id} .xtick text`)].map((text) => {
@@ -98,17 +98,17 @@ def test_every_benchmark_has_its_label(many, width):
             id_,
         )
         assert labels == [True] * 8, id_
-    assert one.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_models_of_long_names_have_a_bar_each(many):
-    one = many()
-    figure = one.page.evaluate("(({data, layout}) => ({data, layout}))(document.getElementById('figure-phases'))")
+    visit = many()
+    figure = visit.page.evaluate("(({data, layout}) => ({data, layout}))(document.getElementById('figure-phases'))")
     axis = figure["layout"]["yaxis"]
     assert len(set(axis["ticktext"])) == len(axis["ticktext"]) == 30
     for trace in figure["data"]:
         assert sorted(trace["y"]) == axis["tickvals"] == list(range(30))
-    names = one.page.evaluate("document.getElementById('figure-accuracy').data.map((trace) => trace.name)")
+    names = visit.page.evaluate("document.getElementById('figure-accuracy').data.map((trace) => trace.name)")
     assert len(set(names)) == 15
 
 
@@ -118,22 +118,22 @@ NAMES = ("constructor", "toString", "__proto__")
 def test_any_name_is_a_name(open_page, tmp_path):
     models = {"vanilla": "top_k", "constructor": "wlr", "__proto__": "wlr"}
     run = write_run(tmp_path / "run", models, dict.fromkeys(NAMES, (6, 2)))
-    one = open_page(write_page(run)[0])
-    one.set("#total-number", 60)
-    one.all_seen()
+    visit = open_page(write_page(run)[0])
+    visit.set("#total-number", 60)
+    visit.all_seen()
     profile = changed_profile(PROFILE, "total_bandwidth_hz", 60e6)
-    cells = one.cells()
+    cells = visit.cells()
     assert len(cells) == 18
     for (row, model, dataset), value in cells.items():
         mean_s = replay(trace_of(run, model, dataset), profile, ROWS[row][1], "layer").mean_s("batch", "all")
         assert value == approx(mean_s, rel=DIGITS)
     for model in models:
-        one.page.select_option("#model", model)
+        visit.page.select_option("#model", model)
         for name in NAMES:
-            one.page.select_option("#benchmark", name)
-            one.settled()
-            assert one.page.locator("#heat-time td[data-value]").count() == 24
-    assert not one.complaints
+            visit.page.select_option("#benchmark", name)
+            visit.settled()
+            assert visit.page.locator("#heat-time td[data-value]").count() == 24
+    assert not visit.complaints
 
 
 def test_a_folder_whose_name_is_no_utf_8_opens(browser, run, tmp_path):
@@ -181,20 +181,20 @@ def test_a_dataset_whose_counts_do_not_fit_keeps_its_numbers(cut, run):
 
 
 def test_print_leaves_the_page_as_it_was(open_page, run):
-    one = open_page(write_page(run)[0])
-    one.all_seen()
-    one.page.click("#notes-latency summary")
-    open_before = one.page.evaluate("[...document.querySelectorAll('details')].map(d => d.open)")
-    widths = one.page.evaluate(WIDTHS)
-    one.page.pdf()
-    one.settled()
-    assert one.page.evaluate(WIDTHS) == widths
-    assert all(drawn == place for drawn, place in widths)
-    assert one.page.evaluate("[...document.querySelectorAll('details')].map(d => d.open)") == open_before
-    one.page.set_viewport_size(dict(width=700, height=900))
-    one.page.wait_for_function("(ids) => !ids.every(WdmoePage.isDrawn)", arg=list(FIGURES))  # soon after the resize
-    one.all_seen()
-    assert all(drawn == place for drawn, place in one.page.evaluate(WIDTHS))
+    visit = open_page(write_page(run)[0])
+    visit.all_seen()
+    visit.page.click("#notes-latency summary")
+    open_before = visit.page.evaluate("[...document.querySelectorAll('details')].map(d => d.open)")
+    widths = visit.page.evaluate(WIDTHS)
+    visit.page.pdf()
+    visit.settled()
+    assert visit.page.evaluate(WIDTHS) == widths
+    assert all(drawn == width for drawn, width in widths)
+    assert visit.page.evaluate("[...document.querySelectorAll('details')].map(d => d.open)") == open_before
+    visit.page.set_viewport_size(dict(width=700, height=900))
+    visit.page.wait_for_function("(ids) => !ids.every(WdmoePage.isDrawn)", arg=list(FIGURES))  # soon after the resize
+    visit.all_seen()
+    assert all(drawn == width for drawn, width in visit.page.evaluate(WIDTHS))
 
 
 def test_what_somebody_set_is_shown_to_its_last_digit(visit, tmp_path):
@@ -218,11 +218,11 @@ def test_what_somebody_set_is_shown_to_its_last_digit(visit, tmp_path):
 @pytest.mark.parametrize(
     ("selector", "value", "words"),
     [
-        ("#total-number", "0", ["total bandwidth", "must be > 0", "Still counting: 50 MHz"]),
-        ("#total-number", "1e12", ["must be between", "Still counting: 50 MHz"]),
+        ("#total-number", "0", ["total bandwidth", "must be > 0", "still using 50 MHz"]),
+        ("#total-number", "1e12", ["must be between", "still using 50 MHz"]),
         ("#total-number", "", ["must be a number"]),
-        ("#payload-number", "5.5", ["payload", "whole number", "Still counting: 16 bit"]),
-        (device(3, "distance_m"), "-4", ["device_3, distance", "must be > 0", "Still counting: 37.3 m"]),
+        ("#payload-number", "5.5", ["payload", "whole number", "still using 16 bit"]),
+        (device(3, "distance_m"), "-4", ["device_3, distance", "must be > 0", "still using 37.3 m"]),
         (device(3, "transmit_power_w"), "1e30", ["device_3, transmit power", "between", "0.2 W"]),
     ],
 )
@@ -232,12 +232,12 @@ def test_a_value_that_is_not_taken_is_told_in_words(visit, selector, value, word
     visit.set(selector, value)
     assert visit.cells() == before
     text = visit.page.inner_text(f"#{visit.page.get_attribute(selector, 'aria-describedby')}")
-    assert all(one in text for one in words), text
+    assert all(word in text for word in words), text
     assert visit.page.input_value("#total-range") == "50"
-    assert visit.page.locator("[role=alert]", has_text="Not taken").count() == 1
+    assert visit.page.locator("[role=alert]", has_text="still using").count() == 1
     visit.page.click("#reset")
     assert visit.page.locator("[aria-invalid]").count() == 0
-    assert visit.page.locator("[role=alert]", has_text="Not taken").count() == 0
+    assert visit.page.locator("[role=alert]", has_text="still using").count() == 0
 
 
 def test_a_better_value_takes_the_words_away(visit):
@@ -269,24 +269,24 @@ FAILING = """(reason) => {
 
 
 def test_an_error_of_the_engine_stands_in_place_of_the_number(open_page, run):
-    one = open_page(write_page(run)[0])
-    one.page.evaluate(FAILING, UNPROVEN)
-    one.page.select_option("#benchmark", "writing")
-    one.set("#total-number", 60)
-    one.settled()
-    one.all_seen()
-    assert one.page.locator("#table-latency [data-error=writing]").all_inner_texts() == [UNPROVEN] * 2
-    assert {key for key in one.cells() if key[2] == "writing"} == {
+    visit = open_page(write_page(run)[0])
+    visit.page.evaluate(FAILING, UNPROVEN)
+    visit.page.select_option("#benchmark", "writing")
+    visit.set("#total-number", 60)
+    visit.settled()
+    visit.all_seen()
+    assert visit.page.locator("#table-latency [data-error=writing]").all_inner_texts() == [UNPROVEN] * 2
+    assert {key for key in visit.cells() if key[2] == "writing"} == {
         ("vanilla_even", "vanilla", "writing"),
         ("selection_only", "wdmoe", "writing"),
     }
-    assert one.page.locator("#table-phases td.empty", has_text=UNPROVEN).count() == 4
-    assert UNPROVEN in one.page.inner_text("#heat-time")
-    assert "1 of 2 benchmarks" in one.page.inner_text("#frontier-lead")
-    drawn = {id_: one.page.evaluate(f"document.getElementById('{id_}').data") for id_ in ("figure-6", "figure-7")}
+    assert visit.page.locator("#table-phases td.empty", has_text=UNPROVEN).count() == 4
+    assert UNPROVEN in visit.page.inner_text("#heat-time")
+    assert "1 of 2 benchmarks" in visit.page.inner_text("#frontier-lead")
+    drawn = {id_: visit.page.evaluate(f"document.getElementById('{id_}').data") for id_ in ("figure-6", "figure-7")}
     assert [len(trace["x"]) for trace in drawn["figure-6"]] == [2, 2, 1, 1]
     assert [trace["name"] for trace in drawn["figure-7"]] == ["vanilla_even", "selection_only"]
-    assert not one.complaints
+    assert not visit.complaints
 
 
 @pytest.mark.parametrize("value", [1e15, 1e160])
@@ -341,18 +341,18 @@ def several(tmp_path_factory):
 
 def test_a_run_of_several_profiles_says_whose_values_count(open_page, several, visit):
     assert visit.page.is_hidden("#profiles-note")
-    one = open_page(several)
-    note = one.page.inner_text("#profiles-note")
+    visit = open_page(several)
+    note = visit.page.inner_text("#profiles-note")
     assert "each model keeps its own until a control is moved" in note
     assert "Save writes paper_8_devices, the profile of wd-a" in note
-    one.page.select_option("#model", "wd-b")
-    assert "Save writes far_cell, the profile of wd-b" in one.page.inner_text("#profiles-note")
-    with one.page.expect_download() as download:
-        one.page.click("#save")
+    visit.page.select_option("#model", "wd-b")
+    assert "Save writes far_cell, the profile of wd-b" in visit.page.inner_text("#profiles-note")
+    with visit.page.expect_download() as download:
+        visit.page.click("#save")
     assert download.value.suggested_filename == "far_cell.yaml"
-    one.all_seen()
+    visit.all_seen()
     for id_ in ("figure-6", "figure-7", "figure-5"):
-        data = one.page.evaluate(f"document.getElementById('{id_}').data")
+        data = visit.page.evaluate(f"document.getElementById('{id_}').data")
         looks = [
             (
                 t.get("line", t["marker"])["color"],

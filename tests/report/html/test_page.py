@@ -34,11 +34,15 @@ def without_fading(profile):
 
 def test_the_first_numbers_are_those_of_the_tables(run, visit):
     records = json.loads((run / "summary" / "latency.json").read_text())
-    shown = [one for one in records if SHOWN.items() <= one.items()]
-    assert visit.cells() == {(one["row"], one["model"], one["dataset"]): one["latency_s"] for one in shown}
+    shown = [record for record in records if SHOWN.items() <= record.items()]
+    assert visit.cells() == {
+        (record["row"], record["model"], record["dataset"]): record["latency_s"] for record in shown
+    }
     table = json.loads((run / "summary" / "table_2_latency_layer_per_batch_all.json").read_text())
     text = visit.page.inner_text("#table-latency")
-    ends = [(1e3 * one["latency_low_s"], 1e3 * one["latency_high_s"]) for one in shown if one["latency_low_s"]]
+    ends = [
+        (1e3 * record["latency_low_s"], 1e3 * record["latency_high_s"]) for record in shown if record["latency_low_s"]
+    ]
     assert ends
     assert all(f"[{low:.3f}, {high:.3f}]" in text for low, high in ends)
     rows = {row["row"]: row for row in table["rows"]}
@@ -53,8 +57,12 @@ def test_the_first_numbers_are_those_of_the_tables(run, visit):
 def test_savings_over_fading_draws_are_shown_as_recorded_and_follow_no_control(run, visit):
     records = json.loads((run / "summary" / "latency.json").read_text())
     where = SHOWN | dict(scope="layer")
-    drawn = {(one["row"], one["model"], one["dataset"]): one for one in records if where.items() <= one.items()}
-    drawn = {key: one for key, one in drawn.items() if one["draws"]}
+    drawn = {
+        (record["row"], record["model"], record["dataset"]): record
+        for record in records
+        if where.items() <= record.items()
+    }
+    drawn = {key: record for key, record in drawn.items() if record["draws"]}
     visit.click("[name=scope][value=layer]")
     cells = visit.page.locator("#table-latency [data-draws]")
     assert cells.count() == len(drawn) == 3 * 2
@@ -257,24 +265,24 @@ def test_every_control_is_reached_with_the_keyboard_alone(visit):
 def test_axe_finds_nothing_serious_in_light_and_dark(open_page, run):
     from axe_playwright_python.sync_playwright import Axe
 
-    one = open_page(write_page(run)[0])
-    one.all_seen()
-    one.set("#total-number", 60)
-    one.settled()
-    one.open_item()
-    for summary in one.page.locator("details.notes > summary, details.more > summary").all():
+    visit = open_page(write_page(run)[0])
+    visit.all_seen()
+    visit.set("#total-number", 60)
+    visit.settled()
+    visit.open_item()
+    for summary in visit.page.locator("details.notes > summary, details.more > summary").all():
         summary.click()
     for theme in ("light", "dark"):
-        one.page.select_option("#theme", theme)
-        violations = Axe().run(one.page).response["violations"]
+        visit.page.select_option("#theme", theme)
+        violations = Axe().run(visit.page).response["violations"]
         grave = [(v["id"], v["nodes"][0]["html"][:200]) for v in violations if v["impact"] in ("serious", "critical")]
         assert not grave, theme
 
 
 def test_a_phone_scrolls_down_alone(open_page, run):
-    one = open_page(write_page(run)[0], width=390, height=844)
-    one.all_seen()
-    assert one.page.evaluate("document.documentElement.scrollWidth") <= 390
+    visit = open_page(write_page(run)[0], width=390, height=844)
+    visit.all_seen()
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_items_are_filtered_searched_and_compared(visit):
@@ -305,38 +313,38 @@ def test_what_others_wrote_stays_text(open_page, tmp_path):
     run = write_run(tmp_path / "run", models, {name: (7, 1), "plain": (7, 2)}, written=written)
     path, page = write_page(run)
     assert page.html.count("</script>") == page.html.count("<script")
-    one = open_page(path)
-    one.all_seen()
-    body = one.open_item()
-    assert one.page.evaluate("window.hacked") is None
-    assert one.page.locator("img, main script, main b, main i").count() == 0
+    visit = open_page(path)
+    visit.all_seen()
+    body = visit.open_item()
+    assert visit.page.evaluate("window.hacked") is None
+    assert visit.page.locator("img, main script, main b, main i").count() == 0
     assert HOSTILE in body
-    assert name in one.page.inner_text("#table-latency")
-    assert not one.complaints
+    assert name in visit.page.inner_text("#table-latency")
+    assert not visit.complaints
 
 
 def test_controls_that_do_nothing_are_disabled_and_say_why(open_page, tmp_path):
     devices = [
-        one.model_dump(exclude_none=True) | dict(downlink_bit_per_s=1e8, uplink_bit_per_s=1e7)
-        for one in synthetic_profile().devices
+        device.model_dump(exclude_none=True) | dict(downlink_bit_per_s=1e8, uplink_bit_per_s=1e7)
+        for device in synthetic_profile().devices
     ]
     measured = synthetic_profile(rates="measured", devices=devices, fading=dict(model="none"))
-    one = open_page(write_page(write_run(tmp_path / "run", profile=measured))[0])
+    visit = open_page(write_page(write_run(tmp_path / "run", profile=measured))[0])
     for selector in ("#total-range", "#total-number", "#fading", "#device-controls input >> nth=0"):
-        assert one.page.is_disabled(selector)
-    assert one.page.is_enabled("#payload-number")
-    assert "measured" in one.page.inner_text("#devices-why")
-    one.all_seen()
-    assert "measured" in one.page.inner_text("#figure-5")
-    before = one.cells()
-    one.set("#payload-number", 8)
-    assert one.cells() != before
+        assert visit.page.is_disabled(selector)
+    assert visit.page.is_enabled("#payload-number")
+    assert "measured" in visit.page.inner_text("#devices-why")
+    visit.all_seen()
+    assert "measured" in visit.page.inner_text("#figure-5")
+    before = visit.cells()
+    visit.set("#payload-number", 8)
+    assert visit.cells() != before
 
 
 def test_a_profile_without_fading_has_no_draw_to_switch_off(open_page, tmp_path):
-    one = open_page(write_page(write_run(tmp_path / "run", profile=without_fading(PROFILE)))[0])
-    assert one.page.is_disabled("#fading")
-    assert "no fading" in one.page.inner_text("#fading-why")
+    visit = open_page(write_page(write_run(tmp_path / "run", profile=without_fading(PROFILE)))[0])
+    assert visit.page.is_disabled("#fading")
+    assert "no fading" in visit.page.inner_text("#fading-why")
 
 
 def test_what_was_not_measured_stays_empty_with_its_reason(open_page, run, tmp_path):
@@ -345,20 +353,20 @@ def test_what_was_not_measured_stays_empty_with_its_reason(open_page, run, tmp_p
     latency = json.loads((folder / "summary" / "latency.json").read_text())
     gone = ("wdmoe", "choice")
     for name, records in (("accuracy", accuracy), ("latency", latency)):
-        kept = [one for one in records if (one["model"], one["dataset"]) != gone]
+        kept = [record for record in records if (record["model"], record["dataset"]) != gone]
         (folder / "summary" / f"{name}.json").write_text(json.dumps(kept))
     (folder / "summary" / "missing.json").write_text(json.dumps(["wdmoe, choice: the disk was full"]))
     trace = folder / "predictions" / "wdmoe" / "choice.trace.safetensors"
     trace.unlink()
     page = make_page(folder)
     assert any("choice" in sentence for sentence in page.left_out)
-    one = open_page(write_page(folder)[0])
-    assert one.page.locator("#table-latency td.empty", has_text="the disk was full").count() == 2
-    assert one.page.locator("#table-accuracy td.empty", has_text="the disk was full").count() == 1
-    assert "the disk was full" in one.page.inner_text("#missing")
-    one.set("#total-number", 50)
-    assert ("both", "wdmoe", "choice") not in one.cells()
-    assert ("both", "wdmoe", "writing") in one.cells()
+    visit = open_page(write_page(folder)[0])
+    assert visit.page.locator("#table-latency td.empty", has_text="the disk was full").count() == 2
+    assert visit.page.locator("#table-accuracy td.empty", has_text="the disk was full").count() == 1
+    assert "the disk was full" in visit.page.inner_text("#missing")
+    visit.set("#total-number", 50)
+    assert ("both", "wdmoe", "choice") not in visit.cells()
+    assert ("both", "wdmoe", "writing") in visit.cells()
 
 
 def test_a_testbed_s_tables_are_shown_where_there_are_any(open_page, shared, run, tmp_path):
@@ -367,9 +375,9 @@ def test_a_testbed_s_tables_are_shown_where_there_are_any(open_page, shared, run
     table = dict(rows=[{"row": "wdmoe", "choice": "3.141 (+9.5 %)"}], notes=["as measured"])
     (folder / "summary" / "table_4_testbed_latency.json").write_text(json.dumps(table))
     (folder / "summary" / "figure_10_testbed_latency.png").touch()
-    one = open_page(write_page(folder)[0])
-    assert "3.141 (+9.5 %)" in one.page.inner_text("#testbed")
-    assert one.page.get_attribute("#testbed a", "href") == "figure_10_testbed_latency.png"
+    visit = open_page(write_page(folder)[0])
+    assert "3.141 (+9.5 %)" in visit.page.inner_text("#testbed")
+    assert visit.page.get_attribute("#testbed a", "href") == "figure_10_testbed_latency.png"
 
 
 def copied(run, tmp_path):
@@ -424,17 +432,17 @@ def test_a_folder_without_tables_is_answered(tmp_path):
 
 @pytest.mark.slow
 def test_the_page_of_a_real_run_shows_its_tables_and_follows_its_controls(open_page, small_run):
-    one = open_page(small_run / "summary" / "report.html")
+    visit = open_page(small_run / "summary" / "report.html")
     records = json.loads((small_run / "summary" / "latency.json").read_text())
     shown = [record for record in records if SHOWN.items() <= record.items()]
-    assert one.cells() == {(r["row"], r["model"], r["dataset"]): r["latency_s"] for r in shown}
-    one.all_seen()
-    one.set("#total-number", 31)
-    one.settled()
-    for row, model, dataset in one.cells():
+    assert visit.cells() == {(r["row"], r["model"], r["dataset"]): r["latency_s"] for r in shown}
+    visit.all_seen()
+    visit.set("#total-number", 31)
+    visit.settled()
+    for row, model, dataset in visit.cells():
         trace = trace_of(small_run, model, dataset)
         profile = changed_profile(trace.metadata.profile, "total_bandwidth_hz", 31e6)
         mean_s = replay(trace, profile, ROWS[row][1], SHOWN["scope"]).mean_s("batch", "all")
-        assert one.cells()[row, model, dataset] == approx(mean_s, rel=DIGITS)
-    assert not one.complaints
-    assert all(url.startswith(("file:", "data:", "blob:")) for url in one.requests)
+        assert visit.cells()[row, model, dataset] == approx(mean_s, rel=DIGITS)
+    assert not visit.complaints
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in visit.requests)

@@ -1,4 +1,4 @@
-"""The page of a folder whose traces were routed without a model: no part of its frontier is called accuracy."""
+"""The page of traces routed without a model: no part of its frontier is called accuracy."""
 
 import json
 
@@ -27,9 +27,11 @@ def routed(tmp_path_factory):
 def test_the_frontier_shows_the_router_weight_kept(open_page, routed):
     visit = open_page(routed / "summary" / "report.html")
     visit.all_seen()
-    records = {one["model"]: one for one in json.loads((routed / "summary" / "frontier_records.json").read_text())}
+    records = {
+        record["model"]: record for record in json.loads((routed / "summary" / "frontier_records.json").read_text())
+    }
     data = visit.page.evaluate("document.getElementById('figure-frontier').data")
-    points = {one["name"]: one for one in data if one["mode"] == "markers"}
+    points = {trace["name"]: trace for trace in data if trace["mode"] == "markers"}
     assert set(points) == set(records) == {"tiny-top_k", "tiny-fixed_k", "tiny-wlr"}
     for model, point in points.items():
         assert (point["x"], point["y"]) == (
@@ -48,11 +50,11 @@ def test_the_frontier_shows_the_router_weight_kept(open_page, routed):
 
 def test_another_channel_moves_the_latency_alone(open_page, routed):
     visit = open_page(routed / "summary" / "report.html")
-    read = "document.getElementById('figure-frontier').data.filter((one) => one.mode === 'markers')"
+    read = "document.getElementById('figure-frontier').data.filter((trace) => trace.mode === 'markers')"
     visit.all_seen()
     before = visit.page.evaluate(read)
     visit.click("[name=allocation][value=uniform]")
     visit.all_seen()
     after = visit.page.evaluate(read)
-    assert [one["y"] for one in after] == [one["y"] for one in before]
+    assert [trace["y"] for trace in after] == [trace["y"] for trace in before]
     assert all(even["x"][0] > optimal["x"][0] for even, optimal in zip(after, before, strict=True))

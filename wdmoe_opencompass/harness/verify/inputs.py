@@ -133,7 +133,7 @@ def other_versions(run: Run) -> list[str]:
     """A note for each package that the run's traces recorded in another version than is installed here."""
     recorded = {pair for trace in run.traces.values() for pair in trace.metadata.versions.items()}
     return [
-        f"the run recorded {name} {number}, here is {here}: last digits may differ"
+        f"the run recorded {name} {number}, here is {here}: last digits and the wording of notes may differ"
         for name, number in sorted(recorded)
         if (here := _installed(name)) != number
     ]

@@ -23,7 +23,7 @@ def answered_items(
     """Questions and answers of every dataset, for the page.
 
     models: (abbr, vanilla: abbr of the model it is compared with or None); rights: (abbr, dataset) -> "1" or "0" per
-    item, empty where its evaluator does not tell, of every pair whose answers stand in the run's tables.
+    item, empty where its evaluator does not tell, of every pair in the run's tables.
     An answer equal to its vanilla's is left out of the item: None. Where not all items fit into most_bytes of JSON,
     those that selection changed come first, then all others in order, a dataset as often as the next.
 
@@ -33,15 +33,15 @@ def answered_items(
     datasets = []
     for dataset in dict.fromkeys(dataset for _, dataset in rights):
         read: dict[str, Items] = {}
-        for abbr in (one["abbr"] for one in models if (one["abbr"], dataset) in rights):
+        for abbr in (model["abbr"] for model in models if (model["abbr"], dataset) in rights):
             try:
                 read[abbr] = list(_predictions(run_folder / "predictions", abbr, dataset))
             except WdmoeError as reason:
                 problems.append(f"{abbr}, {dataset}: {reason}")
         if read:
             datasets.append(_dataset(dataset, models, read, {m: rights[m, dataset] for m in read}))
-    for one, kept in zip(datasets, _fitting([one["items"] for one in datasets], most_bytes), strict=True):
-        one["items"] = kept
+    for found, kept in zip(datasets, _fit([found["items"] for found in datasets], most_bytes), strict=True):
+        found["items"] = kept
     return dict(datasets=datasets, problems=problems)
 
 
@@ -50,7 +50,7 @@ def _dataset(
 ) -> dict[str, Any]:
     """items: of [number, question, possible answers or None, reference, answers by model, changed by selection]."""
     names = list(read)
-    vanilla = {one["abbr"]: one["vanilla"] for one in models}
+    vanilla = {model["abbr"]: model["vanilla"] for model in models}
     count = max(map(len, read.values()))
     items = []
     for number in range(count):
@@ -98,7 +98,8 @@ def _question(item: Mapping[str, Any]) -> tuple[str, dict[str, str] | None, str]
     if not ranked:
         return _cut(_text(item.get("origin_prompt", "")), MAX_QUESTION_LENGTH, from_end=True), None, reference
     texts = {
-        label: _text(one.get("testing input", "") if isinstance(one, dict) else one) for label, one in ranked.items()
+        label: _text(value.get("testing input", "") if isinstance(value, dict) else value)
+        for label, value in ranked.items()
     }
     start = _common_start(list(texts.values()))
     options = {label: _cut(text[len(start) :], MAX_ANSWER_LENGTH) for label, text in texts.items()}
@@ -126,7 +127,7 @@ def _text(value: Any) -> str:
 
 
 def _cut(text: str, letters: int, from_end: bool = False) -> str:
-    """A text that fits; where it does not, how much is left out. A prompt's question stands at its end."""
+    """Shorten a text and say how much is left out. A prompt's question is at its end."""
     left_out = len(text) - letters
     if left_out <= 0:
         return text
@@ -134,17 +135,17 @@ def _cut(text: str, letters: int, from_end: bool = False) -> str:
     return f"{note}\n{text[-letters:]}" if from_end else f"{text[:letters]}\n{note}"
 
 
-def _fitting(datasets: Sequence[list[list]], most_bytes: int) -> list[list[list]]:
+def _fit(datasets: Sequence[list[list]], most_bytes: int) -> list[list[list]]:
     """The items that fit, in order: those that changed first, a dataset as often as the next."""
     chosen: list[list[int]] = [[] for _ in datasets]
     left = most_bytes
     for changed in (1, 0):
         queues = [[n for n, item in enumerate(items) if item[-1] == changed] for items in datasets]
-        for place in range(max(map(len, queues), default=0)):
+        for position in range(max(map(len, queues), default=0)):
             for queue, items, own in zip(queues, datasets, chosen, strict=True):
-                if place < len(queue):
-                    size = len(clean_text(json.dumps(items[queue[place]], ensure_ascii=False)).encode())
+                if position < len(queue):
+                    size = len(clean_text(json.dumps(items[queue[position]], ensure_ascii=False)).encode())
                     if size <= left:
                         left -= size
-                        own.append(queue[place])
+                        own.append(queue[position])
     return [[items[n] for n in sorted(own)] for items, own in zip(datasets, chosen, strict=True)]

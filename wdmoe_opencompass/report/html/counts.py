@@ -91,18 +91,18 @@ def packed_bytes(packed: Any) -> int:
 
 
 def _model(run: ModelRun) -> dict[str, Any]:
-    one = run.all_traces[0].metadata
+    metadata = run.all_traces[0].metadata
     return dict(
         abbr=run.abbr,
         routing=run.policy,
-        profile=_plain_profile(one.profile),
-        profile_hash=one.profile_hash,
-        hidden_size=one.hidden_size,
-        ffn_size=one.ffn_size,
-        layers=one.layers,
-        devices=[device.name for device in one.profile.devices],
+        profile=_plain_profile(metadata.profile),
+        profile_hash=metadata.profile_hash,
+        hidden_size=metadata.hidden_size,
+        ffn_size=metadata.ffn_size,
+        layers=metadata.layers,
+        devices=[device.name for device in metadata.profile.devices],
         groups=run.groups,
-        run_draws=_packed_gains(one.profile, [("", 0, 0)], 1) if _is_one_draw(one.profile) else None,
+        run_draws=_packed_gains(metadata.profile, [("", 0, 0)], 1) if _is_one_draw(metadata.profile) else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""The page itself: what a run's summary folder says, its traces' counts and its answers, in one file.
+"""The page itself: a run's summary folder, its traces' counts and its answers, in one file.
 
 Nothing is fetched when it is opened: styles, scripts and plotly.js are in the file, and its content security policy
 forbids every request. What models, datasets and files say goes into the page as JSON and reaches the screen as text.
@@ -62,7 +62,7 @@ class Page:
 
 
 def write_page(run_folder: Path) -> tuple[Path, Page]:
-    """Write `summary/report.html` of a run whose tables are in its summary folder; -> its path and the page.
+    """Write `summary/report.html` from the tables in a run's summary folder; -> its path and the page.
 
     WdmoeError where there are no tables; OSError where the file cannot be written.
     """
@@ -77,20 +77,20 @@ def make_page(run_folder: Path) -> Page:
     runs, problems = _runs(run_folder)
     facts = _facts(run_folder, runs)
     facts["problems"] = problems
-    counted = counts(runs, MAX_COUNT_BYTES)
-    texts = [_json(facts), _json(counted)]
+    packed = counts(runs, MAX_COUNT_BYTES)
+    texts = [_json(facts), _json(packed)]
     left = max(MIN_ITEM_BYTES, MAX_DATA_BYTES - sum(len(text.encode()) for text in texts))
     items = _items(run_folder, facts, left)
     texts.append(_json(items))
-    left_out = [*problems, *_without_counts(counted), *items["problems"], *_cut_items(items)]
+    left_out = [*problems, *_without_counts(packed), *items["problems"], *_cut_items(items)]
     unfit = count_surrogates([facts, items])
     if unfit:
         left_out.append(f"{unfit} texts hold lone surrogates, which UTF-8 cannot hold; U+FFFD is in their place")
     return Page(_html(texts), sum(len(text.encode()) for text in texts), left_out)
 
 
-def _without_counts(counted: Mapping[str, Any]) -> list[str]:
-    return [f"{model['abbr']}, {name}: {why}" for model in counted["models"] for name, why in model["left_out"].items()]
+def _without_counts(packed: Mapping[str, Any]) -> list[str]:
+    return [f"{model['abbr']}, {name}: {why}" for model in packed["models"] for name, why in model["left_out"].items()]
 
 
 def _cut_items(items: Mapping[str, Any]) -> list[str]:
@@ -118,7 +118,7 @@ def _facts(run_folder: Path, runs: Sequence[ModelRun]) -> dict[str, Any]:
         models=[_model(run, runs, benchmarks) for run in runs],
         accuracy=read_summary(run_folder, "accuracy.json"),
         differences=read_summary(run_folder, "accuracy_differences.json"),
-        latency=dict(keys=LATENCY_KEYS, records=[[one.get(key) for key in LATENCY_KEYS] for one in latency]),
+        latency=dict(keys=LATENCY_KEYS, records=[[record.get(key) for key in LATENCY_KEYS] for record in latency]),
         frontier=read_summary(run_folder, names.FRONTIER_RECORDS_FILE),
         missing=read_summary(run_folder, names.MISSING_FILE),
         notes={name: read_summary(run_folder, f"{name}.json")["notes"] for name in names.MAIN},
@@ -129,7 +129,7 @@ def _facts(run_folder: Path, runs: Sequence[ModelRun]) -> dict[str, Any]:
         tokens={abbr: {name: _tokens(parts) for name, parts in of.items()} for abbr, of in traces.items()},
         pairs={run.abbr: {name: _pairs(parts) for name, parts in run.traces.items()} for run in _routers(runs)},
         bootstrap=dict(
-            resamples=BATCH_RESAMPLES, min_groups=MIN_GROUPS, tails=TAILS, stretch=_stretches(runs, benchmarks)
+            resamples=BATCH_RESAMPLES, min_groups=MIN_GROUPS, tails=TAILS, widening=_widenings(runs, benchmarks)
         ),
     )
 
@@ -143,14 +143,14 @@ def _runs(run_folder: Path) -> tuple[list[ModelRun], list[str]]:
     groups = read_summary(run_folder, names.GROUPS_FILE)
     identities = read_summary(run_folder, names.IDENTITY_FILE, otherwise=[])  # not in summaries of earlier versions
     runs, problems = [], []
-    for one in facts["models"]:
-        run = ModelRun(one["model"], one["policy"], (one["weights"], one.get("profile_hash", "")))
-        run.groups, run.batch_size = groups, one.get("batch_size")
-        run.perplexity = one.get("perplexity", run.perplexity)
+    for model in facts["models"]:
+        run = ModelRun(model["model"], model["policy"], (model["weights"], model.get("profile_hash", "")))
+        run.groups, run.batch_size = groups, model.get("batch_size")
+        run.perplexity = model.get("perplexity", run.perplexity)
         own = [record for record in identities if record["model"] == run.abbr]
         run.identities = {record["dataset"]: record["facts"] for record in own if record["facts"]}
         run.asked = {record["dataset"]: record["asked"] for record in own}
-        for dataset, digests in one["files"].items():
+        for dataset, digests in model["files"].items():
             trace_names = [name for name in digests if name.endswith(SEALED_SUFFIX)]
             try:
                 run.traces[dataset] = [_trace(run_folder, run.abbr, name, digests[name]) for name in trace_names]
@@ -177,7 +177,7 @@ def _few(runs: Sequence[ModelRun]) -> list[str]:
 
 
 def _vanilla_of(run: ModelRun, runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> ModelRun | None:
-    """The one vanilla that a model is compared with on all benchmarks on which it is compared; None without such."""
+    """The vanilla that a model is compared with, if it is the same on all benchmarks; else None."""
     found = {v.abbr: v for name in benchmarks if (v := vanilla_of(run, runs, name)) is not None}
     return next(iter(found.values())) if len(found) == 1 else None
 
@@ -195,24 +195,24 @@ def _model(run: ModelRun, runs: Sequence[ModelRun], benchmarks: Sequence[str]) -
         batch_size=run.batch_size,
     )
     if first is not None:
-        one = first.metadata
+        metadata = first.metadata
         facts |= dict(
-            layers=one.layers,
-            experts=one.experts,
-            profile=one.profile.model_dump(mode="json", exclude_none=True),
-            device_of_expert=one.profile.device_of_expert(one.experts),
+            layers=metadata.layers,
+            experts=metadata.experts,
+            profile=metadata.profile.model_dump(mode="json", exclude_none=True),
+            device_of_expert=metadata.profile.device_of_expert(metadata.experts),
         )
     return facts
 
 
 def _tokens(traces: Sequence[RoutingTrace]) -> list[int]:
     """Tokens of each batch, for Figure 7; the traces one after the other."""
-    sums = [np.bincount(one.batch, weights=one.tokens, minlength=len(one.items)) for one in traces]
+    sums = [np.bincount(trace.batch, weights=trace.tokens, minlength=len(trace.items)) for trace in traces]
     return np.concatenate(sums).astype(int).tolist()
 
 
 def _routers(runs: Sequence[ModelRun]) -> list[ModelRun]:
-    """Whose choices Figure 8 is of: vanilla's, whose router chose for all of its weights, else everybody's."""
+    """The models of Figure 8: vanilla, because it keeps every expert of its router; without vanilla, all."""
     return [run for run in runs if run.is_vanilla] or list(runs)
 
 
@@ -224,15 +224,15 @@ def _pairs(traces: Sequence[RoutingTrace]) -> dict[str, Any]:
     return dict(layers=[layer + 1 for layer in chosen], shares=np.round(shares[:, chosen].T, 6).tolist())
 
 
-def _stretches(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> dict[int, float]:
-    """By number of groups of batches, for every number that occurs: see `statistics._batch_interval`."""
+def _widenings(runs: Sequence[ModelRun], benchmarks: Sequence[str]) -> dict[int, float]:
+    """Number of groups of batches -> factor that widens its intervals; see `statistics._batch_interval`."""
     groups = np.array(sorted({n for run in runs for b in benchmarks for n in _group_counts(run.traces_of(b)) if n > 1}))
-    stretch = np.sqrt(groups / (groups - 1)) * t.ppf(TAILS[1], groups - 1) / norm.ppf(TAILS[1])
-    return dict(zip(groups.tolist(), stretch.tolist(), strict=True))
+    factors = np.sqrt(groups / (groups - 1)) * t.ppf(TAILS[1], groups - 1) / norm.ppf(TAILS[1])
+    return dict(zip(groups.tolist(), factors.tolist(), strict=True))
 
 
 def _group_counts(traces: Sequence[RoutingTrace]) -> set[int]:
-    """How many groups of batches of the same items have a pass of a phase, or of any."""
+    """Numbers of groups of batches of the same items, in each phase and in all."""
     found = set()
     for phase in ("all", *PHASES):
         keys = {
@@ -245,8 +245,8 @@ def _group_counts(traces: Sequence[RoutingTrace]) -> set[int]:
 
 
 def _items(run_folder: Path, facts: Mapping[str, Any], most_bytes: int) -> dict[str, Any]:
-    marks = {(one["model"], one["dataset"]): one["right"] for one in read_summary(run_folder, names.ITEMS_FILE)}
-    scored = {(one["model"], one["dataset"]) for one in facts["accuracy"]}
+    marks = {(r["model"], r["dataset"]): r["right"] for r in read_summary(run_folder, names.ITEMS_FILE)}
+    scored = {(record["model"], record["dataset"]) for record in facts["accuracy"]}
     members = [dataset for of in facts["groups"].values() for dataset in of]
     asked = [(model["abbr"], dataset) for dataset in dict.fromkeys(members) for model in facts["models"]]
     rights = {pair: marks.get(pair, "") for pair in asked if pair in scored}
@@ -260,7 +260,7 @@ def _table(run_folder: Path, name: str) -> dict[str, Any]:
 
 
 def _json(content: Any) -> str:
-    """JSON that can stand in a script element whatever it holds: no text in it ends the element or begins a comment."""
+    """JSON that is safe in a script element: no text in it ends the element or begins a comment."""
     text = clean_text(json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False))
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
@@ -275,10 +275,10 @@ def _html(data: Sequence[str]) -> str:
         if re.search(r"</script|<!--", text, re.IGNORECASE):
             raise WdmoeError(f"{name}: holds text that would end the page's script")
     allowed = " ".join(f"'sha256-{_digest(text)}'" for text in scripts.values())
-    values = {"POLICY": allowed, "STYLE": _shipped("page.css")}
+    values = {"POLICY": allowed, "STYLE": _shipped_text("page.css")}
     values |= dict(zip(("FACTS", "COUNTS", "ITEMS"), data, strict=True))
     values |= {name.upper(): text for name, text in scripts.items()}
-    pieces = re.split(r"\{\{([A-Z]+)\}\}", _shipped("page.html"))  # never looked for in what is put in
+    pieces = re.split(r"\{\{([A-Z]+)\}\}", _shipped_text("page.html"))  # never looked for in what is put in
     return "".join(values[piece] if number % 2 else piece for number, piece in enumerate(pieces))
 
 
@@ -288,7 +288,7 @@ def script(name: str) -> str:
     `page` puts everything that models, datasets or files said in as text, never as HTML; plotly.js, which reads some
     HTML in labels, gets it escaped (`plain` of helpers.js).
     """
-    parts = "\n".join(_shipped(f"{name}/{part}.js") for part in PARTS[name])
+    parts = "\n".join(_shipped_text(f"{name}/{part}.js") for part in PARTS[name])
     return f'"use strict";\n\n(() => {{\n{parts}}})();\n'
 
 
@@ -296,5 +296,5 @@ def _digest(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _shipped(name: str) -> str:
+def _shipped_text(name: str) -> str:
     return (files(__package__) / name).read_text(encoding="utf-8")

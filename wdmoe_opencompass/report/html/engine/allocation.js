@@ -9,7 +9,7 @@ function layer_problems(dataset, varying) {
 
 function constant_layers(dataset) {
   const count = dataset.load.length / dataset.devices;
-  return { count, row: counted(count), draw: new Int32Array(count), of: dataset.row_of };
+  return { count, row: range(count), draw: new Int32Array(count), of: dataset.row_of };
 }
 
 function distinct_layers(dataset) {
@@ -57,7 +57,7 @@ function distinct_passes({ passes, layers }, layer_of) {
 }
 
 // -> {finish: [cells, devices] seconds until each device has answered, of: [passes, layers] cells, gap, accepted}
-function solved(model, dataset, profile, settings) {
+function solve(model, dataset, profile, settings) {
   const radio = radio_of(model, dataset, profile);
   const varying = profile.fading.model !== "none" && dataset.draws !== null;
   const layers = layer_problems(dataset, varying);
@@ -100,9 +100,9 @@ function evenly_split(radio, dataset, layers) {
   for (let i = 0; i < finish.length; i++) {
     const problem = Math.floor(i / devices);
     const device = i % devices;
-    const place = layers.row[problem] * devices + device;
+    const position = layers.row[problem] * devices + device;
     const token = even_value[layers.draw[problem] * devices + device] * unit_s;
-    finish[i] = dataset.load[place] * token + dataset.evaluations[place] * computation_s[device];
+    finish[i] = dataset.load[position] * token + dataset.evaluations[position] * computation_s[device];
   }
   return { finish, of: layers.of, gap: 0, accepted: 0 };
 }

@@ -1,6 +1,6 @@
 // ---- counts: what counts.py packed, decoded once
 
-function decoded(packed) {
+function decode(packed) {
   const text = atob(packed.data);
   const bytes = new Uint8Array(text.length);
   for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
@@ -20,14 +20,14 @@ function loaded_model(packed) {
 
 // unit exponential draws of both directions, [draws, layers or 1, devices] each; one and the same where `up` lacks
 function loaded_draws(packed) {
-  const down = decoded(packed.down);
-  return { down, up: packed.up ? decoded(packed.up) : down };
+  const down = decode(packed.down);
+  return { down, up: packed.up ? decode(packed.up) : down };
 }
 
 function loaded_dataset(name, packed, model) {
-  const load = Float64Array.from(decoded(packed.load));
-  const extra = packed.extra ? decoded(packed.extra) : null;
-  const phase = decoded(packed.phase);
+  const load = Float64Array.from(decode(packed.load));
+  const extra = packed.extra ? decode(packed.extra) : null;
+  const phase = decode(packed.phase);
   return {
     name,
     passes: packed.passes,
@@ -37,28 +37,28 @@ function loaded_dataset(name, packed, model) {
     parts: packed.parts,
     load, // [rows, devices]
     evaluations: extra ? load.map((tokens, i) => tokens + extra[i]) : load,
-    row_of: packed.index ? Int32Array.from(decoded(packed.index)) : counted(packed.rows), // [passes, layers]
-    batch_of: repeated(decoded(packed.passes_of_batch), packed.passes),
-    first_item: decoded(packed.first_item),
-    items: decoded(packed.items),
+    row_of: packed.index ? Int32Array.from(decode(packed.index)) : range(packed.rows), // [passes, layers]
+    batch_of: repeat(decode(packed.passes_of_batch), packed.passes),
+    first_item: decode(packed.first_item),
+    items: decode(packed.items),
     phase,
     draws: packed.draws ? loaded_draws(packed.draws) : null,
-    draw_of: packed.draw ? decoded(packed.draw) : null, // [passes]
+    draw_of: packed.draw ? decode(packed.draw) : null, // [passes]
     draws_by_layer: model.profile.fading.coherence === "layer",
     found: {}, // distinct problems, kept from one computation to the next
   };
 }
 
-function counted(length) {
+function range(length) {
   return Int32Array.from({ length }, (_, i) => i);
 }
 
-function repeated(times, total) {
+function repeat(times, total) {
   const numbers = new Int32Array(total);
-  let place = 0;
+  let position = 0;
   times.forEach((count, number) => {
-    numbers.fill(number, place, place + count);
-    place += count;
+    numbers.fill(number, position, position + count);
+    position += count;
   });
   return numbers;
 }

@@ -9,7 +9,7 @@ WdmoeEngine.defaults(run) -> settings      what the user may change; null everyw
      fading,                               null or true: the run's own draw; false: as a profile with fading.model none
      allocation: 'uniform' | 'optimal', scope: 'layer' | 'pass', the latter in hindsight: it needs the loads of all layers
      devices: [{name, distance_m, transmit_power_w}, ...]}   every device of any model, matched by name
-WdmoeEngine.own(run, number = 0) -> settings with a model's own numbers in place of null, for the sliders' first places
+WdmoeEngine.own(run, number = 0) -> settings with a model's own numbers in place of null, for the sliders' initial positions
 WdmoeEngine.limits -> {key: {above, least, most, whole, unit}}          what a profile allows, as far as it makes sense
 WdmoeEngine.known -> {path_loss, duplex, fading, rates, scopes, allocations, phases}: names that the engine knows
 WdmoeEngine.applicable(run, settings) -> {key: {applies, reason}}       reason: why not, or for which models not; or ''

@@ -30,11 +30,11 @@ class LayerSolver {
     const { devices, down, up, even_value, even_slope, computation_s, unit_s } = this.radio;
     this.count = 0;
     for (let k = 0; k < devices; k++) {
-      const place = row * devices + k;
-      if (!(dataset.load[place] > 0)) continue;
+      const position = row * devices + k;
+      if (!(dataset.load[position] > 0)) continue;
       const at = draw * devices + k;
-      const weight = dataset.load[place] * unit_s;
-      this.add(k, weight, dataset.evaluations[place] * computation_s[k]);
+      const weight = dataset.load[position] * unit_s;
+      this.add(k, weight, dataset.evaluations[position] * computation_s[k]);
       this.set_link(this.count - 1, down[at], up[at], even_value[at], even_slope[at]);
     }
     this.scale();
@@ -147,8 +147,8 @@ class LayerSolver {
     normalise(share, count);
   }
 
-  write_finish(finish, place) {
-    for (let n = 0; n < this.count; n++) finish[place + this.device[n]] = this.finish[n] * this.unit_s;
+  write_finish(finish, position) {
+    for (let n = 0; n < this.count; n++) finish[position + this.device[n]] = this.finish[n] * this.unit_s;
   }
 }
 

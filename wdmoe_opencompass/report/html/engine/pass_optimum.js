@@ -46,13 +46,13 @@ class PassSolver {
     }
     for (let i = 0; i < dataset.layers; i++) {
       const problem = layer[start + i];
-      const place = problems.row[problem] * devices;
+      const position = problems.row[problem] * devices;
       let busy = false;
       for (let n = 0; n < this.count; n++) {
         const k = this.device[n];
         const cell = this.rows * this.count + n;
-        this.weight[cell] = dataset.load[place + k] * unit_s;
-        this.fixed[cell] = dataset.evaluations[place + k] * computation_s[k];
+        this.weight[cell] = dataset.load[position + k] * unit_s;
+        this.fixed[cell] = dataset.evaluations[position + k] * computation_s[k];
         busy ||= this.weight[cell] > 0;
       }
       if (!busy) continue;
@@ -323,9 +323,9 @@ class PassSolver {
 
   write_finish(finish, start) {
     for (let i = 0; i < this.rows; i++) {
-      const place = start + this.layer[i] * this.radio.devices;
+      const position = start + this.layer[i] * this.radio.devices;
       for (let n = 0; n < this.count; n++) {
-        finish[place + this.device[n]] = this.best_finish[i * this.count + n] * this.unit_s;
+        finish[position + this.device[n]] = this.best_finish[i * this.count + n] * this.unit_s;
       }
     }
   }

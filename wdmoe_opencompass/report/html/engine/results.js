@@ -77,7 +77,7 @@ class DatasetResult {
 
   groups(phase = "all") {
     const { parts, first_item, items } = this.dataset;
-    const part_of = repeated(
+    const part_of = repeat(
       parts.map((part) => part.batches),
       this.batches,
     );
@@ -167,7 +167,7 @@ class ModelResult {
     this.datasets = Object.create(null);
     for (const [name, dataset] of Object.entries(model.datasets)) {
       set_when_read(this.datasets, name, () => {
-        return new DatasetResult(dataset, solved(model, dataset, this.profile, settings));
+        return new DatasetResult(dataset, solve(model, dataset, this.profile, settings));
       });
     }
   }

@@ -13,19 +13,19 @@ function drawFigure5() {
   }
   const rows = sweepRows(true),
     names = named(rows);
-  const traces = rows.map(([row, abbr], place) => {
+  const traces = rows.map(([row, abbr], position) => {
     const there = facts.sweep_hz
       .map((hertz) => [hertz, sweep.values.get([row, abbr, view.benchmark, hertz].join("\n"))])
       .filter(([, value]) => known(value));
     return {
       type: "scatter",
       mode: "lines+markers",
-      name: names[place].name,
+      name: names[position].name,
       x: there.map(([hertz]) => hertz / 1e6),
       y: there.map(([, value]) => 1e3 * value),
       line: { color: styleOf(row, abbr).colour },
       marker: { symbol: styleOf(row, abbr).symbol, size: 7 },
-      hovertemplate: `%{x} MHz: %{y:.3f} ms${names[place].extra}`,
+      hovertemplate: `%{x} MHz: %{y:.3f} ms${names[position].extra}`,
     };
   });
   if (sweepLacks().length) {
@@ -52,7 +52,7 @@ function drawFigure5() {
   });
 }
 
-/** A mean in seconds, NaN where there is none or the engine says that it is none. */
+/** A mean in seconds; NaN without one, or if the engine could not compute it. */
 const sound = (mean_s, model) => (known(mean_s) && !errorOf(model.results_of(view.benchmark)) ? mean_s : NaN);
 
 /** Why a figure of the benchmark in view has nothing of these rows. */
@@ -84,7 +84,7 @@ function sweepOn() {
     if (at !== generation || !waiting.length) return;
     const hertz = waiting.shift();
     for (const allocation of ["uniform", "optimal"]) {
-      const found = computed(allocation, { total_bandwidth_hz: hertz });
+      const found = computeLatencies(allocation, { total_bandwidth_hz: hertz });
       for (const [row, abbr] of rows.filter(([name]) => facts.rows[name].allocation === allocation)) {
         sweep.values.set(
           [row, abbr, view.benchmark, hertz].join("\n"),
@@ -107,7 +107,7 @@ function drawFigure7() {
   const rows = allRows(true),
     names = named(rows);
   const traces = rows
-    .map(([row, abbr], place) => {
+    .map(([row, abbr], position) => {
       const found = latest[facts.rows[row].allocation].get(abbr)?.results_of(view.benchmark) ?? [];
       const results = errorOf(found) ? [] : found;
       const x = results.length
@@ -117,11 +117,11 @@ function drawFigure7() {
       return {
         type: "scatter",
         mode: "markers",
-        name: names[place].name,
+        name: names[position].name,
         x,
         y,
         marker: { color: styleOf(row, abbr).colour, symbol: styleOf(row, abbr).symbol, size: 7, opacity: 0.8 },
-        hovertemplate: `%{x} tokens: %{y:.3f} ms${names[place].extra}`,
+        hovertemplate: `%{x} tokens: %{y:.3f} ms${names[position].extra}`,
       };
     })
     .filter((trace) => trace.x.length);
@@ -133,22 +133,22 @@ function drawFigure7() {
 }
 
 function drawFigure8() {
-  const has = (one) => at(facts.pairs, one.abbr, facts.groups[view.benchmark][0]);
+  const has = (model) => at(facts.pairs, model.abbr, facts.groups[view.benchmark][0]);
   const model = vanillas.find(has) ?? routed.find(has);
   const parts = model
     ? facts.groups[view.benchmark].map((dataset) => at(facts.pairs, model.abbr, dataset)).filter(Boolean)
     : [];
   const paints = [style("--vanilla"), "#E69F00", "#0072B2"];
-  const traces = (parts[0]?.layers ?? []).map((layer, place) => {
-    const y = parts.flatMap((part) => part.shares[place]);
+  const traces = (parts[0]?.layers ?? []).map((layer, position) => {
+    const y = parts.flatMap((part) => part.shares[position]);
     return {
       type: "scatter",
       mode: y.length > 1 ? "lines+markers" : "markers",
       name: `layer ${layer}`,
       x: y.map((_, n) => n + 1),
       y,
-      line: { color: paints[place], width: 1.5 },
-      marker: { symbol: SYMBOLS[place], size: 6 },
+      line: { color: paints[position], width: 1.5 },
+      marker: { symbol: SYMBOLS[position], size: 6 },
     };
   });
   plot("figure-8", traces, {
@@ -174,7 +174,7 @@ function drawPhases() {
       type: "bar",
       orientation: "h",
       name: phase,
-      y: rows.map((_, place) => place),
+      y: rows.map((_, position) => position),
       text: rows.map(([row, abbr]) => plain(rowName(row, abbr))),
       textposition: "none",
       x: rows.map(([row, abbr]) => 1e3 * (found[phase].get([row, abbr, view.benchmark].join("\n"))?.latency_s ?? NaN)),
@@ -188,7 +188,7 @@ function drawPhases() {
     xaxis: { title: `latency ${PER[view.per]} (ms)`, rangemode: "tozero" },
     yaxis: {
       tickmode: "array",
-      tickvals: rows.map((_, place) => place),
+      tickvals: rows.map((_, position) => position),
       ticktext: shown.map(plain),
       range: [rows.length - 0.5, -0.5],
       zeroline: false,

@@ -12,11 +12,11 @@ function waitedShare() {
 
 const expertsOf = (device) =>
   (models.get(view.model).device_of_expert ?? [])
-    .map((place, expert) => (place === device ? expert : -1))
+    .map((holder, expert) => (holder === device ? expert : -1))
     .filter((expert) => expert >= 0);
 
 function drawChannel() {
-  if (!run.models.some((one) => one.abbr === view.model)) {
+  if (!run.models.some((model) => model.abbr === view.model)) {
     byId("channel-lead").textContent = "No model of this run has a trace, so there is no channel to draw.";
     return;
   }
@@ -82,7 +82,7 @@ function mapOf(profile, waited, measured) {
     high = ramp("--heat-high"),
     most = waited ? Math.max(...waited, 1e-9) : 1;
   const title = svg("title");
-  title.textContent = "Devices around the base station at their distances; the table beside it holds the same numbers";
+  title.textContent = "Devices around the base station at their distances; the table next to it holds the same numbers";
   const picture = svg(
     "svg",
     { viewBox: `0 18 ${size} ${size - 30}`, role: "img", "aria-label": title.textContent },
@@ -94,7 +94,7 @@ function mapOf(profile, waited, measured) {
     picture.append(svg("circle", { cx: centre, cy: centre, r: radius(metres), class: "ring" }), label);
   }
   const count = profile.devices.length;
-  const places = profile.devices.map((device, k) => {
+  const points = profile.devices.map((device, k) => {
     const angle = -Math.PI / 2 + (2 * Math.PI * (k + 0.5)) / count;
     return [
       centre + radius(device.distance_m) * Math.cos(angle),
@@ -102,9 +102,9 @@ function mapOf(profile, waited, measured) {
       angle,
     ];
   });
-  for (const [x, y] of places) picture.append(svg("line", { x1: centre, y1: centre, x2: x, y2: y, class: "link" }));
+  for (const [x, y] of points) picture.append(svg("line", { x1: centre, y1: centre, x2: x, y2: y, class: "link" }));
   picture.append(svg("rect", { x: centre - 9, y: centre - 9, width: 18, height: 18, rx: 4, fill: style("--accent") }));
-  places.forEach(([x, y, angle], k) => {
+  points.forEach(([x, y, angle], k) => {
     const rgb = low.map((from, n) => Math.round(from + ((high[n] - from) * (waited ? waited[k] : 0)) / most));
     const side = Math.cos(angle) > 0.3 ? "start" : Math.cos(angle) < -0.3 ? "end" : "middle";
     const dx = side === "start" ? 13 : side === "end" ? -13 : 0,

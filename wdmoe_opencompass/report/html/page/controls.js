@@ -37,7 +37,7 @@ function choice(id, name, values, key) {
           checked: view[key] === value,
           onchange: () => {
             view[key] = value;
-            changed();
+            refresh();
           },
         }),
         text,
@@ -77,49 +77,45 @@ function slider(id, name, unit, scale, least, most, step, set) {
   };
 }
 
-const wrongs = new Map(); // field -> why its value is not taken
+const wrongs = new Map(); // field -> why its value is invalid
 
-/** Say below the fields what is wrong with them; they are described by it. */
-function sayWrong(place) {
-  const own_ = [...wrongs].filter(([, { at: its }]) => its === place);
-  place.replaceChildren(...own_.map(([, { text }]) => el("span", {}, text)));
+/** Say below the fields why their values are invalid. */
+function sayWrong(message) {
+  const own_ = [...wrongs].filter(([, { at: its }]) => its === message);
+  message.replaceChildren(...own_.map(([, { text }]) => el("span", {}, text)));
 }
 
-function markWrong(field, place, text) {
-  wrongs.set(field, { at: place, text });
+function markWrong(field, message, text) {
+  wrongs.set(field, { at: message, text });
   field.setAttribute("aria-invalid", "true");
-  field.setAttribute("aria-describedby", place.id);
-  sayWrong(place);
+  field.setAttribute("aria-describedby", message.id);
+  sayWrong(message);
 }
 
-function markRight(field, place) {
+function markRight(field, message) {
   wrongs.delete(field);
   field.removeAttribute("aria-invalid");
   field.removeAttribute("aria-describedby");
-  sayWrong(place);
+  sayWrong(message);
 }
 
-/** Take what a field holds, true where it could be: else it stays there, marked, and the last value still counts. */
-function take(field, place, name, unit, scale, set) {
+/** Use a field's value; -> whether it is valid. An invalid value stays there, marked, and the last one still counts. */
+function take(field, message, name, unit, scale, set) {
   const before = structuredClone(settings),
     value = field.value === "" ? NaN : Number(field.value) * scale;
   try {
-    if (Number.isNaN(value)) throw new Error("it must be a number");
+    if (Number.isNaN(value)) throw new Error("value must be a number");
     set(value);
     WdmoeEngine.changed_profile(run, 0, settings);
   } catch (error) {
     settings = before;
-    const why = error.message.replace(/^\S+( of .*?)? must/, "it must").replace(/, got .*$/, "");
-    markWrong(
-      field,
-      place,
-      `Not taken, ${name}: ${inUnit(why, scale)}. Still counting: ${field.dataset.last} ${unit}.`,
-    );
+    const why = error.message.replace(/^\S+( of .*?)? must/, "must").replace(/, got .*$/, "");
+    markWrong(field, message, `${name}: ${inUnit(why, scale)}; still using ${field.dataset.last} ${unit}.`);
     return false;
   }
   field.dataset.last = exact(value / scale);
-  markRight(field, place);
-  changed();
+  markRight(field, message);
+  refresh();
   return true;
 }
 
@@ -128,7 +124,7 @@ const inUnit = (text, scale) =>
   text.replace(/-?\d[\d.e+-]*/gi, (number) => (scale === 1 ? number : exact(Number(number) / scale)));
 
 const several = new Set(facts.models.map((model) => model.profile_hash).filter(Boolean)).size > 1; // profiles
-/** Where models have profiles of their own: whose values count, and which profile is saved. */
+/** If models have their own profiles: which values count, and which profile is saved. */
 function drawProfiles() {
   byId("profiles-note").hidden = !several || !run.models.length;
   if (byId("profiles-note").hidden) return;
@@ -162,11 +158,11 @@ function makeControls() {
   });
   byId("fading").addEventListener("change", (event) => {
     settings.fading = event.target.checked ? null : false;
-    changed();
+    refresh();
   });
   deviceFields = [];
-  const rows = settings.devices.map((device, place) => {
-    const start = first.devices.find((one) => one.name === device.name) ?? device;
+  const rows = settings.devices.map((device, position) => {
+    const start = first.devices.find((other) => other.name === device.name) ?? device;
     const fields = DEVICE_KEYS.map((key) => {
       const words = key === "distance_m" ? "distance in metres" : "transmit power in watts";
       const step = key === "distance_m" ? 5 : 0.05; // of the arrow keys; any other value can be typed
@@ -186,11 +182,11 @@ function makeControls() {
           key === "distance_m" ? "m" : "W",
           1,
           (value) => {
-            settings.devices[place][key] = several ? value : same(value, start[key]);
+            settings.devices[position][key] = several ? value : same(value, start[key]);
           },
         ),
       );
-      deviceFields.push({ field, place, key, start: start[key] });
+      deviceFields.push({ field, position, key, start: start[key] });
       return field;
     });
     return el("div", { class: "device-row" }, el("span", { class: "name", title: device.name }, device.name), fields);
@@ -229,14 +225,14 @@ function showSettings() {
   gate([byId("fading")], may.fading);
   gate([...byId("choose-scope").querySelectorAll("input")], may.scope);
   gate([...byId("choose-allocation").querySelectorAll("input")], may.allocation);
-  for (const { field, place, key, start } of deviceFields) {
+  for (const { field, position, key, start } of deviceFields) {
     gate([field], may[key]);
-    field.value = field.dataset.last = exact(settings.devices[place][key] ?? start ?? 0);
+    field.value = field.dataset.last = exact(settings.devices[position][key] ?? start ?? 0);
     markRight(field, byId("devices-wrong"));
   }
   byId("fading-why").textContent = may.fading.reason;
   byId("devices-why").textContent = [
-    ...new Set([may.total_bandwidth_hz, may.distance_m, may.scope].map((one) => one.reason).filter(Boolean)),
+    ...new Set([may.total_bandwidth_hz, may.distance_m, may.scope].map((control) => control.reason).filter(Boolean)),
   ].join("; ");
 }
 
@@ -246,7 +242,7 @@ function reset() {
   for (const radio of byId("settings").querySelectorAll("input[type=radio]"))
     radio.checked = view[radio.name] === radio.value;
   showSettings();
-  changed();
+  refresh();
 }
 
 function save() {

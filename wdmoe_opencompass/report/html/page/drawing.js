@@ -35,11 +35,11 @@ function followIn(ms) {
 }
 
 /** After a change of settings or view: what takes longer than FIRST_MS is shown when it is there. */
-function changed() {
+function refresh() {
   generation += 1;
   sweeping = false;
-  for (const allocation of ["uniform", "optimal"]) latest[allocation] = computed(allocation);
-  waiting = isOwn() ? [] : unsolved();
+  for (const allocation of ["uniform", "optimal"]) latest[allocation] = computeLatencies(allocation);
+  waiting = isOwn() ? [] : findUnsolved();
   solve(performance.now() + FIRST_MS);
   pending = !isOwn();
   cells = latencyCells(false);
@@ -49,7 +49,7 @@ function changed() {
 }
 
 /** Each dataset of each model that the settings want solved: even splits and the benchmark in view come first. */
-function unsolved() {
+function findUnsolved() {
   const inView = new Set(facts.groups[view.benchmark]);
   const found = ["uniform", "optimal"].flatMap((allocation) =>
     [...latest[allocation].values()].flatMap((model) =>
@@ -91,7 +91,7 @@ function afterwards() {
 
 let figuresAt = 0; // ms after the page's start
 
-function picked() {
+function pickView() {
   view.benchmark = byId("benchmark").value;
   view.model = byId("model").value;
   generation += 1;

@@ -21,7 +21,7 @@ function layoutOf(extra) {
   };
 }
 
-/** Words in place of a figure. */
+/** Words instead of a figure. */
 function hint(id, text) {
   Plotly.purge(id);
   replace(id, el("p", { class: "hint" }, text));
@@ -46,7 +46,7 @@ const MAX_PIXELS = 20000; // of a legend: none is cut or scrolled
 const TALL_TICKS = 90; // of upright tick labels
 const leastPlot = () => (window.innerWidth < 600 ? 220 : 260);
 
-/** Of a figure whose legend takes as many rows as it needs. */
+/** Layout of a figure with as many legend rows as it needs. */
 function heightOf(id, traces, width, ticks) {
   const names = traces.filter((trace) => trace.showlegend !== false).map((trace) => trace.name.length);
   const columns = Math.max(1, Math.floor((width - 70) / (50 + 7.2 * Math.max(...names, 0))));
@@ -54,9 +54,9 @@ function heightOf(id, traces, width, ticks) {
   return Math.max(byId(id).classList.contains("tall") ? 416 : 320, leastPlot() + 85 + legend + ticks);
 }
 
-/** Figures have the width of their place; those that are not seen are drawn when they are. */
+/** Figures have the width of their container; those out of view are drawn when they come into view. */
 let resizing = 0;
-function resized() {
+function fitWidths() {
   clearTimeout(resizing);
   resizing = setTimeout(() => redraw(), 150);
 }
@@ -71,7 +71,7 @@ const bars = (own_, low, high, ink) => ({
   ...(ink ? { color: ink } : {}),
 });
 
-/** The benchmarks on an axis of numbers, so that no two names can fall into one; every one has its label. */
+/** The benchmarks on an axis of numbers, so that equal short names stay apart; each has its label. */
 function ticks() {
   const narrow = window.innerWidth < 600,
     texts = labels(facts.benchmarks, narrow ? 14 : 18);
@@ -79,7 +79,7 @@ function ticks() {
     fits = 7.5 * Math.max(...texts.map((text) => text.length)) < room;
   return {
     tickmode: "array",
-    tickvals: texts.map((_, place) => place),
+    tickvals: texts.map((_, position) => position),
     ticktext: texts.map(plain),
     tickangle: fits ? 0 : -90,
     tickfont: narrow ? { size: 10 } : undefined,
@@ -93,7 +93,7 @@ function ticks() {
 function named(rows) {
   const names = rows.map(([row, abbr]) => rowName(row, abbr));
   const short_ = labels(names, 44);
-  return names.map((name, place) => ({ name: plain(short_[place]), extra: `<extra>${plain(name)}</extra>` }));
+  return names.map((name, position) => ({ name: plain(short_[position]), extra: `<extra>${plain(name)}</extra>` }));
 }
 
 function drawAccuracyFigure() {
@@ -102,28 +102,28 @@ function drawAccuracyFigure() {
     shown.map((model) => model.abbr),
     44,
   );
-  const traces = shown.map((model, place) => {
+  const traces = shown.map((model, position) => {
     const found = facts.benchmarks.map((benchmark) => accuracyOf(model.abbr, benchmark));
-    const there = found.map((one, n) => [one, n]).filter(([one]) => one);
+    const there = found.map((record, n) => [record, n]).filter(([record]) => record);
     const x = there.map(
-        ([, n]) => n + (shown.length > 1 ? (shown.length > 4 ? 0.6 : 0.3) * (place / (shown.length - 1) - 0.5) : 0),
+        ([, n]) => n + (shown.length > 1 ? (shown.length > 4 ? 0.6 : 0.3) * (position / (shown.length - 1) - 0.5) : 0),
       ),
-      y = there.map(([one]) => one.value);
+      y = there.map(([record]) => record.value);
     return {
       type: "scatter",
       mode: "markers",
-      name: plain(names[place]),
+      name: plain(names[position]),
       x,
       y,
       error_y: bars(
         y,
-        there.map(([one]) => one.low),
-        there.map(([one]) => one.high),
+        there.map(([record]) => record.low),
+        there.map(([record]) => record.high),
       ),
       marker: { color: modelStyle(model.abbr).colour, symbol: modelStyle(model.abbr).symbol, size: 9 },
-      text: there.map(([one, n]) => {
-        const bounds = bracket(one.low, one.high, (v) => fixed(v, 1)) ?? "";
-        return `${plain(facts.benchmarks[n])}: ${fixed(one.value, 2)} % ${bounds}${one.items ? `, ${one.items} items` : ""}`;
+      text: there.map(([record, n]) => {
+        const bounds = bracket(record.low, record.high, (v) => fixed(v, 1)) ?? "";
+        return `${plain(facts.benchmarks[n])}: ${fixed(record.value, 2)} % ${bounds}${record.items ? `, ${record.items} items` : ""}`;
       }),
       hovertemplate: `%{text}<extra>${plain(model.abbr)}</extra>`,
     };
@@ -139,7 +139,7 @@ function drawFigure6() {
   const rows = allRows(true),
     names = named(rows),
     width = 0.84 / Math.max(1, rows.length);
-  const traces = rows.map(([row, abbr], place) => {
+  const traces = rows.map(([row, abbr], position) => {
     const base = models.get(abbr).vanilla;
     const there = facts.benchmarks
       .map((benchmark, n) => [cellOf(row, abbr, benchmark), base && cellOf("vanilla_even", base, benchmark), n])
@@ -149,9 +149,9 @@ function drawFigure6() {
       there.map(([cell]) => (row !== "vanilla_even" && known(cell[name]) ? 1 - cell[name] : null));
     return {
       type: "bar",
-      name: names[place].name,
+      name: names[position].name,
       width,
-      x: there.map(([, , n]) => n - 0.42 + (place + 0.5) * width),
+      x: there.map(([, , n]) => n - 0.42 + (position + 0.5) * width),
       y,
       error_y: bars(y, ratio("saving_high"), ratio("saving_low"), style("--soft")),
       marker: { ...bar(styleOf(row, abbr)), opacity: there.map(([cell]) => (cell.fixed ? 0.35 : 1)) },
@@ -164,7 +164,7 @@ function drawFigure6() {
         plain(facts.benchmarks[n]),
         cell.fixed ? `, ${NOT_FOLLOWING}` : "",
       ]),
-      hovertemplate: `%{customdata[1]}: %{customdata[0]} ms, %{y:.3f} of vanilla%{customdata[2]}${names[place].extra}`,
+      hovertemplate: `%{customdata[1]}: %{customdata[0]} ms, %{y:.3f} of vanilla%{customdata[2]}${names[position].extra}`,
     };
   });
   plot(
@@ -180,10 +180,10 @@ const hasAccuracy = (record) => record.quality === "accuracy";
 /** -> [a record's cell of a benchmark, the cell that it is compared with]. */
 function frontierCells(record) {
   const reference = facts.frontier.find(
-    (one) =>
-      one.policy === "top_k" &&
-      (one.payload_bits >= 16 || !hasAccuracy(one)) &&
-      one.family.join("\n") === record.family.join("\n"),
+    (other) =>
+      other.policy === "top_k" &&
+      (other.payload_bits >= 16 || !hasAccuracy(other)) &&
+      other.family.join("\n") === record.family.join("\n"),
   );
   const row = rowsOf(record.model).find((name) => facts.rows[name].allocation === view.allocation);
   return [
@@ -195,7 +195,7 @@ function frontierCells(record) {
 /** Those that the frontier's records are over; records of earlier summaries are over all. */
 const scoredBenchmarks = () => facts.frontier[0]?.benchmarks ?? facts.benchmarks;
 
-/** Those where every point has a latency that follows the controls: decode passes, for one, are not everywhere. */
+/** Those where every point has a latency that follows the controls: not every benchmark has decode passes. */
 const frontierBenchmarks = () =>
   scoredBenchmarks().filter((benchmark) =>
     facts.frontier.every((record) =>
@@ -203,7 +203,7 @@ const frontierBenchmarks = () =>
     ),
   );
 const isTableView = () => isOwn() && Object.entries(facts.shown).every(([key, value]) => view[key] === value);
-const counted = (n) => `${n} benchmark${n === 1 ? "" : "s"}`;
+const countOf = (n) => `${n} benchmark${n === 1 ? "" : "s"}`;
 
 /** Frontier records, latency as the settings give it: geometric mean over the benchmarks of the ratios to vanilla. */
 function frontierPoints() {
@@ -257,10 +257,10 @@ function drawFrontier() {
     44,
   );
   const many = facts.frontier.length > 12;
-  const traces = nodes.map(({ record, ratio, low, high, front }, place) => ({
+  const traces = nodes.map(({ record, ratio, low, high, front }, position) => ({
     type: "scatter",
     mode: "markers",
-    name: plain(names[place]),
+    name: plain(names[position]),
     x: [ratio],
     y: [record.quality_percent],
     showlegend: !many,
@@ -277,7 +277,7 @@ function drawFrontier() {
     hovertemplate: `%{y:.1f} %, %{x:.3f} of vanilla's latency${front ? ", on front" : ""}<extra>${plain(record.model)}</extra>`,
   }));
   const fronts = new Map();
-  for (const point of nodes.filter((one) => one.front)) {
+  for (const point of nodes.filter((node) => node.front)) {
     const key = `${point.record.family.join()} ${point.record.payload_bits}`;
     fronts.set(key, [...(fronts.get(key) ?? []), point]);
   }
@@ -306,14 +306,14 @@ function drawFrontier() {
 function frontierQuality() {
   const first = facts.frontier[0];
   return !first || hasAccuracy(first)
-    ? `accuracy (%), mean of ${counted(scoredBenchmarks().length)}`
+    ? `accuracy (%), mean of ${countOf(scoredBenchmarks().length)}`
     : `${first.quality} (%), no accuracy: routed without a model`;
 }
 
 /** What the latencies of the frontier are the mean of. */
 function frontierOver() {
   const over = isTableView() ? scoredBenchmarks().length : frontierBenchmarks().length;
-  const of = over < facts.benchmarks.length ? `${over} of ${facts.benchmarks.length} benchmarks` : counted(over);
+  const of = over < facts.benchmarks.length ? `${over} of ${facts.benchmarks.length} benchmarks` : countOf(over);
   return view.phase === "all" ? of : `${PHASE[view.phase]} on ${of}`;
 }
 

@@ -56,7 +56,7 @@ function whyNoDetail(abbr, benchmark) {
 
 function drawLayers() {
   const results = chosenResults(),
-    model = run.models.find((one) => one.abbr === view.model);
+    model = run.models.find((model) => model.abbr === view.model);
   const load = results.length ? pooledLayers(results, view.phase, "layer_device_load") : null;
   const of = `${view.model}, ${view.benchmark}, ${PHASE[view.phase]}`;
   byId("load-lead").textContent =

@@ -27,7 +27,7 @@ const replace = (id, ...children) => byId(id).replaceChildren(...children.flat()
 /** For plotly.js, which reads some HTML, and %{...} in templates. */
 const plain = (text) =>
   String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;").replace(/%/g, "&#37;");
-/** Own values of objects whose keys are names from outside, such as "constructor". */
+/** Own values of objects with untrusted keys, such as "constructor". */
 const at = (object, ...keys) =>
   keys.reduce((found, key) => (found && Object.hasOwn(found, key) ? found[key] : undefined), object);
 const shorten = (text, letters) => (text.length > letters ? `${text.slice(0, letters - 1)}…` : text);
@@ -53,7 +53,7 @@ function fixed(value, digits) {
   return "02468".includes(below.at(-1)) ? below : value.toFixed(digits);
 }
 
-/** Names cut in their middle to so many letters, and still different where they were. */
+/** Names shortened in the middle to that many letters; different names stay different. */
 function labels(names, letters) {
   const cut = (text, most) =>
     text.length > most

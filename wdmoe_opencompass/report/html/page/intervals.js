@@ -1,4 +1,4 @@
-// ---- 95 % intervals of latencies, the bootstrap of report/statistics.py with random numbers of its own
+// ---- 95 % intervals of latencies, the bootstrap of report/statistics.py with its own random numbers
 
 /** -> a function that draws whole numbers below `limit`, the same ones every time (Mulberry32, seed 0). */
 function drawsBelow(limit) {
@@ -19,15 +19,15 @@ function quantile(sorted, share) {
   return sorted[below] + (position - below) * (sorted[above] - sorted[below]);
 }
 
-/** -> {resampled(latency_s, count) -> sums, mean(sums), ratio(first sums, second sums)}
+/** -> {resample(latency_s, count) -> sums, mean(sums), ratio(first sums, second sums)}
  *
- * stretch: {groups: factor}; latency_s, count: [groups]; mean and ratio -> [low, high], or null where there is none.
+ * widening: {groups: factor}; latency_s, count: [groups]; mean and ratio -> [low, high], or null without one.
  */
-function makeIntervals({ resamples, min_groups, tails, stretch }) {
-  /** Sums over groups: the measured one first, then that of each resample; null where they carry no interval. */
-  function resampled(latency_s, count) {
+function makeIntervals({ resamples, min_groups, tails, widening }) {
+  /** Sums over groups: the measured one first, then that of each resample; null if they allow no interval. */
+  function resample(latency_s, count) {
     const groups = latency_s.length;
-    if (groups < min_groups || stretch[groups] === undefined) return null;
+    if (groups < min_groups || widening[groups] === undefined) return null;
     const draw = drawsBelow(groups),
       sums = { groups, latency_s: new Float64Array(1 + resamples), count: new Float64Array(1 + resamples) };
     for (let resample = 0; resample <= resamples; resample++) {
@@ -46,11 +46,11 @@ function makeIntervals({ resamples, min_groups, tails, stretch }) {
     const estimate = values[0],
       sorted = values.subarray(1).sort();
     const [low, high] = tails.map((share) => quantile(sorted, share));
-    return [estimate - stretch[groups] * (estimate - low), estimate + stretch[groups] * (high - estimate)];
+    return [estimate - widening[groups] * (estimate - low), estimate + widening[groups] * (high - estimate)];
   }
 
   return {
-    resampled,
+    resample,
     mean: (sums) =>
       sums &&
       interval(

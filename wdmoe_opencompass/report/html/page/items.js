@@ -4,10 +4,10 @@ let itemData = null; // read when the section is first seen
 let itemHits = [];
 let itemDrawn = 0;
 
-const answerOf = (dataset, item, place) => {
-  const own_ = item[4][place];
+const answerOf = (dataset, item, position) => {
+  const own_ = item[4][position];
   if (own_ !== null) return own_;
-  const vanilla = models.get(dataset.models[place]).vanilla;
+  const vanilla = models.get(dataset.models[position]).vanilla;
   return item[4][dataset.models.indexOf(vanilla)];
 };
 
@@ -31,8 +31,8 @@ function readItems() {
   findItems();
 }
 
-const isRight = (dataset, item, place) => {
-  const mark = at(dataset.right, dataset.models[place])?.[item[0]];
+const isRight = (dataset, item, position) => {
+  const mark = at(dataset.right, dataset.models[position])?.[item[0]];
   return mark === undefined ? null : mark === "1";
 };
 
@@ -43,12 +43,12 @@ function findItems() {
   const changed = byId("item-changed").checked,
     differ = byId("item-wrong").checked;
   itemHits = [];
-  for (const dataset of itemData.datasets.filter((one) => !name || one.dataset === name)) {
+  for (const dataset of itemData.datasets.filter((candidate) => !name || candidate.dataset === name)) {
     for (const item of dataset.items) {
       if (changed && !item[5]) continue;
       if (
         differ &&
-        new Set(dataset.models.map((_, place) => isRight(dataset, item, place)).filter((right) => right !== null))
+        new Set(dataset.models.map((_, position) => isRight(dataset, item, position)).filter((right) => right !== null))
           .size < 2
       )
         continue;
@@ -83,7 +83,7 @@ function itemNode(dataset, item) {
     .split("\n")
     .filter((line) => line.trim());
   const last = lines.slice((lines.at(-1)?.length ?? 99) < 25 ? -2 : -1).join(" ");
-  const few = dataset.models.length <= 3 ? dataset.models.map((_, place) => place) : [];
+  const few = dataset.models.length <= 3 ? dataset.models.map((_, position) => position) : [];
   const node = el(
     "details",
     { class: "item" },
@@ -93,7 +93,7 @@ function itemNode(dataset, item) {
       el("span", { class: "of" }, `${dataset.dataset} ${number}`),
       el("span", { class: "line" }, shorten(last, 140)),
       changed ? el("span", { class: "mark changes" }, "answer changed") : null,
-      few.map((place) => markOf(dataset, item, place)),
+      few.map((position) => markOf(dataset, item, position)),
     ),
   );
   node.addEventListener(
@@ -104,9 +104,9 @@ function itemNode(dataset, item) {
   return node;
 }
 
-function markOf(dataset, item, place) {
-  const right = isRight(dataset, item, place),
-    abbr = dataset.models[place];
+function markOf(dataset, item, position) {
+  const right = isRight(dataset, item, position),
+    abbr = dataset.models[position];
   if (right === null) return null;
   return el("span", { class: `mark ${right ? "right" : "wrong"}` }, `${right ? "✓" : "✗"} ${shorten(abbr, 28)}`);
 }
@@ -118,14 +118,14 @@ function withOption(options, label) {
 
 function itemBody(dataset, item) {
   const [, question, options, reference] = item;
-  const rows = dataset.models.map((abbr, place) => {
-    const answer = answerOf(dataset, item, place),
-      right = isRight(dataset, item, place);
+  const rows = dataset.models.map((abbr, position) => {
+    const answer = answerOf(dataset, item, position),
+      right = isRight(dataset, item, position);
     const vanilla = models.get(abbr).vanilla,
-      compared = vanilla && vanilla !== abbr && dataset.models.includes(vanilla);
+      isCompared = vanilla && vanilla !== abbr && dataset.models.includes(vanilla);
     const verdict = [
       right === null ? "not told" : right ? "right" : "wrong",
-      compared ? (item[4][place] === null ? "as vanilla" : "changed") : "",
+      isCompared ? (item[4][position] === null ? "as vanilla" : "changed") : "",
     ]
       .filter(Boolean)
       .join(", ");

@@ -2,14 +2,14 @@
 
 const recorded = new Map();
 for (const values of facts.latency.records) {
-  const record = Object.fromEntries(facts.latency.keys.map((key, place) => [key, values[place]]));
+  const record = Object.fromEntries(facts.latency.keys.map((key, position) => [key, values[position]]));
   recorded.set([record.row, record.model, record.dataset, record.scope, record.per, record.phase].join("\n"), record);
 }
 const recordOf = (row, abbr, benchmark, scope = view.scope, per = view.per, phase = view.phase) =>
   recorded.get([row, abbr, benchmark, scope, per, phase].join("\n"));
 
 /** Of an allocation under the settings: model -> the engine's results. */
-function computed(allocation, changed = {}) {
+function computeLatencies(allocation, changed = {}) {
   const found = WdmoeEngine.compute(run, { ...settings, ...changed, allocation, scope: view.scope });
   return new Map(found.models.map((model) => [model.abbr, model]));
 }
@@ -30,22 +30,22 @@ function groupsOf(results, phase) {
 
 const isSolved = (allocation, abbr, benchmark) =>
   !waiting.some(
-    (one) => one.allocation === allocation && one.model.abbr === abbr && facts.groups[benchmark].includes(one.name),
+    (part) => part.allocation === allocation && part.model.abbr === abbr && facts.groups[benchmark].includes(part.name),
   );
-const isInViewSolved = () => !waiting.some((one) => facts.groups[view.benchmark].includes(one.name));
+const isInViewSolved = () => !waiting.some((part) => facts.groups[view.benchmark].includes(part.name));
 
 const NO_BOUNDS = { low: null, high: null, saving_low: null, saving_high: null };
 const NOT_FOLLOWING = "does not follow the controls";
 
-/** Why the page cannot compute a model's latencies on a benchmark; null where it can. */
+/** Why the page cannot compute a model's latencies on a benchmark; null if it can. */
 function whyFixed(abbr, benchmark) {
-  const model = run.models.find((one) => one.abbr === abbr);
+  const model = run.models.find((model) => model.abbr === abbr);
   if (!model) return "its trace could not be read";
   const lacking = facts.groups[benchmark].find((name) => !at(model.datasets, name));
   return lacking === undefined ? null : (at(model.left_out, lacking) ?? "its trace could not be read");
 }
 
-/** The engine's own word on why a number is none, or null. */
+/** The engine's reason why there is no number, or null. */
 const errorOf = (results) => results.map((result) => result.error).find(Boolean) ?? null;
 
 /** -> Map of [row, model, benchmark] to {latency_s, low, high, saving, saving_low, saving_high, why}.
@@ -93,7 +93,7 @@ function latencyCells(withIntervals, benchmarks = facts.benchmarks, phase = view
       if (before?.latency_s && !before.fixed && isComparable) cell.saving = 1 - latency_s / before.latency_s;
       if (withIntervals) {
         const groups = groupsOf(model.results_of(benchmark), phase),
-          drawn = intervals.resampled(groups.latency_s, groups.count[per]);
+          drawn = intervals.resample(groups.latency_s, groups.count[per]);
         sums.set(key, drawn);
         [cell.low, cell.high] = intervals.mean(drawn) ?? [null, null];
         const without = base === key || record.no_interval || !sums.has(base);

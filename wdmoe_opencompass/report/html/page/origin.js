@@ -17,7 +17,7 @@ function drawTestbed() {
   const titles = {
     table_3_testbed_accuracy: "Accuracy with the experts on the devices (%)",
     table_4_testbed_latency: "Measured waiting latency of one layer (ms per batch)",
-    testbed_prediction: "Predicted beside measured waiting latency",
+    testbed_prediction: "Predicted and measured waiting latency",
     testbed_events: "What happened to the devices",
   };
   const found = Object.keys(titles).filter((name) => facts.tables[name]);
@@ -66,17 +66,17 @@ function drawProvenance() {
           lines.map((line) => el("li", {}, line)),
         )
       : null,
-    facts.tables.paper_comparison ? plainTable(facts.tables.paper_comparison, "Ours beside the paper") : null,
+    facts.tables.paper_comparison ? plainTable(facts.tables.paper_comparison, "Ours next to the paper") : null,
     list(Object.entries(packages).map(([name, versions]) => [name, versions.join(" and ")])),
-    profiles.map((one) => list(Object.entries({ ...one, origin: originWords(one.origin) }))),
-    origins.map((one) =>
+    profiles.map((profile) => list(Object.entries({ ...profile, origin: originWords(profile.origin) }))),
+    origins.map((model) =>
       more(
-        one.model,
-        list(Object.entries(one).filter(([name]) => name !== "files" && name !== "datasets")),
+        model.model,
+        list(Object.entries(model).filter(([name]) => name !== "files" && name !== "datasets")),
         el(
           "ul",
           { class: "notes" },
-          Object.entries(one.files).flatMap(([dataset, files]) =>
+          Object.entries(model.files).flatMap(([dataset, files]) =>
             Object.entries(files).map(([file, digest]) => el("li", {}, `${file}: SHA-256 ${digest}`)),
           ),
         ),

@@ -5,7 +5,7 @@ function setTheme(theme) {
   document.documentElement.dataset.theme = dark ? "dark" : "light";
 }
 
-/** RUN of RUN/summary/report.html; "" where the path is no UTF-8. */
+/** RUN of RUN/summary/report.html; "" if the path is not UTF-8. */
 function folderName() {
   try {
     return decodeURIComponent(location.pathname).split("/").at(-3) ?? "";
@@ -44,8 +44,8 @@ function start() {
     "model",
     routed.map((model) => el("option", { value: model.abbr, selected: model.abbr === view.model }, model.abbr)),
   );
-  byId("benchmark").addEventListener("change", picked);
-  byId("model").addEventListener("change", picked);
+  byId("benchmark").addEventListener("change", pickView);
+  byId("model").addEventListener("change", pickView);
   if (facts.models.length > 2) makeModelChoice();
   makeControls();
   for (const id of ["item-dataset", "item-search", "item-changed", "item-wrong"])
@@ -57,7 +57,7 @@ function start() {
   drawRequests();
   drawTestbed();
   drawProvenance();
-  changed();
+  refresh();
   new IntersectionObserver(
     (entries, observer) => {
       if (!entries.some((entry) => entry.isIntersecting)) return;
@@ -108,7 +108,7 @@ function recolour() {
   redraw();
 }
 
-/** Start plotly.js, which takes a while, once all numbers stand on the screen. */
+/** Start plotly.js, which takes a while, once all numbers are on the screen. */
 function loadPlotly() {
   const script = el("script", {}, byId("plotly").textContent);
   document.body.append(script); // runs at once; the page's policy knows its digest
@@ -131,7 +131,7 @@ function drawFigures() {
   const observer = new IntersectionObserver(
     (entries) => {
       for (const entry of entries) {
-        const figure = figures.find((one) => one.id === entry.target.id);
+        const figure = figures.find((figure) => figure.id === entry.target.id);
         figure.visible = entry.isIntersecting;
         if (figure.visible && figure.stale) drawOne(figure);
         if (figure.visible && figure.id === "figure-5") sweepOn();
@@ -147,12 +147,12 @@ function drawFigures() {
   );
   window.addEventListener("beforeprint", beforePrint);
   window.addEventListener("afterprint", afterPrint);
-  window.addEventListener("resize", resized);
+  window.addEventListener("resize", fitWidths);
 }
 
 let unfolded = []; // for print
 
-/** As it was before: theme, notes, and figures as wide as their place. */
+/** As it was before: theme, notes, and figures as wide as their containers. */
 function afterPrint() {
   printing = false;
   for (const details of unfolded) details.open = false;
@@ -162,7 +162,7 @@ function afterPrint() {
   for (const figure of figures) drawOne(figure); // of those out of sight too: none may be wider than the page
 }
 
-/** Paper is light and narrow; what is folded up is not printed but for the notes. */
+/** Print light and narrow; of folded parts only the notes are printed. */
 function beforePrint() {
   document.documentElement.dataset.theme = "light";
   printing = true;
@@ -181,6 +181,6 @@ requestAnimationFrame(() => setTimeout(loadPlotly, 0)); // after the first paint
 const isComputed = () => !waiting.length; // all numbers are those of the settings
 const isSettled = () => figures.length > 0 && isComputed() && !follow && !sweeping; // intervals and sweep too
 
-const isDrawn = (id) => figures.some((one) => one.id === id && !one.stale) && !(id === "figure-5" && sweeping);
+const isDrawn = (id) => figures.some((figure) => figure.id === id && !figure.stale) && !(id === "figure-5" && sweeping);
 
 globalThis.WdmoePage = { changes, isComputed, isSettled, isDrawn, figuresAt: () => figuresAt };

@@ -15,7 +15,7 @@ const facts = JSON.parse(document.getElementById("facts").textContent);
 const run = WdmoeEngine.load(JSON.parse(document.getElementById("counts").textContent));
 const intervals = makeIntervals(facts.bootstrap);
 const own = WdmoeEngine.defaults(run); // null everywhere: each profile's own
-const first = run.models.length ? WdmoeEngine.own(run) : own; // numbers, for the controls' first places
+const first = run.models.length ? WdmoeEngine.own(run) : own; // numbers, for the controls' initial positions
 const models = new Map(facts.models.map((model) => [model.abbr, model]));
 const view = {
   ...facts.shown,

@@ -31,7 +31,7 @@ const SYMBOLS = [
 const [leading, following] = [vanillas[0], selecting[0]].map((model) => model?.abbr);
 const later = routed.filter(({ abbr }) => abbr !== leading && abbr !== following).map(({ abbr }) => abbr);
 const denses = facts.models.filter((model) => model.dense).map(({ abbr }) => abbr);
-const symbolOf = new Map(facts.models.map(({ abbr }, place) => [abbr, SYMBOLS[place % SYMBOLS.length]]));
+const symbolOf = new Map(facts.models.map(({ abbr }, position) => [abbr, SYMBOLS[position % SYMBOLS.length]]));
 
 /** {colour, symbol, hatch} of a row of a model. */
 function styleOf(row, abbr) {
@@ -39,9 +39,9 @@ function styleOf(row, abbr) {
   const symbol = symbolOf.get(abbr) + (allocation === "uniform" ? "-open" : "");
   if (abbr === leading || abbr === following)
     return { colour: row === "vanilla_even" ? style("--vanilla") : facts.rows[row].colour, symbol, hatch: "" };
-  const place = later.indexOf(abbr),
-    beyond = place - OTHERS.length;
-  const colour = beyond < 0 ? OTHERS[place] : COLOURS[beyond % COLOURS.length];
+  const position = later.indexOf(abbr),
+    beyond = position - OTHERS.length;
+  const colour = beyond < 0 ? OTHERS[position] : COLOURS[beyond % COLOURS.length];
   const cycle = beyond < 0 ? 0 : 1 + (Math.floor(beyond / COLOURS.length) % (HATCHES.length - 1));
   return { colour: colour === INK ? style("--vanilla") : colour, symbol, hatch: HATCHES[cycle][allocation] };
 }
@@ -71,7 +71,7 @@ function allRows(chosen = false) {
 }
 
 /** A sample of a style for tables: CSS has no hatches, so they are made of gradients. */
-function painted({ colour, hatch }) {
+function backgroundOf({ colour, hatch }) {
   const stripes = (angle) => `repeating-linear-gradient(${angle}deg,${colour} 0 2px,transparent 2px 4px)`;
   const drawn = {
     "/": stripes(-45),

@@ -2,13 +2,13 @@
 
 /** A table from columns [{title, class}] and rows of cells: text, nodes, or {node or text, class, ...attributes}. */
 function table(caption, columns, rows, className = "") {
-  const cell = (content, place) => {
+  const cell = (content, column) => {
     const plainCell =
       content === null || typeof content !== "object" || content instanceof Node || Array.isArray(content);
     const { content: inner, class: own_, ...attributes } = plainCell ? { content } : content;
-    const name = place === 0 ? "th" : "td";
-    const scope = place === 0 ? { scope: "row" } : {};
-    return el(name, { class: own_ ?? columns[place].class, ...scope, ...attributes }, inner ?? "–");
+    const name = column === 0 ? "th" : "td";
+    const scope = column === 0 ? { scope: "row" } : {};
+    return el(name, { class: own_ ?? columns[column].class, ...scope, ...attributes }, inner ?? "–");
   };
   return el(
     "table",
@@ -31,7 +31,7 @@ function table(caption, columns, rows, className = "") {
   );
 }
 
-const swatch = (look) => el("span", { class: "key", style: `background:${painted(look)}`, "aria-hidden": "true" });
+const swatch = (look) => el("span", { class: "key", style: `background:${backgroundOf(look)}`, "aria-hidden": "true" });
 
 function scrollable(id, ...content) {
   const node = byId(id);
@@ -59,7 +59,7 @@ function notes(lines, title = "How to read these numbers") {
 function whyEmpty(abbr, benchmark) {
   const start = `${abbr}, ${benchmark}: `;
   const line =
-    facts.missing.find((one) => one.startsWith(start)) ?? facts.problems.find((one) => one.startsWith(start));
+    facts.missing.find((reason) => reason.startsWith(start)) ?? facts.problems.find((reason) => reason.startsWith(start));
   if (line) return line.slice(start.length);
   return models.get(abbr).dense ? "no experts, so nothing to wait for" : "not measured";
 }
@@ -70,16 +70,16 @@ const intervalNode = (text) => (text ? el("span", { class: "interval" }, text) :
 
 function accuracyOf(abbr, benchmark) {
   return facts.accuracy.find(
-    (one) =>
-      one.model === abbr &&
-      one.dataset === benchmark &&
-      !["active_experts_per_token", "share_dropped"].includes(one.metric),
+    (record) =>
+      record.model === abbr &&
+      record.dataset === benchmark &&
+      !["active_experts_per_token", "share_dropped"].includes(record.metric),
   );
 }
 
 /** `(difference from vanilla [low, high] *)`, with the mark where it is significant; null without an interval. */
 function differenceOf(abbr, benchmark) {
-  const found = facts.differences.find((one) => one.model === abbr && one.benchmark === benchmark);
+  const found = facts.differences.find((record) => record.model === abbr && record.benchmark === benchmark);
   const interval = found && bracket(found.low, found.high, (x) => signed(x, 1));
   return interval ? `(${signed(found.difference, 2)} ${interval}${found.significant ? " *" : ""})` : null;
 }
@@ -87,8 +87,8 @@ function differenceOf(abbr, benchmark) {
 function drawAccuracyTables() {
   const shares = (abbr, metric) =>
     facts.accuracy
-      .filter((one) => one.model === abbr && one.metric === metric && facts.benchmarks.includes(one.dataset))
-      .map((one) => one.value);
+      .filter((record) => record.model === abbr && record.metric === metric && facts.benchmarks.includes(record.dataset))
+      .map((record) => record.value);
   const mean = (values, scale) => (values.length ? fixed((scale * sum(values)) / values.length, 3) : "–");
   const columns = [
     { title: "model" },
@@ -127,11 +127,11 @@ function drawAccuracyTables() {
 
 const more = (title, ...content) => el("details", { class: "more" }, el("summary", {}, title), content);
 
-/** A table of the run as it stands in its summary folder. */
+/** A table of the run, unchanged from its summary folder. */
 function plainTable({ rows, notes: lines }, caption) {
   if (!rows.length) return el("p", {}, "no rows");
   const titles = Object.keys(rows[0]);
-  const columns = titles.map((title, place) => ({ title, class: place ? "" : "text" }));
+  const columns = titles.map((title, column) => ({ title, class: column ? "" : "text" }));
   return el(
     "div",
     {},
@@ -193,7 +193,7 @@ function drawLatencyTable() {
       ? "Grey numbers are being computed."
       : pending
         ? "Intervals follow in a moment."
-        : "Intervals: batches of different items, drawn anew by the same method for every setting.") +
+        : "Intervals: batches of different items, drawn again by the same method for every setting.") +
     said +
     ([...cells.values()].some((cell) => cell.fixed)
       ? ` Numbers marked "${NOT_FOLLOWING}" are still the run's own: their counts are not on this page.`
@@ -203,7 +203,7 @@ function drawLatencyTable() {
     `Slowest device of each layer, summed over the layers; mean ${PER[view.per]}, ${PHASE[view.phase]}. Selection saves by sending fewer tokens to slow devices, the optimal split by giving them more bandwidth.`;
 }
 
-/** Whose values the changed profiles hold: the notes of the tables are of the run's own. */
+/** Origin of the changed profiles' values; the tables' notes are about the run's own. */
 function changedOrigins() {
   const lines = run.models.map(({ abbr }) => {
     const profile = WdmoeEngine.changed_profile(run, abbr, settings);
@@ -255,19 +255,19 @@ function batchRows() {
 function drawCards() {
   const accuracies = [],
     savings = [];
-  for (const model of facts.models.filter((one) => view.shown.has(one.abbr))) {
+  for (const model of facts.models.filter((model) => view.shown.has(model.abbr))) {
     const scored = facts.benchmarks.map((benchmark) => accuracyOf(model.abbr, benchmark));
     const known_ = scored.filter(Boolean);
     if (!known_.length) continue;
     const difference =
-      facts.differences.find((one) => one.model === model.abbr && one.benchmark.startsWith("mean of ")) ??
-      (facts.benchmarks.length === 1 ? facts.differences.find((one) => one.model === model.abbr) : null);
+      facts.differences.find((record) => record.model === model.abbr && record.benchmark.startsWith("mean of ")) ??
+      (facts.benchmarks.length === 1 ? facts.differences.find((record) => record.model === model.abbr) : null);
     const of =
       known_.length === facts.benchmarks.length
         ? `mean of ${known_.length} benchmarks`
         : `mean of the ${known_.length} measured of ${facts.benchmarks.length} benchmarks`;
     const lines = [
-      el("div", { class: "value" }, `${fixed(sum(known_.map((one) => one.value)) / known_.length, 1)} %`),
+      el("div", { class: "value" }, `${fixed(sum(known_.map((record) => record.value)) / known_.length, 1)} %`),
       el("div", {}, `accuracy, ${of}`),
     ];
     if (difference && known(difference.low))
