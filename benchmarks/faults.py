@@ -92,22 +92,25 @@ def main():
         outcomes = kills(arguments.tasks, arguments.commands, Path(folder))
         died = deaths(Path(folder) / "deaths")
     every = [*outcomes, *died]
-    print(f"{time.monotonic() - began:.0f} s; tables or traces that differ: {sum(not one.is_equal for one in every)}")
+    unlike = sum(not outcome.is_equal for outcome in every)
+    print(f"{time.monotonic() - began:.0f} s; tables or traces that differ: {unlike}")
     figures = dict(
         kills=len(outcomes),
-        completed=sum(one.is_complete and one.is_equal for one in outcomes),
-        items_lost=sum(one.items_lost for one in outcomes),
-        items_twice=sum(one.items_twice for one in outcomes),
+        completed=sum(outcome.is_complete and outcome.is_equal for outcome in outcomes),
+        items_lost=sum(outcome.items_lost for outcome in outcomes),
+        items_twice=sum(outcome.items_twice for outcome in outcomes),
     )
-    figures |= {name: sum(one[name] for one in fuzzed) for name in ("files_fuzzed", "tracebacks", "wrongly_accepted")}
+    figures |= {name: sum(kind[name] for kind in fuzzed) for name in ("files_fuzzed", "tracebacks", "wrongly_accepted")}
     figures |= dict(
         file_operations=len(died),
-        file_operations_survived=sum(one.is_complete and one.is_equal for one in died),
+        file_operations_survived=sum(outcome.is_complete and outcome.is_equal for outcome in died),
         slowest_s=max(kind["slowest_s"] for kind in fuzzed[: len(fuzz.ALL)]),  # not of a checkpoint: it builds a model
-        grown_mib=max(one["grown_mib"] for one in fuzzed),
+        grown_mib=max(kind["grown_mib"] for kind in fuzzed),
     )
     print(json.dumps(figures))
-    is_well = all(one.is_complete and one.is_equal and not one.items_lost + one.items_twice for one in every)
+    is_well = all(
+        outcome.is_complete and outcome.is_equal and not outcome.items_lost + outcome.items_twice for outcome in every
+    )
     is_safe = not figures["tracebacks"] + figures["wrongly_accepted"]
     is_within = figures["slowest_s"] <= MAX_S and figures["grown_mib"] <= MAX_GROWN_MIB
     raise SystemExit(0 if is_well and is_safe and is_within else 1)

@@ -67,8 +67,8 @@ def main(*folders):
         runs = [Path(folder).resolve() for folder in folders]
         runs = runs or [write_run(Path(work) / "eight_benchmarks", sizes=SIZES, layers=LAYERS)]
         found = [measure(browser, folder) for folder in runs]
-    for one in found:
-        print(", ".join(f"{key} {value}" for key, value in one.items()))
+    for figures in found:
+        print(", ".join(f"{key} {value}" for key, value in figures.items()))
     print(json.dumps(found[0] if len(found) == 1 else dict(runs=found)))
 
 

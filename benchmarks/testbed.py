@@ -53,21 +53,23 @@ def overhead_s(work_dir):
     with local_lab(str(MODEL), spread(4, []), lab_file, namespaces_problem() is None, "float32", say=quiet) as lab:
         times, _ = probe(lab, layers, sizes, 20, lambda layer, hidden: None)
     exchanges = {}
-    for one in times:
-        exchanges.setdefault(one.pass_index, []).append(one)
+    for message in times:
+        exchanges.setdefault(message.pass_index, []).append(message)
     together = [
         exchange
         for exchange in exchanges.values()
         if len(exchange) == len(lab.devices) and len({message.tokens for message in exchange}) == 1
     ]
-    medians = {n: statistics.median(beyond_s(one) for one in together if one[0].tokens == n) for n in sizes}
+    medians = {
+        n: statistics.median(beyond_s(exchange) for exchange in together if exchange[0].tokens == n) for n in sizes
+    }
     for size, seconds in medians.items():
         print(f"overhead of a layer with 4 devices, {size} tokens each: median {1e3 * seconds:.2f} ms")
     return medians
 
 
 def beyond_s(exchange):
-    return exchange[0].waiting_s - max(one.queue_s + one.compute_s for one in exchange)
+    return exchange[0].waiting_s - max(message.queue_s + message.compute_s for message in exchange)
 
 
 def quiet(text):
@@ -105,7 +107,9 @@ def bottleneck_saving(folder):
     for name in ("vanilla", "wdmoe"):
         paths = sorted((folder / "predictions" / f"quickstart-{name}-testbed-hf").glob("*.times.safetensors"))
         every = [read_times(path) for path in paths]
-        sums[name] = grouped_sums((one, one.batch, one.waiting_s.astype(np.float64).mean(axis=1)) for one in every)
+        sums[name] = grouped_sums(
+            (times, times.batch, times.waiting_s.astype(np.float64).mean(axis=1)) for times in every
+        )
     ratio, why = latency_ratio(sums["vanilla"], sums["wdmoe"], "batch")
     assert ratio is not None, why
     saving = 1 - sums["wdmoe"].latency_s.sum() / sums["vanilla"].latency_s.sum()
@@ -131,7 +135,7 @@ def faults():
         for trial in range(FAULTS):
             fault = FAULT_KINDS[trial % len(FAULT_KINDS)]
             found, events = run_with_fault((model, find_moe_layers(model)), devices, fault, chance, answer, GROUPS)
-            same = all(one == expected for one in found)
+            same = all(given == expected for given in found)
             survived += same and bool(events)
             print(f"fault {trial}: {fault}, then {events}: {len(found)} answers {'all the same' if same else 'DIFFER'}")
     return survived

@@ -526,8 +526,8 @@ def _check_same(given: Any, read: Any) -> None:
     elif isinstance(given, list) and isinstance(read, list | tuple):
         if len(given) != len(read):
             raise ValueError(f"{len(given)} entries read as {len(read)}")
-        for one, other in zip(given, read, strict=True):
-            _check_same(one, other)
+        for first, second in zip(given, read, strict=True):
+            _check_same(first, second)
     elif given is read:
         pass
     elif isinstance(given, bool) or (given != read and float(given) != read):
@@ -584,7 +584,7 @@ def bad_array(rng: Rng, arrays: dict[str, Any]) -> None:
     names = sorted(arrays)
     name = names[int(rng.integers(len(names)))]
     array = arrays[name] = np.array(arrays[name])
-    floats = [one for one in names if arrays[one].dtype == np.float32]
+    floats = [key for key in names if arrays[key].dtype == np.float32]
     change = int(rng.integers(9))
     if change == 8 and "item_passes" in arrays:
         passes = arrays["item_passes"] = np.array(arrays["item_passes"])
@@ -597,8 +597,8 @@ def bad_array(rng: Rng, arrays: dict[str, Any]) -> None:
     elif change == 0 and array.dtype != np.uint8:
         array.reshape(-1)[int(rng.integers(array.size))] = -1 - int(rng.integers(1000))
     elif change == 1:
-        one = arrays[floats[int(rng.integers(len(floats)))]] = np.array(arrays[floats[0]])
-        one.reshape(-1)[int(rng.integers(one.size))] = [np.nan, np.inf, -np.inf, -1e-30][int(rng.integers(4))]
+        damaged = arrays[floats[int(rng.integers(len(floats)))]] = np.array(arrays[floats[0]])
+        damaged.reshape(-1)[int(rng.integers(damaged.size))] = [np.nan, np.inf, -np.inf, -1e-30][int(rng.integers(4))]
     elif change == 2:
         arrays["batch"] = np.array(arrays["batch"]) + len(arrays["first_item"])
     elif change == 3:
@@ -803,7 +803,7 @@ def frames_of(content: bytes) -> list[bytes]:
 
 def framed(frames: list[bytes]) -> bytes:
     """A journal of these frames, each with a digest that fits."""
-    return b"".join(len(one).to_bytes(8, "little") + hashlib.sha256(one).digest() + one for one in frames)
+    return b"".join(len(frame).to_bytes(8, "little") + hashlib.sha256(frame).digest() + frame for frame in frames)
 
 
 def _fuzz_journal(rng: Rng, found: Found, journal: Journal, content: bytes) -> None:

@@ -99,13 +99,13 @@ def test_measured_rates_are_the_same_in_every_draw():
             ),
         )
     )
-    one = metadata(profile=measured, profile_hash=measured.content_hash)
+    recorded = metadata(profile=measured, profile_hash=measured.content_hash)
     load = np.random.default_rng(0).integers(0, 9, (3, 3, 4)).astype(np.int32)
-    arrays = empty_arrays(one) | dict(
+    arrays = empty_arrays(recorded) | dict(
         batch=np.zeros(3, np.int32), pass_index=np.arange(3, dtype=np.int32), device_load=load, expert_evaluations=load,
         first_item=np.zeros(1, np.int32), items=np.ones(1, np.int32),
     )  # fmt: skip
-    trace = RoutingTrace(one, arrays)
+    trace = RoutingTrace(recorded, arrays)
     mean_s = replay(trace, measured, "uniform", "layer").waiting_latency_s.mean()
     for method in ("uniform", "optimal"):
         assert replay_draws(trace, measured, method, "layer", 3).mean_latency_s == approx(np.full(3, mean_s))
@@ -144,7 +144,7 @@ def test_nothing_is_saved_over_a_latency_of_0_s():
     trace = trace_of()
     for name in ("device_load", "expert_evaluations"):
         trace.arrays[name] = np.zeros_like(trace.arrays[name])
-    idle, busy = (replay_draws(one, PROFILE, "uniform", "layer", 3) for one in (trace, trace_of()))
+    idle, busy = (replay_draws(trace, PROFILE, "uniform", "layer", 3) for trace in (trace, trace_of()))
     assert idle.saving_over(idle) is None
     assert busy.saving_over(idle) is None
     assert idle.saving_over(busy).tolist() == [1, 1, 1]

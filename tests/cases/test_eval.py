@@ -73,11 +73,11 @@ def test_watch_tells_the_same_reasons(faulty_run):
     lines = {(line.model, line.dataset): line for line in found.datasets}
     for model in MODELS:
         for dataset, reason in REASONS.items():
-            one = lines[model, dataset]
-            assert reason in str(one.reason)
-            assert one.accuracy is None
+            line = lines[model, dataset]
+            assert reason in str(line.reason)
+            assert line.accuracy is None
             is_scored = dataset in ("nan", "infinity", "bool", "halfright")
-            assert one.state == ("finished" if is_scored else "failed")
+            assert line.state == ("finished" if is_scored else "failed")
         assert {lines[model, dataset].state for dataset in SOUND} == {"finished"}
         assert all(lines[model, dataset].accuracy is not None for dataset in SOUND)
 
@@ -101,8 +101,8 @@ def config(folder, evaluator, **eval_cfg):
         )
 
     datasets = [dataset("first", "Sound"), dataset("odd", evaluator, **eval_cfg), dataset("last", "Sound")]
-    for one in datasets:
-        path = folder / "predictions" / "m" / f"{one['abbr']}.json"
+    for dataset in datasets:
+        path = folder / "predictions" / "m" / f"{dataset['abbr']}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         answers = {str(number): dict(prediction="A", origin_prompt="?") for number in range(4)}
         path.write_text(json.dumps(answers))

@@ -204,7 +204,7 @@ def test_a_metric_that_lacks_a_package_is_said_before_a_run(monkeypatch):
 
 
 def test_doctor_looks_at_the_current_folder_and_temporary_files(tmp_path, monkeypatch):
-    assert [one.status for one in (*places.check_current_folder(), *places.check_temporary())] == ["ok", "ok"]
+    assert [finding.status for finding in (*places.check_current_folder(), *places.check_temporary())] == ["ok", "ok"]
     (tmp_path / "tmp").write_text("a file where OpenCompass makes a folder")
     (finding,) = places.check_current_folder()
     assert finding.status == "problem"

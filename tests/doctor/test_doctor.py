@@ -44,7 +44,7 @@ def only(findings):
 
 
 def statuses(findings):
-    return [(one.check, one.status) for one in findings]
+    return [(finding.check, finding.status) for finding in findings]
 
 
 @pytest.fixture
@@ -234,7 +234,7 @@ def test_missing_benchmarks_are_named_with_their_places(no_data, monkeypatch):
 def test_the_places_are_those_of_opencompass():
     from opencompass.utils.datasets_info import DATASETS_MAPPING
 
-    known = {os.path.normpath(one["local"]) for one in DATASETS_MAPPING.values()}
+    known = {os.path.normpath(dataset["local"]) for dataset in DATASETS_MAPPING.values()}
     assert set(places.BENCHMARKS.values()) <= known
 
 
@@ -335,7 +335,7 @@ def test_a_broken_opencompass_still_gets_an_answer(monkeypatch, tmp_path):
     monkeypatch.setattr(host, "IMPORTS", "import no_such_module")
     monkeypatch.setattr(machine, "torch_facts", lambda: HEALTHY)
     findings = examine(ROOT / "eval_configs" / "eval_quickstart.py", tmp_path)
-    problems = {one.check for one in findings if one.status == "problem"}
+    problems = {finding.check for finding in findings if finding.status == "problem"}
     assert {"import", "config"} <= problems
     with pytest.raises(WdmoeError, match="no such config file"):
         examine(tmp_path / "eval.py", tmp_path)
@@ -351,4 +351,4 @@ def test_the_command_exits_1_if_there_is_a_problem(tmp_path):
     assert done.returncode == 1, done.stderr
     assert answer["problems"] == 1, answer
     assert {"check", "status", "found", "fix"} == set(answer["findings"][0])
-    assert all((one["status"] == "ok") == (one["fix"] is None) for one in answer["findings"])
+    assert all((finding["status"] == "ok") == (finding["fix"] is None) for finding in answer["findings"])

@@ -85,7 +85,7 @@ def _channel_of_layers(profile: ChannelProfile, layers: int) -> Channel:
     if profile.fading.coherence != "layer":
         return draw_channel(profile)
     drawn = [draw_channel(profile, layer=layer) for layer in range(layers)]
-    return Channel(*(np.array([getattr(one, gain) for one in drawn]) for gain in ("downlink_gain", "uplink_gain")))
+    return Channel(*(np.array([getattr(draw, gain) for draw in drawn]) for gain in ("downlink_gain", "uplink_gain")))
 
 
 def _read_loads(content: bytes) -> list[list[float]]:

@@ -51,12 +51,12 @@ def print_table(records: Sequence[Record]) -> None:
         from rich.console import Console
 
         screen = Console()
-        screen.print(drawn(columns, cells, to_right, screen.width))
+        screen.print(render(columns, cells, to_right, screen.width))
     else:
-        print(aligned([columns, *cells], to_right))
+        print(align([columns, *cells], to_right))
 
 
-def aligned(rows: Sequence[Sequence[str]], to_right: Sequence[bool]) -> str:
+def align(rows: Sequence[Sequence[str]], to_right: Sequence[bool]) -> str:
     """Rows of cells as lines of columns, two spaces apart; to_right: [columns] whether a column ends at its right."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(to_right))]
     lines = [
@@ -84,7 +84,7 @@ def print_markdown(text: str) -> None:
             rows = [self.header.row, *(self.body.rows if self.body is not None else [])]
             heads, *cells = [[cell.content.plain for cell in row.cells] for row in rows]
             to_right = [all(map(_reads_as_number, column)) for column in zip(*cells, strict=True)]
-            yield drawn(heads, cells, to_right, options.max_width)
+            yield render(heads, cells, to_right, options.max_width)
 
     class Document(Markdown):
         elements: ClassVar = {**Markdown.elements, "table_open": Table}
@@ -110,7 +110,7 @@ def is_terminal(stream: TextIO) -> bool:
         return False
 
 
-def drawn(
+def render(
     heads: Sequence[str],
     cells: Sequence[Sequence[str]],
     to_right: Sequence[bool],
@@ -123,9 +123,9 @@ def drawn(
     """
     from rich.text import Text
 
-    from .table_layout import fitted
+    from .table_layout import layout
 
-    lines = [Text(*line) for line in fitted(heads, cells, to_right, width, styles)]  # Text: a bracket is no markup
+    lines = [Text(*line) for line in layout(heads, cells, to_right, width, styles)]  # Text: a bracket is no markup
     return Text("\n", overflow="fold").join(lines)
 
 

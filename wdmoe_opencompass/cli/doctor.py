@@ -38,15 +38,15 @@ def doctor_command(
         from ..doctor import examine
 
         findings = examine(config, work_dir, progress.advance)
-    problems, warnings = (sum(one.status == status for one in findings) for status in ("problem", "warning"))
+    problems, warnings = (sum(finding.status == status for finding in findings) for status in ("problem", "warning"))
     if as_json:
-        print_json(dict(findings=[asdict(one) for one in findings], problems=problems, warnings=warnings))
+        print_json(dict(findings=[asdict(finding) for finding in findings], problems=problems, warnings=warnings))
     else:
-        print_table([dict(status=one.status, check=one.check, found=one.found) for one in findings])
+        print_table([dict(status=finding.status, check=finding.check, found=finding.found) for finding in findings])
         print()
-        for one in findings:
-            if one.fix is not None:
-                print(f"{one.status}, {one.check}: {one.fix}")
+        for finding in findings:
+            if finding.fix is not None:
+                print(f"{finding.status}, {finding.check}: {finding.fix}")
         print(f"{problems} problems, {warnings} warnings")
     if problems:
         raise typer.Exit(CHECK_FAILED)

@@ -215,17 +215,17 @@ def usage_sentence(error: Any) -> str:
     if type(error).__name__ == "NoArgsIsHelpError":
         return ""
     context = getattr(error, "ctx", None)
-    sentence = _mended(error, context) or error.format_message().strip().rstrip(".")
+    sentence = _mend(error, context) or error.format_message().strip().rstrip(".")
     sentence = sentence.replace(": Value error, ", ": ")  # pydantic's words, which typer passes on
     sentence = sentence[:1].lower() + sentence[1:]
     return sentence if context is None else f"{sentence} (see {context.command_path} --help)"
 
 
-def _mended(error: Any, context: Any) -> str | None:
+def _mend(error: Any, context: Any) -> str | None:
     """The sentence with the nearest name, where an option or one of its fixed values was mistyped."""
     option = getattr(error, "option_name", None)
     if type(error).__name__ == "NoSuchOption" and context is not None:
-        known = [one for parameter in context.command.params for one in parameter.opts if one.startswith("-")]
+        known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("-")]
         near = get_close_matches(str(option), known, n=1)
         return f"no such option {option}" + (f"; did you mean {near[0]}?" if near else "")
     choice = re.search(r"'([^']*)' is not one of (.*?)\.?$", error.format_message())

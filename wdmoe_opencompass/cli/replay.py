@@ -74,7 +74,7 @@ def replay_command(
     for trace in read:
         check_same_devices(trace, loaded)
     points = _sweep_points(loaded, sweep)
-    records, passes = _replayed(read, points, sweep.split("=")[0] if sweep else None, allocation, scope, draws)
+    records, passes = _replay(read, points, sweep.split("=")[0] if sweep else None, allocation, scope, draws)
     notes = list(dict.fromkeys(note for trace in read for note in trace.metadata.routed_notes()))
     notes += [SELECTED_UNDER_ONE, INFINITE_MEAN] if draws > 1 and loaded.fading.model == "rayleigh" else []
     if as_json:
@@ -104,7 +104,7 @@ def replay_command(
 def _own_profile(traces: list[RoutingTrace]) -> ChannelProfile:
     found = {trace.metadata.profile_hash: trace.metadata.profile for trace in traces}
     if len(found) > 1:
-        names = ", ".join(sorted(f"{one.name} ({digest[:12]})" for digest, one in found.items()))
+        names = ", ".join(sorted(f"{profile.name} ({digest[:12]})" for digest, profile in found.items()))
         raise WdmoeError(f"the traces were recorded under different profiles: {names}; say which with --profile")
     return next(iter(found.values()))
 
@@ -130,7 +130,7 @@ def _sweep_points(profile: ChannelProfile, sweep: str | None) -> list[tuple[floa
     return [(float(value), changed_profile(profile, match[1], float(value))) for value in values]
 
 
-def _replayed(
+def _replay(
     traces: list[RoutingTrace],
     points: list[tuple[float | None, ChannelProfile]],
     key: str | None,
@@ -194,13 +194,13 @@ class _Drawn:
         self._profile, self._allocation, self._scope, self._draws = profile, allocation, scope, draws
         self._even: dict[int, DrawnLatency] = {}
         vanilla = [trace for trace in reversed(traces) if trace.metadata.routing == "top_k"]
-        self._vanilla = {_answered(trace): trace for trace in vanilla}
+        self._vanilla = {_what_was_run(trace): trace for trace in vanilla}
 
     def columns(self, trace: RoutingTrace, advance: Callable[[float], None]) -> dict[str, Any]:
         """-> what the record of a trace says of the draws; a saving against itself or against 0 s is None."""
         from ..replay import replay_draws
 
-        even, vanilla = self._even_of(trace), self._vanilla.get(_answered(trace))
+        even, vanilla = self._even_of(trace), self._vanilla.get(_what_was_run(trace))
         own, is_even = even, self._allocation == "uniform"
         if not is_even:
             own = replay_draws(trace, self._profile, self._allocation, self._scope, self._draws, advance)
@@ -219,14 +219,14 @@ class _Drawn:
         return self._even[id(trace)]
 
 
-def _answered(trace: RoutingTrace) -> tuple:
+def _what_was_run(trace: RoutingTrace) -> tuple:
     """What the traces of two models have in common where their latencies can be compared."""
     from ..identity import key_of
     from ..report.batches import batch_key
 
-    one = trace.metadata
-    answered = key_of(one.identity) if one.identity else f"{one.weights} {one.perplexity}"
-    return answered, one.test_range, *batch_key(trace)
+    metadata = trace.metadata
+    answered = key_of(metadata.identity) if metadata.identity else f"{metadata.weights} {metadata.perplexity}"
+    return answered, metadata.test_range, *batch_key(trace)
 
 
 def _saving_columns(against: str, saving: NDArray | None) -> dict[str, float | None]:

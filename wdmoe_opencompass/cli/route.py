@@ -97,24 +97,24 @@ def policy_arguments(text: str) -> dict[str, Any]:
 
 
 def _answer(routed: RoutingTrace, rows: list[dict[str, Any]], notes: list[str]) -> dict[str, Any]:
-    one = routed.metadata
+    metadata = routed.metadata
     return dict(
-        policy=one.policy,
+        policy=metadata.policy,
         policy_parameters={
-            name: value if _is_json(value) else str(value) for name, value in one.policy_parameters.items()
+            name: value if _is_json(value) else str(value) for name, value in metadata.policy_parameters.items()
         },
         kept_share=float(routed.assignments.sum() / routed.assignments_before.sum()),
         rows=rows,
-        batch_size=one.batch_size,
+        batch_size=metadata.batch_size,
         passes=len(routed.batch),
         tokens=int(routed.tokens.sum()),
-        model=one.model,
-        dataset=one.dataset,
-        profile=one.profile.name,
-        profile_hash=one.profile_hash,
-        seed=one.seed,
-        recording_sha256=one.recording_sha256,
-        versions=one.versions,
+        model=metadata.model,
+        dataset=metadata.dataset,
+        profile=metadata.profile.name,
+        profile_hash=metadata.profile_hash,
+        seed=metadata.seed,
+        recording_sha256=metadata.recording_sha256,
+        versions=metadata.versions,
         notes=notes,
     )
 

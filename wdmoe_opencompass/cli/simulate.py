@@ -117,7 +117,10 @@ def _as_json(value: Any) -> Any:
 
 
 def _kept_share(found: Sequence[SimulatedBenchmark]) -> dict[str, float]:
-    return {one.name: float(one.selected.assignments.sum() / one.selected.assignments_before.sum()) for one in found}
+    return {
+        benchmark.name: float(benchmark.selected.assignments.sum() / benchmark.selected.assignments_before.sum())
+        for benchmark in found
+    }
 
 
 def _show(

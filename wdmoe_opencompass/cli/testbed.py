@@ -152,7 +152,7 @@ def up(
         rates: list[float | None] = [decimal(text) for text in rate.split(",") if text]
     except ValueError as reason:
         raise LabError(f"--rate must be numbers of Mbit/s like 200,200,100,20, got {rate!r} ({reason})") from None
-    if any(one is None or one <= 0 for one in rates):
+    if any(mbit_per_s is None or mbit_per_s <= 0 for mbit_per_s in rates):
         raise LabError(f"--rate must be > 0, got {rate}")
     check_out_file(lab, LabError)
     _check_model(model)
@@ -222,17 +222,17 @@ def measure(
     own_work = work_of_own_experts(model, its_lab, layers[0].num_experts, dtype, device)
     with Progress(f"measuring {len(its_lab.devices)} devices"):
         times, payload_bits = probe(its_lab, layers, sizes, rounds, own_work, seed)
-    names_of_devices = [one.name for one in base.devices]
+    names_of_devices = [channel_device.name for channel_device in base.devices]
     fit = fit_lab(names_of_devices, times, layers[0].shape, payload_bits)
     fitted = measured_profile(base, names_of_devices, fit, payload_bits, out.stem)
     write_whole(out, measured_profile_text(fitted, fit))
     if as_json:
         print_json(dict(profile=str(out), hash=fitted.content_hash, **asdict(fit)))
         return
-    for name, device_of_lab, one in zip(names_of_devices, its_lab.devices, fit.devices):
-        rates = f"{one.downlink_bit_per_s / 1e6:.4g} Mbit/s down, {one.uplink_bit_per_s / 1e6:.4g} up"
-        computing = f"{one.compute_flops / 1e9:.4g} GFLOP/s, {1e3 * one.fixed_s:.3g} ms per message"
-        rates += f" after a burst of {one.burst_bit / 8:.0f} bytes" if one.burst_bit else ""
+    for name, device_of_lab, link in zip(names_of_devices, its_lab.devices, fit.devices):
+        rates = f"{link.downlink_bit_per_s / 1e6:.4g} Mbit/s down, {link.uplink_bit_per_s / 1e6:.4g} up"
+        computing = f"{link.compute_flops / 1e9:.4g} GFLOP/s, {1e3 * link.fixed_s:.3g} ms per message"
+        rates += f" after a burst of {link.burst_bit / 8:.0f} bytes" if link.burst_bit else ""
         print(f"{device_of_lab.name} ({name}): {rates}, {computing}")
     shared = f", {fit.shared_bit_per_s / 1e6:.4g} Mbit/s for all but the slowest" if fit.shared_bit_per_s else ""
     print(
@@ -274,7 +274,7 @@ def _experts(text: str) -> tuple[int, ...]:
 
 def _sizes(text: str) -> tuple[int, ...]:
     try:
-        sizes = tuple(int(one) for one in text.split(","))
+        sizes = tuple(int(size) for size in text.split(","))
     except ValueError:
         sizes = ()
     if not sizes or min(sizes) < 1:

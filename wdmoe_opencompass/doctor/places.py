@@ -49,7 +49,7 @@ def check_work_dir(work_dir: Path) -> list[Finding]:
 def nearest_folder(path: Path) -> Path:
     """The folder itself, or the nearest one above it that exists."""
     path = path.absolute()
-    return next(one for one in (path, *path.parents) if one.is_dir())
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
 def lock_failure(file: Path) -> str | None:

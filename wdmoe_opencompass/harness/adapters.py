@@ -97,7 +97,7 @@ def without_wrapper(model: Any, peft_path: str, experts_elsewhere: bool = False)
     """
     inner = model.get_base_model()
     for name, module in list(inner.named_modules()):
-        wrappers, experts = _unwrapped(module)
+        wrappers, experts = _unwrap(module)
         owner, _, own = name.rpartition(".")
         if not wrappers or not hasattr(experts, "_is_expert_parallel") or own == "base_layer":
             continue
@@ -115,7 +115,7 @@ def without_wrapper(model: Any, peft_path: str, experts_elsewhere: bool = False)
     return inner
 
 
-def _unwrapped(module: Any) -> tuple[list[Any], Any]:
+def _unwrap(module: Any) -> tuple[list[Any], Any]:
     """-> PEFT's layers around a module, the outermost first, and the module."""
     wrappers = []
     while hasattr(module, "base_layer") and hasattr(module, "merge"):

@@ -64,20 +64,20 @@ def _path_problems(pairs: Sequence[Pair], run_folder: Path) -> list[str]:
         try:
             predictions = dataset_file(root, *pair, ".json")
         except WdmoeError as error:
-            problems[_named(pair)] = str(error)
+            problems[_pair_name(pair)] = str(error)
             continue
         length = len(os.fsencode(predictions))
         if length > MAX_PATH_BYTES:
-            who = _named(pair)
+            who = _pair_name(pair)
             problems[who] = f"{who}: the path of its file has {length} bytes, at most {MAX_PATH_BYTES} work"
         for path in _files(predictions):
             inside = path.relative_to(root)
-            other = owners.setdefault(_folded(inside), pair)
+            other = owners.setdefault(_path_key(inside), pair)
             if other != pair:
                 both = _both(other, pair)
                 problems.setdefault(both, f"{both} would write the same file, {shown(str(inside))}: {RENAME}")
         for folder in predictions.relative_to(root).parents:
-            users.setdefault(_folded(folder), pair)
+            users.setdefault(_path_key(folder), pair)
     for key, pair in owners.items():
         if key in users:
             both, name = _both(pair, users[key]), shown("/".join(key))
@@ -91,19 +91,19 @@ def _files(predictions: Path) -> list[Path]:
     return [predictions, partial_file(predictions, ".json"), partial_file(predictions), lock_file(predictions), *own]
 
 
-def _folded(path: Path) -> tuple[str, ...]:
+def _path_key(path: Path) -> tuple[str, ...]:
     return tuple(
         unicodedata.normalize("NFC", unicodedata.normalize("NFD", part).casefold()) for part in path.parts if part
     )
 
 
-def _both(one: Pair, other: Pair) -> str:
-    if one[0] == other[0]:
-        return f"datasets {shown(one[1])} and {shown(other[1])}"
-    if one[1] == other[1]:
-        return f"models {shown(one[0])} and {shown(other[0])}"
-    return f"{_named(one)} and {_named(other)}"
+def _both(first: Pair, second: Pair) -> str:
+    if first[0] == second[0]:
+        return f"datasets {shown(first[1])} and {shown(second[1])}"
+    if first[1] == second[1]:
+        return f"models {shown(first[0])} and {shown(second[0])}"
+    return f"{_pair_name(first)} and {_pair_name(second)}"
 
 
-def _named(pair: Pair) -> str:
+def _pair_name(pair: Pair) -> str:
     return f"model {shown(pair[0])}, dataset {shown(pair[1])}"

@@ -89,7 +89,7 @@ class WdmoeSettings(BaseModel):
         return read_calibration(self.calibration)
 
 
-def validated_settings(wdmoe: Any) -> WdmoeSettings:
+def validate_settings(wdmoe: Any) -> WdmoeSettings:
     """Check the keys and values of a `wdmoe` argument, without reading a file; ModelError where one is wrong."""
     if not isinstance(wdmoe, dict):
         raise ModelError("the model config needs wdmoe=dict(profile='paper_8_devices', policy='wlr')")
@@ -105,7 +105,7 @@ def validated_settings(wdmoe: Any) -> WdmoeSettings:
 
 def parse_settings(wdmoe: Any) -> WdmoeSettings:
     """Check the whole `wdmoe` argument, the files that it names and the policy included."""
-    settings = validated_settings(wdmoe)
+    settings = validate_settings(wdmoe)
     settings.load_profile()
     if settings.testbed is not None and settings.quantise_payload:
         raise ModelError("wdmoe.quantise_payload simulates; with wdmoe.testbed the lab file's payload_bits decides")

@@ -16,7 +16,7 @@ from ..identity.facts import sentence
 from ..selection import POLICIES, build_policy, policy_parameters
 from ..trace.format import SEALED_SUFFIX, RoutingTrace, TraceMetadata, read_trace, routing_name
 from .identify import asked_facts
-from .settings import WdmoeSettings, parse_settings, validated_settings
+from .settings import WdmoeSettings, parse_settings, validate_settings
 
 Place = tuple[str, str]  # model, and what a trace's file is called: a dataset, or a part of one
 
@@ -50,7 +50,7 @@ class Expected:
         Where its profile, lab or calibration file is not on this machine, what the first of the traces carries stands
         for it: the other traces must then agree with that.
         """
-        settings = validated_settings(model_cfg["wdmoe"])
+        settings = validate_settings(model_cfg["wdmoe"])
         if settings.policy not in POLICIES:
             raise PolicyError(unknown_name("selection policy", settings.policy, POLICIES))
         if recorded and _files_are_elsewhere(settings):

@@ -15,9 +15,9 @@ from opencompass.utils import build_dataset_from_cfg, dataset_abbr_from_cfg
 from ...errors import brief, shown
 from ..evaluation_needs import check_metric
 from ..identify import method_of
-from ..sections import import_cause, part_of, registered, resolved
+from ..sections import find_registered, import_cause, part_of, resolve
 from .config import is_subclass, plain
-from .facts import DatasetFacts, Plan, grouped
+from .facts import DatasetFacts, Plan, group_by
 from .offline import NotOnThisMachine
 
 SAMPLED_ITEMS = 25  # of each dataset, evenly spaced, whose prompts are rendered
@@ -84,7 +84,7 @@ def _missing_scoring(eval_cfg: ConfigDict) -> Iterator[str]:
         yield "eval_cfg must have an evaluator=dict(type=...)"
     for name, registry in SCORING.items():
         kind = part_of(eval_cfg, name).get("type")
-        if kind is not None and not callable(registered(registry, kind)):
+        if kind is not None and not callable(find_registered(registry, kind)):
             yield f"eval_cfg.{name}.type is {shown(kind)}, which cannot be imported{import_cause(kind)}"
 
 
@@ -107,7 +107,7 @@ def _sampled_prompts(dataset: PlannedDataset, built: Any, plan: Plan) -> list[An
         if key in infer_cfg
     }
     retriever_cfg = infer_cfg.retriever
-    if not is_subclass(resolved(ICL_RETRIEVERS, retriever_cfg.type), CHEAP_RETRIEVERS):
+    if not is_subclass(resolve(ICL_RETRIEVERS, retriever_cfg.type), CHEAP_RETRIEVERS):
         plan.notes.append(f"{facts.benchmark}: its prompts are counted without their in-context examples")
         retriever_cfg = dict(type=ZeroRetriever)
     retriever = ICL_RETRIEVERS.build(dict(retriever_cfg, dataset=built))
@@ -125,7 +125,7 @@ def _sampled_prompts(dataset: PlannedDataset, built: Any, plan: Plan) -> list[An
 
 def report_failures(plan: Plan) -> None:
     """One sentence per benchmark: the subjects of one path usually fail together."""
-    for benchmark, group in grouped(plan.datasets, lambda dataset: dataset.benchmark):
+    for benchmark, group in group_by(plan.datasets, lambda dataset: dataset.benchmark):
         failed = [dataset for dataset in group if dataset.failure]
         if not failed:
             continue

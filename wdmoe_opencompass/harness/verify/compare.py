@@ -83,7 +83,7 @@ def first_difference(name: str, there: str, again: str) -> list[tuple[str, str]]
         return [("the same values in another text", "the text as it is written")]
     where, *values = places[0]
     more = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
-    found, expected = _shortened(*map(str, values))
+    found, expected = _shorten(*map(str, values))
     return [(f"{where}: {found}{more}", expected)]
 
 
@@ -112,7 +112,7 @@ def _json_differences(there: Any, again: Any, where: str = "") -> Iterator[tuple
         yield where or "all of it", there, again
 
 
-def _shortened(there: str, again: str) -> tuple[str, str]:
+def _shorten(there: str, again: str) -> tuple[str, str]:
     """Both from a little before the first letter that differs."""
     if max(len(there), len(again)) <= MAX_TEXT_LENGTH:
         return there, again
