@@ -270,7 +270,7 @@ def test_a_path_that_cannot_be_written_gets_one_true_sentence(folder, wdmoe, mon
 
 @pytest.mark.parametrize("kind", FOLDERS_NOT_WRITTEN, ids=lambda kind: kind.__name__)
 def test_doctor_finds_a_work_folder_that_cannot_be_written(folder, kind):
-    from wdmoe_opencompass.doctor.places import check_work_dir
+    from wdmoe_opencompass.doctor.folders import check_work_dir
 
     path = Path(kind(folder / "x"))
     (finding,) = check_work_dir(path)

@@ -201,9 +201,9 @@ def test_halves_of_letters_in_a_result_are_replaced_and_logged(tmp_path, monkeyp
     found = strict(results(tmp_path, "odd"))
     assert (found["accuracy"], found["metric \ufffd"], found["text"]) == (50.0, 25.0, "\ufffd")
     assert found["nested"] == {"text \ufffd": ["a\ufffdb", "\U0001f600"], "names": ["\ufffd"]}
-    assert [text for text in said if "U+FFFD is in its place" in text] == [
+    assert [text for text in said if "U+FFFD replaces it" in text] == [
         f"{results(tmp_path, 'odd')}: its metrics or details held text that UTF-8 cannot hold (lone surrogates); "
-        "U+FFFD is in its place"
+        "U+FFFD replaces it"
     ]
 
 

@@ -514,7 +514,7 @@ def human_eval(cfg):
         (stock_task, "task must be WdmoeInferTask"),
         (stock_summarizer, "must be dict(type=WdmoeSummarizer)"),
         (no_inferencer, "dataset qs_arith_small: cannot be loaded"),
-        (same_abbr, "the abbr quickstart-wdmoe-hf stands twice"),
+        (same_abbr, "the abbr quickstart-wdmoe-hf occurs twice"),
         (human_eval, "quickstart/data/program.jsonl: its evaluator lacks a package"),
     ],
 )

@@ -280,7 +280,7 @@ def test_the_command_line_says_what_is_missing(run_folder):
     assert "or torn" in answer.output
     (folder / "algo2" / "d.times.safetensors").unlink()
     (folder / "vanilla" / "d.times.safetensors").unlink()
-    assert "no measured times beside its traces" in str(predict(run_folder).exception)
+    assert "no measured times next to its traces" in str(predict(run_folder).exception)
     write_times(folder / "vanilla" / "d.times.safetensors", two_runs()[0][1])
     assert "differ from those of 'paper_8_devices'" in str(
         predict(run_folder, "--profile", "paper_8_devices").exception

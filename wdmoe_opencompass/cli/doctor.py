@@ -20,14 +20,14 @@ EXAMPLES = (
 
 def doctor_command(
     config: Annotated[
-        Path | None, typer.Argument(help="OpenCompass config: also look at what its models and datasets need.")
+        Path | None, typer.Argument(help="OpenCompass config: also check what its models and datasets need.")
     ] = None,
     work_dir: Annotated[
         Path, typer.Option("--work-dir", "-w", help="Where the run will write, as opencompass's -w.")
     ] = Path("outputs"),
     as_json: AsJson = False,
 ) -> None:
-    """Is this machine fit for a run? Each finding with its fix; exit code 1 if there is a problem."""
+    """Check this machine before a run. Each finding has its fix; exit code 1 if there is a problem."""
     if config is not None:
         check_file(config, "config file")
     with (

@@ -22,7 +22,7 @@ def plan_command(
     config: Annotated[Path, typer.Argument(help="OpenCompass config, as given to the opencompass command.")],
     as_json: AsJson = False,
 ) -> None:
-    """What a run would read, compute and leave, without loading weights; exit code 1 if it could not work."""
+    """Show what a run would read, compute and write, without loading weights; exit code 1 if it could not work."""
     check_file(config, "config file")
     with (
         Progress(f"looking at {config}"),

@@ -1,4 +1,4 @@
-"""`wdmoe replay`: latencies of recorded passes, computed anew."""
+"""`wdmoe replay`: latencies of recorded passes, computed again."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def replay_command(
     draws: Annotated[
         int,
         typer.Option(
-            min=1, max=MAX_DRAWS, help="Fading draws, the first the run's own; also savings paired over them."
+            min=1, max=MAX_DRAWS, help="Fading draws, the first being the run's own; several also give paired savings."
         ),
     ] = 1,
     payload_bits: Annotated[int | None, typer.Option(help="Bits per value instead of the profile's.")] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Attention waiting latency of recorded passes under any profile with the same devices, Eq. (11)."""
+    """Compute the attention waiting latency of recorded passes under any profile with the same devices, Eq. (11)."""
     from ..allocation import SCOPE_LABELS
     from ..channel.origin import keys_by_origin
     from ..channel.profile import changed_profile
@@ -138,7 +138,7 @@ def _replay(
     scope: str,
     draws: int,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """-> one record per sweep point and trace, and, for the runs' own draws alone, one per forward pass."""
+    """-> one record per sweep point and trace, and one per forward pass if only the runs' own draws are replayed."""
     from ..replay import replay
 
     records: list[dict[str, Any]] = []
@@ -163,7 +163,7 @@ def _replay(
 
 
 def _without_empty_columns(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records without the savings that none of them has."""
+    """The records without the saving columns that are empty in all of them."""
     empty = [key for key in records[0] if all(record[key] is None for record in records) and "_saving_" in key]
     return [{key: value for key, value in record.items() if key not in empty} for record in records]
 
@@ -186,8 +186,8 @@ def _own_columns(own: ReplayedLatency) -> dict[str, Any]:
 class _Drawn:
     """Latencies of traces over fading draws under one profile, and what they save against an even split.
 
-    Draw n is the same for all of them. vanilla_even is the even split of the trace of the same weights, scoring and
-    batches whose experts the model's own router chose, where it is among the traces.
+    Draw n is the same for all of them. vanilla_even is the even split of the trace with the same weights, scoring and
+    batches and the model's own routing, if it is among the traces.
     """
 
     def __init__(self, traces: list[RoutingTrace], profile: ChannelProfile, allocation: str, scope: str, draws: int):
@@ -197,7 +197,7 @@ class _Drawn:
         self._vanilla = {_what_was_run(trace): trace for trace in vanilla}
 
     def columns(self, trace: RoutingTrace, advance: Callable[[float], None]) -> dict[str, Any]:
-        """-> what the record of a trace says of the draws; a saving against itself or against 0 s is None."""
+        """-> the columns of a trace's record over the draws; a saving against itself or against 0 s is None."""
         from ..replay import replay_draws
 
         even, vanilla = self._even_of(trace), self._vanilla.get(_what_was_run(trace))
@@ -220,7 +220,7 @@ class _Drawn:
 
 
 def _what_was_run(trace: RoutingTrace) -> tuple:
-    """What the traces of two models have in common where their latencies can be compared."""
+    """What the traces of two models must have in common for their latencies to be compared."""
     from ..identity import key_of
     from ..report.batches import batch_key
 

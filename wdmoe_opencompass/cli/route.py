@@ -27,18 +27,18 @@ EXAMPLES = (
 def route_command(
     recording: Annotated[Path, typer.Argument(help="A recording: NAME.routing.safetensors.")],
     policy: Annotated[str, typer.Option(help="Name of a selection policy.")],
-    parameters: Annotated[str, typer.Option(help="Its parameters that differ from the defaults, as JSON.")] = "{}",
+    parameters: Annotated[str, typer.Option(help="Policy parameters other than the defaults, as JSON.")] = "{}",
     profile: Annotated[str, typer.Option(help=PROFILE_HELP, autocompletion=profile_names)] = "paper_8_devices",
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Sequences per forward pass. Default: the recorded run's batches; of an import 64."),
+        typer.Option(min=1, help="Sequences per forward pass. Default: the recorded run's batches; 64 for an import."),
     ] = None,
     scope: Scope = "layer",
     top_k_mass: Annotated[
         float | None,
-        typer.Option(help="Where no full softmax was recorded: what the top-k weigh together; the rest is even."),
+        typer.Option(help="Without a recorded full softmax: total weight of the top-k; the rest is even."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for traces, tables, figures and page, as a run's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for traces, tables, figures and page, as in a run.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a policy on a recording of a router: assignments kept, and the four latencies of Table II.

@@ -18,7 +18,7 @@ GAP = "  "
 MIN_FOLDED = 10  # columns that a name is folded to at least
 MAX_AS_LISTS = 3  # rows; more are better compared as a table, if one fits
 
-# An interval and its mark, a percentage: their spaces are no place to fold.
+# An interval and its mark, a percentage: never folded at their spaces.
 _NUMBERS = re.compile(r"\[[-+\d., ]+\](?: \*)?|(?<=\d) %")
 _INSIDE = re.compile(r"(?<=\w[-_/])(?<!\d[eE]-)(?!(?<=\d[-/])\d)(?=\w)")  # not 1e-08, not 3/12
 _GLUE = "\0"
@@ -87,7 +87,7 @@ def _longest_piece(text: str) -> int:
 def _blocks(
     heads: Sequence[str], rows: Sequence[Sequence[str]], keys: Sequence[int], may_fold: set[int], width: int
 ) -> list[_Block] | None:
-    """The columns by block with the width of each; None where the keys leave no place for some column."""
+    """The columns by block with the width of each; None where the keys leave no room for some column."""
     whole, least = [], []
     for k, head in enumerate(heads):
         cells = {row[k] for row in rows}
@@ -147,7 +147,7 @@ def _render(
 def _side_by_side(
     cells: Sequence[list[str]], widths: Sequence[int], to_right: Sequence[bool], at_end: bool = False
 ) -> list[str]:
-    """Cells of some lines each as the lines of their row; at_end: their last lines beside each other."""
+    """Cells of several lines as the lines of one row; at_end: aligned at their last lines."""
     height = max(map(len, cells), default=0)
     padded = [[""] * (height - len(cell)) + cell if at_end else cell for cell in cells]
     return [

@@ -31,7 +31,7 @@ def adapter_kind(peft_path: str) -> str:
     """-> PEFT's name of an adapter's kind; ModelError where it, its files or PEFT itself is not on this machine."""
     adapter = local_folder(str(peft_path))
     if adapter is None or not (adapter / ADAPTER_CONFIG).is_file():
-        raise ModelError(f"peft_path: no {ADAPTER_CONFIG} in {peft_path}, which is no adapter on this machine")
+        raise ModelError(f"peft_path: no {ADAPTER_CONFIG} in {peft_path}, which is not an adapter on this machine")
     if adapter_digest(adapter) is None:
         raise ModelError(f"peft_path {peft_path}: no adapter_model.safetensors or adapter_model.bin in it")
     try:
@@ -51,9 +51,9 @@ def adapter_kind(peft_path: str) -> str:
 
 @contextmanager
 def whole_adapter(peft_path: str | None) -> Iterator[None]:
-    """While a model is loaded: ModelError where a tensor of its adapter finds no place, or a place no tensor.
+    """While a model is loaded: ModelError if a tensor of its adapter fits no layer, or an adapted layer gets no tensor.
 
-    PEFT only warns, and goes on with what it had drawn at random.
+    PEFT only warns, and goes on with random values.
     """
     if peft_path is None:
         yield

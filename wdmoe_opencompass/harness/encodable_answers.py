@@ -10,7 +10,7 @@ from .._util.atomic_write import write_whole
 from .._util.utf8_text import SURROGATE_ESCAPE, all_replaced, count_surrogates
 
 LOG = logging.getLogger(__name__)
-REPLACED = "text that UTF-8 cannot hold (lone surrogates); U+FFFD is in its place"
+REPLACED = "text that UTF-8 cannot hold (lone surrogates); U+FFFD replaces it"
 
 
 def encodable_answers(model: Any, say: Callable[[str], None]) -> None:

@@ -17,7 +17,7 @@ Pair = tuple[str, str]  # model, dataset
 
 
 def name_problems(pairs: Iterable[Pair], run_folder: Path) -> list[str]:
-    """-> one sentence for every abbreviation of which OpenCompass can make no file, or not one of its own.
+    """-> one sentence for every abbreviation that gives no valid file name, or the same as another's.
 
     Two names are one where they differ only in case, or in how Unicode composes their letters: disks of macOS and
     Windows keep one file for both (our choice: refused on every disk, so that a run can be copied to any).
@@ -28,8 +28,8 @@ def name_problems(pairs: Iterable[Pair], run_folder: Path) -> list[str]:
     return problems or _path_problems(pairs, run_folder)
 
 
-def _distinct(pairs: Sequence[Pair], place: int) -> list[str]:
-    return list(dict.fromkeys(pair[place] for pair in pairs))
+def _distinct(pairs: Sequence[Pair], position: int) -> list[str]:
+    return list(dict.fromkeys(pair[position] for pair in pairs))
 
 
 def why_no_file(dataset: str) -> str | None:
@@ -86,7 +86,7 @@ def _path_problems(pairs: Sequence[Pair], run_folder: Path) -> list[str]:
 
 
 def _files(predictions: Path) -> list[Path]:
-    """What OpenCompass and we write of a dataset."""
+    """The files that OpenCompass and we write for a dataset."""
     own = [beside(predictions, suffix) for suffix in (*WRITTEN_WHOLE, UNFINISHED_SUFFIX)]
     return [predictions, partial_file(predictions, ".json"), partial_file(predictions), lock_file(predictions), *own]
 

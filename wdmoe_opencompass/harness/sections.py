@@ -74,7 +74,7 @@ def check_start_of(work_dir: Path) -> None:
 
 
 def score_one_by_one(cfg: Any) -> bool:
-    """Put our eval task in the place of OpenCompass's own, whose scores it gives; -> whether that was there."""
+    """Replace OpenCompass's eval task by ours, which gives the same scores; -> whether it was there."""
     task = part_of(cfg, EVAL, "runner", "task")
     if resolve(TASKS, task.get("type")) is not OpenICLEvalTask:
         return False
@@ -94,7 +94,7 @@ def ends_at_first(cfg: Any) -> bool:
 
 
 def wrong_parts(cfg: Any, sections: Sequence[str] = (INFER, EVAL)) -> list[str]:
-    """-> a sentence for each part that cannot work where the config has it: its key, its value, what would be right."""
+    """-> a sentence for each part that cannot work there: its key, its value, what would be right."""
     problems: list[str] = []
     for section in sections:
         if cfg.get(section) is not None:
@@ -135,7 +135,7 @@ def _wrong_in_section(cfg: Any, section: str) -> Iterator[str]:
 
 
 def _wrong_arguments_in(cfg: Any, section: str) -> list[str]:
-    """Sentences about the arguments of a section's partitioner and runner, whose types are right."""
+    """Sentences about the arguments of a section's partitioner and runner, given that their types are right."""
     problems: list[str] = []
     for path, registry in (("partitioner", PARTITIONERS), ("runner", RUNNERS)):
         arguments = part_of(cfg, section, path)

@@ -24,8 +24,8 @@ class WdmoeSettings(BaseModel):
                        default as the policy's author does
     calibration:       file of `wdmoe calibrate` for this model, for policies with measured constants and for kept_share
     kept_share:        turn the policy's knob until it keeps this share of the calibration's assignments
-    quantise_payload:  round what is sent to and from the devices to the profile's payload_bits in the forward pass too
-    perplexity:        `stock`, as OpenCompass's own class, whose scores depend on the batch's padding; `exact`, what
+    quantise_payload:  round hidden states to the profile's payload_bits on their way to and from the devices
+    perplexity:        `stock`, as OpenCompass's own class, where scores depend on the batch's padding; `exact`, what
                        each text gets alone (harness/perplexity.py)
     record_routing:    leave a recording of the router next to each trace, for `wdmoe route`
     testbed:           lab file: send the tokens to real devices; its placement and payload bits replace the profile's

@@ -1,4 +1,4 @@
-"""The config of a plan: read as a run will read it, its values and sections looked at: OpenCompass looks at none."""
+"""The config of a plan: read as a run will read it, with its values and sections checked: OpenCompass checks none."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,7 +101,7 @@ def check_sections(cfg: Config, plan: Plan) -> None:
     for kind, abbr_of in (("models", model_abbr_from_cfg), ("datasets", dataset_abbr_from_cfg)):
         abbrs = [abbr_of(entry) for entry in cfg[kind]]
         for abbr in sorted({abbr for abbr in abbrs if abbrs.count(abbr) > 1}):
-            plan.problems.append(f"{kind}: the abbr {abbr} stands twice, so one would take the other's predictions")
+            plan.problems.append(f"{kind}: the abbr {abbr} occurs twice, so one would take the other's predictions")
     plan.problems += wrong_parts(cfg)
     if ends_at_first(cfg):
         plan.notes.append(f"eval: {ENDS_AT_FIRST}")

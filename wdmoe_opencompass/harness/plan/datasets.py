@@ -20,7 +20,7 @@ from .config import is_subclass, plain
 from .facts import DatasetFacts, Plan, group_by
 from .offline import NotOnThisMachine
 
-SAMPLED_ITEMS = 25  # of each dataset, evenly spaced, whose prompts are rendered
+SAMPLED_ITEMS = 25  # per dataset, evenly spaced: their prompts are rendered
 SCORING = dict(
     evaluator=ICL_EVALUATORS, pred_postprocessor=TEXT_POSTPROCESSORS, dataset_postprocessor=TEXT_POSTPROCESSORS
 )  # of an `eval_cfg`: where OpenCompass looks for a type
@@ -79,7 +79,7 @@ def _check_evaluator(cfg: ConfigDict, benchmark: str, plan: Plan) -> None:
 
 
 def _missing_scoring(eval_cfg: ConfigDict) -> Iterator[str]:
-    """A sentence for each part of an `eval_cfg` that is not there, or whose type is no class and no function."""
+    """A sentence for each part of an `eval_cfg` that is missing or has a type that is no class and no function."""
     if part_of(eval_cfg, "evaluator").get("type") is None:
         yield "eval_cfg must have an evaluator=dict(type=...)"
     for name, registry in SCORING.items():

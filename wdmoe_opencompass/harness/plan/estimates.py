@@ -133,7 +133,7 @@ def _trace_bytes(model: PlannedModel, passes: int, batches: int, prompts: int) -
 
 
 def _recording_bytes(model: PlannedModel, tokens: int, sequences: int, batches: int) -> int | None:
-    """At most: whether the router is a softmax, whose probabilities are recorded too, shows only when it runs."""
+    """An upper bound: only a running router shows whether it is a softmax, with probabilities to record."""
     weights = model.facts.weights
     if weights is None or not model.records_routing or not weights.layers:
         return None

@@ -12,7 +12,7 @@ from .weights import WeightsFacts
 class DatasetFacts:
     """A dataset as OpenCompass's own loader finds it; `benchmark` is its config's path, shared by many subjects.
 
-    method: ppl or gen; None for an inferencer whose passes are not estimated. missing: the file the loader asked for.
+    method: ppl or gen; None if the inferencer's passes are not estimated. missing: the file the loader asked for.
     failure: why it cannot be used; None where it can.
     """
 

@@ -1,4 +1,4 @@
-"""Whether a model's generation settings can be used: transformers is asked to, with a tiny model in its place."""
+"""Whether a model's generation settings can be used: transformers is asked, with a tiny model instead."""
 
 import warnings
 from collections.abc import Callable
