@@ -44,7 +44,7 @@ def kills(tasks, commands, folder):
     dumped = [dumped_task(folder / f"task_{number}") for number in range(tasks)]
 
     def kill_task(number, chance):
-        return shown(number, killed_task(dumped[number], reference, active_s, chance))
+        return show(number, killed_task(dumped[number], reference, active_s, chance))
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         outcomes = list(pool.map(kill_task, range(tasks), chances(tasks, "task")))
@@ -55,7 +55,7 @@ def kills(tasks, commands, folder):
     for number, chance in enumerate(chances(commands, "command")):
         work_dir = folder / f"command_{number}" / "outputs"
         how = KILLED[number % len(KILLED)]
-        outcomes.append(shown(tasks + number, killed_command(work_dir, whole, took_s, how, chance)))
+        outcomes.append(show(tasks + number, killed_command(work_dir, whole, took_s, how, chance)))
     return outcomes
 
 
@@ -65,13 +65,13 @@ def deaths(folder):
     done = subprocess.run(process, cwd=ROOT, env=environment(folder / "hf"), stdout=subprocess.PIPE, text=True)
     outcomes = [Outcome(**json.loads(line)) for line in done.stdout.splitlines()]
     for number, outcome in enumerate(outcomes):
-        shown(f"file operation {number}", outcome)
+        show(f"file operation {number}", outcome)
     if done.returncode:
         raise SystemExit("error: a task could not be watched to its end")
     return outcomes
 
 
-def shown(number, outcome):
+def show(number, outcome):
     """Print an outcome, and give it back."""
     print(f"{number}: {outcome}", flush=True)
     return outcome

@@ -37,7 +37,7 @@ def random_counts(experts, layers, batches, top_k=2, seed=0):
 
 
 def planted_counts(seed=0, noise=0.3, tokens=500, layers=4):
-    """Pairs of one hidden group, but for a share of noise; -> counts, the plant."""
+    """Pairs of one planted group, but for a share of noise; -> counts, the plant."""
     rng = np.random.default_rng(seed)
     group = rng.permutation(np.arange(EXPERTS) % DEVICES)
     first, second = np.triu_indices(EXPERTS, 1)
@@ -78,9 +78,9 @@ def plants():
     for seed in range(CASES):
         counts, group = planted_counts(seed)
         problem = PlacementProblem(counts, transfers(DEVICES), EXPERTS // DEVICES)
-        place, default = local_search(problem), problem.cost(modulo(EXPERTS, DEVICES))
-        found += bool(((place[:, None] == place) == (group[:, None] == group)).all())
-        savings.append(1 - problem.cost(place) / default)
+        placement, default = local_search(problem), problem.cost(modulo(EXPERTS, DEVICES))
+        found += bool(((placement[:, None] == placement) == (group[:, None] == group)).all())
+        savings.append(1 - problem.cost(placement) / default)
         rival.append(1 - problem.cost(cap_greedy(problem)) / default)
     print(
         f"planted groups: {found} of {CASES} found, transfers saved {100 * np.mean(savings):.1f} % on average", end=" "

@@ -42,7 +42,7 @@ def main():
     print((folder / "summary" / "frontier.md").read_text())
     print(f"figure: {folder / 'summary' / 'frontier.png'}; {time.perf_counter() - started:.0f} s")
     report_dominance(records)
-    print(json.dumps({short(record["model"]): {key: rounded(record[key]) for key in KEYS} for record in records}))
+    print(json.dumps({short(record["model"]): {key: round_figure(record[key]) for key in KEYS} for record in records}))
 
 
 def report_dominance(records):
@@ -51,11 +51,11 @@ def report_dominance(records):
     for ours in (record for record in full if record["policy"] == "dual_price"):
         alike = [record for record in full if abs(record["kept_share"] - ours["kept_share"]) < 0.01]
         quicker = [record for record in alike if record["latency_ratio"] < ours["latency_ratio"]]
-        print(f"{described(ours)}; of {len(alike) - 1} that keep as much, waiting less: ", end="")
-        print("; ".join(described(record) for record in quicker) or "none")
+        print(f"{describe(ours)}; of {len(alike) - 1} that keep as much, waiting less: ", end="")
+        print("; ".join(describe(record) for record in quicker) or "none")
 
 
-def described(record):
+def describe(record):
     return (
         f"{short(record['model'])} waits {record['latency_ratio']:.3f} of vanilla's, "
         f"keeps {100 * record['kept_share']:.1f} %, accuracy {record['accuracy']:.1f}"
@@ -67,7 +67,7 @@ def short(model):
     return model.removeprefix("quickstart-").removesuffix("-hf")
 
 
-def rounded(value):
+def round_figure(value):
     return value if value is None or isinstance(value, bool) else float(f"{value:.5g}")
 
 

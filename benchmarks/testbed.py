@@ -51,7 +51,7 @@ def overhead_s(work_dir):
     lab_file = work_dir / "overhead_lab.yaml"
     lab_file.unlink(missing_ok=True)
     with local_lab(str(MODEL), spread(4, []), lab_file, namespaces_problem() is None, "float32", say=quiet) as lab:
-        times, _ = probe(lab, layers, sizes, 20, lambda layer, hidden: None)
+        times, _ = probe(lab, layers, sizes, 20, lambda layer, hidden_states: None)
     exchanges = {}
     for message in times:
         exchanges.setdefault(message.pass_index, []).append(message)
@@ -97,8 +97,8 @@ def run_at(rates, work_dir):
 
 
 def relative_errors(rows):
-    place = rows[0].split(",").index("relative_error")
-    return [float(row.split(",")[place]) for row in rows[1:]]
+    column = rows[0].split(",").index("relative_error")
+    return [float(row.split(",")[column]) for row in rows[1:]]
 
 
 def bottleneck_saving(folder):

@@ -56,7 +56,7 @@ def opencompass(config, work_dir, *options):
 def small_run(tmp_path_factory):
     """Time-stamped folder of a finished run: vanilla and WDMoE on 12 items of each quickstart task; only to be read.
 
-    Processes that test beside each other share it: the first that needs it runs it, the others wait.
+    Parallel test processes share it: the first that needs it runs it, the others wait.
     """
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base

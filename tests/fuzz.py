@@ -141,7 +141,7 @@ BYTE_MUTATIONS = (flipped, replaced, cut, inserted, doubled, removed, zeroed, ap
 
 
 def _place(rng: Rng, content: bytes | bytearray) -> int:
-    """A place in the content, every other time one near its beginning, where a header stands."""
+    """A position in the content, every other time near its beginning, where a header is."""
     most = len(content) if rng.random() < 0.5 else min(len(content), 4000)
     return int(rng.integers(max(most, 1)))
 
@@ -242,7 +242,7 @@ def with_value(rng: Rng, content: bytes) -> bytes:
 
 
 def _somewhere(rng: Rng, data: Any) -> tuple[Any, Any]:
-    """-> a list or mapping inside, and one of its places."""
+    """-> a list or mapping inside, and one of its keys."""
     while True:
         keys = list(data) if isinstance(data, dict) else list(range(len(data)))
         key = keys[int(rng.integers(len(keys)))]
@@ -280,7 +280,7 @@ WORDS = dict(
 
 
 def fuzz_profiles(count: int, seed: int) -> dict[str, Any]:
-    """Load so many mutated profiles; -> what was found."""
+    """Load mutated profiles; -> what was found."""
     rng, found, sources = np.random.default_rng(seed), Found(), profile_sources()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "fuzzed.yaml"
@@ -391,8 +391,8 @@ def _written(rng: Rng, kind: str, key: str, number: float) -> str | None:
         return None if harmless else repr(slip)
     if isinstance(number, int):
         return f"+{number}"
-    places = [f"{number:.17e}", f"{number:.17E}", repr(number), f"{number:.16e}".replace("e+", "e")]
-    return places[int(rng.integers(len(places)))]
+    texts = [f"{number:.17e}", f"{number:.17E}", repr(number), f"{number:.16e}".replace("e+", "e")]
+    return texts[int(rng.integers(len(texts)))]
 
 
 def _wrong_number(kind: str, key: str, number: float, profile: ChannelProfile) -> str | None:
@@ -446,7 +446,7 @@ def fuzz_speeds(count: int, seed: int) -> dict[str, Any]:
 
 
 def fuzz_labs(count: int, seed: int) -> dict[str, Any]:
-    """Load so many mutated lab files; -> what was found. Wrong is what PyYAML reads otherwise, or an address abroad."""
+    """Load mutated lab files; -> what was found. Wrong is what PyYAML reads otherwise, or an address abroad."""
     rng, found = np.random.default_rng(seed), Found()
     devices = [dict(name=f"d{k}", address=f"127.0.0.1:{5000 + k}", experts=[k, k + 4]) for k in range(4)]
     source = yaml.safe_dump(dict(devices=devices, payload_bits=8, deadline_s=5.0, send_padding=True)).encode()
@@ -506,7 +506,7 @@ def _check_plain(text: str) -> None:
         if isinstance(node, yaml.MappingNode):
             keys = [key.value for key, _ in node.value]
             if len(set(keys)) < len(keys):
-                raise ValueError(f"accepted a key that stands twice in {keys}")
+                raise ValueError(f"accepted a key twice in {keys}")
             waiting += [value for _, value in node.value]
             waiting += [key for key, _ in node.value]
         elif isinstance(node, yaml.SequenceNode):
@@ -536,13 +536,13 @@ def _check_same(given: Any, read: Any) -> None:
 
 def _check_rules(dump: Any) -> None:
     names = [device["name"] for device in dump["devices"]]
-    places = dump["placement"]["experts"]
+    placement = dump["placement"]["experts"]
     if not names or len(set(names)) < len(names) or "base_station" in names:
         raise ValueError(f"accepted the names {names}")
     if not all(0 < len(name) <= 200 and name.isprintable() for name in names):
         raise ValueError(f"accepted the names {names}")
-    if not all(0 <= expert < 10**6 and place in (*names, "base_station") for expert, place in places.items()):
-        raise ValueError(f"accepted the placement {places}")
+    if not all(0 <= expert < 10**6 and device in (*names, "base_station") for expert, device in placement.items()):
+        raise ValueError(f"accepted the placement {placement}")
     for part in (dump, dump["base_station"], dump["fading"], dump["placement"], *dump["devices"]):
         for key, value in part.items():
             low, high = RANGES.get(key, (-math.inf, math.inf))
@@ -735,7 +735,7 @@ SEALED_MUTATIONS = (bytes_of, bytes_of, forged, forged, forged, nonsense, edited
 
 
 def fuzz_traces(count: int, seed: int) -> dict[str, Any]:
-    """Read so many mutated sealed traces, times and recordings, and journals; -> what was found."""
+    """Read mutated sealed traces, times and recordings, and journals; -> what was found."""
     rng, found = np.random.default_rng(seed), Found()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -807,7 +807,7 @@ def framed(frames: list[bytes]) -> bytes:
 
 
 def _fuzz_journal(rng: Rng, found: Found, journal: Journal, content: bytes) -> None:
-    """What is torn is forgotten; a frame whose digest fits and that breaks a rule is refused."""
+    """What is torn is forgotten; a frame with a fitting digest that breaks a rule is refused."""
     frames = frames_of(content)
     whole = [dict(load(frame)) for frame in frames[1:]]
     forge = rng.random() < 0.5
@@ -841,7 +841,7 @@ def _fuzz_journal(rng: Rng, found: Found, journal: Journal, content: bytes) -> N
 
 
 def bad_block(rng: Rng, arrays: dict[str, Any]) -> None:
-    """Break a rule of a journal's block, whose batches are one: its `batch` cannot descend."""
+    """Break a rule of a journal's block of one batch: its `batch` cannot descend."""
     before = dict(arrays)
     while len(arrays) == len(before) and all(
         arrays[n].dtype == before[n].dtype and np.array_equal(arrays[n], before[n], equal_nan=False) for n in arrays
@@ -852,7 +852,7 @@ def bad_block(rng: Rng, arrays: dict[str, Any]) -> None:
 
 
 def fuzz_calibrations(count: int, seed: int) -> dict[str, Any]:
-    """Read so many mutated calibrations; -> what was found. Wrong is a part that is not what was written."""
+    """Read mutated calibrations; -> what was found. Wrong is a part that is not what was written."""
     rng, found = np.random.default_rng(seed), Found()
     sample = torch.rand(2, 5, 4, generator=torch.Generator().manual_seed(seed))
     weights, index = sample.topk(2, dim=-1)

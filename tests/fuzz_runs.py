@@ -1,4 +1,4 @@
-"""Files that a run reads beside ours, and names that it is given: checkpoints, results, predictions, abbreviations.
+"""Files that a run reads besides ours, and names that it is given: checkpoints, results, predictions, abbreviations.
 
     python -m tests.fuzz_runs 200 [SEED]
 

@@ -200,7 +200,7 @@ BAD_FILES = dict(
     long_name=lambda path: path.with_name("a" * 300 + path.suffix),
     below_a_file=lambda path: path.parent / "loads.json" / path.name,
 )
-BAD = "BAD"  # stands for the bad file's path
+BAD = "BAD"  # replaced by the bad file's path
 MODEL = ROOT / "quickstart" / "model"
 TAKING_FILES = [
     ("profile show BAD.yaml", ()),
@@ -229,7 +229,7 @@ TAKING_FILES = [
 
 
 def bad_words(words, kind, folder):
-    """The words with a path of the bad file in place of BAD."""
+    """The words with a path of the bad file instead of BAD."""
     parts = words.split()
     suffix = next(part for part in parts if part.startswith(BAD)).removeprefix(BAD)
     path = BAD_FILES[kind](folder / f"bad{suffix}")

@@ -162,7 +162,7 @@ def test_progress_adds_up_to_the_whole_work(monkeypatch):
 
 @pytest.mark.parametrize("coherence", ["run", "pass"])
 def test_passes_of_equal_counts_are_each_counted(coherence):
-    """Two thirds of the passes are alike: solved once where the channel is one, weighed as often as they stand."""
+    """Two thirds of the passes are alike: solved once where the channel is one, weighed by how often they occur."""
     profile, trace = with_fading(coherence=coherence), trace_of(passes=3, batches=1)
     for name in ("device_load", "expert_evaluations"):
         trace.arrays[name][1] = trace.arrays[name][0]

@@ -236,7 +236,7 @@ CHANGES = [
     ("batch_size", HALF, dict(batch_size=8), GEN),
     ("batch_size", dict(BEAMS, stop_words=["\n"]), dict(batch_size=8), GEN),
     ("batch_size", dict(BEAMS, dataset=asking(GEN, stopping_criteria=["\n"])), dict(batch_size=8), GEN),
-    ("batch_size", dict(BEAMS, **CHAT), dict(batch_size=8), GEN),  # whose end token is a stop word
+    ("batch_size", dict(BEAMS, **CHAT), dict(batch_size=8), GEN),  # its end token is a stop word
     ("batch_size", dict(generation_kwargs=SAMPLING), dict(batch_size=8), GEN),
 ]  # fmt: skip
 # facts that cannot be changed without others that follow from them
@@ -285,12 +285,12 @@ HARMLESS = [
     ({}, dict(model_kwargs=dict(use_cache=True)), GEN),
     (dict(min_out_len=2), dict(generation_kwargs=dict(min_new_tokens=8, min_length=60)), GEN),
     (dict(dataset=asking(GEN, min_out_len=2)), dict(path="longer_answers"), GEN),
-    ({}, dict(generation_kwargs=dict(max_new_tokens=3, max_length=5)), GEN),  # the dataset's max_out_len stands
+    ({}, dict(generation_kwargs=dict(max_new_tokens=3, max_length=5)), GEN),  # the dataset's max_out_len holds
     ({}, dict(path="longer_answers"), PPL),
     ({}, dict(generation_kwargs=dict(num_beams=4), stop_words=["\n"]), PPL),
     (dict(stop_words=["a", "b"]), dict(stop_words=["b", "a", "b"]), GEN),
     ({}, dict(dataset=asking(GEN, max_out_len=8, batch_size=16)), GEN),
-    ({}, dict(max_out_len=99), GEN),  # the dataset's own stands
+    ({}, dict(max_out_len=99), GEN),  # the dataset's own holds
     ({}, dict(batch_size=16), GEN),  # in float32
     (BEAMS, dict(batch_size=16), GEN),  # no stop words
     (dict(stop_words=["\n"]), dict(batch_size=16), GEN),  # one row per prompt

@@ -1,4 +1,4 @@
-"""Accuracies of different metrics stand in one column with a note, and no difference of them is shown."""
+"""Accuracies of different metrics share one column with a note, and no difference of them is shown."""
 
 import json
 

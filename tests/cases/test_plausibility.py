@@ -192,9 +192,9 @@ def test_outside_a_possible_range_is_refused_and_its_ends_are_not(key):
     def changed(value):
         data = profile.model_dump(mode="json", exclude_none=True)
         of_device = part == "devices" or (not part and name in data["devices"][1])
-        place = data["devices"][1] if of_device else data["base_station"] if part or name not in data else data
-        assert name in place
-        place[name] = int(value) if name == "payload_bits" else value
+        section = data["devices"][1] if of_device else data["base_station"] if part or name not in data else data
+        assert name in section
+        section[name] = int(value) if name == "payload_bits" else value
         return ChannelProfile.model_validate(data)
 
     for value in (lowest, highest):

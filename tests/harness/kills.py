@@ -86,7 +86,7 @@ def killed_task(dumped, reference, active_s, chance):
 
 
 def killed_at(task, predictions, active_s, how, chance):
-    """Start a task and kill it; -> after how many seconds. One that had ended before is no kill: it is run anew."""
+    """Start a task and kill it; -> after how many seconds. One that had ended before is no kill: it is run again."""
     moment_s = chance.uniform(0, active_s)
     process = start_task(task)
     wait_until(lambda: traces_begun(predictions) or process.poll() is not None)
@@ -242,5 +242,5 @@ def wait_until(condition):
 
 
 def chances(count, seed):
-    """One source of random moments per trial, so that trials may run beside each other."""
+    """One source of random moments per trial, so that trials may run in parallel."""
     return [random.Random(f"{seed}-{number}") for number in range(count)]

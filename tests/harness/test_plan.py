@@ -98,7 +98,7 @@ def test_prompt_tokens_of_sampled_items_are_near_those_of_all(quickstart):
 
 @pytest.fixture(scope="module")
 def small_runs(small_run):
-    """-> {(model, task): estimate} of the config whose traces `small_run` holds."""
+    """-> {(model, task): estimate} of the config of `small_run`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         plan = make_plan(SMALL)
@@ -530,10 +530,10 @@ def test_a_profile_that_has_no_place_for_an_expert_is_a_problem(changed, tmp_pat
     profile = tmp_path / "placed.yaml"
     profile.write_text(text + "\nplacement: [0, 1, 2, 3]\n")
 
-    def placed(cfg):
+    def place_experts(cfg):
         cfg.models[0].wdmoe.profile = str(profile)
 
-    assert len(changed(placed).problems) > 0
+    assert len(changed(place_experts).problems) > 0
 
 
 @pytest.mark.parametrize(

@@ -96,9 +96,9 @@ def test_a_quantised_payload_costs_answers_as_fewer_bits_save_time(policies_run)
     }
     plain = records["quickstart-vanilla-hf"]
     for bits in (8, 4):
-        sent = records[f"quickstart-vanilla-quantised-{bits}-bit-hf"]
-        assert sent["policy"] == f"top_k, {bits}-bit payload"
-        assert sent["latency_ratio_even"] < 1.5 * bits / 16 * plain["latency_ratio_even"]
+        rounded = records[f"quickstart-vanilla-quantised-{bits}-bit-hf"]
+        assert rounded["policy"] == f"top_k, {bits}-bit payload"
+        assert rounded["latency_ratio_even"] < 1.5 * bits / 16 * plain["latency_ratio_even"]
     predictions = {
         name: (policies_run / "predictions" / f"quickstart-{name}-hf" / "qs_arith_40.json").read_text()
         for name in ("vanilla", "vanilla-quantised-4-bit")

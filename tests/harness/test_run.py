@@ -210,7 +210,7 @@ def test_debug_runs_in_process_and_leaves_the_same_traces(small_run, tmp_path):
 
 @pytest.mark.slow
 def test_a_failed_task_leaves_a_named_empty_cell(small_run, tmp_path):
-    """The stock task leaves no trace, a dataset without file fails: the table says both, the rest stands."""
+    """The stock task leaves no trace, a dataset without file fails: the table says both, the rest is complete."""
     folder = tmp_path / "run"
     shutil.copytree(small_run, folder)
     vanilla = folder / "predictions" / MODELS[0]

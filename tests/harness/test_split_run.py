@@ -65,7 +65,7 @@ def dense_model(path, moe):
 
 
 def viz(setup, tmp_path, change=lambda copy: None, groups=()):
-    """A changed copy of the run, summarised anew."""
+    """A changed copy of the run, summarised again."""
     from mmengine.config import Config
 
     folder, run = setup
@@ -198,7 +198,7 @@ def test_versions_are_those_that_ran_not_those_that_summarise(setup, tmp_path):
     assert records(copy, "versions")["packages"]["torch"] == "2.12.0"
     assert "\ntorch==2.12.0\n" in (copy / "summary" / "requirements.txt").read_text()
     names = {path.name for path in (copy / "summary").iterdir()}
-    assert not names & {"paper_comparison.md", "testbed_events.md", ".latency.json.host.7.tmp"}  # not written anew
+    assert not names & {"paper_comparison.md", "testbed_events.md", ".latency.json.host.7.tmp"}  # not written again
     assert {"my_notes.md", "table_1_accuracy.md", "report.html"} <= names
     assert all((copy / path).exists() for path in records(copy, "manifest"))
 
@@ -210,12 +210,12 @@ def test_the_published_folder_needs_neither_profile_file_nor_weights(setup, tmp_
     before = {name: records(run, name) for name in ("accuracy", "latency", "missing")}
     (config,) = (copy / "configs").glob("*.py")
     shutil.rmtree(copy / "summary")
-    hidden = folder.with_name("hidden")
-    folder.rename(hidden)
+    away = folder.with_name("away")
+    folder.rename(away)
     try:
         opencompass(config, copy.parent, "-r", copy.name, "--mode", "viz")
     finally:
-        hidden.rename(folder)
+        away.rename(folder)
     assert {name: records(copy, name) for name in before} == before
     lines = (copy / "summary" / "reproduce.md").read_text().splitlines()
     replays = [line.split()[1:] for line in lines if line.startswith("    wdmoe replay")]

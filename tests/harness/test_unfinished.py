@@ -86,7 +86,7 @@ def test_torn_predictions_are_run_again(files, content):
     assert predictions.with_name("d.json.unfinished").exists()
     assert not predictions.exists()
     assert not results.exists()
-    assert growing.exists()  # the answers beside it may go on from there
+    assert growing.exists()  # the answers next to it may go on from there
 
 
 def test_a_journal_that_has_all_items_is_sealed(files):

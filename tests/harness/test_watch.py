@@ -83,7 +83,7 @@ def grown(folder, blocks, first=0, **changes):
     return growing
 
 
-def looked(run, now_s=None):
+def look(run, now_s=None):
     found = RunWatch(run).look(time.time() if now_s is None else now_s)
     return {(dataset.model, dataset.dataset): dataset for dataset in found.datasets}
 
@@ -198,7 +198,7 @@ def test_a_journal_of_equal_beginning_is_told_from_one_that_grew(run, folder):
     watch = DatasetWatch(run, MODEL, "d")
     grown(folder, 2)
     watch.look(0.0)
-    grown(folder, 3)  # anew, and longer than before
+    grown(folder, 3)  # again, and longer than before
     agrees(watch.look(0.0), [block(4 * n, seed=n) for n in range(3)])
 
 
@@ -229,11 +229,11 @@ def test_a_finished_dataset_keeps_its_numbers_and_is_not_computed_again(run, fol
 def test_accuracy_is_shown_only_where_equal_answers_are_the_score(run, folder):
     for name in "de":
         (folder / f"{name}.json").write_text(json.dumps({"0": dict(prediction="A", gold="A")}))
-    found = looked(run)
+    found = look(run)
     assert found[MODEL, "d"].accuracy == 100
     assert found[MODEL, "e"].accuracy is None
     (folder / "d.json").write_text(json.dumps({"0": dict(prediction="A")}))
-    assert looked(run)[MODEL, "d"].accuracy is None
+    assert look(run)[MODEL, "d"].accuracy is None
 
 
 def test_a_finished_run_keeps_its_accuracies_when_copying_changes_the_times_of_its_files(run, folder):
@@ -242,31 +242,31 @@ def test_a_finished_run_keeps_its_accuracies_when_copying_changes_the_times_of_i
     results.write_text(json.dumps(dict(score=41.5)))
     (folder / "e.json").write_text(json.dumps({"0": dict(prediction="A", gold="A")}))
     os.utime(results, (1.0, 1.0))  # older than the predictions: of those before
-    assert looked(run)[MODEL, "e"].accuracy is None
+    assert look(run)[MODEL, "e"].accuracy is None
     (run / "summary").mkdir()
     (run / "summary" / f"summary_{STAMP}.txt").write_text("")  # written after all evaluation
-    assert looked(run)[MODEL, "e"].accuracy == 41.5
+    assert look(run)[MODEL, "e"].accuracy == 41.5
     (run / "configs" / "20260102_000000_7.py").write_text(CONFIG)  # started again, and not yet summed up
-    assert looked(run)[MODEL, "e"].accuracy is None
+    assert look(run)[MODEL, "e"].accuracy is None
 
 
 def test_states_are_told_apart_from_the_files(run, folder):
-    assert {dataset.state for dataset in looked(run).values()} == {WAITING}
+    assert {dataset.state for dataset in look(run).values()} == {WAITING}
     predictions = folder / "d.json"
     with exclusive(predictions):
-        assert looked(run)[MODEL, "d"].state == RUNNING
+        assert look(run)[MODEL, "d"].state == RUNNING
         assert holder(predictions) is not None
     assert holder(predictions) is None
     Begun(items=1, prompts=1, first_prompt=0, started_s=1.0).write(run / "progress" / MODEL / "d.json")
-    assert looked(run)[MODEL, "d"].state == INTERRUPTED
+    assert look(run)[MODEL, "d"].state == INTERRUPTED
     (folder / "d.failed.txt").write_text("No space\nleft\n")
-    assert (looked(run)[MODEL, "d"].state, looked(run)[MODEL, "d"].reason) == (FAILED, "No space left")
+    assert (look(run)[MODEL, "d"].state, look(run)[MODEL, "d"].reason) == (FAILED, "No space left")
     os.utime(folder / "d.failed.txt", (1.0, 1.0))  # of a try before
-    assert looked(run)[MODEL, "d"].state == INTERRUPTED
+    assert look(run)[MODEL, "d"].state == INTERRUPTED
     predictions.write_text('{"0": {"pred')
-    assert "torn" in looked(run)[MODEL, "d"].reason
+    assert "torn" in look(run)[MODEL, "d"].reason
     predictions.write_text('{"0": {}}')
-    assert (looked(run)[MODEL, "d"].state, looked(run)[MODEL, "d"].reason) == (
+    assert (look(run)[MODEL, "d"].state, look(run)[MODEL, "d"].reason) == (
         FINISHED,
         "there is no routing trace of these predictions",
     )
@@ -275,9 +275,9 @@ def test_states_are_told_apart_from_the_files(run, folder):
 def test_looking_does_not_take_the_lock_from_the_task_that_wants_it(run, folder):
     lock = folder / ".d.json.lock"
     lock.write_text("process 1 on gone")  # of a task that was killed
-    assert looked(run)[MODEL, "d"].state == WAITING
+    assert look(run)[MODEL, "d"].state == WAITING
     with exclusive(folder / "d.json"):
-        looked(run)
+        look(run)
         with pytest.raises(BlockingIOError), lock.open() as other:
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -289,27 +289,27 @@ def test_where_the_file_system_knows_no_locks_fresh_files_are_a_running_dataset(
         raise OSError("no locks")
 
     monkeypatch.setattr(progress_module, "holder", none)
-    assert looked(run)[MODEL, "d"].state == RUNNING
-    assert looked(run, time.time() + 1000)[MODEL, "d"].state == INTERRUPTED
+    assert look(run)[MODEL, "d"].state == RUNNING
+    assert look(run, time.time() + 1000)[MODEL, "d"].state == INTERRUPTED
 
 
 def test_a_dense_model_is_known_by_the_answers_it_left(run):
     folder = run / "predictions" / DENSE
     folder.mkdir(parents=True)
     with exclusive(folder / "d.json"):
-        found = looked(run)[DENSE, "d"]
+        found = look(run)[DENSE, "d"]
         assert (found.state, found.prompts_done, found.share_dropped) == (RUNNING, None, None)
         Begun(items=5, prompts=5, first_prompt=0, started_s=time.time()).write(run / "progress" / DENSE / "d.json")
         (folder / "tmp_d.jsonl").write_text('{"idx": "0"}\n{"idx": "1"}\n{"idx')
-        assert looked(run)[DENSE, "d"].prompts_done == 2
-        assert looked(run)[DENSE, "d"].prompts == 5
+        assert look(run)[DENSE, "d"].prompts_done == 2
+        assert look(run)[DENSE, "d"].prompts == 5
 
 
 def test_a_trace_of_another_version_costs_only_its_own_numbers(run, folder):
     path = grown(folder, 1).path
     frame = json.dumps(dict(format_version=3)).encode()
     path.write_bytes(len(frame).to_bytes(8, "little") + hashlib.sha256(frame).digest() + frame)
-    found = looked(run)[MODEL, "d"]
+    found = look(run)[MODEL, "d"]
     assert (found.prompts_done, found.share_dropped) == (None, None)
     assert "format_version must be 7, got 3" in found.reason
 
@@ -320,13 +320,13 @@ def test_parts_of_a_dataset_stand_below_it_and_it_is_finished_when_they_were_sco
         grown(folder, number + 1)
         Journal(folder / "d.trace.part").seal(folder / f"d_{number}.trace.safetensors")
         (folder / f"d_{number}.json").write_text('{"0": {}}')
-    found = looked(run)
+    found = look(run)
     assert list(found)[:4] == [(MODEL, name) for name in ("d", "d_0", "d_1", "e")]
     assert (found[MODEL, "d"].state, found[MODEL, "d_1"].state) == (WAITING, FINISHED)
     assert found[MODEL, "d"].prompts_done == 12
     (run / "results" / MODEL).mkdir(parents=True)
     (run / "results" / MODEL / "d.json").write_text(json.dumps(dict(accuracy=50.0)))
-    found = looked(run)[MODEL, "d"]
+    found = look(run)[MODEL, "d"]
     assert (found.state, found.accuracy) == (FINISHED, 50)
 
 
@@ -468,7 +468,7 @@ def test_prompts_are_counted_as_the_inferencer_makes_them(infer_cfg, prompts):
 
 
 @contextmanager
-def shown(run, monkeypatch, every_s, methods=("uniform",)):
+def show(run, monkeypatch, every_s, methods=("uniform",)):
     monkeypatch.setenv(INTERVAL, str(every_s))
     watch = DatasetWatch(run, MODEL, "d", methods=methods)
     with live_line(watch, Begun(items=12, prompts=12, first_prompt=0, started_s=time.time())):
@@ -482,7 +482,7 @@ def test_a_log_gets_whole_lines_beside_the_bar_of_opencompass(run, folder, monke
         written.append(capfd.readouterr().err)
         return [line for line in re.split("[\r\n]+", "".join(written)) if line.startswith("progress: ")]
 
-    with shown(run, monkeypatch, 0.05) as watch:
+    with show(run, monkeypatch, 0.05) as watch:
         growing = grown(folder, 1)
         for number in tqdm(range(1, 3)):
             growing.append(block(4 * number, seed=number))
@@ -504,7 +504,7 @@ def test_a_display_that_fails_and_a_full_disk_leave_the_run_alone(run, folder, m
 
     monkeypatch.setattr(Begun, "write", full)
     monkeypatch.setattr(DatasetWatch, "counted", lambda *arguments: 1 / 0)
-    with caplog.at_level(logging.WARNING), shown(run, monkeypatch, 0.02):
+    with caplog.at_level(logging.WARNING), show(run, monkeypatch, 0.02):
         until(lambda: "no line of progress" in caplog.text)
     assert "No space left on device" in caplog.text
     assert "no line of progress: ZeroDivisionError" in caplog.text
@@ -515,21 +515,21 @@ def test_a_machine_without_a_thread_to_spare_runs_on(run, folder, monkeypatch, c
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", none)
-    with shown(run, monkeypatch, 0.02) as watch:
+    with show(run, monkeypatch, 0.02) as watch:
         pass
     assert Begun.read(watch.begun).took_s is not None
     assert "can't start new thread" in caplog.text
 
 
 def test_an_inference_that_fails_is_not_noted_as_done(run, folder, monkeypatch, capfd):
-    with pytest.raises(ValueError), shown(run, monkeypatch, 60) as watch:
+    with pytest.raises(ValueError), show(run, monkeypatch, 60) as watch:
         raise ValueError
     assert Begun.read(watch.begun).took_s is None
     assert "finished" not in capfd.readouterr().err
 
 
 def test_the_interval_0_shows_nothing(run, folder, monkeypatch, capfd):
-    with shown(run, monkeypatch, 0):
+    with show(run, monkeypatch, 0):
         grown(folder, 1)
     assert capfd.readouterr().err == ""
 
@@ -541,7 +541,7 @@ def test_on_a_terminal_the_line_changes_below_the_bar_of_opencompass(run, folder
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with shown(run, monkeypatch, 0.05):
+    with show(run, monkeypatch, 0.05):
         growing = grown(folder, 1)
         for number in tqdm(range(1, 3), file=terminal):
             growing.append(block(4 * number, seed=number))
@@ -560,16 +560,16 @@ def test_a_finished_run_shows_what_its_tables_say(small_run, wdmoe):
     accuracy, latency = (json.loads((small_run / "summary" / f"{n}.json").read_text()) for n in ("accuracy", "latency"))
     scored = {(r["model"], r["dataset"], r["metric"]): r["value"] for r in accuracy}
     for record in answer["datasets"]:
-        place = record["model"], record["dataset"]
-        assert record["accuracy"] == scored[(*place, record["metric"])]
-        assert record["share_dropped"] == approx(scored[(*place, "share_dropped")])
+        key = record["model"], record["dataset"]
+        assert record["accuracy"] == scored[(*key, record["metric"])]
+        assert record["share_dropped"] == approx(scored[(*key, "share_dropped")])
         labels = {"qs_choice_small": 4, "qs_twoway_small": 2, "qs_yesno_small": 2}.get(record["dataset"], 1)
         assert (record["items"], record["prompts"], record["prompts_done"]) == (12, 12 * labels, 12 * labels)
         assert record["elapsed_s"] > 0
         rows = {
             r["allocation"]: r["latency_s"]
             for r in latency
-            if (r["model"], r["dataset"], r["scope"], r["per"], r["phase"]) == (*place, "layer", "batch", "all")
+            if (r["model"], r["dataset"], r["scope"], r["per"], r["phase"]) == (*key, "layer", "batch", "all")
         }
         assert record["waiting_latency_s_per_batch"] == {name: approx(rows[name]) for name in ("uniform", "optimal")}
     logs = "".join(path.read_text() for path in (small_run / "logs" / "infer").rglob("*.out"))

@@ -59,7 +59,7 @@ def slurm_run(cluster, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def local_run(slurm_run, tmp_path_factory):
-    """After the other, not beside it: a job has but one minute."""
+    """After the other, not in parallel: a job has only one minute."""
     folder, output = run("eval_local.py", tmp_path_factory.mktemp("local") / "run", {})
     assert (folder / "summary" / "latency.json").exists(), output[-3000:]
     return folder

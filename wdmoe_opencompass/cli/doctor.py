@@ -32,7 +32,7 @@ def doctor_command(
         check_file(config, "config file")
     with (
         Progress("looking at this machine", 1) as progress,
-        redirect_stdout(io.StringIO()),  # OpenCompass and its loaders talk a lot
+        redirect_stdout(io.StringIO()),  # OpenCompass and its loaders print a lot
         redirect_stderr(io.StringIO()),
     ):
         from ..doctor import examine

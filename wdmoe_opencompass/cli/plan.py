@@ -26,7 +26,7 @@ def plan_command(
     check_file(config, "config file")
     with (
         Progress(f"looking at {config}"),
-        redirect_stdout(io.StringIO()),  # OpenCompass and its loaders talk a lot
+        redirect_stdout(io.StringIO()),  # OpenCompass and its loaders print a lot
         redirect_stderr(io.StringIO()),
     ):
         from ..harness.plan.make import make_plan

@@ -97,7 +97,7 @@ def check_data() -> list[Finding]:
 
 
 def check_caches() -> list[Finding]:
-    """The folders that evaluation writes to; where they cannot be written, a run of ours uses its own folder."""
+    """The folders that evaluation writes to; where they cannot be written, our runs use their own folder."""
     found = unwritable()
     if not found:
         return [ok("caches", f"what scoring keeps can be written ({CACHES[0].folder})")]

@@ -1,4 +1,4 @@
-"""How a task of ours is started, run, and ended with its runner.
+"""How our tasks are started, run, and ended with their runner.
 
 OpenCompass's own tasks name their file as the command, which would start the stock task.
 """

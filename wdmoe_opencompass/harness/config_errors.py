@@ -214,7 +214,7 @@ def _cause(error: BaseException, frames: list[tuple[FrameType, int]], file: str,
 
 
 def _circle(files: list[str]) -> list[str]:
-    """The configs of which each imports the next, the last one the first again; none where there is no circle."""
+    """The configs of an import cycle, in order; none if there is no cycle."""
     resolved = [Path(file).resolve() for file in files]
     if not resolved or resolved.count(resolved[-1]) < 2:
         return []

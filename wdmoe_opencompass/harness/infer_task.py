@@ -80,7 +80,7 @@ class WdmoeInferTask(OpenICLInferTask):
         for model_cfg, dataset_cfgs in every_model:
             self.model_cfgs, self.dataset_cfgs = [model_cfg], [dataset_cfgs]
             self.model = None
-            self._checked: set[str] = set()  # datasets whose finished files were read once already
+            self._checked: set[str] = set()  # datasets with finished files that were read already
             try:
                 self._redo_unfinished(model_cfg, dataset_cfgs)  # a scheduler may start a task again that it killed
                 if cur_model is not None and cur_model_abbr == model_abbr_from_cfg(model_cfg):
@@ -234,7 +234,7 @@ class WdmoeInferTask(OpenICLInferTask):
 
 
 def build_model(model_cfg: ConfigDict) -> Any:
-    """Build a model as OpenCompass does; ModelError where a Hugging Face class of its own, too, lacks weights.
+    """Build a model as OpenCompass does; ModelError if one of its own Hugging Face classes lacks weights.
 
     Those classes only warn. Ours check their weights themselves.
     """

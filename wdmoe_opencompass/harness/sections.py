@@ -83,7 +83,7 @@ def score_one_by_one(cfg: Any) -> bool:
 
 
 def ends_at_first(cfg: Any) -> bool:
-    """Whether datasets share an eval task that ends at the first failure, and no partitioner of ours changes that."""
+    """Whether datasets share an eval task that ends at the first failure, and none of our partitioners changes that."""
     from .partitioner import CheckedPartitioner
 
     task = resolve(TASKS, _type(part_of(cfg, EVAL, "runner", "task")))

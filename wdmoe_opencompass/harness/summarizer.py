@@ -218,8 +218,8 @@ class WdmoeSummarizer(DefaultSummarizer):
                     noted_failure(files.path(name, ".json"))
                     for name in (dataset, *files.parts_of(dataset, FAILURE_SUFFIX))
                 ]
-                told = [failure for failure in failures if failure is not None]
-                run.missing[dataset] = "; ".join(dict.fromkeys(told or reasons))
+                noted = [failure for failure in failures if failure is not None]
+                run.missing[dataset] = "; ".join(dict.fromkeys(noted or reasons))
         return run
 
     def _trace_names(
@@ -227,8 +227,8 @@ class WdmoeSummarizer(DefaultSummarizer):
     ) -> Sequence[str]:
         """Name of a dataset's trace, or those of the parts that a partitioner made of it.
 
-        OpenCompass scores parts only if together they are the dataset: where they were not scored, nothing says that
-        none lacks.
+        OpenCompass scores parts only if together they are the dataset: if they were not scored, one may be
+        missing.
         """
         whole = files.path(dataset, SEALED_SUFFIX)
         names = [dataset] if whole.exists() else files.parts_of(dataset) or [dataset]

@@ -79,13 +79,13 @@ class TraceSession:
         if self.testbed is not None:
             trace.times = TimesJournal(times_path, self._times_metadata(metadata, self.testbed))
         else:
-            times_path.unlink(missing_ok=True)  # of a start with a testbed: it would lack the batches to come
+            times_path.unlink(missing_ok=True)  # of a start with a testbed: it would miss the next batches
         if (recorder := self.attachment.router_recorder) is not None:
             trace.recording = RecordingJournal(recording_path, _recording_metadata(metadata, recorder))
         else:
             recording_path.unlink(missing_ok=True)  # of a start that recorded: the same
         first_item = answered
-        for journal in trace.journals * len(trace.journals):  # again and again: one may lack what the others have
+        for journal in trace.journals * len(trace.journals):  # repeatedly: one may miss what the others have
             first_item = journal.resumable(first_item)
         for journal in trace.journals:
             journal.resume(first_item)

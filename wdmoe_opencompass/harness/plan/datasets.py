@@ -72,7 +72,7 @@ def _check_evaluator(cfg: ConfigDict, benchmark: str, plan: Plan) -> None:
         evaluator = ICL_EVALUATORS.build(plain(cfg.get("eval_cfg", {}).get("evaluator", {})))
     except ImportError as error:
         plan.problems.append(f"{benchmark}: its evaluator lacks a package: {brief(error)}")
-    except Exception:  # an evaluator that needs more than its config, such as a judge model, is no business of ours
+    except Exception:  # an evaluator that needs more than its config, such as a judge model, is not checked
         return
     else:
         check_metric(evaluator, benchmark, plan)

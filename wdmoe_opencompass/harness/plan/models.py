@@ -114,7 +114,7 @@ def _check_settings(model: PlannedModel, kind: type[WdmoeMixin], problem: Callab
 
 
 def check_weights(model: PlannedModel, problem: Callable) -> None:
-    """Find and measure its weights; `problem` is told where they lack or do not fit its channel profile."""
+    """Find and measure its weights; `problem` is called if they are missing or do not fit its channel profile."""
     path, model_kwargs = model.facts.path, plain(model.cfg.get("model_kwargs", {}))
     if not path:
         problem("needs path='...', the folder or Hugging Face name of its weights")
