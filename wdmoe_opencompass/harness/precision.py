@@ -58,7 +58,11 @@ def expected_bytes(config: PretrainedConfig, value_bytes: float, dtype: torch.dt
 
 
 def tensor_bytes(tensor: Tensor) -> int:
-    """Bytes that a tensor holds; a quantised tensor of a subclass holds several plain ones."""
+    """Bytes that a tensor takes; a quantised tensor of a subclass holds several plain ones.
+
+    tensor: [any shape]
+    Returns: bytes.
+    """
     flatten = getattr(tensor, "__tensor_flatten__", None)
     if flatten is None:
         return tensor.numel() * tensor.element_size()
