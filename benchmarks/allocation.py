@@ -98,8 +98,8 @@ def cvxpy_seconds(budget, load, total):
     constraints = [finish[layer] >= cvxpy.multiply(tokens[layer], latency) for layer in range(layers)]
     problem = cvxpy.Problem(cvxpy.Minimize(cvxpy.sum(finish)), [*constraints, cvxpy.sum(share) == 1])
     times = []
-    for device_load in load:
-        tokens.value = device_load
+    for one in load:
+        tokens.value = one
         started = time.perf_counter()
         problem.solve(solver="CLARABEL")
         times.append(time.perf_counter() - started)

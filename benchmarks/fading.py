@@ -29,8 +29,8 @@ def large_trace():
     """Loads around a popularity of each layer's experts; decoding sequences end one by one."""
     rng = np.random.default_rng(0)
     popularity = rng.dirichlet(np.full(8, 8.0), size=LAYERS)
-    position = np.arange(PASSES) % 100
-    tokens = np.where(position == 0, SEQUENCES * rng.integers(100, 1500, PASSES), SEQUENCES - position // 2)
+    place = np.arange(PASSES) % 100
+    tokens = np.where(place == 0, SEQUENCES * rng.integers(100, 1500, PASSES), SEQUENCES - place // 2)
     load = [[rng.multinomial(2 * n, rng.dirichlet(30 * p)) for p in popularity] for n in tokens]
     load = np.array(load, dtype=np.int32)
     trace = trace_of(PASSES, PROFILES[0])
@@ -46,12 +46,12 @@ def seconds(work):
 def synthetic():
     trace, profile = large_trace(), PROFILES[0]
 
-    def draw(method, draws=DRAWS, max_layers=MAX_LAYERS):
+    def drawn(method, draws=DRAWS, max_layers=MAX_LAYERS):
         return replay_draws(trace, profile, method, "layer", draws, max_layers=max_layers)
 
-    even, even_s = seconds(lambda: draw("uniform"))
-    best, best_s = seconds(lambda: draw("optimal"))
-    exact = draw("optimal", EXACT_DRAWS, None)
+    even, even_s = seconds(lambda: drawn("uniform"))
+    best, best_s = seconds(lambda: drawn("optimal"))
+    exact = drawn("optimal", EXACT_DRAWS, None)
     first = slice(EXACT_DRAWS)
     off = (best.mean_latency_s[first] - exact.mean_latency_s) / even.mean_latency_s[first]
     return dict(even_row_s=even_s, optimal_row_s=best_s, sample_off_points=100 * float(np.abs(off).max()))

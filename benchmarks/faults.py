@@ -44,7 +44,7 @@ def kills(tasks, commands, folder):
     dumped = [dumped_task(folder / f"task_{number}") for number in range(tasks)]
 
     def kill_task(number, chance):
-        return show(number, killed_task(dumped[number], reference, active_s, chance))
+        return shown(number, killed_task(dumped[number], reference, active_s, chance))
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         outcomes = list(pool.map(kill_task, range(tasks), chances(tasks, "task")))
@@ -55,7 +55,7 @@ def kills(tasks, commands, folder):
     for number, chance in enumerate(chances(commands, "command")):
         work_dir = folder / f"command_{number}" / "outputs"
         how = KILLED[number % len(KILLED)]
-        outcomes.append(show(tasks + number, killed_command(work_dir, whole, took_s, how, chance)))
+        outcomes.append(shown(tasks + number, killed_command(work_dir, whole, took_s, how, chance)))
     return outcomes
 
 
@@ -65,13 +65,13 @@ def deaths(folder):
     done = subprocess.run(process, cwd=ROOT, env=environment(folder / "hf"), stdout=subprocess.PIPE, text=True)
     outcomes = [Outcome(**json.loads(line)) for line in done.stdout.splitlines()]
     for number, outcome in enumerate(outcomes):
-        show(f"file operation {number}", outcome)
+        shown(f"file operation {number}", outcome)
     if done.returncode:
         raise SystemExit("error: a task could not be watched to its end")
     return outcomes
 
 
-def show(number, outcome):
+def shown(number, outcome):
     """Print an outcome, and give it back."""
     print(f"{number}: {outcome}", flush=True)
     return outcome
@@ -92,25 +92,22 @@ def main():
         outcomes = kills(arguments.tasks, arguments.commands, Path(folder))
         died = deaths(Path(folder) / "deaths")
     every = [*outcomes, *died]
-    unlike = sum(not outcome.is_equal for outcome in every)
-    print(f"{time.monotonic() - began:.0f} s; tables or traces that differ: {unlike}")
+    print(f"{time.monotonic() - began:.0f} s; tables or traces that differ: {sum(not one.is_equal for one in every)}")
     figures = dict(
         kills=len(outcomes),
-        completed=sum(outcome.is_complete and outcome.is_equal for outcome in outcomes),
-        items_lost=sum(outcome.items_lost for outcome in outcomes),
-        items_twice=sum(outcome.items_twice for outcome in outcomes),
+        completed=sum(one.is_complete and one.is_equal for one in outcomes),
+        items_lost=sum(one.items_lost for one in outcomes),
+        items_twice=sum(one.items_twice for one in outcomes),
     )
-    figures |= {name: sum(kind[name] for kind in fuzzed) for name in ("files_fuzzed", "tracebacks", "wrongly_accepted")}
+    figures |= {name: sum(one[name] for one in fuzzed) for name in ("files_fuzzed", "tracebacks", "wrongly_accepted")}
     figures |= dict(
         file_operations=len(died),
-        file_operations_survived=sum(outcome.is_complete and outcome.is_equal for outcome in died),
+        file_operations_survived=sum(one.is_complete and one.is_equal for one in died),
         slowest_s=max(kind["slowest_s"] for kind in fuzzed[: len(fuzz.ALL)]),  # not of a checkpoint: it builds a model
-        grown_mib=max(kind["grown_mib"] for kind in fuzzed),
+        grown_mib=max(one["grown_mib"] for one in fuzzed),
     )
     print(json.dumps(figures))
-    is_well = all(
-        outcome.is_complete and outcome.is_equal and not outcome.items_lost + outcome.items_twice for outcome in every
-    )
+    is_well = all(one.is_complete and one.is_equal and not one.items_lost + one.items_twice for one in every)
     is_safe = not figures["tracebacks"] + figures["wrongly_accepted"]
     is_within = figures["slowest_s"] <= MAX_S and figures["grown_mib"] <= MAX_GROWN_MIB
     raise SystemExit(0 if is_well and is_safe and is_within else 1)

@@ -42,24 +42,23 @@ def main():
     print((folder / "summary" / "frontier.md").read_text())
     print(f"figure: {folder / 'summary' / 'frontier.png'}; {time.perf_counter() - started:.0f} s")
     report_dominance(records)
-    print(json.dumps({short(record["model"]): {key: round_figure(record[key]) for key in KEYS} for record in records}))
+    print(json.dumps({short(one["model"]): {key: rounded(one[key]) for key in KEYS} for one in records}))
 
 
 def report_dominance(records):
     """Which rivals that keep as much (within a point, measured) wait less than each of ours, at what accuracy."""
-    full = [record for record in records if record["payload_bits"] == 16]
-    for ours in (record for record in full if record["policy"] == "dual_price"):
-        alike = [record for record in full if abs(record["kept_share"] - ours["kept_share"]) < 0.01]
-        quicker = [record for record in alike if record["latency_ratio"] < ours["latency_ratio"]]
-        print(f"{describe(ours)}; of {len(alike) - 1} that keep as much, waiting less: ", end="")
-        print("; ".join(describe(record) for record in quicker) or "none")
+    full = [one for one in records if one["payload_bits"] == 16]
+    for ours in (one for one in full if one["policy"] == "dual_price"):
+        alike = [one for one in full if abs(one["kept_share"] - ours["kept_share"]) < 0.01]
+        quicker = [one for one in alike if one["latency_ratio"] < ours["latency_ratio"]]
+        print(f"{described(ours)}; of {len(alike) - 1} that keep as much, waiting less: ", end="")
+        print("; ".join(described(one) for one in quicker) or "none")
 
 
-def describe(record):
+def described(one):
     return (
-        f"{short(record['model'])} waits {record['latency_ratio']:.3f} of vanilla's, "
-        f"keeps {100 * record['kept_share']:.1f} %, accuracy {record['accuracy']:.1f}"
-        + (" (significantly below vanilla)" if record["significant"] else "")
+        f"{short(one['model'])} waits {one['latency_ratio']:.3f} of vanilla's, keeps {100 * one['kept_share']:.1f} %, "
+        f"accuracy {one['accuracy']:.1f}" + (" (significantly below vanilla)" if one["significant"] else "")
     )
 
 
@@ -67,7 +66,7 @@ def short(model):
     return model.removeprefix("quickstart-").removesuffix("-hf")
 
 
-def round_figure(value):
+def rounded(value):
     return value if value is None or isinstance(value, bool) else float(f"{value:.5g}")
 
 

@@ -255,7 +255,7 @@ def main():
 
 def rounded(value):
     if isinstance(value, dict):
-        return {key: rounded(part) for key, part in value.items()}
+        return {key: rounded(one) for key, one in value.items()}
     return float(f"{value:.4g}")
 
 

@@ -51,25 +51,23 @@ def overhead_s(work_dir):
     lab_file = work_dir / "overhead_lab.yaml"
     lab_file.unlink(missing_ok=True)
     with local_lab(str(MODEL), spread(4, []), lab_file, namespaces_problem() is None, "float32", say=quiet) as lab:
-        times, _ = probe(lab, layers, sizes, 20, lambda layer, hidden_states: None)
+        times, _ = probe(lab, layers, sizes, 20, lambda layer, hidden: None)
     exchanges = {}
-    for message in times:
-        exchanges.setdefault(message.pass_index, []).append(message)
+    for one in times:
+        exchanges.setdefault(one.pass_index, []).append(one)
     together = [
         exchange
         for exchange in exchanges.values()
         if len(exchange) == len(lab.devices) and len({message.tokens for message in exchange}) == 1
     ]
-    medians = {
-        n: statistics.median(beyond_s(exchange) for exchange in together if exchange[0].tokens == n) for n in sizes
-    }
+    medians = {n: statistics.median(beyond_s(one) for one in together if one[0].tokens == n) for n in sizes}
     for size, seconds in medians.items():
         print(f"overhead of a layer with 4 devices, {size} tokens each: median {1e3 * seconds:.2f} ms")
     return medians
 
 
 def beyond_s(exchange):
-    return exchange[0].waiting_s - max(message.queue_s + message.compute_s for message in exchange)
+    return exchange[0].waiting_s - max(one.queue_s + one.compute_s for one in exchange)
 
 
 def quiet(text):
@@ -97,8 +95,8 @@ def run_at(rates, work_dir):
 
 
 def relative_errors(rows):
-    column = rows[0].split(",").index("relative_error")
-    return [float(row.split(",")[column]) for row in rows[1:]]
+    place = rows[0].split(",").index("relative_error")
+    return [float(row.split(",")[place]) for row in rows[1:]]
 
 
 def bottleneck_saving(folder):
@@ -107,9 +105,7 @@ def bottleneck_saving(folder):
     for name in ("vanilla", "wdmoe"):
         paths = sorted((folder / "predictions" / f"quickstart-{name}-testbed-hf").glob("*.times.safetensors"))
         every = [read_times(path) for path in paths]
-        sums[name] = grouped_sums(
-            (times, times.batch, times.waiting_s.astype(np.float64).mean(axis=1)) for times in every
-        )
+        sums[name] = grouped_sums((one, one.batch, one.waiting_s.astype(np.float64).mean(axis=1)) for one in every)
     ratio, why = latency_ratio(sums["vanilla"], sums["wdmoe"], "batch")
     assert ratio is not None, why
     saving = 1 - sums["wdmoe"].latency_s.sum() / sums["vanilla"].latency_s.sum()
@@ -135,7 +131,7 @@ def faults():
         for trial in range(FAULTS):
             fault = FAULT_KINDS[trial % len(FAULT_KINDS)]
             found, events = run_with_fault((model, find_moe_layers(model)), devices, fault, chance, answer, GROUPS)
-            same = all(given == expected for given in found)
+            same = all(one == expected for one in found)
             survived += same and bool(events)
             print(f"fault {trial}: {fault}, then {events}: {len(found)} answers {'all the same' if same else 'DIFFER'}")
     return survived

@@ -36,17 +36,17 @@ def replay(tokens_by_layer, token_latency_s):
 
 
 def loads(chosen, is_real_token, device_of_expert, devices):
-    """Eq. (9) token by token: -> device load, (token, expert) pairs computed there."""
-    device_load, computed = [0] * devices, [0] * devices
+    """Eq. (9) token by token: -> tokens sent to each device, (token, expert) pairs computed there."""
+    sent, computed = [0] * devices, [0] * devices
     for experts, counts in zip(chosen, is_real_token):
         if not counts:
             continue
-        devices_of_token = [device_of_expert[expert] for expert in experts if device_of_expert[expert] >= 0]
-        for device in set(devices_of_token):
-            device_load[device] += 1
-        for device in devices_of_token:
-            computed[device] += 1
-    return device_load, computed
+        places = [device_of_expert[expert] for expert in experts if device_of_expert[expert] >= 0]
+        for place in set(places):
+            sent[place] += 1
+        for place in places:
+            computed[place] += 1
+    return sent, computed
 
 
 def algorithm_1(weights, chosen, communication, computation, device_of_expert, theta, step, gain, extra_pass):
@@ -116,7 +116,7 @@ def algorithm_2(weights, chosen, seconds_per_token, device_of_expert, factor, lo
     mean = sum(w for w, _, _ in there) / len(there)
     candidates = []
     for w, j, e in there:
-        by_weight = sorted(range(len(chosen[j])), key=lambda slot: (-weights[j][chosen[j][slot]], slot))
+        by_weight = sorted(range(len(chosen[j])), key=lambda place: (-weights[j][chosen[j][place]], place))
         is_lowest = chosen[j][by_weight[-1]] == e and len(by_weight) > 1
         others = sum(device_of_expert[other] == worst for other in chosen[j] if other != e)
         if is_lowest and w < mean and not (visits_only and others):

@@ -99,13 +99,13 @@ def test_measured_rates_are_the_same_in_every_draw():
             ),
         )
     )
-    recorded = metadata(profile=measured, profile_hash=measured.content_hash)
+    one = metadata(profile=measured, profile_hash=measured.content_hash)
     load = np.random.default_rng(0).integers(0, 9, (3, 3, 4)).astype(np.int32)
-    arrays = empty_arrays(recorded) | dict(
+    arrays = empty_arrays(one) | dict(
         batch=np.zeros(3, np.int32), pass_index=np.arange(3, dtype=np.int32), device_load=load, expert_evaluations=load,
         first_item=np.zeros(1, np.int32), items=np.ones(1, np.int32),
     )  # fmt: skip
-    trace = RoutingTrace(recorded, arrays)
+    trace = RoutingTrace(one, arrays)
     mean_s = replay(trace, measured, "uniform", "layer").waiting_latency_s.mean()
     for method in ("uniform", "optimal"):
         assert replay_draws(trace, measured, method, "layer", 3).mean_latency_s == approx(np.full(3, mean_s))
@@ -144,7 +144,7 @@ def test_nothing_is_saved_over_a_latency_of_0_s():
     trace = trace_of()
     for name in ("device_load", "expert_evaluations"):
         trace.arrays[name] = np.zeros_like(trace.arrays[name])
-    idle, busy = (replay_draws(trace, PROFILE, "uniform", "layer", 3) for trace in (trace, trace_of()))
+    idle, busy = (replay_draws(one, PROFILE, "uniform", "layer", 3) for one in (trace, trace_of()))
     assert idle.saving_over(idle) is None
     assert busy.saving_over(idle) is None
     assert idle.saving_over(busy).tolist() == [1, 1, 1]
@@ -162,7 +162,7 @@ def test_progress_adds_up_to_the_whole_work(monkeypatch):
 
 @pytest.mark.parametrize("coherence", ["run", "pass"])
 def test_passes_of_equal_counts_are_each_counted(coherence):
-    """Two thirds of the passes are alike: solved once where the channel is one, weighed by how often they occur."""
+    """Two thirds of the passes are alike: solved once where the channel is one, weighed as often as they stand."""
     profile, trace = with_fading(coherence=coherence), trace_of(passes=3, batches=1)
     for name in ("device_load", "expert_evaluations"):
         trace.arrays[name][1] = trace.arrays[name][0]
