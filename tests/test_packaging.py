@@ -130,7 +130,7 @@ def test_the_base_layer_needs_no_extra_and_the_rest_says_which(routed, tmp_path)
         ("report", run, "--html"): 0,
         ("compare", run, run): 0,
         ("frontier", run): 0,
-        ("predict", run): 2,  # it did not run on a testbed
+        ("predict", run): 2,  # no testbed ran it
         ("watch", run, "--once"): 2,  # no run of OpenCompass's
     }
     refused = {

@@ -83,7 +83,7 @@ def grown(folder, blocks, first=0, **changes):
     return growing
 
 
-def look(run, now_s=None):
+def snapshots(run, now_s=None):
     found = RunWatch(run).look(time.time() if now_s is None else now_s)
     return {(dataset.model, dataset.dataset): dataset for dataset in found.datasets}
 
@@ -229,11 +229,11 @@ def test_a_finished_dataset_keeps_its_numbers_and_is_not_computed_again(run, fol
 def test_accuracy_is_shown_only_where_equal_answers_are_the_score(run, folder):
     for name in "de":
         (folder / f"{name}.json").write_text(json.dumps({"0": dict(prediction="A", gold="A")}))
-    found = look(run)
+    found = snapshots(run)
     assert found[MODEL, "d"].accuracy == 100
     assert found[MODEL, "e"].accuracy is None
     (folder / "d.json").write_text(json.dumps({"0": dict(prediction="A")}))
-    assert look(run)[MODEL, "d"].accuracy is None
+    assert snapshots(run)[MODEL, "d"].accuracy is None
 
 
 def test_a_finished_run_keeps_its_accuracies_when_copying_changes_the_times_of_its_files(run, folder):
@@ -242,31 +242,31 @@ def test_a_finished_run_keeps_its_accuracies_when_copying_changes_the_times_of_i
     results.write_text(json.dumps(dict(score=41.5)))
     (folder / "e.json").write_text(json.dumps({"0": dict(prediction="A", gold="A")}))
     os.utime(results, (1.0, 1.0))  # older than the predictions: of those before
-    assert look(run)[MODEL, "e"].accuracy is None
+    assert snapshots(run)[MODEL, "e"].accuracy is None
     (run / "summary").mkdir()
     (run / "summary" / f"summary_{STAMP}.txt").write_text("")  # written after all evaluation
-    assert look(run)[MODEL, "e"].accuracy == 41.5
+    assert snapshots(run)[MODEL, "e"].accuracy == 41.5
     (run / "configs" / "20260102_000000_7.py").write_text(CONFIG)  # started again, and not yet summed up
-    assert look(run)[MODEL, "e"].accuracy is None
+    assert snapshots(run)[MODEL, "e"].accuracy is None
 
 
 def test_states_are_told_apart_from_the_files(run, folder):
-    assert {dataset.state for dataset in look(run).values()} == {WAITING}
+    assert {dataset.state for dataset in snapshots(run).values()} == {WAITING}
     predictions = folder / "d.json"
     with exclusive(predictions):
-        assert look(run)[MODEL, "d"].state == RUNNING
+        assert snapshots(run)[MODEL, "d"].state == RUNNING
         assert holder(predictions) is not None
     assert holder(predictions) is None
     Begun(items=1, prompts=1, first_prompt=0, started_s=1.0).write(run / "progress" / MODEL / "d.json")
-    assert look(run)[MODEL, "d"].state == INTERRUPTED
+    assert snapshots(run)[MODEL, "d"].state == INTERRUPTED
     (folder / "d.failed.txt").write_text("No space\nleft\n")
-    assert (look(run)[MODEL, "d"].state, look(run)[MODEL, "d"].reason) == (FAILED, "No space left")
+    assert (snapshots(run)[MODEL, "d"].state, snapshots(run)[MODEL, "d"].reason) == (FAILED, "No space left")
     os.utime(folder / "d.failed.txt", (1.0, 1.0))  # of a try before
-    assert look(run)[MODEL, "d"].state == INTERRUPTED
+    assert snapshots(run)[MODEL, "d"].state == INTERRUPTED
     predictions.write_text('{"0": {"pred')
-    assert "torn" in look(run)[MODEL, "d"].reason
+    assert "torn" in snapshots(run)[MODEL, "d"].reason
     predictions.write_text('{"0": {}}')
-    assert (look(run)[MODEL, "d"].state, look(run)[MODEL, "d"].reason) == (
+    assert (snapshots(run)[MODEL, "d"].state, snapshots(run)[MODEL, "d"].reason) == (
         FINISHED,
         "there is no routing trace of these predictions",
     )
@@ -275,9 +275,9 @@ def test_states_are_told_apart_from_the_files(run, folder):
 def test_looking_does_not_take_the_lock_from_the_task_that_wants_it(run, folder):
     lock = folder / ".d.json.lock"
     lock.write_text("process 1 on gone")  # of a task that was killed
-    assert look(run)[MODEL, "d"].state == WAITING
+    assert snapshots(run)[MODEL, "d"].state == WAITING
     with exclusive(folder / "d.json"):
-        look(run)
+        snapshots(run)
         with pytest.raises(BlockingIOError), lock.open() as other:
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -289,27 +289,27 @@ def test_where_the_file_system_knows_no_locks_fresh_files_are_a_running_dataset(
         raise OSError("no locks")
 
     monkeypatch.setattr(progress_module, "holder", none)
-    assert look(run)[MODEL, "d"].state == RUNNING
-    assert look(run, time.time() + 1000)[MODEL, "d"].state == INTERRUPTED
+    assert snapshots(run)[MODEL, "d"].state == RUNNING
+    assert snapshots(run, time.time() + 1000)[MODEL, "d"].state == INTERRUPTED
 
 
 def test_a_dense_model_is_known_by_the_answers_it_left(run):
     folder = run / "predictions" / DENSE
     folder.mkdir(parents=True)
     with exclusive(folder / "d.json"):
-        found = look(run)[DENSE, "d"]
+        found = snapshots(run)[DENSE, "d"]
         assert (found.state, found.prompts_done, found.share_dropped) == (RUNNING, None, None)
         Begun(items=5, prompts=5, first_prompt=0, started_s=time.time()).write(run / "progress" / DENSE / "d.json")
         (folder / "tmp_d.jsonl").write_text('{"idx": "0"}\n{"idx": "1"}\n{"idx')
-        assert look(run)[DENSE, "d"].prompts_done == 2
-        assert look(run)[DENSE, "d"].prompts == 5
+        assert snapshots(run)[DENSE, "d"].prompts_done == 2
+        assert snapshots(run)[DENSE, "d"].prompts == 5
 
 
 def test_a_trace_of_another_version_costs_only_its_own_numbers(run, folder):
     path = grown(folder, 1).path
     frame = json.dumps(dict(format_version=3)).encode()
     path.write_bytes(len(frame).to_bytes(8, "little") + hashlib.sha256(frame).digest() + frame)
-    found = look(run)[MODEL, "d"]
+    found = snapshots(run)[MODEL, "d"]
     assert (found.prompts_done, found.share_dropped) == (None, None)
     assert "format_version must be 7, got 3" in found.reason
 
@@ -320,13 +320,13 @@ def test_parts_of_a_dataset_stand_below_it_and_it_is_finished_when_they_were_sco
         grown(folder, number + 1)
         Journal(folder / "d.trace.part").seal(folder / f"d_{number}.trace.safetensors")
         (folder / f"d_{number}.json").write_text('{"0": {}}')
-    found = look(run)
+    found = snapshots(run)
     assert list(found)[:4] == [(MODEL, name) for name in ("d", "d_0", "d_1", "e")]
     assert (found[MODEL, "d"].state, found[MODEL, "d_1"].state) == (WAITING, FINISHED)
     assert found[MODEL, "d"].prompts_done == 12
     (run / "results" / MODEL).mkdir(parents=True)
     (run / "results" / MODEL / "d.json").write_text(json.dumps(dict(accuracy=50.0)))
-    found = look(run)[MODEL, "d"]
+    found = snapshots(run)[MODEL, "d"]
     assert (found.state, found.accuracy) == (FINISHED, 50)
 
 

@@ -29,7 +29,7 @@ def predict_command(
     layers: Annotated[bool, typer.Option("--layers", help="Print every layer of every pass instead, as CSV.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare predicted and measured waiting latency of a testbed run, from its traces and measured times."""
+    """Predicted next to measured waiting latency of a testbed's run, from its traces and the times next to them."""
     from ..report.formats import formatted
     from ..report.predictions import prediction_notes, prediction_records, prediction_table
     from ..report.runs import measured_runs, runs_from_traces
@@ -44,9 +44,7 @@ def predict_command(
         records, rows = prediction_records(measured, chosen)
     reasons = [f"{run.run.abbr}, {dataset}: {why}" for run in measured for dataset, why in run.missing.items()]
     if not records:
-        raise TraceError(
-            "; ".join(reasons) or f"{run_folder}: no measured times next to its traces; it did not run on a testbed"
-        )
+        raise TraceError("; ".join(reasons) or f"{run_folder}: no measured times next to its traces; no testbed ran it")
     if layers:
         print(rows.to_csv(index=False, lineterminator="\n"), end="")
     elif form == Format.json:

@@ -78,7 +78,7 @@ def compare_command(
     form: Formatted = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two runs, B - A: accuracy and latency that both measured, with intervals and p values."""
+    """Differences between two runs, B - A, with intervals and p values: accuracy and latency that both measured."""
     from ..report.compare import compared, notes_of
     from ..report.formats import formatted
     from ..report.summary_files import WRITE_AGAIN, read_summary

@@ -23,7 +23,7 @@ class WdmoeSettings(BaseModel):
     renormalise:       scale the kept weights back to the router's sum: `model` as the model does, true, or false; by
                        default as the policy's author does
     calibration:       file of `wdmoe calibrate` for this model, for policies with measured constants and for kept_share
-    kept_share:        turn the policy's knob until it keeps this share of the calibration's assignments
+    kept_share:        tune the policy until it keeps this share of the calibration's assignments
     quantise_payload:  round hidden states to the profile's payload_bits on their way to and from the devices
     perplexity:        `stock`, as OpenCompass's own class, where scores depend on the batch's padding; `exact`, what
                        each text gets alone (harness/perplexity.py)
