@@ -257,11 +257,11 @@ def scoring_facts(model_cfg: Mapping[str, Any], dataset_cfg: Mapping[str, Any]) 
 def _by_class(value: Any) -> Any:
     """The same with classes and functions instead of their import paths: one class may have several."""
     if isinstance(value, Mapping):
-        return {key: _imported(part) if key == "type" else _by_class(part) for key, part in value.items()}
+        return {key: _import_type(part) if key == "type" else _by_class(part) for key, part in value.items()}
     return [_by_class(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-def _imported(named: Any) -> Any:
+def _import_type(named: Any) -> Any:
     module, _, name = str(named).rpartition(".")
     try:
         return getattr(import_module(module), name) if isinstance(named, str) and module else named
