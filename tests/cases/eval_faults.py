@@ -5,12 +5,16 @@ from opencompass.openicl.icl_inferencer import GenInferencer
 from opencompass.openicl.icl_prompt_template import PromptTemplate
 from opencompass.openicl.icl_retriever import FixKRetriever
 
+from wdmoe_opencompass.harness.partitioner import SharedProcessPartitioner
+
 with read_base():
     from wdmoe_opencompass.eval_configs.datasets.quickstart import quickstart_datasets as _all
     from wdmoe_opencompass.eval_configs.models.wdmoe_quickstart import models
     from wdmoe_opencompass.eval_configs.runners.wdmoe_local import eval, infer
     from wdmoe_opencompass.eval_configs.summarizers.wdmoe import summarizer
 
+for _section in (infer, eval):  # each process costs seconds of imports: both models share one
+    _section["partitioner"] = dict(type=SharedProcessPartitioner, n=1000, tasks=1)
 _gen = _all[3]
 _bad = dict(
     ice_template=dict(type=PromptTemplate, template="Question: {question}\nAnswer: {answer}\n"),

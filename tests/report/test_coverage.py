@@ -100,7 +100,7 @@ def test_differences_of_means_over_benchmarks_cover(benchmarks, items, band):
 
 
 @pytest.mark.parametrize("benchmarks", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (5, 57))])
-@pytest.mark.parametrize("band", [(0.2, 0.8), (0.8, 0.98)])
+@pytest.mark.parametrize("band", [pytest.param((0.2, 0.8), marks=pytest.mark.slow), (0.8, 0.98)])
 def test_means_of_accuracies_cover(benchmarks, band):
     rng, hits = np.random.default_rng(4), []
     for _ in range(800):
@@ -117,7 +117,7 @@ def prompt_lengths(rng, shape):
 
 @pytest.mark.parametrize("groups", [10, *(pytest.param(n, marks=pytest.mark.slow) for n in (6, 8, 30, 100))])
 @pytest.mark.parametrize("prompts", [8, pytest.param(25, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("noise", [0.05, 0.3])
+@pytest.mark.parametrize("noise", [pytest.param(0.05, marks=pytest.mark.slow), 0.3])
 def test_latencies_their_savings_and_differences_cover(groups, prompts, noise):
     """Batches of `prompts` long-tailed prompts; a second run's latency is 0.7 of it times own noise per batch.
 

@@ -48,7 +48,7 @@ def run(model, policy):
         return logits, tokens, attachment.recorder.finish_batch(0, 3)["device_load"].tolist()
 
 
-@pytest.mark.parametrize("policy", ["top_k", "wlr"])
+@pytest.mark.parametrize("policy", [pytest.param("top_k", marks=pytest.mark.slow), "wlr"])
 @pytest.mark.parametrize(
     ("family", "offload"),
     [(family, offload) for family in FAMILIES for offload in (on_cpu, on_disk, from_device_map, from_device_map_auto)]

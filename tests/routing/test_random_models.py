@@ -69,7 +69,7 @@ def models(draw):
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=6)
 @given(
     model=models(),
     side=st.sampled_from(["left", "right"]),
@@ -111,7 +111,7 @@ def test_invariants_of_every_policy(policy, model, side, rows, at_base_station, 
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
-@pytest.mark.parametrize(("experts", "top_k"), [(64, 8), (128, 4), (60, 1)])
+@pytest.mark.parametrize(("experts", "top_k"), [(64, 8), pytest.param(128, 4, marks=pytest.mark.slow), (60, 1)])
 def test_more_experts_than_devices_and_layers(policy, experts, top_k):
     model = tiny_model("qwen2_moe", experts=experts, top_k=top_k)
     if refused(model, policy):
@@ -126,7 +126,10 @@ def test_more_experts_than_devices_and_layers(policy, experts, top_k):
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "gpt_oss", "dbrx", "llama4_text"])
+@pytest.mark.parametrize(
+    "family",
+    ["mixtral", "gpt_oss", *(pytest.param(f, marks=pytest.mark.slow) for f in ("deepseek_v3", "dbrx", "llama4_text"))],
+)
 def test_short_floating_point(family, dtype, policy):
     """What a router does (its kind, whether it normalises) is seen through the rounding of its weights."""
     model = tiny_model(family).to(dtype)

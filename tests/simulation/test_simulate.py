@@ -122,6 +122,7 @@ def test_the_vanilla_trace_counts_what_was_generated(small, name):
     assert found.vanilla.metadata.routed_from == "generator"
 
 
+@pytest.mark.slow
 def test_processes_change_nothing():
     alone, together = (simulate(simulation(batch_size=1), ["ARC-E", "PIQA"], workers) for workers in (1, 2))
     for one, other in zip(alone, together, strict=True):
