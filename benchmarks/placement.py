@@ -37,7 +37,7 @@ def random_counts(experts, layers, batches, top_k=2, seed=0):
 
 
 def planted_counts(seed=0, noise=0.3, tokens=500, layers=4):
-    """Pairs of one hidden group, but for a share of noise; -> counts, the plant."""
+    """Pairs of one planted group, but for a share of noise; -> counts, the plant."""
     rng = np.random.default_rng(seed)
     group = rng.permutation(np.arange(EXPERTS) % DEVICES)
     first, second = np.triu_indices(EXPERTS, 1)

@@ -1,6 +1,6 @@
 """What the line of progress costs: time of its looks over the time of the run that it looks at, in one process.
 
-A random Mixtral of 4 layers, hidden 512, generates on the processor at hand; after each batch, which is appended to a
+A random Mixtral of 4 layers, hidden size 512, generates on the CPU; after each batch, which is appended to a
 journal, the batch is looked at as a task does (even split) and as `wdmoe watch` does (even and optimal split). Ends
 with one line of JSON: task_share and watch_share of the run's time (of one core; medians over the rounds), and
 idle_ms, a look at a journal that did not grow.

@@ -1,6 +1,6 @@
 """What recording and Algorithm 1 cost: time of a prefill against the unpatched model, in one process, interleaved.
 
-A random Mixtral of 4 layers, hidden 512, on the processor at hand; ratios are medians over the rounds. Ends with one
+A random Mixtral of 4 layers, hidden size 512, on the CPU; ratios are medians over the rounds. Ends with one
 line of JSON: top_k_prefill and wlr_prefill, throughput relative to the unpatched model, and kept_share.
 """
 

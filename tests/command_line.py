@@ -1,4 +1,4 @@
-"""The `wdmoe` command as the tests call it: in this process, or in one of its own."""
+"""The `wdmoe` command as the tests call it: in this process, or in a separate one."""
 
 import subprocess
 import sys

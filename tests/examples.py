@@ -22,5 +22,5 @@ def load_hypothesis_profile() -> None:
 
 def multiply_examples(test) -> None:
     """Multiply the examples of a hypothesis test, whether the number is its own or the profile's."""
-    own = test._hypothesis_internal_use_settings  # the settings a test was decorated with have no public place
+    own = test._hypothesis_internal_use_settings  # the settings a test was decorated with are not public
     test._hypothesis_internal_use_settings = settings(own, max_examples=own.max_examples * FACTOR)

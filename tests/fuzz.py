@@ -141,7 +141,7 @@ BYTE_MUTATIONS = (flipped, replaced, cut, inserted, doubled, removed, zeroed, ap
 
 
 def _place(rng: Rng, content: bytes | bytearray) -> int:
-    """A place in the content, every other time one near its beginning, where a header stands."""
+    """A position in the content, every other time near its beginning, where a header is."""
     most = len(content) if rng.random() < 0.5 else min(len(content), 4000)
     return int(rng.integers(max(most, 1)))
 
@@ -242,7 +242,7 @@ def with_value(rng: Rng, content: bytes) -> bytes:
 
 
 def _somewhere(rng: Rng, data: Any) -> tuple[Any, Any]:
-    """-> a list or mapping inside, and one of its places."""
+    """-> a list or mapping inside, and one of its keys."""
     while True:
         keys = list(data) if isinstance(data, dict) else list(range(len(data)))
         key = keys[int(rng.integers(len(keys)))]
@@ -280,7 +280,7 @@ WORDS = dict(
 
 
 def fuzz_profiles(count: int, seed: int) -> dict[str, Any]:
-    """Load so many mutated profiles; -> what was found."""
+    """Load mutated profiles; -> what was found."""
     rng, found, sources = np.random.default_rng(seed), Found(), profile_sources()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "fuzzed.yaml"
@@ -391,8 +391,8 @@ def _written(rng: Rng, kind: str, key: str, number: float) -> str | None:
         return None if harmless else repr(slip)
     if isinstance(number, int):
         return f"+{number}"
-    places = [f"{number:.17e}", f"{number:.17E}", repr(number), f"{number:.16e}".replace("e+", "e")]
-    return places[int(rng.integers(len(places)))]
+    texts = [f"{number:.17e}", f"{number:.17E}", repr(number), f"{number:.16e}".replace("e+", "e")]
+    return texts[int(rng.integers(len(texts)))]
 
 
 def _wrong_number(kind: str, key: str, number: float, profile: ChannelProfile) -> str | None:
@@ -446,7 +446,7 @@ def fuzz_speeds(count: int, seed: int) -> dict[str, Any]:
 
 
 def fuzz_labs(count: int, seed: int) -> dict[str, Any]:
-    """Load so many mutated lab files; -> what was found. Wrong is what PyYAML reads otherwise, or an address abroad."""
+    """Load mutated lab files; -> what was found. Wrong is what PyYAML reads otherwise, or an address abroad."""
     rng, found = np.random.default_rng(seed), Found()
     devices = [dict(name=f"d{k}", address=f"127.0.0.1:{5000 + k}", experts=[k, k + 4]) for k in range(4)]
     source = yaml.safe_dump(dict(devices=devices, payload_bits=8, deadline_s=5.0, send_padding=True)).encode()
@@ -508,7 +508,7 @@ def _check_plain(text: str) -> None:
         if isinstance(node, yaml.MappingNode):
             keys = [key.value for key, _ in node.value]
             if len(set(keys)) < len(keys):
-                raise ValueError(f"accepted a key that stands twice in {keys}")
+                raise ValueError(f"accepted a key twice in {keys}")
             waiting += [value for _, value in node.value]
             waiting += [key for key, _ in node.value]
         elif isinstance(node, yaml.SequenceNode):
@@ -528,8 +528,8 @@ def _check_same(given: Any, read: Any) -> None:
     elif isinstance(given, list) and isinstance(read, list | tuple):
         if len(given) != len(read):
             raise ValueError(f"{len(given)} entries read as {len(read)}")
-        for one, other in zip(given, read, strict=True):
-            _check_same(one, other)
+        for first, second in zip(given, read, strict=True):
+            _check_same(first, second)
     elif given is read:
         pass
     elif isinstance(given, bool) or (given != read and float(given) != read):
@@ -538,13 +538,13 @@ def _check_same(given: Any, read: Any) -> None:
 
 def _check_rules(dump: Any) -> None:
     names = [device["name"] for device in dump["devices"]]
-    places = dump["placement"]["experts"]
+    placement = dump["placement"]["experts"]
     if not names or len(set(names)) < len(names) or "base_station" in names:
         raise ValueError(f"accepted the names {names}")
     if not all(0 < len(name) <= 200 and name.isprintable() for name in names):
         raise ValueError(f"accepted the names {names}")
-    if not all(0 <= expert < 10**6 and place in (*names, "base_station") for expert, place in places.items()):
-        raise ValueError(f"accepted the placement {places}")
+    if not all(0 <= expert < 10**6 and device in (*names, "base_station") for expert, device in placement.items()):
+        raise ValueError(f"accepted the placement {placement}")
     for part in (dump, dump["base_station"], dump["fading"], dump["placement"], *dump["devices"]):
         for key, value in part.items():
             low, high = RANGES.get(key, (-math.inf, math.inf))
@@ -586,7 +586,7 @@ def bad_array(rng: Rng, arrays: dict[str, Any]) -> None:
     names = sorted(arrays)
     name = names[int(rng.integers(len(names)))]
     array = arrays[name] = np.array(arrays[name])
-    floats = [one for one in names if arrays[one].dtype == np.float32]
+    floats = [key for key in names if arrays[key].dtype == np.float32]
     change = int(rng.integers(9))
     if change == 8 and "item_passes" in arrays:
         passes = arrays["item_passes"] = np.array(arrays["item_passes"])
@@ -599,8 +599,8 @@ def bad_array(rng: Rng, arrays: dict[str, Any]) -> None:
     elif change == 0 and array.dtype != np.uint8:
         array.reshape(-1)[int(rng.integers(array.size))] = -1 - int(rng.integers(1000))
     elif change == 1:
-        one = arrays[floats[int(rng.integers(len(floats)))]] = np.array(arrays[floats[0]])
-        one.reshape(-1)[int(rng.integers(one.size))] = [np.nan, np.inf, -np.inf, -1e-30][int(rng.integers(4))]
+        damaged = arrays[floats[int(rng.integers(len(floats)))]] = np.array(arrays[floats[0]])
+        damaged.reshape(-1)[int(rng.integers(damaged.size))] = [np.nan, np.inf, -np.inf, -1e-30][int(rng.integers(4))]
     elif change == 2:
         arrays["batch"] = np.array(arrays["batch"]) + len(arrays["first_item"])
     elif change == 3:
@@ -737,7 +737,7 @@ SEALED_MUTATIONS = (bytes_of, bytes_of, forged, forged, forged, nonsense, edited
 
 
 def fuzz_traces(count: int, seed: int) -> dict[str, Any]:
-    """Read so many mutated sealed traces, times and recordings, and journals; -> what was found."""
+    """Read mutated sealed traces, times and recordings, and journals; -> what was found."""
     rng, found = np.random.default_rng(seed), Found()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -805,11 +805,11 @@ def frames_of(content: bytes) -> list[bytes]:
 
 def framed(frames: list[bytes]) -> bytes:
     """A journal of these frames, each with a digest that fits."""
-    return b"".join(len(one).to_bytes(8, "little") + hashlib.sha256(one).digest() + one for one in frames)
+    return b"".join(len(frame).to_bytes(8, "little") + hashlib.sha256(frame).digest() + frame for frame in frames)
 
 
 def _fuzz_journal(rng: Rng, found: Found, journal: Journal, content: bytes) -> None:
-    """What is torn is forgotten; a frame whose digest fits and that breaks a rule is refused."""
+    """What is torn is forgotten; a frame with a fitting digest that breaks a rule is refused."""
     frames = frames_of(content)
     whole = [dict(load(frame)) for frame in frames[1:]]
     forge = rng.random() < 0.5
@@ -843,7 +843,7 @@ def _fuzz_journal(rng: Rng, found: Found, journal: Journal, content: bytes) -> N
 
 
 def bad_block(rng: Rng, arrays: dict[str, Any]) -> None:
-    """Break a rule of a journal's block, whose batches are one: its `batch` cannot descend."""
+    """Break a rule of a journal's block of one batch: its `batch` cannot descend."""
     before = dict(arrays)
     while len(arrays) == len(before) and all(
         arrays[n].dtype == before[n].dtype and np.array_equal(arrays[n], before[n], equal_nan=False) for n in arrays
@@ -854,7 +854,7 @@ def bad_block(rng: Rng, arrays: dict[str, Any]) -> None:
 
 
 def fuzz_calibrations(count: int, seed: int) -> dict[str, Any]:
-    """Read so many mutated calibrations; -> what was found. Wrong is a part that is not what was written."""
+    """Read mutated calibrations; -> what was found. Wrong is a part that is not what was written."""
     rng, found = np.random.default_rng(seed), Found()
     sample = torch.rand(2, 5, 4, generator=torch.Generator().manual_seed(seed))
     weights, index = sample.topk(2, dim=-1)

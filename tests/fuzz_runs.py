@@ -1,4 +1,4 @@
-"""Files that a run reads beside ours, and names that it is given: checkpoints, results, predictions, abbreviations.
+"""Files that a run reads besides ours, and names that it is given: checkpoints, results, predictions, abbreviations.
 
     python -m tests.fuzz_runs 200 [SEED]
 
@@ -47,7 +47,7 @@ def _of_another_shape(rng: Rng, tensors: Tensors) -> None:
 
 
 def _with_one_more(rng: Rng, tensors: Tensors) -> None:
-    name = next(one for one in tensors if ".gate." in one or ".router." in one)
+    name = next(name for name in tensors if ".gate." in name or ".router." in name)
     tensors[name.replace(".0.", ".97.", 1)] = tensors[name]
 
 

@@ -46,9 +46,9 @@ def test_replay_gives_every_pass_and_the_mean(wdmoe, trace, allocation):
     assert [(p["dataset"], p["batch"], p["pass"]) for p in answer["passes"]] == [
         ("d", b, int(p)) for b, numbers in enumerate(np.split(read(trace).pass_index, 2)) for p in numbers
     ]
-    for one in answer["passes"]:
-        assert one["waiting_latency_s"] == pytest.approx(sum(one["layer_latency_s"]))
-    mean = np.mean([one["waiting_latency_s"] for one in answer["passes"]])
+    for forward_pass in answer["passes"]:
+        assert forward_pass["waiting_latency_s"] == pytest.approx(sum(forward_pass["layer_latency_s"]))
+    mean = np.mean([forward_pass["waiting_latency_s"] for forward_pass in answer["passes"]])
     assert answer["mean_waiting_latency_s"] == pytest.approx(mean)
 
 
@@ -106,8 +106,13 @@ def test_a_trace_without_load_has_no_saving_and_no_warning(wdmoe, trace, tmp_pat
     """Nor has another over it, where it is vanilla's."""
     idle = tmp_path / "idle.trace.safetensors"
     blocks = [
-        one | {name: np.zeros_like(one[name]) for name in one if name.startswith(("device_load", "expert_evaluations"))}
-        for one in (block(0, seed=2), block(4, seed=3))
+        passes
+        | {
+            name: np.zeros_like(passes[name])
+            for name in passes
+            if name.startswith(("device_load", "expert_evaluations"))
+        }
+        for passes in (block(0, seed=2), block(4, seed=3))
     ]
     write_trace(idle, join(metadata(policy="top_k"), blocks))
     for files in ([idle], [idle, trace]):

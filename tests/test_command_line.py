@@ -73,7 +73,7 @@ def test_examples_that_need_no_run_work(folder, wdmoe, line):
 def test_every_command_has_an_example_json_and_a_line_in_the_docs(name):
     command = COMMANDS[name]
     assert any(name == where for where, _ in EXAMPLES)
-    assert "--json" in {one for parameter in command.params for one in parameter.opts}
+    assert "--json" in {option for parameter in command.params for option in parameter.opts}
     assert command.help
     assert f"`{name}`" in (ROOT / "docs" / "command_line.md").read_text()
 
@@ -200,7 +200,7 @@ BAD_FILES = dict(
     long_name=lambda path: path.with_name("a" * 300 + path.suffix),
     below_a_file=lambda path: path.parent / "loads.json" / path.name,
 )
-BAD = "BAD"  # stands for the bad file's path
+BAD = "BAD"  # replaced by the bad file's path
 MODEL = ROOT / "quickstart" / "model"
 TAKING_FILES = [
     ("profile show BAD.yaml", ()),
@@ -229,7 +229,7 @@ TAKING_FILES = [
 
 
 def bad_words(words, kind, folder):
-    """The words with a path of the bad file in place of BAD."""
+    """The words with a path of the bad file instead of BAD."""
     parts = words.split()
     suffix = next(part for part in parts if part.startswith(BAD)).removeprefix(BAD)
     path = BAD_FILES[kind](folder / f"bad{suffix}")
@@ -371,7 +371,7 @@ def test_no_color_is_respected():
 
 
 def test_aligned_text_has_numbers_at_the_right():
-    assert console.aligned([["name", "n"], ["a", "1.5"], ["long", "20"]], [False, True]).splitlines() == [
+    assert console.align([["name", "n"], ["a", "1.5"], ["long", "20"]], [False, True]).splitlines() == [
         "name    n",
         "a     1.5",
         "long   20",
@@ -437,7 +437,7 @@ def test_markdown_on_a_terminal_keeps_names_and_numbers_whole(columns, monkeypat
     parts = " ".join(cells).split()
     for name, row, *values in rows:
         assert row in cells
-        assert any(set(table_layout.folded(name, cut)) <= cells for cut in range(1, len(name) + 1))
+        assert any(set(table_layout.fold(name, cut)) <= cells for cut in range(1, len(name) + 1))
         for value in values:
             assert value.split()[0] in parts
             assert any(cell.endswith(value[value.index("[") :]) for cell in cells)

@@ -229,7 +229,7 @@ def test_hostile_names_get_one_sentence(tmp_path, name, sentence, kind):
 
 
 def test_a_negative_zero_is_read_as_zero(tmp_path):
-    source = next(one for one in fuzz.profile_sources() if b"message_s" in one)
+    source = next(source for source in fuzz.profile_sources() if b"message_s" in source)
     for name, zero in (("a", b"0.0"), ("b", b"-0.0")):
         (tmp_path / f"{name}.yaml").write_bytes(source.replace(b"message_s: 0.0002", b"message_s: " + zero))
     a, b = (load_profile(tmp_path / f"{name}.yaml") for name in "ab")
@@ -587,7 +587,7 @@ def test_a_value_of_a_calibration_that_changed_is_noticed(tmp_path):
 @FEW
 @given(content=st.binary(max_size=400))
 def test_any_bytes_get_a_sentence(tmp_path, content):
-    for read, kind in [*READERS.values(), *((one, WdmoeError) for one in OTHERS.values())]:
+    for read, kind in [*READERS.values(), *((reader, WdmoeError) for reader in OTHERS.values())]:
         path = tmp_path / "any.yaml"
         path.write_bytes(content)
         with pytest.raises(kind):
@@ -595,7 +595,9 @@ def test_any_bytes_get_a_sentence(tmp_path, content):
 
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
-ANY = st.recursive(PLAIN, lambda one: st.lists(one, max_size=3) | st.dictionaries(PLAIN, one, max_size=3), max_leaves=8)
+ANY = st.recursive(
+    PLAIN, lambda children: st.lists(children, max_size=3) | st.dictionaries(PLAIN, children, max_size=3), max_leaves=8
+)
 DEVICE = st.dictionaries(st.sampled_from(["name", "distance_m", "transmit_power_w", "compute_flops", "fixed_s"]), ANY)
 CHANGES = st.dictionaries(st.sampled_from([*GOOD, "payload_bits", "placement", "path_loss", "rates"]), ANY, max_size=2)
 

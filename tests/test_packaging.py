@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from tests.command_line import all_commands
 from tests.conftest import ROOT, environment
 from tests.without import without
-from tools.house import FLOORS, PACKAGE, imported, python_files
+from tools.house import FLOORS, PACKAGE, find_imports, python_files
 from wdmoe_opencompass.cli.options import BROUGHT_BY_EXTRA, EXTRA_OF_COMMAND
 from wdmoe_opencompass.errors import pip_install
 from wdmoe_opencompass.report.html.page import PARTS
@@ -70,7 +70,7 @@ def test_setup_lists_what_each_room_imports():
     for path in python_files(PACKAGE):
         room = path.relative_to(ROOT / PACKAGE).with_suffix("").parts[0]
         listed = REQUIRED[""] | REQUIRED.get(EXTRA_OF_ROOM.get(room), set())
-        for line, module in imported(path):
+        for line, module in find_imports(path):
             top = module.partition(".")[0]
             if top in sys.stdlib_module_names or top == PACKAGE or (room, top) in WITHIN_FUNCTIONS:
                 continue

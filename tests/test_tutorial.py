@@ -13,7 +13,7 @@ from tests.conftest import ROOT, environment
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"# (\S+\.py)\n")
-NEEDED = ("channel_profiles", "eval_configs", "quickstart")  # of the project's folder, where a reader stands
+NEEDED = ("channel_profiles", "eval_configs", "quickstart")  # of the project's folder, where a reader works
 
 
 def blocks():

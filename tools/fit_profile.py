@@ -43,13 +43,13 @@ def benchmark_loads(benchmark):
     """-> counts [passes, layers, devices] of some passes of a benchmark, and how many passes each represents."""
     loads, weights, decoded = [], [], 0
     few = replace(benchmark, batches=min(benchmark.batches, MAX_BATCHES))
-    for one in router_passes(few, SyntheticRouter(SEED), BATCH_SIZE, SEED):
-        if one.phase == "prefill":
-            loads.append(expert_counts(one.expert_index))
+    for router_pass in router_passes(few, SyntheticRouter(SEED), BATCH_SIZE, SEED):
+        if router_pass.phase == "prefill":
+            loads.append(expert_counts(router_pass.expert_index))
             weights.append(1.0)
         else:
             if decoded % EVERY_DECODE_PASS == EVERY_DECODE_PASS // 2:
-                loads.append(expert_counts(one.expert_index))
+                loads.append(expert_counts(router_pass.expert_index))
                 weights.append(0.0)
             decoded += 1
     weights = np.array(weights)
@@ -121,11 +121,17 @@ def selection_latency_s(profile, passes):
     """-> latency under an even split, summed over the passes, of the router's choice and of Algorithm 1's."""
     policy, states = build_policy("wlr"), ChannelStates(profile, run.SHAPE, 8)
     totals = np.zeros(2)
-    for one in passes:
-        for layer in range(one.expert_index.shape[1]):
-            arrays = (one.probabilities[:, layer], one.expert_index[:, layer], one.weights[:, layer])
+    for router_pass in passes:
+        for layer in range(router_pass.expert_index.shape[1]):
+            arrays = (
+                router_pass.probabilities[:, layer],
+                router_pass.expert_index[:, layer],
+                router_pass.weights[:, layer],
+            )
             probabilities, index, weights = (torch.tensor(array) for array in arrays)
-            routing = Routing(probabilities, index, weights, torch.ones(len(index), dtype=torch.bool), layer, one.phase)
+            routing = Routing(
+                probabilities, index, weights, torch.ones(len(index), dtype=torch.bool), layer, router_pass.phase
+            )
             state = states(0, layer, CPU)
             kept = policy.select(routing, state).keep
             seconds = state.expert_latency_s.double()

@@ -30,7 +30,7 @@ def python_files(folder: str) -> Iterator[Path]:
     return (path for path in sorted((ROOT / folder).rglob("*.py")) if not path.name.endswith("_pb2.py"))
 
 
-def imported(path: Path) -> Iterator[tuple[int, str]]:
+def find_imports(path: Path) -> Iterator[tuple[int, str]]:
     """-> (line, absolute module) of every import in a file; `from package import name` gives package.name."""
     folder = path.relative_to(ROOT).parts[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
@@ -47,7 +47,7 @@ def upward_imports() -> list[str]:
     found = []
     for path in python_files(PACKAGE):
         room = path.relative_to(ROOT / PACKAGE).with_suffix("").parts[0]
-        for line, module in imported(path):
+        for line, module in find_imports(path):
             target = module.split(".")[1] if module.startswith(f"{PACKAGE}.") else room
             if {room, target} <= set(FLOORS) and FLOORS.index(target) > FLOORS.index(room):
                 found.append(f"{path.relative_to(ROOT)}:{line} imports {module}, a floor above")
@@ -57,7 +57,7 @@ def upward_imports() -> list[str]:
 def test_imports_test() -> list[str]:
     """Imports of one test module by another file."""
     files = [*python_files("tests"), *python_files("benchmarks")]
-    lines = ((path, line, module) for path in files for line, module in imported(path))
+    lines = ((path, line, module) for path in files for line, module in find_imports(path))
     return [
         f"{path.relative_to(ROOT)}:{line} imports {module}"
         for path, line, module in lines

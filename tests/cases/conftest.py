@@ -19,7 +19,7 @@ def pytest_collection_modifyitems(items):
 
 
 def start(base):
-    """-> the process of the run, whose work folder and text are below `base`."""
+    """-> the process of the run; its work folder and text are below `base`."""
     base.mkdir()
     with (base / "text").open("w") as text:
         return subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Evaluators that fail, harm their process, or whose scores are no plain numbers."""
+"""Evaluators that fail, harm their process, or give scores that are no plain numbers."""
 
 import faulthandler
 import os
@@ -68,7 +68,7 @@ class SilentEvaluator(BaseEvaluator):
 
 
 class TextlessEvaluator(BaseEvaluator):
-    """An exception whose text fails in its turn."""
+    """An exception with a __str__ that raises."""
 
     def score(self, predictions, references):
         class Textless(Exception):
@@ -79,7 +79,7 @@ class TextlessEvaluator(BaseEvaluator):
 
 
 class SurrogateEvaluator(BaseEvaluator):
-    """An exception whose text no file can hold, over several lines."""
+    """An exception with a text that no file can hold, over several lines."""
 
     def score(self, predictions, references):
         raise ValueError("half a sign \udcff,\nand\tmore")
@@ -148,7 +148,7 @@ class WanderingEvaluator(BaseEvaluator):
 
 
 class OddDetailsEvaluator(BaseEvaluator):
-    """A sound score whose details hold what JSON has no value for."""
+    """A sound score with details that JSON has no value for."""
 
     def score(self, predictions, references):
         odd = {"correct": True, "what": object(), "where": {1, 2}, "nan": float("nan"), "half": "\udcff"}

@@ -19,7 +19,7 @@ from wdmoe_opencompass.trace.format import write_trace
 MODEL = ROOT / "quickstart" / "model"
 QUICKSTART = ROOT / "eval_configs" / "eval_quickstart.py"
 
-# What each parameter takes where another one is under test. A new command whose parameters are not here fails.
+# What each parameter takes where another one is under test. A new command with parameters that are missing here fails.
 GOOD = dict(
     profile="paper_8_devices", name="paper_8_devices", loads="loads.json", traces="d.trace.safetensors", tokens="16",
     run_folder="run", run_a="run", run_b="run", config=QUICKSTART, sources="d.trace.safetensors", text="text.txt",
@@ -80,7 +80,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def line(name, command, parameter, path):
-    """The words of a command with this path in the place of one parameter, and good ones in all places needed."""
+    """The words of a command with this path as one parameter, and good values as all other required ones."""
     options, arguments = [], []
     for other in command.params:
         value = path if other is parameter else None
@@ -270,7 +270,7 @@ def test_a_path_that_cannot_be_written_gets_one_true_sentence(folder, wdmoe, mon
 
 @pytest.mark.parametrize("kind", FOLDERS_NOT_WRITTEN, ids=lambda kind: kind.__name__)
 def test_doctor_finds_a_work_folder_that_cannot_be_written(folder, kind):
-    from wdmoe_opencompass.doctor.places import check_work_dir
+    from wdmoe_opencompass.doctor.folders import check_work_dir
 
     path = Path(kind(folder / "x"))
     (finding,) = check_work_dir(path)

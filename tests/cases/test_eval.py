@@ -73,11 +73,11 @@ def test_watch_tells_the_same_reasons(faulty_run):
     lines = {(line.model, line.dataset): line for line in found.datasets}
     for model in MODELS:
         for dataset, reason in REASONS.items():
-            one = lines[model, dataset]
-            assert reason in str(one.reason)
-            assert one.accuracy is None
+            line = lines[model, dataset]
+            assert reason in str(line.reason)
+            assert line.accuracy is None
             is_scored = dataset in ("nan", "infinity", "bool", "halfright")
-            assert one.state == ("finished" if is_scored else "failed")
+            assert line.state == ("finished" if is_scored else "failed")
         assert {lines[model, dataset].state for dataset in SOUND} == {"finished"}
         assert all(lines[model, dataset].accuracy is not None for dataset in SOUND)
 
@@ -101,8 +101,8 @@ def config(folder, evaluator, **eval_cfg):
         )
 
     datasets = [dataset("first", "Sound"), dataset("odd", evaluator, **eval_cfg), dataset("last", "Sound")]
-    for one in datasets:
-        path = folder / "predictions" / "m" / f"{one['abbr']}.json"
+    for dataset in datasets:
+        path = folder / "predictions" / "m" / f"{dataset['abbr']}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         answers = {str(number): dict(prediction="A", origin_prompt="?") for number in range(4)}
         path.write_text(json.dumps(answers))
@@ -201,9 +201,9 @@ def test_halves_of_letters_in_a_result_are_replaced_and_logged(tmp_path, monkeyp
     found = strict(results(tmp_path, "odd"))
     assert (found["accuracy"], found["metric \ufffd"], found["text"]) == (50.0, 25.0, "\ufffd")
     assert found["nested"] == {"text \ufffd": ["a\ufffdb", "\U0001f600"], "names": ["\ufffd"]}
-    assert [text for text in said if "U+FFFD is in its place" in text] == [
+    assert [text for text in said if "U+FFFD replaces it" in text] == [
         f"{results(tmp_path, 'odd')}: its metrics or details held text that UTF-8 cannot hold (lone surrogates); "
-        "U+FFFD is in its place"
+        "U+FFFD replaces it"
     ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from wdmoe_opencompass._util import caches
-from wdmoe_opencompass.doctor import places
+from wdmoe_opencompass.doctor import folders
 from wdmoe_opencompass.errors import WdmoeError
 from wdmoe_opencompass.harness import evaluation_needs
 from wdmoe_opencompass.harness.eval_task import WdmoeEvalTask
@@ -136,7 +136,7 @@ def test_what_is_tried_for_a_plan_is_taken_back(tmp_path, monkeypatch):
 # -- doctor and plan -----------------------------------------------------------------------------------------------
 def test_doctor_says_which_folder_and_which_variable(unwritable):
     settings, variables = unwritable
-    (finding,) = places.check_caches()
+    (finding,) = folders.check_caches()
     if not variables:
         assert (finding.status, finding.fix) == ("ok", None)
         return
@@ -204,17 +204,17 @@ def test_a_metric_that_lacks_a_package_is_said_before_a_run(monkeypatch):
 
 
 def test_doctor_looks_at_the_current_folder_and_temporary_files(tmp_path, monkeypatch):
-    assert [one.status for one in (*places.check_current_folder(), *places.check_temporary())] == ["ok", "ok"]
+    assert [finding.status for finding in (*folders.check_current_folder(), *folders.check_temporary())] == ["ok", "ok"]
     (tmp_path / "tmp").write_text("a file where OpenCompass makes a folder")
-    (finding,) = places.check_current_folder()
+    (finding,) = folders.check_current_folder()
     assert finding.status == "problem"
     assert "tmp: cannot be written: a file, not a folder" in finding.found
 
     def full():
         raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
 
-    monkeypatch.setattr(places.tempfile, "gettempdir", full)
-    (finding,) = places.check_temporary()
+    monkeypatch.setattr(folders.tempfile, "gettempdir", full)
+    (finding,) = folders.check_temporary()
     assert (finding.status, finding.fix) == ("problem", "set TMPDIR to a folder that can")
 
 
@@ -225,4 +225,4 @@ def test_a_user_without_a_home(monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", no_home)
-    assert places.check_data()
+    assert folders.check_data()

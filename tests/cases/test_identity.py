@@ -181,7 +181,7 @@ HALF = dict(model_kwargs=dict(torch_dtype="torch.bfloat16"))
 BEAMS = dict(generation_kwargs=dict(num_beams=2))
 WITHOUT_LENGTH = dict(dataset=asking(GEN, max_out_len=None))
 
-# what is found, then what is changed in one of two models that are else the same: (fact, both, one, dataset)
+# what is found, then what is changed in one of two models that are otherwise the same: (fact, both, change, dataset)
 CHANGES = [
     ("weights", {}, dict(path="retrained"), GEN),
     ("weights", {}, dict(path="half"), PPL),
@@ -236,7 +236,7 @@ CHANGES = [
     ("batch_size", HALF, dict(batch_size=8), GEN),
     ("batch_size", dict(BEAMS, stop_words=["\n"]), dict(batch_size=8), GEN),
     ("batch_size", dict(BEAMS, dataset=asking(GEN, stopping_criteria=["\n"])), dict(batch_size=8), GEN),
-    ("batch_size", dict(BEAMS, **CHAT), dict(batch_size=8), GEN),  # whose end token is a stop word
+    ("batch_size", dict(BEAMS, **CHAT), dict(batch_size=8), GEN),  # its end token is a stop word
     ("batch_size", dict(generation_kwargs=SAMPLING), dict(batch_size=8), GEN),
 ]  # fmt: skip
 # facts that cannot be changed without others that follow from them
@@ -249,10 +249,10 @@ FOLLOW = {
 
 
 @pytest.mark.parametrize(
-    ("fact", "both", "one", "dataset"), CHANGES, ids=[f"{n}-{c[0]}" for n, c in enumerate(CHANGES)]
+    ("fact", "both", "change", "dataset"), CHANGES, ids=[f"{n}-{c[0]}" for n, c in enumerate(CHANGES)]
 )
-def test_every_argument_that_changes_answers_is_found_and_named_alone(facts, fact, both, one, dataset):
-    first, second = facts(**dict(dataset=dataset) | both), facts(**dict(dataset=dataset) | both | one)
+def test_every_argument_that_changes_answers_is_found_and_named_alone(facts, fact, both, change, dataset):
+    first, second = facts(**dict(dataset=dataset) | both), facts(**dict(dataset=dataset) | both | change)
     found = compare_facts(first, second)
     assert fact in found
     assert set(found) - {fact} <= FOLLOW.get(fact, set()), found
@@ -260,7 +260,7 @@ def test_every_argument_that_changes_answers_is_found_and_named_alone(facts, fac
     assert key_of(first) != key_of(second)
 
 
-# what is changed without an effect: (both, one, dataset)
+# what is changed without an effect: (both, change, dataset)
 HARMLESS = [
     ({}, dict(path="copy"), GEN),
     ({}, dict(path="sharded"), GEN),
@@ -285,12 +285,12 @@ HARMLESS = [
     ({}, dict(model_kwargs=dict(use_cache=True)), GEN),
     (dict(min_out_len=2), dict(generation_kwargs=dict(min_new_tokens=8, min_length=60)), GEN),
     (dict(dataset=asking(GEN, min_out_len=2)), dict(path="longer_answers"), GEN),
-    ({}, dict(generation_kwargs=dict(max_new_tokens=3, max_length=5)), GEN),  # the dataset's max_out_len stands
+    ({}, dict(generation_kwargs=dict(max_new_tokens=3, max_length=5)), GEN),  # the dataset's max_out_len holds
     ({}, dict(path="longer_answers"), PPL),
     ({}, dict(generation_kwargs=dict(num_beams=4), stop_words=["\n"]), PPL),
     (dict(stop_words=["a", "b"]), dict(stop_words=["b", "a", "b"]), GEN),
     ({}, dict(dataset=asking(GEN, max_out_len=8, batch_size=16)), GEN),
-    ({}, dict(max_out_len=99), GEN),  # the dataset's own stands
+    ({}, dict(max_out_len=99), GEN),  # the dataset's own holds
     ({}, dict(batch_size=16), GEN),  # in float32
     (BEAMS, dict(batch_size=16), GEN),  # no stop words
     (dict(stop_words=["\n"]), dict(batch_size=16), GEN),  # one row per prompt
@@ -306,9 +306,9 @@ HARMLESS = [
 ]
 
 
-@pytest.mark.parametrize(("both", "one", "dataset"), HARMLESS, ids=range(len(HARMLESS)))
-def test_what_changes_no_answer_does_not_separate(facts, both, one, dataset):
-    first, second = facts(**dict(dataset=dataset) | both), facts(**dict(dataset=dataset) | both | one)
+@pytest.mark.parametrize(("both", "change", "dataset"), HARMLESS, ids=range(len(HARMLESS)))
+def test_what_changes_no_answer_does_not_separate(facts, both, change, dataset):
+    first, second = facts(**dict(dataset=dataset) | both), facts(**dict(dataset=dataset) | both | change)
     assert compare_facts(first, second) == {}
     assert key_of(first) == key_of(second)
 
@@ -472,7 +472,7 @@ def test_tensors_in_any_number_of_files_are_the_same_and_one_changed_value_is_no
     rng = np.random.default_rng(seed)
     tensors = {f"t{n}": torch.from_numpy(rng.random((size, 3), dtype=np.float32)) for n, size in enumerate(sizes)}
     with tempfile.TemporaryDirectory() as work:
-        folders = [Path(work) / name for name in ("one", "many", "changed")]
+        folders = [Path(work) / name for name in ("single", "many", "changed")]
         for folder in folders:
             folder.mkdir()
         save_file(tensors, folders[0] / "model.safetensors")
@@ -483,9 +483,9 @@ def test_tensors_in_any_number_of_files_are_the_same_and_one_changed_value_is_no
         name = f"t{rng.integers(len(sizes))}"
         tensors[name].view(-1)[int(rng.integers(tensors[name].numel()))] += 1
         save_file(tensors, folders[2] / "model.safetensors")
-        one, many, changed = (weights_digest(folder, whole_bytes) for folder in folders)
-    assert one == many != changed
-    assert one.startswith("sha256:" if whole_bytes else "sha256-sampled:")
+        single, many, changed = (weights_digest(folder, whole_bytes) for folder in folders)
+    assert single == many != changed
+    assert single.startswith("sha256:" if whole_bytes else "sha256-sampled:")
 
 
 def test_renamed_retyped_and_reshaped_tensors_are_not_the_same(tmp_path):
@@ -770,7 +770,7 @@ def no_latency_is_compared(runs, name):
     assert f"differ in more than the policy: {name} " in "\n".join(saving_notes(records))
     table = table_2(records, BENCHMARKS, "layer", "batch", "all")
     assert not table[table["model"] == "wdmoe"][BENCHMARKS].map(lambda cell: "%" in cell).any().any()
-    assert [one["model"] for one in frontier_records(runs, BENCHMARKS, cells)] == ["vanilla"]
+    assert [record["model"] for record in frontier_records(runs, BENCHMARKS, cells)] == ["vanilla"]
 
 
 def shown(name):
@@ -1002,8 +1002,10 @@ def test_an_adapted_model_computes_what_peft_computes_and_leaves_a_whole_trace(f
         assert torch.allclose(reference(input_ids=ids).logits, ours.model(input_ids=ids).logits, atol=1e-6)
         ours.attachment.recorder.reset()
         tokens = [ours.tokenizer([text], return_tensors="pt") for text in texts]
-        wanted = [reference.generate(**one, max_new_tokens=6, do_sample=False, pad_token_id=0)[0] for one in tokens]
-        skipped = [len(one["input_ids"][0]) for one in tokens]
+        wanted = [
+            reference.generate(**prompt, max_new_tokens=6, do_sample=False, pad_token_id=0)[0] for prompt in tokens
+        ]
+        skipped = [len(prompt["input_ids"][0]) for prompt in tokens]
         wanted = [ours.tokenizer.decode(row[n:], skip_special_tokens=True) for row, n in zip(wanted, skipped)]
         for model in (ours, wdmoe):
             model.open_trace(tmp_path / "d.json", "m", "d", items_total=3, answered=0)

@@ -67,8 +67,8 @@ def test_a_name_is_valid_whatever_it_is_made_from(stem, suffix):
 
 @given(start=components, ends=st.tuples(components, components), suffix=st.sampled_from(OWN_SUFFIXES))
 def test_two_stems_have_two_names_also_where_only_their_ends_differ(start, ends, suffix):
-    one, other = (start * 3 + end for end in ends)
-    assert (file_name(one, suffix) == file_name(other, suffix)) == (one == other)
+    first, second = (start * 3 + end for end in ends)
+    assert (file_name(first, suffix) == file_name(second, suffix)) == (first == second)
 
 
 def test_a_stem_that_reads_like_a_shortened_one_does_not_take_its_name():
@@ -255,7 +255,7 @@ def test_a_dataset_is_not_split_into_another_one_s_files(tmp_path, monkeypatch, 
     options = dict(num_worker=2) if partitioner is WdmoeNumWorkerPartitioner else dict(max_task_size=20)
     made = partitioner(out_dir=str(tmp_path), **options)
     tasks = start(made, tmp_path, "a", "qs/b")
-    abbrs = {one["abbr"] for task in tasks for part in task["datasets"] for one in part}
+    abbrs = {dataset["abbr"] for task in tasks for part in task["datasets"] for dataset in part}
     assert {"a_0", "a_1", "qs/b_0", "qs/b_1"} <= abbrs
     with pytest.raises(SystemExit, match=r"dataset 'a' is split, and of its part 'a_0': .* dataset of that name"):
         start(made, tmp_path, "a", "a_0")
@@ -307,7 +307,7 @@ def test_each_trace_and_each_result_is_its_own(faulty_run):
 
 def test_watch_sees_each_finished(faulty_run):
     folder, _ = faulty_run
-    lines = {(one.model, one.dataset): one for one in RunWatch(folder).look(0.0).datasets}
+    lines = {(line.model, line.dataset): line for line in RunWatch(folder).look(0.0).datasets}
     for model in MODELS:
         for name in NAMES:
             found = lines[model, name]
@@ -318,7 +318,7 @@ def test_watch_sees_each_finished(faulty_run):
 def test_verify_finds_all_files_of_each(faulty_run):
     folder, _ = faulty_run
     run = Run.open(folder)
-    told = {one.file for one in [*unfinished_files(run), *unfit_inputs(run)]}
+    told = {mismatch.file for mismatch in [*unfinished_files(run), *unfit_inputs(run)]}
     for model in MODELS:
         for name in NAMES:
             path = dataset_file(Path("predictions"), model, name, ".json")
@@ -338,7 +338,7 @@ def test_the_page_shows_the_items_of_each(faulty_run):
 
 def test_the_traces_in_reproduce_md_are_all_that_there_are(faulty_run):
     folder, _ = faulty_run
-    line = next(one for one in (folder / "summary/reproduce.md").read_text().splitlines() if "wdmoe replay" in one)
+    line = next(line for line in (folder / "summary/reproduce.md").read_text().splitlines() if "wdmoe replay" in line)
     found = subprocess.run(
         line.partition("| xargs")[0] + "| tr -dc '\\0' | wc -c", shell=True, cwd=folder, capture_output=True, text=True
     )

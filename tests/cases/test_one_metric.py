@@ -1,4 +1,4 @@
-"""Accuracies of different metrics stand in one column with a note, and no difference of them is shown."""
+"""Accuracies of different metrics share one column with a note, and no difference of them is shown."""
 
 import json
 
@@ -33,12 +33,12 @@ def with_a_mixed_group(abbr="vanilla", policy="top_k", metric="f1"):
 
 
 def test_a_column_of_two_metrics_is_named():
-    one = ModelRun("a", "dense", ("p", ""), {"d": ("score", 80.0), "e": ("score", 1.0)})
-    other = ModelRun("b", "dense", ("p", ""), {"d": ("rouge1", 20.0), "e": ("score", 2.0)})
+    first = ModelRun("a", "dense", ("p", ""), {"d": ("score", 80.0), "e": ("score", 1.0)})
+    second = ModelRun("b", "dense", ("p", ""), {"d": ("rouge1", 20.0), "e": ("score", 2.0)})
     third = ModelRun("c", "dense", ("p", ""), {"e": ("score", 3.0)})
     line = "not one metric on d: score of a; rouge1 of b: no difference between these is shown"
-    assert metric_notes([one, other, third]) == [line]
-    assert metric_notes([one, third]) == []
+    assert metric_notes([first, second, third]) == [line]
+    assert metric_notes([first, third]) == []
     assert metric_notes(runs()) == []
 
 

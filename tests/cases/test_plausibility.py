@@ -160,7 +160,7 @@ def test_a_rare_radio_is_taken_with_a_note_of_what_is_unusual(radio):
     values = dict(RARE[radio])
     device = {key: values.pop(key) for key in ("distance_m", "transmit_power_w") if key in values}
     data = PAPER.model_dump(mode="json", exclude_none=True) | values
-    data["devices"] = [one | dict(distance_m=40.0, energy_j_per_flop=1e-12) | device for one in data["devices"][:3]]
+    data["devices"] = [entry | dict(distance_m=40.0, energy_j_per_flop=1e-12) | device for entry in data["devices"][:3]]
     data.pop("origin", None)
     profile = ChannelProfile.model_validate(data)
     said = " ".join(profile.unusual_values)
@@ -186,15 +186,15 @@ def test_outside_a_possible_range_is_refused_and_its_ends_are_not(key):
     part, _, name = key.rpartition(".")
     profile = measured(message_s=0.01, burst_bit=1.0, shared_bit_per_s=1e9)
     if name == "energy_j_per_flop":
-        devices = tuple(one.model_copy(update=dict(energy_j_per_flop=1e-12)) for one in profile.devices)
+        devices = tuple(device.model_copy(update=dict(energy_j_per_flop=1e-12)) for device in profile.devices)
         profile = profile.model_copy(update=dict(devices=devices))
 
     def changed(value):
         data = profile.model_dump(mode="json", exclude_none=True)
         of_device = part == "devices" or (not part and name in data["devices"][1])
-        place = data["devices"][1] if of_device else data["base_station"] if part or name not in data else data
-        assert name in place
-        place[name] = int(value) if name == "payload_bits" else value
+        section = data["devices"][1] if of_device else data["base_station"] if part or name not in data else data
+        assert name in section
+        section[name] = int(value) if name == "payload_bits" else value
         return ChannelProfile.model_validate(data)
 
     for value in (lowest, highest):

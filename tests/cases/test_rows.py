@@ -24,13 +24,13 @@ EXAMPLES = settings(deadline=None, max_examples=16, derandomize=True)
 
 
 class Letters:
-    """A tokenizer whose tokens are letters: id 3 is `1`, ..., 14 is `c`; any other token is its number."""
+    """A tokenizer of letters: id 3 is `1`, ..., 14 is `c`; any other token is its number."""
 
     def encode(self, text, add_special_tokens=False):
         return [3 + ANSWERS.index(letter) for letter in text]
 
     def batch_decode(self, rows):
-        letters = {3 + place: letter for place, letter in enumerate(ANSWERS)}
+        letters = {3 + position: letter for position, letter in enumerate(ANSWERS)}
         return ["".join(letters.get(token, f"<{token}>") for token in row.tolist()) for row in rows]
 
 
@@ -40,8 +40,8 @@ def talkative_model():
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = END, PAD
     own = model.lm_head.forward
 
-    def favouring(hidden):
-        logits = own(hidden)
+    def favouring(hidden_states):
+        logits = own(hidden_states)
         logits[..., 3 : 3 + len(ANSWERS)] += 12.0
         logits[..., END] += 10.0
         return logits

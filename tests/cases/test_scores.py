@@ -161,7 +161,7 @@ def test_the_table_of_opencompass_is_written_whatever_the_models_scored(tmp_path
     assert row[0] == "d"
     assert row[2] == "score"
     assert row[4:] == cells
-    assert [one["abbr"] for one in summarizer.model_cfgs] == ["a", "b"]
+    assert [model["abbr"] for model in summarizer.model_cfgs] == ["a", "b"]
 
 
 def of_two_models(folder, names=("a", "b")):
@@ -228,11 +228,13 @@ def written(folder, several):
 def test_a_benchmark_that_no_model_is_scored_on_leaves_the_frontier_not_the_models(tmp_path):
     everybody = [run.abbr for run in runs()]
     whole, left = written(tmp_path / "a", runs()), written(tmp_path / "b", without(BENCHMARKS[0], everybody))
-    assert [one["model"] for one in left.frontier_records] == [one["model"] for one in whole.frontier_records]
-    assert {tuple(one["benchmarks"]) for one in left.frontier_records} == {tuple(BENCHMARKS[1:])}
-    for one in left.frontier_records:
-        run = next(run for run in runs() if run.abbr == one["model"])
-        assert one["accuracy"] == pytest.approx(np.mean([run.accuracies[name][1] for name in BENCHMARKS[1:]]))
+    assert [record["model"] for record in left.frontier_records] == [
+        record["model"] for record in whole.frontier_records
+    ]
+    assert {tuple(record["benchmarks"]) for record in left.frontier_records} == {tuple(BENCHMARKS[1:])}
+    for record in left.frontier_records:
+        run = next(run for run in runs() if run.abbr == record["model"])
+        assert record["accuracy"] == pytest.approx(np.mean([run.accuracies[name][1] for name in BENCHMARKS[1:]]))
     assert f"left out, because no model has an accuracy on it: {BENCHMARKS[0]}" in left.frontier["notes"]
     assert not any("left out, because" in note for note in whole.frontier["notes"])
 
@@ -240,8 +242,8 @@ def test_a_benchmark_that_no_model_is_scored_on_leaves_the_frontier_not_the_mode
 def test_a_benchmark_that_one_model_is_not_scored_on_leaves_that_model_out(tmp_path):
     last = runs()[-1].abbr
     left = written(tmp_path, without(BENCHMARKS[0], [last]))
-    assert last not in [one["model"] for one in left.frontier_records]
-    assert {tuple(one["benchmarks"]) for one in left.frontier_records} == {tuple(BENCHMARKS)}
+    assert last not in [record["model"] for record in left.frontier_records]
+    assert {tuple(record["benchmarks"]) for record in left.frontier_records} == {tuple(BENCHMARKS)}
 
 
 def test_no_scores_at_all_leave_latencies_and_no_frontier(tmp_path):

@@ -267,7 +267,7 @@ def test_a_dataset_whose_size_is_not_known_is_left_to_its_task(tmp_path, monkeyp
     datasets = [ConfigDict(nowhere), ConfigDict(abbr="a", reader_cfg=dict(), infer_cfg=infer)]
     combinations = [dict(models=[ConfigDict(abbr="m")], datasets=datasets)]
     tasks = kind(out_dir=stage, **parameters).partition(combinations, work_dir="w", out_dir=stage, add_cfg={})
-    names = [one["abbr"] for task in tasks for of_model in task["datasets"] for one in of_model]
+    names = [dataset["abbr"] for task in tasks for of_model in task["datasets"] for dataset in of_model]
     assert "b" in names
     assert [name for name in names if name.startswith("a")]
 

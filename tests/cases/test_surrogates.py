@@ -106,13 +106,13 @@ def test_predictions_that_others_left_are_mended_before_they_are_scored(tmp_path
     path.write_text(text, encoding="utf-8")
     make_encodable(path)
     assert (path.read_text(encoding="utf-8") != text) is is_rewritten
-    assert ("U+FFFD is in its place" in caplog.text) is is_rewritten
+    assert ("U+FFFD replaces it" in caplog.text) is is_rewritten
     if is_rewritten:
         assert json.loads(path.read_bytes()) == clean_value(json.loads(text))
 
 
 def test_the_page_of_such_predictions_is_written_and_says_so(faulty_run, tmp_path):
-    """Of a run whose predictions were changed by hand: page and manifest are whole."""
+    """After predictions were changed by hand, page and manifest are whole."""
     run = shutil.copytree(faulty_run[0], tmp_path / "run")
     path = next(path for path in sorted(run.glob("predictions/*/*.json")) if "gold" in path.read_text())
     answers = json.loads(path.read_bytes())

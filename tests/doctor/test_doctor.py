@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from tests.conftest import ROOT
 from wdmoe_opencompass.doctor import config as its_config
-from wdmoe_opencompass.doctor import examine, host, machine, packages, places
+from wdmoe_opencompass.doctor import examine, folders, host, machine, packages
 from wdmoe_opencompass.doctor.machine import Gpu, TorchFacts
 from wdmoe_opencompass.errors import ModelError, WdmoeError
 
@@ -44,7 +44,7 @@ def only(findings):
 
 
 def statuses(findings):
-    return [(one.check, one.status) for one in findings]
+    return [(finding.check, finding.status) for finding in findings]
 
 
 @pytest.fixture
@@ -174,15 +174,15 @@ def test_little_memory_is_a_warning():
     assert only(machine.check_memory(machine.available_memory_bytes())).check == "memory"
 
 
-# -- places --------------------------------------------------------------------------------------------------------
+# -- folders -------------------------------------------------------------------------------------------------------
 def test_a_folder_that_can_be_written_is_fine(tmp_path):
-    findings = places.check_work_dir(tmp_path / "outputs" / "later")
+    findings = folders.check_work_dir(tmp_path / "outputs" / "later")
     assert statuses(findings) == [("work folder", "ok"), ("disk", "ok"), ("locks", "ok")]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_a_problem(monkeypatch):
-    finding = only(places.check_work_dir(Path("/proc/outputs")))
+    finding = only(folders.check_work_dir(Path("/proc/outputs")))
     assert (finding.status, "/proc/outputs: cannot be written: /proc: " in finding.found) == ("problem", True)
 
 
@@ -193,14 +193,14 @@ def test_locks_that_do_not_hold_are_a_warning(tmp_path, monkeypatch, refused):
             raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    *_, locks = places.check_work_dir(tmp_path)
+    *_, locks = folders.check_work_dir(tmp_path)
     expected = "knows no locks: No locks available" if refused else "two can hold the same lock"
     assert (locks.check, locks.status, expected in locks.found) == ("locks", "warning", True)
 
 
 @pytest.mark.parametrize(("free", "status"), [(10**6, "problem"), (10**9, "warning"), (10**11, "ok")])
 def test_room_on_the_disk(free, status):
-    assert only(places.check_room(Path("/tmp"), free)).status == status
+    assert only(folders.check_room(Path("/tmp"), free)).status == status
 
 
 @pytest.fixture
@@ -214,43 +214,43 @@ def no_data(tmp_path, monkeypatch):
 
 
 def test_missing_benchmarks_are_named_with_their_places(no_data, monkeypatch):
-    finding = only(places.check_data())
+    finding = only(folders.check_data())
     assert (finding.status, finding.found.count("data/")) == ("warning", 8)
-    for path in places.BENCHMARKS.values():
+    for path in folders.BENCHMARKS.values():
         (no_data / path).mkdir(parents=True)
-    assert only(places.check_data()).status == "ok"
+    assert only(folders.check_data()).status == "ok"
     (no_data / "data" / "gsm8k").rmdir()
-    assert only(places.check_data()).found == f"not in {no_data}: GSM8K (data/gsm8k)"
+    assert only(folders.check_data()).found == f"not in {no_data}: GSM8K (data/gsm8k)"
     (no_data / "home" / ".cache" / "opencompass" / "data" / "gsm8k").mkdir(parents=True)
-    assert only(places.check_data()).status == "ok"
+    assert only(folders.check_data()).status == "ok"
     monkeypatch.setenv("COMPASS_DATA_CACHE", str(no_data / "nowhere"))
-    assert "no such folder" in only(places.check_data()).found
+    assert "no such folder" in only(folders.check_data()).found
     monkeypatch.setenv("COMPASS_DATA_CACHE", str(no_data))
-    assert only(places.check_data()).status == "ok"
+    assert only(folders.check_data()).status == "ok"
     monkeypatch.setenv("DATASET_SOURCE", "ModelScope")
-    assert "DATASET_SOURCE=ModelScope" in only(places.check_data()).found
+    assert "DATASET_SOURCE=ModelScope" in only(folders.check_data()).found
 
 
 def test_the_places_are_those_of_opencompass():
     from opencompass.utils.datasets_info import DATASETS_MAPPING
 
-    known = {os.path.normpath(one["local"]) for one in DATASETS_MAPPING.values()}
-    assert set(places.BENCHMARKS.values()) <= known
+    known = {os.path.normpath(dataset["local"]) for dataset in DATASETS_MAPPING.values()}
+    assert set(folders.BENCHMARKS.values()) <= known
 
 
 def test_the_hugging_face_cache(tmp_path):
-    assert only(places.check_huggingface(tmp_path / "hub", offline=False)).status == "ok"
-    assert only(places.check_huggingface(tmp_path, offline=True)).status == "ok"
-    assert only(places.check_huggingface(tmp_path / "hub", offline=True)).status == "warning"
+    assert only(folders.check_huggingface(tmp_path / "hub", offline=False)).status == "ok"
+    assert only(folders.check_huggingface(tmp_path, offline=True)).status == "ok"
+    assert only(folders.check_huggingface(tmp_path / "hub", offline=True)).status == "warning"
 
 
 def test_a_cache_that_cannot_be_written_is_a_problem(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, how: False)
-    assert only(places.check_huggingface(tmp_path / "hub", offline=False)).status == "problem"
+    assert only(folders.check_huggingface(tmp_path / "hub", offline=False)).status == "problem"
 
 
 def test_the_cache_is_where_hugging_face_looks(tmp_path):
-    script = "from wdmoe_opencompass.doctor.places import huggingface_settings; print(*huggingface_settings())"
+    script = "from wdmoe_opencompass.doctor.folders import huggingface_settings; print(*huggingface_settings())"
     environment = os.environ | dict(HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     assert done.stdout.split() == [str(tmp_path / "hub"), "True"]
@@ -316,13 +316,13 @@ def test_problems_of_the_plan_become_findings(monkeypatch):
     from wdmoe_opencompass.harness.plan import make as plans
 
     plan = plans.Plan("eval.py")
-    plan.problems = ["model m: weights missing: x; get them with: hf download m", "models: the abbr m stands twice"]
+    plan.problems = ["model m: weights missing: x; get them with: hf download m", "models: the abbr m occurs twice"]
     monkeypatch.setattr(plans, "make_plan", lambda config: plan)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     first, second = its_config.check_config(Path("eval.py"))
     assert (first.status, first.found) == ("problem", "model m: weights missing: x")
     assert first.fix == "unset HF_HUB_OFFLINE, then get them with: hf download m"
-    assert second.fix == "change eval.py; wdmoe plan shows the whole of it"
+    assert second.fix == "change eval.py; wdmoe plan shows all of it"
     plan.problems = []
     assert only(its_config.check_config(Path("eval.py"))).status == "ok"
 
@@ -335,7 +335,7 @@ def test_a_broken_opencompass_still_gets_an_answer(monkeypatch, tmp_path):
     monkeypatch.setattr(host, "IMPORTS", "import no_such_module")
     monkeypatch.setattr(machine, "torch_facts", lambda: HEALTHY)
     findings = examine(ROOT / "eval_configs" / "eval_quickstart.py", tmp_path)
-    problems = {one.check for one in findings if one.status == "problem"}
+    problems = {finding.check for finding in findings if finding.status == "problem"}
     assert {"import", "config"} <= problems
     with pytest.raises(WdmoeError, match="no such config file"):
         examine(tmp_path / "eval.py", tmp_path)
@@ -351,4 +351,4 @@ def test_the_command_exits_1_if_there_is_a_problem(tmp_path):
     assert done.returncode == 1, done.stderr
     assert answer["problems"] == 1, answer
     assert {"check", "status", "found", "fix"} == set(answer["findings"][0])
-    assert all((one["status"] == "ok") == (one["fix"] is None) for one in answer["findings"])
+    assert all((finding["status"] == "ok") == (finding["fix"] is None) for finding in answer["findings"])

@@ -8,7 +8,7 @@ with read_base():
     from ...eval_configs.runners.wdmoe_local import eval, infer
     from ...eval_configs.summarizers.wdmoe import summarizer
 
-datasets = [one for one in quickstart_datasets if one["abbr"] in ("qs_yesno", "qs_arith", "qs_program")]
+datasets = [dataset for dataset in quickstart_datasets if dataset["abbr"] in ("qs_yesno", "qs_arith", "qs_program")]
 for dataset in datasets:
     dataset["abbr"] += "_small"
     dataset["reader_cfg"]["test_range"] = "[0:24]"

@@ -9,7 +9,7 @@ with read_base():
     from ...eval_configs.runners.wdmoe_local_shared import eval, infer
     from ...eval_configs.summarizers.wdmoe import summarizer
 
-datasets = [one for one in quickstart_datasets if one["abbr"] in ("qs_twoway", "qs_arith")]
+datasets = [dataset for dataset in quickstart_datasets if dataset["abbr"] in ("qs_twoway", "qs_arith")]
 for dataset in datasets:
     dataset["abbr"] += "_40"
     dataset["reader_cfg"]["test_range"] = "[:40]"

@@ -52,7 +52,7 @@ def watch_files(folder, log, die_before):
     sys.addaudithook(audit)
 
 
-def started(config, predictions, log_path, die_before=-1):
+def start(config, predictions, log_path, die_before=-1):
     """-> the process number of a child that runs the task."""
     child = os.fork()
     if child:
@@ -81,14 +81,14 @@ def one_at_a_time(folder, every):
     """-> an Outcome per operation before which the task died."""
     config, reference = task(folder / "reference")
     log = folder / "operations"
-    assert ended_well(started(config, reference, log))
+    assert ended_well(start(config, reference, log))
     count = len(log.read_text().splitlines())
     for number in range(0, count, every):
         config, predictions = task(folder / str(number))
-        died = was_killed(started(config, predictions, log, number))
+        died = was_killed(start(config, predictions, log, number))
         before = log.read_text().splitlines()
         assert died, f"the task ended before its operation {number}"
-        complete = ended_well(started(config, predictions, log))
+        complete = ended_well(start(config, predictions, log))
         last = before[-1] if before else "nothing"
         yield outcome(f"killed before operation {number} of {count}, after: {last}", complete, predictions, reference)
 
@@ -96,7 +96,7 @@ def one_at_a_time(folder, every):
 def at_once(folder):
     """-> the Outcome of two processes that run one task at the same time."""
     config, predictions = task(folder / "at_once")
-    children = [started(config, predictions, folder / f"operations_{number}") for number in range(2)]
+    children = [start(config, predictions, folder / f"operations_{number}") for number in range(2)]
     ended = [ended_well(child) for child in children]
     reference = folder / "reference" / "run" / "predictions" / predictions.name
     return outcome("two at once", all(ended), predictions, reference)

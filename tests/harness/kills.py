@@ -43,9 +43,9 @@ class Outcome:
 def dumped_task(folder, datasets=None):
     """A task with Algorithm 1 on every dataset, or on these; -> (its config file, its folder of predictions)."""
     config = Config.fromfile(str(CONFIG), format_python_code=False)
-    model = next(one for one in config.models if one.wdmoe.policy == "wlr")
+    model = next(model for model in config.models if model.wdmoe.policy == "wlr")
     folder.mkdir(parents=True)
-    chosen = [one for one in config.datasets if datasets is None or one.abbr in datasets]
+    chosen = [dataset for dataset in config.datasets if datasets is None or dataset.abbr in datasets]
     task = Config(dict(models=[model], datasets=[chosen], work_dir=str(folder / "run")))
     task.dump(folder / "task.py")
     return folder / "task.py", folder / "run" / "predictions" / model.abbr
@@ -86,7 +86,7 @@ def killed_task(dumped, reference, active_s, chance):
 
 
 def killed_at(task, predictions, active_s, how, chance):
-    """Start a task and kill it; -> after how many seconds. One that had ended before is no kill: it is run anew."""
+    """Start a task and kill it; -> after how many seconds. One that had ended before is no kill: it is run again."""
     moment_s = chance.uniform(0, active_s)
     process = start_task(task)
     wait_until(lambda: traces_begun(predictions) or process.poll() is not None)
@@ -119,15 +119,15 @@ def outcome(how, complete, predictions, reference):
             found.items_lost += len(json.loads(expected.read_text()))
             found.is_equal = False
             continue
-        ours, theirs = (json.loads(one.read_text()) for one in (path, expected))
+        ours, theirs = (json.loads(file.read_text()) for file in (path, expected))
         found.items_lost += len(theirs.keys() - ours.keys())
-        traces = [read_trace(one.with_suffix(".trace.safetensors")) for one in (path, expected)]
+        traces = [read_trace(file.with_suffix(".trace.safetensors")) for file in (path, expected)]
         runs = [times_run(trace) for trace in traces]
         found.items_lost += int(np.maximum(runs[1] - runs[0], 0).sum())
         found.items_twice += int(np.maximum(runs[0] - runs[1], 0).sum())
         same = all(np.array_equal(traces[0].arrays[name], traces[1].arrays[name]) for name in traces[1].arrays)
         found.is_equal &= ours == theirs and same and traces[0].metadata == traces[1].metadata
-        recordings = [read_recording(one.with_suffix(".routing.safetensors")) for one in (path, expected)]
+        recordings = [read_recording(file.with_suffix(".routing.safetensors")) for file in (path, expected)]
         first, second = (dict(vars(recording)) for recording in recordings)
         found.is_equal &= first.pop("metadata") == second.pop("metadata")
         found.is_equal &= all(np.array_equal(first[name], second[name]) for name in second)
@@ -191,12 +191,14 @@ def killed_command(work_dir, reference, took_s, how, chance):
     complete = start_command(work_dir, "-r").wait() == 0
     folder = run_folder(work_dir)
     found = [
-        outcome(f"{how} killed after {moment_s:.0f} s", complete, folder / "predictions" / one.name, one)
-        for one in sorted((reference / "predictions").iterdir())
+        outcome(f"{how} killed after {moment_s:.0f} s", complete, folder / "predictions" / file.name, file)
+        for file in sorted((reference / "predictions").iterdir())
     ]
-    every = Outcome(found[0].how, all(one.is_complete for one in found))
-    every.items_lost, every.items_twice = (sum(getattr(one, n) for one in found) for n in ("items_lost", "items_twice"))
-    every.is_equal = all(one.is_equal for one in found) and not different_tables(folder, reference)
+    every = Outcome(found[0].how, all(part.is_complete for part in found))
+    every.items_lost, every.items_twice = (
+        sum(getattr(part, n) for part in found) for n in ("items_lost", "items_twice")
+    )
+    every.is_equal = all(part.is_equal for part in found) and not different_tables(folder, reference)
     return every
 
 
@@ -240,5 +242,5 @@ def wait_until(condition):
 
 
 def chances(count, seed):
-    """One source of random moments per trial, so that trials may run beside each other."""
+    """One source of random moments per trial, so that trials may run in parallel."""
     return [random.Random(f"{seed}-{number}") for number in range(count)]

@@ -158,7 +158,7 @@ class SeenChannel:
 
 @pytest.fixture(params=["pass", "layer"])
 def changing(request, tmp_path):
-    """A profile file whose fading changes, with divided bands: both directions differ too."""
+    """A profile file with changed fading and divided bands: both directions differ too."""
     text = (ROOT / "channel_profiles" / "paper_8_devices.yaml").read_text()
     path = tmp_path / "changing.yaml"
     changed = re.sub("coherence: run", f"coherence: {request.param}", text)

@@ -37,9 +37,9 @@ def by_the_definition(model, text: str, masked: int = 0) -> float:
     with torch.no_grad():
         logits = model.model(torch.tensor([ids]))[0][0]
     scores = [
-        -log_softmax(logits[place - 1].double(), dim=0)[token].item()
-        for place, token in enumerate(ids)
-        if place >= max(masked, 1)
+        -log_softmax(logits[position - 1].double(), dim=0)[token].item()
+        for position, token in enumerate(ids)
+        if position >= max(masked, 1)
     ]
     return sum(scores) / (len(ids) - masked)
 

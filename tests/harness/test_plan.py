@@ -98,7 +98,7 @@ def test_prompt_tokens_of_sampled_items_are_near_those_of_all(quickstart):
 
 @pytest.fixture(scope="module")
 def small_runs(small_run):
-    """-> {(model, task): estimate} of the config whose traces `small_run` holds."""
+    """-> {(model, task): estimate} of the config of `small_run`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         plan = make_plan(SMALL)
@@ -176,7 +176,7 @@ def test_a_full_length_generation_takes_exactly_the_passes_of_the_bound(changed)
     model.generate(["Question: what?\nAnswer:"], 9)
 
     def nine_tokens(cfg):
-        cfg.datasets = [one for one in cfg.datasets if one.abbr == "qs_arith_small"]
+        cfg.datasets = [dataset for dataset in cfg.datasets if dataset.abbr == "qs_arith_small"]
         cfg.datasets[0].infer_cfg.inferencer.max_out_len = 9
 
     assert changed(nine_tokens).runs[0].passes == 3 * len(passes)
@@ -188,7 +188,7 @@ def test_chat_prompts_are_counted_with_the_chat_template(changed):
     def chat(cfg):
         cfg.models = cfg.models[:1]
         cfg.models[0].type = f"{OURS}HuggingFacewithChatTemplate"
-        cfg.datasets = [one for one in cfg.datasets if one.abbr == "qs_arith_small"]
+        cfg.datasets = [dataset for dataset in cfg.datasets if dataset.abbr == "qs_arith_small"]
 
     (run,) = changed(chat).runs
     model = WdmoeHuggingFacewithChatTemplate(
@@ -272,7 +272,7 @@ def test_the_key_value_cache_is_that_of_a_real_forward_pass():
 
 
 def test_the_plan_says_what_the_largest_batch_needs(quickstart, changed, mixtral_config, monkeypatch):
-    (note,) = [one for one in quickstart["notes"] if "batch size" in one]
+    (note,) = [note for note in quickstart["notes"] if "batch size" in note]
     assert note.startswith("model quickstart-vanilla-hf and 1 more: batch size 25 (longest on qs_")
     assert "GB in the host's memory" in note
     gpus(monkeypatch, 2, free_bytes=84e9)
@@ -285,11 +285,11 @@ def test_the_plan_says_what_the_largest_batch_needs(quickstart, changed, mixtral
         cfg.models[0].batch_size = 5000
         cfg.datasets[0].infer_cfg.inferencer.batch_size = 64
 
-    (note,) = [one for one in changed(mixtral).notes if "batch size" in one]
+    (note,) = [note for note in changed(mixtral).notes if "batch size" in note]
     assert re.search(r"batch size 5000 \(longest on .*\): needs [\d.e+]+ GB on each of 2 GPUs", note)
     assert "free: 84 GB; about" in note
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    (note,) = [one for one in changed(mixtral).notes if "batch size" in one]
+    (note,) = [note for note in changed(mixtral).notes if "batch size" in note]
     assert "GB on each of 2 GPUs" in note
     assert "free" not in note
 
@@ -302,7 +302,7 @@ def test_bytes_are_those_of_the_loaded_model(dtype):
     wdmoe = dict(profile="paper_8_devices")
     loaded = WdmoeHuggingFaceBaseModel(path=str(folder), model_kwargs=dict(model_kwargs), wdmoe=wdmoe)
     facts = measure_weights(folder, model_kwargs)
-    assert facts.bytes == sum(one.nbytes for one in loaded.model.parameters())
+    assert facts.bytes == sum(parameter.nbytes for parameter in loaded.model.parameters())
     assert facts.layers == len(loaded.attachment.layers)
     assert (facts.experts, facts.top_k) == (8, 2)
 
@@ -434,9 +434,9 @@ def test_weights_are_compared_with_the_gpus_present(changed, mixtral_config, mon
         cfg.models[0].run_cfg.num_gpus = asked
 
     plan = changed(mixtral)
-    problems = [one.removeprefix("model quickstart-vanilla-hf: ") for one in plan.problems]
+    problems = [problem.removeprefix("model quickstart-vanilla-hf: ") for problem in plan.problems]
     missing = f"weights missing: {mixtral_config / 'model.safetensors'}"
-    tokenizer = next(one for one in problems if "tokenizer" in one)
+    tokenizer = next(problem for problem in problems if "tokenizer" in problem)
     assert problems == [missing, *([sentence] if sentence else []), tokenizer]
 
 
@@ -514,7 +514,7 @@ def human_eval(cfg):
         (stock_task, "task must be WdmoeInferTask"),
         (stock_summarizer, "must be dict(type=WdmoeSummarizer)"),
         (no_inferencer, "dataset qs_arith_small: cannot be loaded"),
-        (same_abbr, "the abbr quickstart-wdmoe-hf stands twice"),
+        (same_abbr, "the abbr quickstart-wdmoe-hf occurs twice"),
         (human_eval, "quickstart/data/program.jsonl: its evaluator lacks a package"),
     ],
 )
@@ -530,10 +530,10 @@ def test_a_profile_that_has_no_place_for_an_expert_is_a_problem(changed, tmp_pat
     profile = tmp_path / "placed.yaml"
     profile.write_text(text + "\nplacement: [0, 1, 2, 3]\n")
 
-    def placed(cfg):
+    def place_experts(cfg):
         cfg.models[0].wdmoe.profile = str(profile)
 
-    assert len(changed(placed).problems) > 0
+    assert len(changed(place_experts).problems) > 0
 
 
 @pytest.mark.parametrize(
@@ -603,7 +603,7 @@ def test_stock_configs_are_counted_and_missing_subjects_share_one_sentence(monke
         "opencompass/boolq": (1, 1, 40),
         "opencompass/mbpp": (1, 1, 40),
     }
-    (problem,) = [one for one in plan.problems if "file missing" in one]
+    (problem,) = [problem for problem in plan.problems if "file missing" in problem]
     assert str(BENCHMARKS / "data/mmlu/dev/college_biology_dev.csv") in problem
     assert "(and 52 more of the 57 datasets of opencompass/mmlu)" in problem
     passes = {run.dataset: run.passes for run in plan.runs if run.model == MODELS[0]}

@@ -35,7 +35,7 @@ def test_models_are_dealt_out_over_the_processes(tmp_path, tasks, models_of_task
     ]
     for task in found:
         for model, own in zip(task["models"], task["datasets"], strict=True):
-            assert [one["abbr"] for one in own] == (["b"] if model["abbr"] == "m1" else ["a", "b"])
+            assert [dataset["abbr"] for dataset in own] == (["b"] if model["abbr"] == "m1" else ["a", "b"])
 
 
 def test_a_model_that_cannot_be_scored_leaves_the_others_alone(tmp_path, monkeypatch):
@@ -68,7 +68,9 @@ def policies_run(tmp_path_factory):
 
 @pytest.mark.slow
 def test_one_run_puts_every_policy_on_the_frontier(policies_run):
-    records = {one["model"]: one for one in json.loads((policies_run / "summary/frontier_records.json").read_text())}
+    records = {
+        record["model"]: record for record in json.loads((policies_run / "summary/frontier_records.json").read_text())
+    }
     assert json.loads((policies_run / "summary" / "missing.json").read_text()) == []
     models = Config.fromfile(SLICE, format_python_code=False).models
     assert set(records) == {model.abbr for model in models}
@@ -79,7 +81,7 @@ def test_one_run_puts_every_policy_on_the_frontier(policies_run):
         assert record["kept_share"] == 1 or model.wdmoe.policy != "top_k"
     vanilla = records["quickstart-vanilla-hf"]
     assert vanilla["latency_ratio_even"] == pytest.approx(1)
-    assert any(one["on_front"] for one in records.values())
+    assert any(record["on_front"] for record in records.values())
     assert (policies_run / "summary" / "frontier.png").stat().st_size > 10_000
     answer = CliRunner().invoke(app, ["frontier", str(policies_run)])
     assert answer.exit_code == 0
@@ -89,12 +91,14 @@ def test_one_run_puts_every_policy_on_the_frontier(policies_run):
 
 @pytest.mark.slow
 def test_a_quantised_payload_costs_answers_as_fewer_bits_save_time(policies_run):
-    records = {one["model"]: one for one in json.loads((policies_run / "summary/frontier_records.json").read_text())}
+    records = {
+        record["model"]: record for record in json.loads((policies_run / "summary/frontier_records.json").read_text())
+    }
     plain = records["quickstart-vanilla-hf"]
     for bits in (8, 4):
-        sent = records[f"quickstart-vanilla-quantised-{bits}-bit-hf"]
-        assert sent["policy"] == f"top_k, {bits}-bit payload"
-        assert sent["latency_ratio_even"] < 1.5 * bits / 16 * plain["latency_ratio_even"]
+        rounded = records[f"quickstart-vanilla-quantised-{bits}-bit-hf"]
+        assert rounded["policy"] == f"top_k, {bits}-bit payload"
+        assert rounded["latency_ratio_even"] < 1.5 * bits / 16 * plain["latency_ratio_even"]
     predictions = {
         name: (policies_run / "predictions" / f"quickstart-{name}-hf" / "qs_arith_40.json").read_text()
         for name in ("vanilla", "vanilla-quantised-4-bit")

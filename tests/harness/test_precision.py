@@ -12,7 +12,7 @@ BITSANDBYTES = dict(quant_method="bitsandbytes", load_in_4bit=True)
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A bfloat16 Mixtral whose sizes suit blocks of 64 values; 90 % of its weights are experts."""
+    """A bfloat16 Mixtral with sizes that suit blocks of 64 values; 90 % of its weights are experts."""
     torch.manual_seed(0)
     config = MixtralConfig(
         vocab_size=1024,

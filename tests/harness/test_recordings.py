@@ -31,7 +31,7 @@ def routed_again(folder, model, task, like):
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("task", TASKS)
 def test_a_recording_routed_by_the_runs_policy_is_the_runs_trace(small_run, model, task):
-    """Count by count: `top_k` on vanilla's, and `wlr` on its own, whose later layers saw what it had dropped."""
+    """Count by count: `top_k` on vanilla's, and `wlr` on its own, where later layers saw what it had dropped."""
     trace = trace_of(small_run, model, task)
     routed = routed_again(small_run, model, task, trace)
     for name, array in trace.arrays.items():
@@ -75,7 +75,7 @@ def test_other_batches_are_formed_on_request(small_run):
 
 
 def finished(small_run, tmp_path, record_routing=True):
-    """-> (predictions, results, configs) of a copy of a finished dataset whose config asks for a recording."""
+    """-> (predictions, results, configs) of a copy of a finished dataset; its config asks for a recording."""
     source = small_run / "predictions" / MODELS[0]
     folder = tmp_path / "predictions" / MODELS[0]
     folder.mkdir(parents=True)

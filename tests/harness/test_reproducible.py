@@ -49,7 +49,7 @@ def whole(tmp_path_factory):
 def test_one_worker_and_another_order_give_the_same_numbers(whole, tmp_path):
     folder, output = opencompass(changed_config(tmp_path, one_worker_other_order), tmp_path / "outputs")
     for name in ("accuracy", "latency", "items", "batches"):
-        ours, theirs = (json.loads((one / "summary" / f"{name}.json").read_text()) for one in (folder, whole))
+        ours, theirs = (json.loads((run / "summary" / f"{name}.json").read_text()) for run in (folder, whole))
         assert sorted(map(json.dumps, ours)) == sorted(map(json.dumps, theirs)), output[-2000:]
 
 
@@ -67,9 +67,9 @@ def test_split_at_batches_gives_the_traces_and_tables_of_the_whole(whole, tmp_pa
             joined = join(traces[0].metadata, [trace.arrays for trace in traces])
             for name in ("device_load", "assignments", "weight_sum", "tokens"):
                 assert (joined.arrays[name] == read_trace(expected).arrays[name]).all()
-    accuracies = [json.loads((one / "summary" / "accuracy.json").read_text()) for one in (folder, whole)]
+    accuracies = [json.loads((run / "summary" / "accuracy.json").read_text()) for run in (folder, whole)]
     assert accuracies[0] == accuracies[1]
-    latencies = [json.loads((one / "summary" / "latency.json").read_text()) for one in (folder, whole)]
+    latencies = [json.loads((run / "summary" / "latency.json").read_text()) for run in (folder, whole)]
     for ours, theirs in zip(*latencies, strict=True):
         numbers = [key for key, value in theirs.items() if isinstance(value, float)]
         for key in numbers:

@@ -39,7 +39,7 @@ def traced(model, folder, run):
 
 @pytest.mark.parametrize("stop_words", [[], ["."], ["\n", "1"]])
 def test_a_request_takes_part_in_as_many_passes_as_alone(model, tmp_path, stop_words):
-    """The oracle: every prompt alone, whose passes are all its own."""
+    """The oracle: every prompt alone, with passes of its own."""
 
     def together():
         for first in (0, 4):  # the last batch is smaller

@@ -41,7 +41,7 @@ def test_a_run_leaves_its_page(small_run):
     facts = json.loads(re.search(r'id="facts">(.*?)</script>', page)[1])
     assert facts["problems"] == facts["missing"] == []
     items = json.loads(re.search(r'id="item-data">(.*?)</script>', page)[1])
-    assert [(one["dataset"], one["count"], len(one["items"])) for one in items["datasets"]] == [
+    assert [(dataset["dataset"], dataset["count"], len(dataset["items"])) for dataset in items["datasets"]] == [
         (f"{task}_small", 12, 12) for task in TASKS
     ]
 
@@ -86,14 +86,16 @@ def test_accuracy_records_are_what_opencompass_scored(small_run):
 def test_right_and_wrong_items_agree_with_the_accuracy(small_run):
     scored = {(r["model"], r["dataset"]): r for r in records(small_run, "accuracy") if r["items"]}
     vectors = records(small_run, "items")
-    assert {(one["model"], one["dataset"]) for one in vectors} == {(m, f"{t}_small") for m in MODELS for t in TASKS}
-    for one in vectors:
-        record = scored[one["model"], one["dataset"]]
-        assert len(one["right"]) == record["items"] == 12
-        assert record["value"] == approx(100 * one["right"].count("1") / 12)
+    assert {(vector["model"], vector["dataset"]) for vector in vectors} == {
+        (m, f"{t}_small") for m in MODELS for t in TASKS
+    }
+    for vector in vectors:
+        record = scored[vector["model"], vector["dataset"]]
+        assert len(vector["right"]) == record["items"] == 12
+        assert record["value"] == approx(100 * vector["right"].count("1") / 12)
         assert record["low"] < record["value"] + 1e-9 < record["high"] + 2e-9
     differences = records(small_run, "accuracy_differences")
-    assert [one["benchmark"] for one in differences] == [*(f"{t}_small" for t in TASKS), "mean of 5 benchmarks"]
+    assert [row["benchmark"] for row in differences] == [*(f"{t}_small" for t in TASKS), "mean of 5 benchmarks"]
     values = [scored[model, "qs_arith_small"]["value"] for model in MODELS]
     assert differences[TASKS.index("qs_arith")]["difference"] == approx(values[1] - values[0])
     assert "significant: McNemar" in (small_run / "summary" / "differences.md").read_text()
@@ -112,20 +114,20 @@ def test_latency_records_hold_four_rows_and_equal_a_replay(small_run):
 
 
 def test_requests_and_speed_are_in_tables_report_and_page(small_run, wdmoe):
-    waits = {(one["row"], one["dataset"]): one for one in records(small_run, "request_records")}
+    waits = {(wait["row"], wait["dataset"]): wait for wait in records(small_run, "request_records")}
     assert len(waits) == 4 * len(TASKS)
-    for (row, _), one in waits.items():
-        assert one["requests"] == 12
-        assert 0 < one["latency_p50_s"] <= one["latency_p90_s"] <= one["latency_p99_s"]
-        assert row == "vanilla_even" or one["latency_p50_s"] < waits["vanilla_even", one["dataset"]]["latency_p50_s"]
-    speeds = {(one["model"], one["dataset"]): one for one in records(small_run, "speed_records")}
+    for (row, _), wait in waits.items():
+        assert wait["requests"] == 12
+        assert 0 < wait["latency_p50_s"] <= wait["latency_p90_s"] <= wait["latency_p99_s"]
+        assert row == "vanilla_even" or wait["latency_p50_s"] < waits["vanilla_even", wait["dataset"]]["latency_p50_s"]
+    speeds = {(speed["model"], speed["dataset"]): speed for speed in records(small_run, "speed_records")}
     assert set(speeds) == {(model, f"{task}_small") for model in MODELS for task in TASKS}
-    for (_, dataset), one in speeds.items():
-        assert one["prompts"] == one["prompts_measured"] > 0
-        assert one["seconds_per_item"] > 0 < one["prefill_tokens_per_s"]
-        assert (one["decode_tokens_per_s"] is None) == (dataset not in ("qs_arith_small", "qs_program_small"))
-        assert (one["batch_sizes"], one["dtype"]) == ([4], "float32")
-    assert not any(".speed." in str(one["files"]) for one in records(small_run, "provenance")["models"])
+    for (_, dataset), speed in speeds.items():
+        assert speed["prompts"] == speed["prompts_measured"] > 0
+        assert speed["seconds_per_item"] > 0 < speed["prefill_tokens_per_s"]
+        assert (speed["decode_tokens_per_s"] is None) == (dataset not in ("qs_arith_small", "qs_program_small"))
+        assert (speed["batch_sizes"], speed["dtype"]) == ([4], "float32")
+    assert not any(".speed." in str(model["files"]) for model in records(small_run, "provenance")["models"])
     page = (small_run / "summary" / "report.html").read_text()
     tables = json.loads(re.search(r'id="facts">(.*?)</script>', page)[1])["tables"]
     assert {"requests", "speed"} <= set(tables)
@@ -211,7 +213,7 @@ def test_tasks_in_processes_of_their_own_leave_the_same_traces(small_run, tmp_pa
 
 @pytest.mark.slow
 def test_a_failed_task_leaves_a_named_empty_cell(small_run, tmp_path):
-    """The stock task leaves no trace, a dataset without file fails: the table says both, the rest stands."""
+    """The stock task leaves no trace, a dataset without file fails: the table says both, the rest is complete."""
     folder = tmp_path / "run"
     shutil.copytree(small_run, folder)
     vanilla = folder / "predictions" / MODELS[0]

@@ -65,7 +65,7 @@ def dense_model(path, moe):
 
 
 def viz(setup, tmp_path, change=lambda copy: None, groups=()):
-    """A changed copy of the run, summarised anew."""
+    """A changed copy of the run, summarised again."""
     from mmengine.config import Config
 
     folder, run = setup
@@ -91,8 +91,8 @@ def test_all_parts_are_read_as_one_dataset(setup):
     _, run = setup
     assert records(run, "missing") == []
     parts = part_traces(run, MODELS[0], "split_choice")
-    assert [int((one.first_item + one.items).max()) for one in parts] == [5, 5, 2]
-    assert sum(int(one.items.sum()) for one in parts) == 4 * 12
+    assert [int((trace.first_item + trace.items).max()) for trace in parts] == [5, 5, 2]
+    assert sum(int(trace.items.sum()) for trace in parts) == 4 * 12
 
 
 @pytest.mark.parametrize("per", ["pass", "batch"])
@@ -102,10 +102,10 @@ def test_latency_of_a_split_dataset_and_of_a_group_meets_the_draws_of_each_part(
         for model, row in zip(MODELS, ("vanilla_even", "selection_only")):
             traces = [trace for dataset in datasets for trace in part_traces(run, model, dataset)]
             waits = [replay(trace, trace.metadata.profile, "uniform", "pass").waiting_latency_s for trace in traces]
-            count = sum(len(one.items) if per == "batch" else len(one.tokens) for one in traces)
+            count = sum(len(trace.items) if per == "batch" else len(trace.tokens) for trace in traces)
             where = dict(row=row, dataset=name, scope="pass", per=per, phase="all")
             (found,) = [r for r in records(run, "latency") if all(r[key] == value for key, value in where.items())]
-            assert found["latency_s"] == approx(sum(one.sum() for one in waits) / count)
+            assert found["latency_s"] == approx(sum(wait.sum() for wait in waits) / count)
 
 
 def test_requests_and_speed_of_a_split_dataset_are_those_of_all_its_parts(setup):
@@ -121,9 +121,9 @@ def test_requests_and_speed_of_a_split_dataset_are_those_of_all_its_parts(setup)
             waits += [replayed[here].sum() for here in covers]  # a pass a batch: ranked by perplexity
         assert record["requests"] == len(waits) == 12 * len(names)
         assert record["latency_p90_s"] == approx(np.percentile(waits, 90))
-    speeds = {(one["model"], one["dataset"]): one for one in records(run, "speed_records")}
+    speeds = {(record["model"], record["dataset"]): record for record in records(run, "speed_records")}
     assert {dataset for _, dataset in speeds} == {"group", *DATASETS.values()}
-    prompts = {one["dataset"]: (one["prompts_measured"], one["prompts"]) for one in speeds.values()}
+    prompts = {record["dataset"]: (record["prompts_measured"], record["prompts"]) for record in speeds.values()}
     assert prompts == dict(split_choice=(48, 48), split_yesno=(24, 24), group=(72, 72))
 
 
@@ -132,18 +132,18 @@ def test_wdmoe_watch_shows_parts_below_their_dataset_and_a_dense_model_without_l
     wdmoe = Path(sys.executable).with_name("wdmoe")
     done = subprocess.run([wdmoe, "watch", run, "--json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = {(one["model"], one["dataset"]): one for one in json.loads(done.stdout)["datasets"]}
+    found = {(record["model"], record["dataset"]): record for record in json.loads(done.stdout)["datasets"]}
     whole, *parts = (found[MODELS[0], f"split_choice{ending}"] for ending in ("", "_0", "_1", "_2"))
-    assert [(one["items"], one["prompts_done"], one["prompts"]) for one in parts] == [
+    assert [(record["items"], record["prompts_done"], record["prompts"]) for record in parts] == [
         (5, 20, 20),
         (5, 20, 20),
         (2, 8, 8),
     ]
     assert (whole["items"], whole["prompts_done"], whole["batches"]) == (12, 48, 0)
     assert whole["accuracy"] is not None
-    for one, trace in zip(parts, part_traces(run, MODELS[0], "split_choice")):
+    for record, trace in zip(parts, part_traces(run, MODELS[0], "split_choice")):
         replayed = replay(trace, trace.metadata.profile, "uniform", "pass")
-        assert one["waiting_latency_s_per_batch"]["uniform"] == approx(replayed.mean_s("batch", "all"))
+        assert record["waiting_latency_s_per_batch"]["uniform"] == approx(replayed.mean_s("batch", "all"))
     dense = found["dense-hf", "split_yesno_2"]
     assert (dense["state"], dense["prompts_done"], dense["share_dropped"]) == ("finished", 4, None)
 
@@ -170,7 +170,7 @@ def test_figures_of_the_folder_alone_have_one_panel_per_benchmark(setup):
     from wdmoe_opencompass.report.runs import benchmarks_of, runs_from_traces
 
     runs = runs_from_traces(setup[1])
-    columns = benchmarks_of([dataset for one in runs for dataset in one.traces], runs[0].groups)
+    columns = benchmarks_of([dataset for model_run in runs for dataset in model_run.traces], runs[0].groups)
     assert columns == ["group"]
     assert [panel.get_title() for panel in figure_7(runs, columns).axes] == ["group"]
 
@@ -198,7 +198,7 @@ def test_versions_are_those_that_ran_not_those_that_summarise(setup, tmp_path):
     assert records(copy, "versions")["packages"]["torch"] == "2.12.0"
     assert "\ntorch==2.12.0\n" in (copy / "summary" / "requirements.txt").read_text()
     names = {path.name for path in (copy / "summary").iterdir()}
-    assert not names & {"paper_comparison.md", "testbed_events.md", ".latency.json.host.7.tmp"}  # not written anew
+    assert not names & {"paper_comparison.md", "testbed_events.md", ".latency.json.host.7.tmp"}  # not written again
     assert {"my_notes.md", "table_1_accuracy.md", "report.html"} <= names
     assert all((copy / path).exists() for path in records(copy, "manifest"))
 
@@ -210,12 +210,12 @@ def test_the_published_folder_needs_neither_profile_file_nor_weights(setup, tmp_
     before = {name: records(run, name) for name in ("accuracy", "latency", "missing")}
     (config,) = (copy / "configs").glob("*.py")
     shutil.rmtree(copy / "summary")
-    hidden = folder.with_name("hidden")
-    folder.rename(hidden)
+    away = folder.with_name("away")
+    folder.rename(away)
     try:
         opencompass(config, copy.parent, "-r", copy.name, "--mode", "viz")
     finally:
-        hidden.rename(folder)
+        away.rename(folder)
     assert {name: records(copy, name) for name in before} == before
     lines = (copy / "summary" / "reproduce.md").read_text().splitlines()
     replays = [line.split()[1:] for line in lines if line.startswith("    wdmoe replay")]

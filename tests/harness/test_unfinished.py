@@ -53,10 +53,10 @@ def seal(path, *blocks):
 
 
 def grow(path, *blocks):
-    one = Journal(path, metadata())
-    one.resume(0)
+    journal = Journal(path, metadata())
+    journal.resume(0)
     for of_batch in blocks:
-        one.append(of_batch)
+        journal.append(of_batch)
 
 
 def test_what_is_whole_stays(files):
@@ -217,7 +217,7 @@ def test_a_model_without_experts_needs_no_trace(files):
 def test_measured_times_are_sealed_or_measured_again(files, left):
     predictions, results, sealed, _ = files
     loads = [random_loads(number) for number in range(2)]
-    times = join_times(times_metadata(), [times_block(4 * n, one) for n, one in enumerate(loads)])
+    times = join_times(times_metadata(), [times_block(4 * n, load) for n, load in enumerate(loads)])
     write_trace(sealed, trace_beside(times))
     predictions.write_text(json.dumps(GENERATED))
     growing = TimesJournal(sibling(predictions, ".times.part"), times.metadata)
@@ -252,7 +252,7 @@ def test_a_torn_journal_that_the_config_no_longer_asks_for_is_removed(files):
 def test_a_whole_journal_that_the_config_no_longer_asks_for_is_sealed(files):
     predictions, results, sealed, _ = files
     loads = [random_loads(number) for number in range(2)]
-    times = join_times(times_metadata(), [times_block(4 * n, one) for n, one in enumerate(loads)])
+    times = join_times(times_metadata(), [times_block(4 * n, load) for n, load in enumerate(loads)])
     write_trace(sealed, trace_beside(times))
     predictions.write_text(json.dumps(GENERATED))
     growing = TimesJournal(sibling(predictions, ".times.part"), times.metadata)
@@ -468,6 +468,6 @@ def test_splits_fall_on_multiples_of_the_batch_size(tmp_path, monkeypatch, size,
     )
     monkeypatch.setattr(partitioner, "get_size", lambda dataset: size)
     ranges = [part["reader_cfg"]["test_range"] for part in partitioner.split_dataset(combination()[0]["datasets"][0])]
-    firsts = [int(one[1:-1].split(":")[0]) for one in ranges]
+    firsts = [int(test_range[1:-1].split(":")[0]) for test_range in ranges]
     assert [b - a for a, b in zip(firsts, [*firsts[1:], size])] == steps
     assert partitioner.min_task_size == 1

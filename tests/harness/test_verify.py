@@ -52,7 +52,7 @@ def change_json(path, change):
 
 
 def rewrite(path, metadata=None, **arrays):
-    """Write a trace anew, as a valid sealed file with other content."""
+    """Write a trace again, as a valid sealed file with other content."""
     trace = read_trace(path)
     write_trace(path, RoutingTrace(trace.metadata.model_copy(update=metadata or {}), trace.arrays | arrays))
 
@@ -63,13 +63,13 @@ def write_manifest(run):
 
 
 def found_in(mismatches):
-    return {one.file: one for one in mismatches}
+    return {mismatch.file: mismatch for mismatch in mismatches}
 
 
 def other_answer(run):
     def change(predictions):
         right = json.loads((run / "results" / VANILLA / "qs_arith_small.json").read_text())["details"]
-        number = next(n for n, one in enumerate(right) if one["correct"])
+        number = next(n for n, detail in enumerate(right) if detail["correct"])
         predictions[str(number)]["prediction"] = "The answer is -1"
 
     change_json(run / "predictions" / VANILLA / "qs_arith_small.json", change)
@@ -277,7 +277,7 @@ def test_the_command_names_what_only_a_new_evaluation_can_tell(run, tmp_path):
     assert done.returncode == 1
     answer = json.loads(done.stdout)
     assert not answer["matches"]
-    found = {one["file"]: one for one in answer["mismatches"]}
+    found = {mismatch["file"]: mismatch for mismatch in answer["mismatches"]}
     assert found[f"results/{VANILLA}/qs_arith_small.json"]["found"] != ""
     for name in ("accuracy.json", "latency.json", "provenance.json", "table_1_accuracy.md", "main_tables.md"):
         assert f"summary/{name}" in found
@@ -358,7 +358,9 @@ def test_mixed_traces_leave_their_cells_empty_and_say_why(run, monkeypatch):
         assert words in cell
         assert f"empty: {cell}" in note
     assert len(missing) == len(faults)
-    latency = {(one["model"], one["dataset"]) for one in json.loads((run / "summary" / "latency.json").read_text())}
+    latency = {
+        (record["model"], record["dataset"]) for record in json.loads((run / "summary" / "latency.json").read_text())
+    }
     assert latency == {(VANILLA, "qs_arith_small"), (VANILLA, "qs_program_small")}
     accuracy = json.loads((run / "summary" / "accuracy.json").read_text())
-    assert not [one for one in accuracy if (one["model"], one["dataset"]) == (WDMOE, "qs_choice_small")]
+    assert not [record for record in accuracy if (record["model"], record["dataset"]) == (WDMOE, "qs_choice_small")]

@@ -85,7 +85,7 @@ def grown(folder, blocks, first=0, **changes):
 
 def snapshots(run, now_s=None):
     found = RunWatch(run).look(time.time() if now_s is None else now_s)
-    return {(one.model, one.dataset): one for one in found.datasets}
+    return {(dataset.model, dataset.dataset): dataset for dataset in found.datasets}
 
 
 def agrees(found, blocks, methods=("uniform", "optimal")):
@@ -104,7 +104,7 @@ def agrees(found, blocks, methods=("uniform", "optimal")):
 def test_each_block_is_given_out_once_and_a_torn_one_when_it_is_whole(tmp_path):
     growing = grown(tmp_path, 2)
     tail = JournalTail(growing.path)
-    assert [one.first_item.tolist() for one in tail.new_traces()] == [[0, 4]]
+    assert [trace.first_item.tolist() for trace in tail.new_traces()] == [[0, 4]]
     assert list(tail.new_traces()) == []
     before = growing.path.read_bytes()
     growing.append(block(8, seed=2))
@@ -150,8 +150,8 @@ def test_a_long_journal_is_given_out_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr("wdmoe_opencompass.trace.journal_tail.GROUP_BYTES", 2 * growing.path.stat().st_size // 7)
     pieces = list(JournalTail(growing.path).new_traces())
     assert len(pieces) > 1
-    assert [first for one in pieces for first in one.first_item.tolist()] == [0, 4, 8, 12, 16, 20]
-    assert [before for one in pieces for before in one.items_before.tolist()] == [0, 4, 8, 12, 16, 20]
+    assert [first for piece in pieces for first in piece.first_item.tolist()] == [0, 4, 8, 12, 16, 20]
+    assert [before for piece in pieces for before in piece.items_before.tolist()] == [0, 4, 8, 12, 16, 20]
 
 
 # -- one dataset -----------------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def test_a_journal_of_equal_beginning_is_told_from_one_that_grew(run, folder):
     watch = DatasetWatch(run, MODEL, "d")
     grown(folder, 2)
     watch.look(0.0)
-    grown(folder, 3)  # anew, and longer than before
+    grown(folder, 3)  # again, and longer than before
     agrees(watch.look(0.0), [block(4 * n, seed=n) for n in range(3)])
 
 
@@ -251,7 +251,7 @@ def test_a_finished_run_keeps_its_accuracies_when_copying_changes_the_times_of_i
 
 
 def test_states_are_told_apart_from_the_files(run, folder):
-    assert {one.state for one in snapshots(run).values()} == {WAITING}
+    assert {dataset.state for dataset in snapshots(run).values()} == {WAITING}
     predictions = folder / "d.json"
     with exclusive(predictions):
         assert snapshots(run)[MODEL, "d"].state == RUNNING
@@ -439,9 +439,9 @@ def test_a_narrow_terminal_gets_whole_names_and_numbers(width):
     rows = lines[: next(k for k, line in enumerate(lines) if "finished;" in line)]
     assert max(map(len, rows)) <= width
     assert len(rows) < 3 * len(datasets)
-    for one in datasets:
-        found = " ".join(row for row in rows if row.split()[:2] == [one.model, one.dataset]).split()
-        assert [cell for cell in found if cell not in (one.model, one.dataset)] == list(one.cells().values())[2:]
+    for line in datasets:
+        found = " ".join(row for row in rows if row.split()[:2] == [line.model, line.dataset]).split()
+        assert [cell for cell in found if cell not in (line.model, line.dataset)] == list(line.cells().values())[2:]
 
 
 # -- the line of a task ----------------------------------------------------------------------------------------------
@@ -468,7 +468,7 @@ def test_prompts_are_counted_as_the_inferencer_makes_them(infer_cfg, prompts):
 
 
 @contextmanager
-def shown(run, monkeypatch, every_s, methods=("uniform",)):
+def show(run, monkeypatch, every_s, methods=("uniform",)):
     monkeypatch.setenv(INTERVAL, str(every_s))
     watch = DatasetWatch(run, MODEL, "d", methods=methods)
     with live_line(watch, StartNote(items=12, prompts=12, first_prompt=0, started_s=time.time())):
@@ -482,7 +482,7 @@ def test_a_log_gets_whole_lines_beside_the_bar_of_opencompass(run, folder, monke
         written.append(capfd.readouterr().err)
         return [line for line in re.split("[\r\n]+", "".join(written)) if line.startswith("progress: ")]
 
-    with shown(run, monkeypatch, 0.05) as watch:
+    with show(run, monkeypatch, 0.05) as watch:
         growing = grown(folder, 1)
         for number in tqdm(range(1, 3)):
             growing.append(block(4 * number, seed=number))
@@ -504,7 +504,7 @@ def test_a_display_that_fails_and_a_full_disk_leave_the_run_alone(run, folder, m
 
     monkeypatch.setattr(StartNote, "write", full)
     monkeypatch.setattr(DatasetWatch, "look_without_accuracy", lambda *arguments: 1 / 0)
-    with caplog.at_level(logging.WARNING), shown(run, monkeypatch, 0.02):
+    with caplog.at_level(logging.WARNING), show(run, monkeypatch, 0.02):
         until(lambda: "no line of progress" in caplog.text)
     assert "No space left on device" in caplog.text
     assert "no line of progress: ZeroDivisionError" in caplog.text
@@ -515,21 +515,21 @@ def test_a_machine_without_a_thread_to_spare_runs_on(run, folder, monkeypatch, c
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", none)
-    with shown(run, monkeypatch, 0.02) as watch:
+    with show(run, monkeypatch, 0.02) as watch:
         pass
     assert StartNote.read(watch.begun).took_s is not None
     assert "can't start new thread" in caplog.text
 
 
 def test_an_inference_that_fails_is_not_noted_as_done(run, folder, monkeypatch, capfd):
-    with pytest.raises(ValueError), shown(run, monkeypatch, 60) as watch:
+    with pytest.raises(ValueError), show(run, monkeypatch, 60) as watch:
         raise ValueError
     assert StartNote.read(watch.begun).took_s is None
     assert "finished" not in capfd.readouterr().err
 
 
 def test_the_interval_0_shows_nothing(run, folder, monkeypatch, capfd):
-    with shown(run, monkeypatch, 0):
+    with show(run, monkeypatch, 0):
         grown(folder, 1)
     assert capfd.readouterr().err == ""
 
@@ -541,7 +541,7 @@ def test_on_a_terminal_the_line_changes_below_the_bar_of_opencompass(run, folder
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with shown(run, monkeypatch, 0.05):
+    with show(run, monkeypatch, 0.05):
         growing = grown(folder, 1)
         for number in tqdm(range(1, 3), file=terminal):
             growing.append(block(4 * number, seed=number))
@@ -559,22 +559,22 @@ def test_a_finished_run_shows_what_its_tables_say(small_run, wdmoe):
     assert (done.returncode, answer["has_ended"], len(answer["datasets"])) == (0, True, 10)
     accuracy, latency = (json.loads((small_run / "summary" / f"{n}.json").read_text()) for n in ("accuracy", "latency"))
     scored = {(r["model"], r["dataset"], r["metric"]): r["value"] for r in accuracy}
-    for one in answer["datasets"]:
-        place = one["model"], one["dataset"]
-        assert one["accuracy"] == scored[(*place, one["metric"])]
-        assert one["share_dropped"] == approx(scored[(*place, "share_dropped")])
-        labels = {"qs_choice_small": 4, "qs_twoway_small": 2, "qs_yesno_small": 2}.get(one["dataset"], 1)
-        assert (one["items"], one["prompts"], one["prompts_done"]) == (12, 12 * labels, 12 * labels)
-        assert one["elapsed_s"] > 0
+    for record in answer["datasets"]:
+        key = record["model"], record["dataset"]
+        assert record["accuracy"] == scored[(*key, record["metric"])]
+        assert record["share_dropped"] == approx(scored[(*key, "share_dropped")])
+        labels = {"qs_choice_small": 4, "qs_twoway_small": 2, "qs_yesno_small": 2}.get(record["dataset"], 1)
+        assert (record["items"], record["prompts"], record["prompts_done"]) == (12, 12 * labels, 12 * labels)
+        assert record["elapsed_s"] > 0
         rows = {
             r["allocation"]: r["latency_s"]
             for r in latency
-            if (r["model"], r["dataset"], r["scope"], r["per"], r["phase"]) == (*place, "layer", "batch", "all")
+            if (r["model"], r["dataset"], r["scope"], r["per"], r["phase"]) == (*key, "layer", "batch", "all")
         }
-        assert one["waiting_latency_s_per_batch"] == {name: approx(rows[name]) for name in ("uniform", "optimal")}
+        assert record["waiting_latency_s_per_batch"] == {name: approx(rows[name]) for name in ("uniform", "optimal")}
     printed = (small_run.parent.parent / "text").read_text()
-    for one in answer["datasets"]:
-        assert f"progress: {one['model']}/{one['dataset']}: finished" in printed
+    for record in answer["datasets"]:
+        assert f"progress: {record['model']}/{record['dataset']}: finished" in printed
 
 
 @pytest.mark.slow
@@ -599,14 +599,16 @@ def test_a_run_is_watched_from_its_start_to_its_end(tmp_path):
         process.wait()
     looks = [json.loads(line)["datasets"] for line in done.stdout.splitlines()]
     assert done.returncode == 0
-    assert {one["state"] for one in looks[0]} <= {WAITING, RUNNING}  # the run may begin before the first look
-    assert {one["state"] for one in looks[-1]} == {FINISHED}
-    assert any(one["state"] == RUNNING and "process" in one["reason"] for look in looks for one in look)
+    assert {record["state"] for record in looks[0]} <= {WAITING, RUNNING}  # the run may begin before the first look
+    assert {record["state"] for record in looks[-1]} == {FINISHED}
+    assert any(record["state"] == RUNNING and "process" in record["reason"] for look in looks for record in look)
     for number in range(10):
         done = [look[number]["prompts_done"] for look in looks]
         assert done == sorted(done)
     for path in folder.rglob("*.trace.safetensors"):
         last = next(
-            one for one in looks[-1] if path.parent.name == one["model"] and path.name.startswith(one["dataset"])
+            record
+            for record in looks[-1]
+            if path.parent.name == record["model"] and path.name.startswith(record["dataset"])
         )
         assert last["prompts_done"] == read_trace(path).items.sum()

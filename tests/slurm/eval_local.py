@@ -10,7 +10,7 @@ with read_base():
     from ...eval_configs.runners.wdmoe_local import eval, infer
     from ...eval_configs.summarizers.wdmoe import summarizer
 
-datasets = [one for one in quickstart_datasets if one["abbr"] != "qs_program"]
+datasets = [dataset for dataset in quickstart_datasets if dataset["abbr"] != "qs_program"]
 for dataset in datasets:
     dataset["reader_cfg"]["test_range"] = "[0:12]"
 for model in models:

@@ -44,8 +44,8 @@ def cluster(tmp_path_factory):
         require_slurm()
     except UnavailableError as reason:
         pytest.skip(str(reason))
-    with running_cluster(tmp_path_factory.mktemp("cluster")) as one:
-        yield one
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +59,14 @@ def slurm_run(cluster, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def local_run(slurm_run, tmp_path_factory):
-    """After the other, not beside it: a job has but one minute."""
+    """After the other, not in parallel: a job has only one minute."""
     folder, output = run("eval_local.py", tmp_path_factory.mktemp("local") / "run", {})
     assert (folder / "summary" / "latency.json").exists(), output[-3000:]
     return folder
 
 
 def infer_jobs(cluster):
-    return [one for one in cluster.ended_jobs() if "Infer" in one["Name"]]
+    return [job for job in cluster.ended_jobs() if "Infer" in job["Name"]]
 
 
 def test_slurm_ended_one_of_eight_tasks_at_its_limit_and_the_runner_started_it_again(cluster, slurm_run):
@@ -84,8 +84,8 @@ def test_slurm_ended_one_of_eight_tasks_at_its_limit_and_the_runner_started_it_a
 
 def test_both_nodes_had_tasks_and_the_rest_waited_in_the_queue(cluster, slurm_run):
     jobs = infer_jobs(cluster)
-    assert {one["NodeList"] for one in jobs} == set(NODES)
-    assert sum(one["SubmitTime"] < one["StartTime"] for one in jobs) >= len(jobs) / 2
+    assert {job["NodeList"] for job in jobs} == set(NODES)
+    assert sum(job["SubmitTime"] < job["StartTime"] for job in jobs) >= len(jobs) / 2
 
 
 def test_every_task_is_complete(slurm_run):

@@ -59,7 +59,7 @@ def version_of_wdmoe(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Options before a command; the version is printed by its own callback, before a command is asked for."""
+    """Options before a command; `--version` prints and exits in its own callback."""
 
 
 def _add(panel: str, name: str, command: Callable[..., Any], lines: tuple[str, ...]) -> None:

@@ -39,7 +39,7 @@ def allocate_command(
     ffn_size: FfnSize = MIXTRAL_FFN_SIZE,
     as_json: AsJson = False,
 ) -> None:
-    """Split the bandwidth for given device loads, P3 (Eq. 19-21), with a proof of how good the split is."""
+    """Split the bandwidth for given device loads, P3 (Eq. 19-21), with a proven gap to the optimum."""
     from ..allocation import SCOPE_LABELS, allocate
     from ..latency import ExpertShape, link_budget
 
@@ -77,15 +77,15 @@ def allocate_command(
 
 
 def _channel_of_layers(profile: ChannelProfile, layers: int) -> Channel:
-    """The profile's draw; one per layer where its fading changes so often."""
+    """The profile's draw; one per layer if its fading changes per layer."""
     import numpy as np
 
     from ..channel.propagation import Channel, draw_channel
 
     if profile.fading.coherence != "layer":
         return draw_channel(profile)
-    drawn = [draw_channel(profile, layer=layer) for layer in range(layers)]
-    return Channel(*(np.array([getattr(one, gain) for one in drawn]) for gain in ("downlink_gain", "uplink_gain")))
+    draws = [draw_channel(profile, layer=layer) for layer in range(layers)]
+    return Channel(*(np.array([getattr(draw, gain) for draw in draws]) for gain in ("downlink_gain", "uplink_gain")))
 
 
 def _read_loads(content: bytes) -> list[list[float]]:

@@ -2,7 +2,7 @@
 
 One rule: a terminal gets tables that fit its width, anything else plain text in aligned columns. `--json` prints one
 JSON document on standard output and nothing else there; errors and progress go to standard error in any case. rich
-respects NO_COLOR and TERM=dumb, and is imported only where it draws.
+respects NO_COLOR and TERM=dumb, and is imported only where it renders.
 """
 
 import csv
@@ -28,7 +28,7 @@ def print_json(document: Record) -> None:
 
 
 def print_event(event: Record) -> None:
-    """One JSON object on a line of its own, at once: what a command prints that runs until it is ended."""
+    """One JSON object on one line, flushed: the output of a command that runs until it is stopped."""
     print(json.dumps(event, allow_nan=False), flush=True)
 
 
@@ -51,12 +51,12 @@ def print_table(records: Sequence[Record]) -> None:
         from rich.console import Console
 
         screen = Console()
-        screen.print(drawn(columns, cells, to_right, screen.width))
+        screen.print(render(columns, cells, to_right, screen.width))
     else:
-        print(aligned([columns, *cells], to_right))
+        print(align([columns, *cells], to_right))
 
 
-def aligned(rows: Sequence[Sequence[str]], to_right: Sequence[bool]) -> str:
+def align(rows: Sequence[Sequence[str]], to_right: Sequence[bool]) -> str:
     """Rows of cells as lines of columns, two spaces apart; to_right: [columns] whether a column ends at its right."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(to_right))]
     lines = [
@@ -69,7 +69,7 @@ def aligned(rows: Sequence[Sequence[str]], to_right: Sequence[bool]) -> str:
 
 
 def print_markdown(text: str) -> None:
-    """A Markdown document: drawn on a terminal, its tables as all others there, else as it is."""
+    """A Markdown document: rendered on a terminal with tables laid out by `render`, else as it is."""
     if not is_terminal(sys.stdout):
         print(text, end="" if text.endswith("\n") else "\n")
         return
@@ -84,7 +84,7 @@ def print_markdown(text: str) -> None:
             rows = [self.header.row, *(self.body.rows if self.body is not None else [])]
             heads, *cells = [[cell.content.plain for cell in row.cells] for row in rows]
             to_right = [all(map(_reads_as_number, column)) for column in zip(*cells, strict=True)]
-            yield drawn(heads, cells, to_right, options.max_width)
+            yield render(heads, cells, to_right, options.max_width)
 
     class Document(Markdown):
         elements: ClassVar = {**Markdown.elements, "table_open": Table}
@@ -98,34 +98,34 @@ def print_error(sentence: object) -> None:
 
 
 def print_aside(sentence: str) -> None:
-    """Something to know beside the output proper, on standard error, so that a pipe or JSON stays clean."""
+    """A note on standard error, so that standard output stays clean for pipes and JSON."""
     print("\n".join(map(visible, sentence.split("\n"))), file=sys.stderr)
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether tables and progress may be drawn there; FORCE_COLOR is about colour and changes nothing here."""
+    """Whether tables and progress may be rendered there; FORCE_COLOR concerns colour only."""
     try:
         return stream.isatty()
     except ValueError:  # closed
         return False
 
 
-def drawn(
+def render(
     heads: Sequence[str],
     cells: Sequence[Sequence[str]],
     to_right: Sequence[bool],
     width: int,
     styles: Sequence[str] = (),
 ) -> "Text":
-    """A table for a terminal of that width, for rich to print; all that is drawn as one comes from here.
+    """A table for a terminal of that width, for rich to print; every table on a terminal comes from here.
 
     cells: [rows, columns]; to_right: [columns] whether a column ends at its right; styles: [rows] as rich names them.
     """
     from rich.text import Text
 
-    from .table_layout import fitted
+    from .table_layout import layout
 
-    lines = [Text(*line) for line in fitted(heads, cells, to_right, width, styles)]  # Text: a bracket is no markup
+    lines = [Text(*line) for line in layout(heads, cells, to_right, width, styles)]  # Text: a bracket is no markup
     return Text("\n", overflow="fold").join(lines)
 
 
@@ -134,7 +134,7 @@ def _cell(value: Any) -> str:
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:
-    """Whether a column is one of numbers; some may be missing."""
+    """Whether a column holds numbers; some may be missing."""
     known = [value for value in values if value is not None]
     return bool(known) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in known)
 
@@ -144,9 +144,9 @@ def _reads_as_number(text: str) -> bool:
 
 
 class Progress:
-    """A bar on standard error while work takes longer than a second; none where standard error is no terminal.
+    """A bar on standard error for work longer than a second; none if standard error is no terminal.
 
-    title: what is being done. total: units of work, told by `advance`; None where nobody counts, then it only moves.
+    title: what is being done. total: units of work, counted by `advance`; None if unknown, then the bar only moves.
     Standard error may be redirected meanwhile: the bar stays on the stream it began on.
     """
 

@@ -20,33 +20,33 @@ EXAMPLES = (
 
 def doctor_command(
     config: Annotated[
-        Path | None, typer.Argument(help="OpenCompass config: also look at what its models and datasets need.")
+        Path | None, typer.Argument(help="OpenCompass config: also check what its models and datasets need.")
     ] = None,
     work_dir: Annotated[
         Path, typer.Option("--work-dir", "-w", help="Where the run will write, as opencompass's -w.")
     ] = Path("outputs"),
     as_json: AsJson = False,
 ) -> None:
-    """Is this machine fit for a run? Each finding with its fix; exit code 1 if there is a problem."""
+    """Check this machine before a run. Each finding has its fix; exit code 1 if there is a problem."""
     if config is not None:
         check_file(config, "config file")
     with (
         Progress("looking at this machine", 1) as progress,
-        redirect_stdout(io.StringIO()),  # OpenCompass and its loaders talk a lot
+        redirect_stdout(io.StringIO()),  # OpenCompass and its loaders print a lot
         redirect_stderr(io.StringIO()),
     ):
         from ..doctor import examine
 
         findings = examine(config, work_dir, progress.advance)
-    problems, warnings = (sum(one.status == status for one in findings) for status in ("problem", "warning"))
+    problems, warnings = (sum(finding.status == status for finding in findings) for status in ("problem", "warning"))
     if as_json:
-        print_json(dict(findings=[asdict(one) for one in findings], problems=problems, warnings=warnings))
+        print_json(dict(findings=[asdict(finding) for finding in findings], problems=problems, warnings=warnings))
     else:
-        print_table([dict(status=one.status, check=one.check, found=one.found) for one in findings])
+        print_table([dict(status=finding.status, check=finding.check, found=finding.found) for finding in findings])
         print()
-        for one in findings:
-            if one.fix is not None:
-                print(f"{one.status}, {one.check}: {one.fix}")
+        for finding in findings:
+            if finding.fix is not None:
+                print(f"{finding.status}, {finding.check}: {finding.fix}")
         print(f"{problems} problems, {warnings} warnings")
     if problems:
         raise typer.Exit(CHECK_FAILED)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 CHECK_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130  # the last as a shell reports the signal
 EXIT_CODES = "Exit codes: 0 fine, 1 a check failed, 2 bad input (one sentence says what), 130 interrupted."
 
-# What can stand in an option, without importing what would know it: tests hold them against the registries.
+# The names that options accept, without importing the registries: tests compare both.
 ALLOCATOR_NAMES = ("uniform", "slsqp", "optimal")
 SCOPE_NAMES = ("layer", "pass")
 OBJECTIVE_NAMES = ("latency", "transfers")
@@ -108,7 +108,7 @@ def format_of(form: Format | None, as_json: bool) -> Format | None:
 
 
 def open_profile(name: str | Path) -> ChannelProfile:
-    """Load a channel profile, and say on standard error which of its values hardly any radio has."""
+    """Load a channel profile, and note its unusual values on standard error."""
     from ..channel.profile import load_profile
 
     profile = load_profile(name)
@@ -118,7 +118,7 @@ def open_profile(name: str | Path) -> ChannelProfile:
 
 
 def _read_decimals(parameter: Any) -> None:
-    """Let an option of a number take decimal notation alone: Python reads `1_000`, `nan` and digits of any script."""
+    """Make a numeric option accept decimal notation only: Python also reads `1_000`, `nan` and digits of any script."""
     annotation = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
     name = getattr(getattr(parameter, "type", None), "name", "")  # of typer's that bring no types of their own
     if annotation not in (int, float) and name.partition(" ")[0] not in ("integer", "float"):
@@ -137,7 +137,7 @@ def _read_decimals(parameter: Any) -> None:
 
 
 class Group(TyperGroup):
-    """A command with commands in it, that answers a mistyped one as every unknown name is answered.
+    """A group of commands; a mistyped command gets the nearest name.
 
     Its commands' numbers are read in decimal notation alone.
     """
@@ -156,7 +156,7 @@ class Group(TyperGroup):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """As typer's; WdmoeError with the command that mends it where a package is missing that an extra brings."""
+        """As typer's; WdmoeError with the install command if a package of an extra is missing."""
         try:
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
@@ -171,12 +171,12 @@ class Group(TyperGroup):
 
 
 def new_app(**settings: Any) -> typer.Typer:
-    """A typer application as all of ours are: help without arguments, no tracebacks of its own."""
+    """A typer application: help without arguments, no tracebacks of its own."""
     return typer.Typer(cls=Group, no_args_is_help=True, pretty_exceptions_enable=False, **settings)
 
 
 def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run one command and end the process with its exit code; what the user can mend is one sentence."""
+    """Run one command and end the process with its exit code; errors that the user can fix are one sentence."""
     command = typer.main.get_command(app)
     words = sys.argv[1:] if arguments is None else list(arguments)
     make_stdout_tolerant()
@@ -211,21 +211,21 @@ def _bad_input(sentence: object) -> NoReturn:
 
 
 def usage_sentence(error: Any) -> str:
-    """One sentence about words that are no command line of ours; empty where typer has shown the help instead."""
+    """One sentence about an invalid command line; empty if typer has shown the help instead."""
     if type(error).__name__ == "NoArgsIsHelpError":
         return ""
     context = getattr(error, "ctx", None)
-    sentence = _mended(error, context) or error.format_message().strip().rstrip(".")
+    sentence = _mend(error, context) or error.format_message().strip().rstrip(".")
     sentence = sentence.replace(": Value error, ", ": ")  # pydantic's words, which typer passes on
     sentence = sentence[:1].lower() + sentence[1:]
     return sentence if context is None else f"{sentence} (see {context.command_path} --help)"
 
 
-def _mended(error: Any, context: Any) -> str | None:
+def _mend(error: Any, context: Any) -> str | None:
     """The sentence with the nearest name, where an option or one of its fixed values was mistyped."""
     option = getattr(error, "option_name", None)
     if type(error).__name__ == "NoSuchOption" and context is not None:
-        known = [one for parameter in context.command.params for one in parameter.opts if one.startswith("-")]
+        known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("-")]
         near = get_close_matches(str(option), known, n=1)
         return f"no such option {option}" + (f"; did you mean {near[0]}?" if near else "")
     choice = re.search(r"'([^']*)' is not one of (.*?)\.?$", error.format_message())

@@ -34,15 +34,15 @@ def place_command(
         typer.Option(help=f"What to minimise: {' or '.join(OBJECTIVE_NAMES)}.", autocompletion=names(OBJECTIVE_NAMES)),
     ] = "latency",
     experts_per_device: Annotated[
-        int | None, typer.Option(min=1, help="Most experts a device holds; default experts / devices, rounded up.")
+        int | None, typer.Option(min=1, help="Maximum experts per device; default experts / devices, rounded up.")
     ] = None,
     time_limit: Annotated[
         float, typer.Option(min=0, help="Seconds for the exact solver; 0: local search only.")
     ] = 30.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the local search's random starts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the local search's random starts.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Place experts often chosen together on one device, Section V-D; exact for pairs (K = 2), a heuristic beyond."""
+    """Place experts often chosen together on one device, Section V-D: exact for pairs (K = 2), heuristic beyond."""
     from ..placement import compare_placements, profile_text
     from ..trace.format import read_trace
 

@@ -22,11 +22,11 @@ def plan_command(
     config: Annotated[Path, typer.Argument(help="OpenCompass config, as given to the opencompass command.")],
     as_json: AsJson = False,
 ) -> None:
-    """What a run would read, compute and leave, without loading weights; exit code 1 if it could not work."""
+    """Show what a run would read, compute and write, without loading weights; exit code 1 if it could not work."""
     check_file(config, "config file")
     with (
         Progress(f"looking at {config}"),
-        redirect_stdout(io.StringIO()),  # OpenCompass and its loaders talk a lot
+        redirect_stdout(io.StringIO()),  # OpenCompass and its loaders print a lot
         redirect_stderr(io.StringIO()),
     ):
         from ..harness.plan.make import make_plan

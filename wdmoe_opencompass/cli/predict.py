@@ -42,7 +42,7 @@ def predict_command(
     with Progress("predicting"):
         measured = measured_runs(runs_from_traces(run_folder), run_folder / "predictions")
         records, rows = prediction_records(measured, chosen)
-    reasons = [f"{one.run.abbr}, {dataset}: {why}" for one in measured for dataset, why in one.missing.items()]
+    reasons = [f"{run.run.abbr}, {dataset}: {why}" for run in measured for dataset, why in run.missing.items()]
     if not records:
         raise TraceError("; ".join(reasons) or f"{run_folder}: no measured times next to its traces; no testbed ran it")
     if layers:

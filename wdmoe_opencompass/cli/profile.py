@@ -30,7 +30,7 @@ app = new_app(help="Channel profiles: list, show, validate.")
 
 @app.command("list", epilog=examples("wdmoe profile list"))
 def profile_list(as_json: AsJson = False) -> None:
-    """Names of the shipped channel profiles."""
+    """List the shipped channel profiles."""
     from ..channel.profile import list_profiles, load_profile
 
     profiles = [load_profile(name) for name in list_profiles()]
@@ -51,7 +51,7 @@ def profile_show(
     ffn_size: FfnSize = MIXTRAL_FFN_SIZE,
     as_json: AsJson = False,
 ) -> None:
-    """Devices, gains of the profile's draw, and rates and token latency under even bandwidth, Eq. (2) to (8).
+    """Show devices, gains of the profile's draw, and rates and token latency under even bandwidth, Eq. (2) to (8).
 
     Of measured rates: the rates, the fixed seconds and the burst of a message, and the token latency without these.
     Below, every value of the profile and its origin: the paper, fitted to its Table II, an assumption, computed,
@@ -99,7 +99,7 @@ def profile_validate(
     file: Annotated[Path, typer.Argument(help="A profile file.")],
     as_json: AsJson = False,
 ) -> None:
-    """Check a profile file; exit code 2 and one sentence if it breaks a rule, a note on values no radio has."""
+    """Check a profile file; exit code 2 and one sentence if it breaks a rule, a note on values that no radio has."""
     if file.suffix not in (".yaml", ".yml"):
         raise WdmoeError(f"{file}: a channel profile file must end in .yaml")
     profile = open_profile(file)

@@ -31,7 +31,7 @@ def recording_import(
     ffn_size: Annotated[int | None, typer.Option(min=1, help="FFN hidden size m_h, if the file lacks it.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check arrays that somebody recorded from a router, and write them as a recording."""
+    """Check arrays recorded from a router, and write them as a recording."""
     from ..errors import TraceError
     from ..trace.recording import RECORDING_SUFFIX, summary, write_recording
     from ..trace.recording_import import import_recording
@@ -50,7 +50,7 @@ def recording_show(
     file: Annotated[Path, typer.Argument(metavar="RECORDING", help="A recording.")],
     as_json: AsJson = False,
 ) -> None:
-    """What a recording holds, and how evenly its experts are used."""
+    """Show what a recording holds and how evenly its experts are used."""
     from ..trace.recording import read_recording, summary
 
     _show(summary(read_recording(file)), as_json)

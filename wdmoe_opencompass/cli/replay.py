@@ -1,4 +1,4 @@
-"""`wdmoe replay`: latencies of recorded passes, computed anew."""
+"""`wdmoe replay`: latencies of recorded passes, computed again."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def replay_command(
     draws: Annotated[
         int,
         typer.Option(
-            min=1, max=MAX_DRAWS, help="Fading draws, the first the run's own; also savings paired over them."
+            min=1, max=MAX_DRAWS, help="Fading draws, the first being the run's own; several also give paired savings."
         ),
     ] = 1,
     payload_bits: Annotated[int | None, typer.Option(help="Bits per value instead of the profile's.")] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Attention waiting latency of recorded passes under any profile with the same devices, Eq. (11)."""
+    """Compute the attention waiting latency of recorded passes under any profile with the same devices, Eq. (11)."""
     from ..allocation import SCOPE_LABELS
     from ..channel.origin import keys_by_origin
     from ..channel.profile import changed_profile
@@ -74,7 +74,7 @@ def replay_command(
     for trace in read:
         check_same_devices(trace, loaded)
     points = _sweep_points(loaded, sweep)
-    records, passes = _replayed(read, points, sweep.split("=")[0] if sweep else None, allocation, scope, draws)
+    records, passes = _replay(read, points, sweep.split("=")[0] if sweep else None, allocation, scope, draws)
     notes = list(dict.fromkeys(note for trace in read for note in trace.metadata.routed_notes()))
     notes += [SELECTED_UNDER_ONE, INFINITE_MEAN] if draws > 1 and loaded.fading.model == "rayleigh" else []
     if as_json:
@@ -104,7 +104,7 @@ def replay_command(
 def _own_profile(traces: list[RoutingTrace]) -> ChannelProfile:
     found = {trace.metadata.profile_hash: trace.metadata.profile for trace in traces}
     if len(found) > 1:
-        names = ", ".join(sorted(f"{one.name} ({digest[:12]})" for digest, one in found.items()))
+        names = ", ".join(sorted(f"{profile.name} ({digest[:12]})" for digest, profile in found.items()))
         raise WdmoeError(f"the traces were recorded under different profiles: {names}; say which with --profile")
     return next(iter(found.values()))
 
@@ -130,7 +130,7 @@ def _sweep_points(profile: ChannelProfile, sweep: str | None) -> list[tuple[floa
     return [(float(value), changed_profile(profile, match[1], float(value))) for value in values]
 
 
-def _replayed(
+def _replay(
     traces: list[RoutingTrace],
     points: list[tuple[float | None, ChannelProfile]],
     key: str | None,
@@ -138,7 +138,7 @@ def _replayed(
     scope: str,
     draws: int,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """-> one record per sweep point and trace, and, for the runs' own draws alone, one per forward pass."""
+    """-> one record per sweep point and trace, and one per forward pass if only the runs' own draws are replayed."""
     from ..replay import replay
 
     records: list[dict[str, Any]] = []
@@ -163,7 +163,7 @@ def _replayed(
 
 
 def _without_empty_columns(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records without the savings that none of them has."""
+    """The records without the saving columns that are empty in all of them."""
     empty = [key for key in records[0] if all(record[key] is None for record in records) and "_saving_" in key]
     return [{key: value for key, value in record.items() if key not in empty} for record in records]
 
@@ -186,21 +186,21 @@ def _own_columns(own: ReplayedLatency) -> dict[str, Any]:
 class _Drawn:
     """Latencies of traces over fading draws under one profile, and what they save against an even split.
 
-    Draw n is the same for all of them. vanilla_even is the even split of the trace of the same weights, scoring and
-    batches whose experts the model's own router chose, where it is among the traces.
+    Draw n is the same for all of them. vanilla_even is the even split of the trace with the same weights, scoring and
+    batches and the model's own routing, if it is among the traces.
     """
 
     def __init__(self, traces: list[RoutingTrace], profile: ChannelProfile, allocation: str, scope: str, draws: int):
         self._profile, self._allocation, self._scope, self._draws = profile, allocation, scope, draws
         self._even: dict[int, DrawnLatency] = {}
         vanilla = [trace for trace in reversed(traces) if trace.metadata.routing == "top_k"]
-        self._vanilla = {_answered(trace): trace for trace in vanilla}
+        self._vanilla = {_what_was_run(trace): trace for trace in vanilla}
 
     def columns(self, trace: RoutingTrace, advance: Callable[[float], None]) -> dict[str, Any]:
-        """-> what the record of a trace says of the draws; a saving against itself or against 0 s is None."""
+        """-> the columns of a trace's record over the draws; a saving against itself or against 0 s is None."""
         from ..replay import replay_draws
 
-        even, vanilla = self._even_of(trace), self._vanilla.get(_answered(trace))
+        even, vanilla = self._even_of(trace), self._vanilla.get(_what_was_run(trace))
         own, is_even = even, self._allocation == "uniform"
         if not is_even:
             own = replay_draws(trace, self._profile, self._allocation, self._scope, self._draws, advance)
@@ -219,14 +219,14 @@ class _Drawn:
         return self._even[id(trace)]
 
 
-def _answered(trace: RoutingTrace) -> tuple:
-    """What the traces of two models have in common where their latencies can be compared."""
+def _what_was_run(trace: RoutingTrace) -> tuple:
+    """What the traces of two models must have in common for their latencies to be compared."""
     from ..identity import key_of
     from ..report.batches import batch_key
 
-    one = trace.metadata
-    answered = key_of(one.identity) if one.identity else f"{one.weights} {one.perplexity}"
-    return answered, one.test_range, *batch_key(trace)
+    metadata = trace.metadata
+    answered = key_of(metadata.identity) if metadata.identity else f"{metadata.weights} {metadata.perplexity}"
+    return answered, metadata.test_range, *batch_key(trace)
 
 
 def _saving_columns(against: str, saving: NDArray | None) -> dict[str, float | None]:

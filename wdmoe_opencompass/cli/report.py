@@ -30,7 +30,7 @@ def report_command(
     html: Annotated[bool, typer.Option("--html", help="Write the whole run as one page: summary/report.html.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print a run's main tables, or write its page; exit code 1 if a cell is empty, with the reason of each."""
+    """Print a run's main tables, or write its page; exit code 1 if a cell is empty, with the reason for each."""
     from ..report.summary_files import MAIN, MAIN_TABLES_FILE, MISSING_FILE, REQUESTS, SPEED, read_summary
 
     if html and form is not None:
@@ -109,7 +109,7 @@ def frontier_command(
     form: Formatted = None,
     as_json: AsJson = False,
 ) -> None:
-    """Accuracy against waiting latency of every policy of a run, with intervals; exit code 1 if there is but one.
+    """Accuracy against waiting latency of every policy of a run, with intervals; exit code 1 if there is only one.
 
     What `wdmoe route` or `wdmoe simulate` left has no accuracy: the share of the router's weight kept is shown instead.
     """

@@ -27,18 +27,18 @@ EXAMPLES = (
 def route_command(
     recording: Annotated[Path, typer.Argument(help="A recording: NAME.routing.safetensors.")],
     policy: Annotated[str, typer.Option(help="Name of a selection policy.")],
-    parameters: Annotated[str, typer.Option(help="Its parameters that differ from the defaults, as JSON.")] = "{}",
+    parameters: Annotated[str, typer.Option(help="Policy parameters other than the defaults, as JSON.")] = "{}",
     profile: Annotated[str, typer.Option(help=PROFILE_HELP, autocompletion=profile_names)] = "paper_8_devices",
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Sequences per forward pass. Default: the recorded run's batches; of an import 64."),
+        typer.Option(min=1, help="Sequences per forward pass. Default: the recorded run's batches; 64 for an import."),
     ] = None,
     scope: Scope = "layer",
     top_k_mass: Annotated[
         float | None,
-        typer.Option(help="Where no full softmax was recorded: what the top-k weigh together; the rest is even."),
+        typer.Option(help="Without a recorded full softmax: total weight of the top-k; the rest is even."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for traces, tables, figures and page, as a run's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for traces, tables, figures and page, as in a run.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a policy on a recording of a router: assignments kept, and the four latencies of Table II.
@@ -97,24 +97,24 @@ def policy_arguments(text: str) -> dict[str, Any]:
 
 
 def _answer(routed: RoutingTrace, rows: list[dict[str, Any]], notes: list[str]) -> dict[str, Any]:
-    one = routed.metadata
+    metadata = routed.metadata
     return dict(
-        policy=one.policy,
+        policy=metadata.policy,
         policy_parameters={
-            name: value if _is_json(value) else str(value) for name, value in one.policy_parameters.items()
+            name: value if _is_json(value) else str(value) for name, value in metadata.policy_parameters.items()
         },
         kept_share=float(routed.assignments.sum() / routed.assignments_before.sum()),
         rows=rows,
-        batch_size=one.batch_size,
+        batch_size=metadata.batch_size,
         passes=len(routed.batch),
         tokens=int(routed.tokens.sum()),
-        model=one.model,
-        dataset=one.dataset,
-        profile=one.profile.name,
-        profile_hash=one.profile_hash,
-        seed=one.seed,
-        recording_sha256=one.recording_sha256,
-        versions=one.versions,
+        model=metadata.model,
+        dataset=metadata.dataset,
+        profile=metadata.profile.name,
+        profile_hash=metadata.profile_hash,
+        seed=metadata.seed,
+        recording_sha256=metadata.recording_sha256,
+        versions=metadata.versions,
         notes=notes,
     )
 

@@ -33,23 +33,24 @@ def simulate_command(
         int, typer.Option(min=1, max=MAX_BATCH_SIZE, help="Sequences per forward pass, of every benchmark.")
     ] = BATCH_SIZE,
     policy: Annotated[str, typer.Option(help="Name of a selection policy.")] = "wlr",
-    parameters: Annotated[str, typer.Option(help="Its parameters that differ from the defaults, as JSON.")] = "{}",
+    parameters: Annotated[str, typer.Option(help="Policy parameters other than the defaults, as JSON.")] = "{}",
     scope: Scope = "layer",
     seed: Annotated[
-        int, typer.Option(min=0, max=MAX_SEED, help="Of the synthetic routing; the profile has that of its fading.")
+        int,
+        typer.Option(min=0, max=MAX_SEED, help="Seed of the synthetic routing; the profile has its own for fading."),
     ] = 0,
     benchmarks: Annotated[
         str | None, typer.Option(help="Names as in the paper, separated by commas. Default: all eight.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="New folder for traces, tables, Figures 5 to 8 and page, as a run's.")
+        Path | None, typer.Option(help="New folder for traces, tables, Figures 5 to 8 and page, as in a run.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Table II of the paper on synthetic routing: Mixtral-8x7B's sizes, no model, no GPU.
+    """Compute Table II of the paper on synthetic routing with Mixtral-8x7B's sizes: no model, no GPU.
 
-    Router outputs are drawn from a model of Mixtral's router whose top-2 are fitted to published statistics; a drop
-    does not change what later layers see, and there are no answers, so no accuracy.
+    Router outputs are drawn from a model of Mixtral's router, fitted to published top-2 statistics. A drop does not
+    change what later layers see, and there are no answers, so no accuracy.
     """
     from ..report.simulation import check_folder, simulation_records, write_simulation
     from ..simulation.run import Simulation, available_cores, simulate
@@ -117,7 +118,10 @@ def _as_json(value: Any) -> Any:
 
 
 def _kept_share(found: Sequence[SimulatedBenchmark]) -> dict[str, float]:
-    return {one.name: float(one.selected.assignments.sum() / one.selected.assignments_before.sum()) for one in found}
+    return {
+        benchmark.name: float(benchmark.selected.assignments.sum() / benchmark.selected.assignments_before.sum())
+        for benchmark in found
+    }
 
 
 def _show(

@@ -18,7 +18,7 @@ GAP = "  "
 MIN_FOLDED = 10  # columns that a name is folded to at least
 MAX_AS_LISTS = 3  # rows; more are better compared as a table, if one fits
 
-# An interval and its mark, a percentage: their spaces are no place to fold.
+# An interval and its mark, a percentage: never folded at their spaces.
 _NUMBERS = re.compile(r"\[[-+\d., ]+\](?: \*)?|(?<=\d) %")
 _INSIDE = re.compile(r"(?<=\w[-_/])(?<!\d[eE]-)(?!(?<=\d[-/])\d)(?=\w)")  # not 1e-08, not 3/12
 _GLUE = "\0"
@@ -36,7 +36,7 @@ class _Block(NamedTuple):
     widths: list[int]
 
 
-def fitted(
+def layout(
     heads: Sequence[str],
     rows: Sequence[Sequence[str]],
     to_right: Sequence[bool],
@@ -53,7 +53,7 @@ def fitted(
     for may_fold in (set[int](), set(keys), set(range(len(heads)))):
         blocks = _blocks(heads, rows, keys, may_fold, width)
         if blocks is not None:
-            layouts.append(_drawn(heads, rows, to_right, styles, blocks))
+            layouts.append(_render(heads, rows, to_right, styles, blocks))
     if not layouts or len(rows) <= MAX_AS_LISTS:
         layouts.append(_as_lists(heads, rows, styles, width))
     return min(layouts, key=len)
@@ -65,7 +65,7 @@ def pieces(text: str) -> list[list[str]]:
     return [[part.replace(_GLUE, " ") for part in _INSIDE.split(word)] for word in glued.split()]
 
 
-def folded(text: str, width: int) -> list[str]:
+def fold(text: str, width: int) -> list[str]:
     """A cell as lines of at most `width` columns, longer only where a part that cannot be folded is."""
     if cell_len(text) <= width:
         return [text]
@@ -87,7 +87,7 @@ def _longest_piece(text: str) -> int:
 def _blocks(
     heads: Sequence[str], rows: Sequence[Sequence[str]], keys: Sequence[int], may_fold: set[int], width: int
 ) -> list[_Block] | None:
-    """The columns by block with the width of each; None where the keys leave no place for some column."""
+    """The columns by block with the width of each; None where the keys leave no room for some column."""
     whole, least = [], []
     for k, head in enumerate(heads):
         cells = {row[k] for row in rows}
@@ -103,7 +103,7 @@ def _blocks(
             chosen.append(left.pop(0))
         if (left and len(chosen) == len(keys)) or _width([least[k] for k in chosen]) > width:
             return None
-        blocks.append(_Block(chosen, _shared(width, [least[k] for k in chosen], [whole[k] for k in chosen])))
+        blocks.append(_Block(chosen, _share_width(width, [least[k] for k in chosen], [whole[k] for k in chosen])))
         if not left:
             return blocks
 
@@ -112,7 +112,7 @@ def _width(widths: Sequence[int]) -> int:
     return sum(widths) + len(GAP) * (len(widths) - 1)
 
 
-def _shared(width: int, least: Sequence[int], whole: Sequence[int]) -> list[int]:
+def _share_width(width: int, least: Sequence[int], whole: Sequence[int]) -> list[int]:
     """What each column gets of the width: all of it that it needs, or as much as any other that needs more."""
     widths = list(least)
     for cap in range(1, max(whole, default=0) + 1):
@@ -123,7 +123,7 @@ def _shared(width: int, least: Sequence[int], whole: Sequence[int]) -> list[int]
     return widths
 
 
-def _drawn(
+def _render(
     heads: Sequence[str],
     rows: Sequence[Sequence[str]],
     to_right: Sequence[bool],
@@ -133,30 +133,30 @@ def _drawn(
     lines: list[Line] = []
     for columns, widths in blocks:
         right = [to_right[k] for k in columns]
-        head = _side_by_side([folded(heads[k], width) for k, width in zip(columns, widths)], widths, right, at_end=True)
+        head = _side_by_side([fold(heads[k], width) for k, width in zip(columns, widths)], widths, right, at_end=True)
         body = [
-            _side_by_side([folded(row[k], width) for k, width in zip(columns, widths)], widths, right) for row in rows
+            _side_by_side([fold(row[k], width) for k, width in zip(columns, widths)], widths, right) for row in rows
         ]
         lines += [Line("", "")] * bool(lines)
         lines += [Line(text, "bold") for text in head]
         lines.append(Line(GAP.join("─" * width for width in widths), "dim"))
-        lines += _joined(body, styles)
+        lines += _join_rows(body, styles)
     return lines
 
 
 def _side_by_side(
     cells: Sequence[list[str]], widths: Sequence[int], to_right: Sequence[bool], at_end: bool = False
 ) -> list[str]:
-    """Cells of some lines each as the lines of their row; at_end: their last lines beside each other."""
+    """Cells of several lines as the lines of one row; at_end: aligned at their last lines."""
     height = max(map(len, cells), default=0)
     padded = [[""] * (height - len(cell)) + cell if at_end else cell for cell in cells]
     return [
-        GAP.join(_padded(text, width, right) for text, width, right in zip(texts, widths, to_right)).rstrip()
+        GAP.join(_pad(text, width, right) for text, width, right in zip(texts, widths, to_right)).rstrip()
         for texts in zip_longest(*padded, fillvalue="")
     ]
 
 
-def _padded(text: str, width: int, to_right: bool) -> str:
+def _pad(text: str, width: int, to_right: bool) -> str:
     spaces = " " * (width - cell_len(text))
     return spaces + text if to_right else text + spaces
 
@@ -168,14 +168,14 @@ def _as_lists(heads: Sequence[str], rows: Sequence[Sequence[str]], styles: Seque
         [
             line
             for head, cell in zip(heads, row, strict=True)
-            for line in _side_by_side([[head], folded(cell, widths[1])], widths, [False, False])
+            for line in _side_by_side([[head], fold(cell, widths[1])], widths, [False, False])
         ]
         for row in rows
     ]
-    return _joined(body, styles)
+    return _join_rows(body, styles)
 
 
-def _joined(body: Iterable[list[str]], styles: Sequence[str]) -> list[Line]:
+def _join_rows(body: Iterable[list[str]], styles: Sequence[str]) -> list[Line]:
     """The lines of all rows; an empty one before and after a row of several."""
     lines: list[Line] = []
     height = 1

@@ -1,4 +1,4 @@
-"""`wdmoe testbed`: devices, keys, and a whole lab on one machine. Also `python -m wdmoe_opencompass.cli.testbed`."""
+"""`wdmoe testbed`: devices, keys, a whole testbed on one machine. Also `python -m wdmoe_opencompass.cli.testbed`."""
 
 import logging
 import signal
@@ -27,9 +27,9 @@ Dtype = Annotated[
         help="float32, float16, bfloat16, or auto: as the model's config says.", autocompletion=names(DTYPE_NAMES)
     ),
 ]
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads of a device; 0: as many as torch takes.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads of a device; 0: the default of torch.")]
 Compute = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")]
-MessageBytes = Annotated[int, typer.Option(min=1 << 16, max=1 << 30, help="Longest message taken.")]
+MessageBytes = Annotated[int, typer.Option(min=1 << 16, max=1 << 30, help="Maximum size of a message.")]
 
 
 def _log_to_stderr() -> None:
@@ -38,7 +38,7 @@ def _log_to_stderr() -> None:
 
 
 def _say(as_json: bool) -> Callable[[str], None]:
-    """How a command talks that runs until it is ended: lines, or a JSON object on each."""
+    """How a long-running command prints: plain lines, or one JSON object per line."""
 
     def say(text: str) -> None:
         print_event(dict(said=text)) if as_json else print(text, flush=True)
@@ -55,8 +55,8 @@ def device(
     experts: Annotated[str, typer.Option(help="Experts to hold in every MoE layer: 0,1 or 0-3.")],
     listen: Annotated[str, typer.Option(help="HOST:PORT; port 0 takes a free one.")],
     keys: Annotated[Path | None, typer.Option(help="Folder with ca.pem and this device's certificate and key.")] = None,
-    name: Annotated[str | None, typer.Option(help="Its name, where the folder holds keys of several.")] = None,
-    rate: Annotated[float | None, typer.Option(min=0.001, help="Mbit/s of each direction, limited here.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the device, if the folder holds keys of several.")] = None,
+    rate: Annotated[float | None, typer.Option(min=0.001, help="Rate limit of each direction in Mbit/s.")] = None,
     dtype: Dtype = "auto",
     device: Compute = "cpu",
     threads: Threads = 0,
@@ -65,7 +65,7 @@ def device(
     waiting: Annotated[int, typer.Option(min=0, help="Messages that may wait; the next one is refused.")] = 8,
     as_json: JsonLines = False,
 ) -> None:
-    """Serve some experts of every MoE layer until a signal comes."""
+    """Serve some experts of every MoE layer until a signal arrives."""
     import torch
 
     from ..testbed.device import DeviceServer, check_address, load_and_report
@@ -94,10 +94,10 @@ def device(
 def keys(
     folder: Annotated[Path, typer.Argument(help="Folder to write to; its authority is kept if it has one.")],
     devices: Annotated[str, typer.Option(help="Names of the devices, as in the lab file: a,b,c.")],
-    days: Annotated[float, typer.Option(help="How long they are valid.")] = 365.0,
+    days: Annotated[float, typer.Option(help="Days that the certificates are valid.")] = 365.0,
     as_json: AsJson = False,
 ) -> None:
-    """Make the certificates and keys of a lab: each device gets ca.pem, NAME.pem and NAME.key, and nothing else."""
+    """Make the certificates and keys of a testbed: each device gets ca.pem, NAME.pem and NAME.key, and nothing else."""
     from ..testbed.keys import make_keys
 
     check_out_folder(folder, TestbedError)
@@ -121,8 +121,8 @@ def keys(
 )
 def up(
     model: Model,
-    command: Annotated[list[str] | None, typer.Argument(help="Run this (after --), then end.")] = None,
-    devices: Annotated[int, typer.Option(min=1, help="How many devices.")] = 4,
+    command: Annotated[list[str] | None, typer.Argument(help="Command to run (after --); then end.")] = None,
+    devices: Annotated[int, typer.Option(min=1, help="Number of devices.")] = 4,
     rate: Annotated[str, typer.Option(help="Mbit/s of each direction: one number, or one per device.")] = "",
     experts: Annotated[
         str | None, typer.Option(help="Experts of each device: 0,1;2;3. By default device k holds expert k.")
@@ -131,14 +131,16 @@ def up(
     dtype: Dtype = "auto",
     threads: Threads = 1,
     payload_bits: Annotated[int | None, typer.Option(help="4, 8 or 16; by default the model's own type.")] = None,
-    deadline_s: Annotated[float, typer.Option(help="Of one message and its answer.")] = 10.0,
-    send_padding: Annotated[bool, typer.Option(help="Send padding too: the local model's bits.")] = False,
+    deadline_s: Annotated[float, typer.Option(help="Seconds for one message and its answer.")] = 10.0,
+    send_padding: Annotated[
+        bool, typer.Option(help="Send padding too: results equal the local model's bit for bit.")
+    ] = False,
     namespaces: Annotated[
-        bool, typer.Option(help="Network namespaces with tc tbf where root allows; else limits in the devices.")
+        bool, typer.Option(help="Use network namespaces with tc tbf if allowed; else devices limit their rates.")
     ] = True,
     as_json: JsonLines = False,
 ) -> None:
-    """A lab on this machine: devices as processes behind links of a given rate."""
+    """Run a testbed on this machine: devices as processes behind links of a given rate."""
     from pydantic import ValidationError
 
     from ..testbed.local_testbed import local_testbed, namespaces_problem, spread
@@ -152,7 +154,7 @@ def up(
         rates: list[float | None] = [decimal(text) for text in rate.split(",") if text]
     except ValueError as reason:
         raise TestbedError(f"--rate must be numbers of Mbit/s like 200,200,100,20, got {rate!r} ({reason})") from None
-    if any(one is None or one <= 0 for one in rates):
+    if any(mbit_per_s is None or mbit_per_s <= 0 for mbit_per_s in rates):
         raise TestbedError(f"--rate must be > 0, got {rate}")
     check_out_file(lab, TestbedError)
     _check_model(model)
@@ -192,18 +194,20 @@ def measure(
     profile: Annotated[
         str,
         typer.Option(
-            help="Profile of as many devices in the same order, whose names and distances are kept.",
+            help="Profile with the same devices in the same order; its names and distances are kept.",
             autocompletion=profile_names,
         ),
     ] = "testbed_4_devices",
     tokens: Annotated[str, typer.Option(help="Tokens per message, at least two sizes.")] = "1,4,16,64,256",
-    rounds: Annotated[int, typer.Option(min=1, help="How often each size goes to all, to some, and to each.")] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="Of the hidden states and of the order.")] = 0,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="How often each size goes to all devices, to some, and to each.")
+    ] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the hidden states and of the order.")] = 0,
     dtype: Dtype = "auto",
-    device: Annotated[str, typer.Option(help="Where the base station's own experts compute: cpu, cuda, ...")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where the experts of the base station compute: cpu, cuda, ...")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Probe the devices of a lab, all at once as a run does, and fit a channel profile of measured rates."""
+    """Probe the devices of a testbed, all at once as a run does, and fit a channel profile of measured rates."""
     from ..testbed.experts import layers_without_weights
     from ..testbed.fit import fit_testbed, measured_profile, measured_profile_text
     from ..testbed.lab_file import load_testbed, profile_of_testbed
@@ -222,17 +226,17 @@ def measure(
     own_work = work_of_own_experts(model, testbed, layers[0].num_experts, dtype, device)
     with Progress(f"measuring {len(testbed.devices)} devices"):
         times, payload_bits = probe(testbed, layers, sizes, rounds, own_work, seed)
-    names_of_devices = [one.name for one in base.devices]
-    fit = fit_testbed(names_of_devices, times, layers[0].shape, payload_bits)
-    fitted = measured_profile(base, names_of_devices, fit, payload_bits, out.stem)
+    device_names = [channel_device.name for channel_device in base.devices]
+    fit = fit_testbed(device_names, times, layers[0].shape, payload_bits)
+    fitted = measured_profile(base, device_names, fit, payload_bits, out.stem)
     write_whole(out, measured_profile_text(fitted, fit))
     if as_json:
         print_json(dict(profile=str(out), hash=fitted.content_hash, **asdict(fit)))
         return
-    for name, testbed_device, one in zip(names_of_devices, testbed.devices, fit.devices):
-        rates = f"{one.downlink_bit_per_s / 1e6:.4g} Mbit/s down, {one.uplink_bit_per_s / 1e6:.4g} up"
-        computing = f"{one.compute_flops / 1e9:.4g} GFLOP/s, {1e3 * one.fixed_s:.3g} ms per message"
-        rates += f" after a burst of {one.burst_bit / 8:.0f} bytes" if one.burst_bit else ""
+    for name, testbed_device, link in zip(device_names, testbed.devices, fit.devices):
+        rates = f"{link.downlink_bit_per_s / 1e6:.4g} Mbit/s down, {link.uplink_bit_per_s / 1e6:.4g} up"
+        computing = f"{link.compute_flops / 1e9:.4g} GFLOP/s, {1e3 * link.fixed_s:.3g} ms per message"
+        rates += f" after a burst of {link.burst_bit / 8:.0f} bytes" if link.burst_bit else ""
         print(f"{testbed_device.name} ({name}): {rates}, {computing}")
     shared = f", {fit.shared_bit_per_s / 1e6:.4g} Mbit/s for all but the slowest" if fit.shared_bit_per_s else ""
     print(
@@ -243,13 +247,13 @@ def measure(
 
 
 def _check_model(model: str) -> None:
-    """Before every device looks for it, or a lab is asked."""
+    """Checked before devices load it or are probed."""
     if not (Path(model) / "config.json").is_file():
         raise TestbedError(f"{model}: no such folder with a config.json")
 
 
 def _run(command: list[str]) -> int:
-    """-> exit code of a command of the user's; TestbedError where there is none of this name."""
+    """-> exit code of the user's command; TestbedError if it cannot be run."""
     try:
         return subprocess.run(command).returncode
     except OSError as error:
@@ -274,7 +278,7 @@ def _experts(text: str) -> tuple[int, ...]:
 
 def _sizes(text: str) -> tuple[int, ...]:
     try:
-        sizes = tuple(int(one) for one in text.split(","))
+        sizes = tuple(int(size) for size in text.split(","))
     except ValueError:
         sizes = ()
     if not sizes or min(sizes) < 1:

@@ -27,7 +27,7 @@ def verify_command(
     check_run_folder(run_folder)
     with (
         Progress(f"computing {run_folder} again"),
-        redirect_stdout(io.StringIO()),  # OpenCompass talks a lot on import
+        redirect_stdout(io.StringIO()),  # OpenCompass prints a lot on import
         redirect_stderr(io.StringIO()),
     ):
         from ..harness.verify.run import verify

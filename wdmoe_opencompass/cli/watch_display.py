@@ -1,4 +1,4 @@
-"""How `wdmoe watch` shows a look at a run: as JSON, as plain text, or drawn on a terminal."""
+"""How `wdmoe watch` shows a snapshot of a run: as JSON, as plain text, or rendered on a terminal."""
 
 import sys
 from bisect import bisect_right
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ..run.dataset_progress import EVEN, FAILED, FINISHED, INTERRUPTED, OPTIMAL, RUNNING, WAITING, DatasetProgress
 from ..run.run_progress import RunProgress
-from .console import aligned, drawn, is_terminal, print_event
+from .console import align, is_terminal, print_event, render
 
 COLOURS = {WAITING: "dim", RUNNING: "cyan", INTERRUPTED: "yellow", FAILED: "red", FINISHED: "green"}
 URGENCY = (RUNNING, FAILED, INTERRUPTED, WAITING, FINISHED)
@@ -29,7 +29,7 @@ EXPLANATION = (
 
 @contextmanager
 def display(as_json: bool, once: bool) -> Iterator[Any]:
-    """-> what shows one look."""
+    """-> the function that shows one snapshot."""
     if as_json:
         yield lambda found: print_event(record(found))
     elif not is_terminal(sys.stdout):
@@ -42,20 +42,20 @@ def display(as_json: bool, once: bool) -> Iterator[Any]:
 
 
 def record(found: RunProgress) -> dict[str, Any]:
-    """One look as JSON; times in seconds, shares from 0 to 1, accuracy in percent."""
+    """One snapshot as JSON; times in seconds, shares from 0 to 1, accuracy in percent."""
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    return dict(time=now, has_ended=found.has_ended, datasets=[asdict(one) for one in found.datasets])
+    return dict(time=now, has_ended=found.has_ended, datasets=[asdict(dataset) for dataset in found.datasets])
 
 
 def plain(found: RunProgress) -> str:
-    """One look as text without colours: a table in aligned columns, then the reasons."""
-    rows = [[_printable(cell) for cell in one.cells().values()] for one in found.datasets]
-    lines = [aligned([HEADS, *rows], [name not in TO_LEFT for name in HEADS])]
+    """One snapshot as text without colours: a table in aligned columns, then the reasons."""
+    rows = [[_printable(cell) for cell in dataset.cells().values()] for dataset in found.datasets]
+    lines = [align([HEADS, *rows], [name not in TO_LEFT for name in HEADS])]
     return "\n".join([*lines, *map(_printable, _notes(found)), _summary(found)])
 
 
 def table(found: RunProgress, width: int, most_lines: int | None = None) -> Text:
-    """One look for a terminal; where it has fewer lines, what runs or went wrong comes first."""
+    """One snapshot for a terminal; where it has fewer lines, what runs or went wrong comes first."""
     shown = _table_of(found.datasets, width)
     reasons, below = _notes(found), [_summary(found), EXPLANATION]
     if most_lines is not None:
@@ -63,7 +63,7 @@ def table(found: RunProgress, width: int, most_lines: int | None = None) -> Text
         reasons = _fitting_reasons(reasons, width, left // 3)
         left = max(1, left - _lines(reasons, width))
         if _height(shown) > left:
-            urgent = sorted(found.datasets, key=lambda one: URGENCY.index(one.state))
+            urgent = sorted(found.datasets, key=lambda dataset: URGENCY.index(dataset.state))
             heads = _side_by_side_heads(urgent, width)
             numbers = range(1, len(urgent) + 1)  # of rows
             kept = bisect_right(numbers, left - 1, key=lambda rows: _height(_table_of(urgent[:rows], width, heads)))
@@ -81,12 +81,14 @@ def _on_screen(found: RunProgress, screen: Console) -> Text:
 
 
 def _table_of(datasets: Sequence[DatasetProgress], width: int, heads: Sequence[str] = HEADS) -> Text:
-    rows = [[_printable(one.cells()[head]) for head in heads] for one in datasets]
-    return drawn(heads, rows, [head not in TO_LEFT for head in heads], width, [COLOURS[one.state] for one in datasets])
+    rows = [[_printable(dataset.cells()[head]) for head in heads] for dataset in datasets]
+    return render(
+        heads, rows, [head not in TO_LEFT for head in heads], width, [COLOURS[dataset.state] for dataset in datasets]
+    )
 
 
 def _side_by_side_heads(datasets: Sequence[DatasetProgress], width: int) -> list[str]:
-    """The columns that stand beside each other where there is no room for a second table below."""
+    """The columns that fit side by side, where there is no room for a second table below."""
     heads = list(HEADS)
     for least_needed in FIRST_TO_GO:
         if sum(line.startswith("─") for line in _table_of(datasets, width, heads).plain.splitlines()) == 1:
@@ -104,7 +106,7 @@ def _fitting_reasons(reasons: Sequence[str], width: int, most_lines: int) -> lis
 
 
 def _lines(texts: Sequence[str], width: int) -> int:
-    """How many lines of a terminal they take; words that are not broken may add one to each."""
+    """How many lines of a terminal the texts take; unbroken words may add one to each."""
     return sum(-(-len(text) // max(1, width)) + (len(text) > width) for text in texts)
 
 
@@ -113,7 +115,7 @@ def _height(text: Text) -> int:
 
 
 def _notes(found: RunProgress) -> list[str]:
-    return [f"{one.model}/{one.dataset}: {one.state}: {one.reason}" for one in found.datasets if one.reason]
+    return [f"{line.model}/{line.dataset}: {line.state}: {line.reason}" for line in found.datasets if line.reason]
 
 
 def _summary(found: RunProgress) -> str:
@@ -121,4 +123,4 @@ def _summary(found: RunProgress) -> str:
 
 
 def _printable(text: str) -> str:
-    return "".join(one if one.isprintable() else " " for one in text)
+    return "".join(letter if letter.isprintable() else " " for letter in text)

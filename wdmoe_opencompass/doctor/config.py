@@ -1,4 +1,4 @@
-"""What a config needs: everything that `wdmoe plan` looks at, and whether its weights are whole."""
+"""What a config needs: everything that `wdmoe plan` checks, and whether its weights are whole."""
 
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ def _from_sentence(config: str, sentence: str) -> Finding:
     """A plan's sentence ends in the way out, after its last semicolon, where it knows one."""
     found, _, fix = sentence.rpartition("; ")
     if not found:
-        return problem("config", sentence, f"change {config}; wdmoe plan shows the whole of it")
+        return problem("config", sentence, f"change {config}; wdmoe plan shows all of it")
     if fix.startswith("get them with: ") and os.environ.get("HF_HUB_OFFLINE"):
         fix = f"unset HF_HUB_OFFLINE, then {fix}"
     return problem("config", found, fix)

@@ -9,7 +9,7 @@ BYTES_PER_GB = 1e9
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     status: ok; warning: something will not work, or not well, but a run can; problem: a run cannot work. found: what is
     there. fix: a command or a sentence; None where all is well.

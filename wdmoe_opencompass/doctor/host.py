@@ -30,7 +30,7 @@ def check_command() -> list[Finding]:
 
 
 def belongs_here(script: Path) -> bool:
-    """Whether a console script runs by this Python: it lies beside it, or its first line names it."""
+    """Whether a console script runs by this Python: it is next to it, or its first line names it."""
     if script.parent.resolve() == Path(sys.executable).parent.resolve():
         return True
     try:
@@ -43,7 +43,7 @@ def belongs_here(script: Path) -> bool:
 def check_import() -> list[Finding]:
     """Import OpenCompass and the plugin in a fresh process, as the `opencompass` command does before every task.
 
-    -P: as with the command, the current folder's modules do not stand before the installed ones.
+    -P: as with the command, the current folder's modules do not shadow the installed ones.
     """
     command = [sys.executable, "-P", "-c", IMPORTS]
     try:

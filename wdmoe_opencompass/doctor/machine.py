@@ -55,7 +55,7 @@ def torch_facts() -> TorchFacts | str:
         return f"it did not import within {PROBE_S:.0f} s"
     except (IndexError, ValueError):
         return (done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"])[-1]
-    return TorchFacts(**facts | dict(gpus=tuple(Gpu(**one) for one in facts["gpus"])))
+    return TorchFacts(**facts | dict(gpus=tuple(Gpu(**gpu) for gpu in facts["gpus"])))
 
 
 def nvidia_gpu_is_here() -> bool:
@@ -92,8 +92,8 @@ def check_gpus(facts: TorchFacts | str) -> list[Finding]:
     if not gpus:
         fix = "the quickstart runs on a CPU; docs/running.md says which GPUs the large models need"
         return [warning("gpus", "no GPU that torch can use", fix)]
-    free = sum(one.free_bytes for one in gpus)
-    named = ", ".join(f"{one.name} ({_gb(one.free_bytes)} of {_gb(one.total_bytes)} free)" for one in gpus)
+    free = sum(gpu.free_bytes for gpu in gpus)
+    named = ", ".join(f"{gpu.name} ({_gb(gpu.free_bytes)} of {_gb(gpu.total_bytes)} free)" for gpu in gpus)
     fits = [
         f"{dtype} ({_gb(size)}) {'fits' if size < free else 'does not fit'}" for dtype, size in MIXTRAL_BYTES.items()
     ]

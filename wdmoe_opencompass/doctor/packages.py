@@ -42,7 +42,7 @@ def check_requirements() -> list[Finding]:
     if installed_version("opencompass") is None:
         return [problem("packages", "OpenCompass is not installed here", pip_install("opencompass"))]
     required += _requirements(extra="opencompass") or []
-    unfit = [finding for one in required if (finding := _unfit(one)) is not None]
+    unfit = [finding for requirement in required if (finding := _unfit(requirement)) is not None]
     return unfit or [ok("packages", f"all {len(required)} required packages are within their ranges")]
 
 
@@ -80,10 +80,14 @@ def _requirements(extra: str) -> list[Requirement] | None:
         everything = [Requirement(line) for line in importlib.metadata.requires(PACKAGE) or []]
     except importlib.metadata.PackageNotFoundError:
         return None
-    always = [one for one in everything if one.marker is None or one.marker.evaluate(dict(extra=""))]
+    always = [requirement for requirement in everything if _applies(requirement, "")]
     if not extra:
         return always
-    return [one for one in everything if one not in always and one.marker and one.marker.evaluate(dict(extra=extra))]
+    return [requirement for requirement in everything if requirement not in always and _applies(requirement, extra)]
+
+
+def _applies(requirement: Requirement, extra: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate(dict(extra=extra))
 
 
 def _unfit(required: Requirement) -> Finding | None:

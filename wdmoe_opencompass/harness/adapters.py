@@ -31,7 +31,7 @@ def adapter_kind(peft_path: str) -> str:
     """-> PEFT's name of an adapter's kind; ModelError where it, its files or PEFT itself is not on this machine."""
     adapter = local_folder(str(peft_path))
     if adapter is None or not (adapter / ADAPTER_CONFIG).is_file():
-        raise ModelError(f"peft_path: no {ADAPTER_CONFIG} in {peft_path}, which is no adapter on this machine")
+        raise ModelError(f"peft_path: no {ADAPTER_CONFIG} in {peft_path}, which is not an adapter on this machine")
     if adapter_digest(adapter) is None:
         raise ModelError(f"peft_path {peft_path}: no adapter_model.safetensors or adapter_model.bin in it")
     try:
@@ -51,9 +51,9 @@ def adapter_kind(peft_path: str) -> str:
 
 @contextmanager
 def whole_adapter(peft_path: str | None) -> Iterator[None]:
-    """While a model is loaded: ModelError where a tensor of its adapter finds no place, or a place no tensor.
+    """While a model is loaded: ModelError if a tensor of its adapter fits no layer, or an adapted layer gets no tensor.
 
-    PEFT only warns, and goes on with what it had drawn at random.
+    PEFT only warns, and goes on with random values.
     """
     if peft_path is None:
         yield
@@ -97,7 +97,7 @@ def without_wrapper(model: Any, peft_path: str, experts_elsewhere: bool = False)
     """
     inner = model.get_base_model()
     for name, module in list(inner.named_modules()):
-        wrappers, experts = _unwrapped(module)
+        wrappers, experts = _unwrap(module)
         owner, _, own = name.rpartition(".")
         if not wrappers or not hasattr(experts, "_is_expert_parallel") or own == "base_layer":
             continue
@@ -115,7 +115,7 @@ def without_wrapper(model: Any, peft_path: str, experts_elsewhere: bool = False)
     return inner
 
 
-def _unwrapped(module: Any) -> tuple[list[Any], Any]:
+def _unwrap(module: Any) -> tuple[list[Any], Any]:
     """-> PEFT's layers around a module, the outermost first, and the module."""
     wrappers = []
     while hasattr(module, "base_layer") and hasattr(module, "merge"):

@@ -1,4 +1,4 @@
-"""How a task of ours is started, run, and ended with its runner.
+"""How our tasks are started, run, and ended with their runner.
 
 OpenCompass's own tasks name their file as the command, which would start the stock task.
 """
@@ -44,7 +44,7 @@ def run_dumped(description: str, run: Callable[[Config], None]) -> None:
 def end_with_the_runner() -> None:
     """On Linux: a runner that is killed takes its tasks with it, else they would go on during the next run."""
     parent = os.getppid()
-    runner = _parent_of(parent) if _name_of(parent) in SHELLS else None  # some shells put the task in their own place
+    runner = _parent_of(parent) if _name_of(parent) in SHELLS else None  # some shells exec the task
     if _name_of(parent) is not None:
         threading.Thread(target=_end_without, args=(parent, runner), daemon=True).start()
 

@@ -29,7 +29,7 @@ LAZY = (
     "with read_base an import is a name, built only when the run needs it: a config may pass it on, not call or "
     "compute with it"
 )
-Place = tuple[str, int | None]
+Location = tuple[str, int | None]
 
 
 def read_config(path: Path, read: Callable[[], Config]) -> Config:
@@ -40,8 +40,8 @@ def read_config(path: Path, read: Callable[[], Config]) -> Config:
         raise
     except BaseException as error:  # a config is a Python program: it may raise anything, SystemExit too
         where = config_sentence(error).replace(str(path.absolute()), str(path))
-        place = where if where.startswith(str(path)) else f"{path}: {where.removeprefix(': ')}"
-        raise WdmoeError(f"{place} (cannot be read as an OpenCompass config)") from None
+        where = where if where.startswith(str(path)) else f"{path}: {where.removeprefix(': ')}"
+        raise WdmoeError(f"{where} (cannot be read as an OpenCompass config)") from None
 
 
 def read_dumped(path: Path, cfg: Config, folder: str) -> Config:
@@ -105,7 +105,7 @@ def config_sentence(error: BaseException) -> str:
     The file is the one at fault, which may be imported by the config that was given.
     """
     frames = [(frame, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    file, line = _place(error, frames)
+    file, line = _locate(error, frames)
     return f"{file}{'' if line is None else f', line {line}'}: {_cause(error, frames, file, line)}"
 
 
@@ -121,7 +121,7 @@ def cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _place(error: BaseException, frames: list[tuple[FrameType, int]]) -> Place:
+def _locate(error: BaseException, frames: list[tuple[FrameType, int]]) -> Location:
     read = list(_files_read(frames))
     file = read[-1] if read else ""
     syntax = _syntax_error(error)
@@ -148,7 +148,7 @@ def _files_read(frames: list[tuple[FrameType, int]], readers: tuple[str, ...] = 
 
 
 def _syntax_error(error: BaseException) -> SyntaxError | None:
-    """The error with its line: mmengine raises another one, which has none, in its place."""
+    """The error with its line: mmengine raises another one without a line instead."""
     if isinstance(error, SyntaxError) and error.lineno is None and isinstance(error.__context__, SyntaxError):
         return error.__context__
     return error if isinstance(error, SyntaxError) else None
@@ -214,7 +214,7 @@ def _cause(error: BaseException, frames: list[tuple[FrameType, int]], file: str,
 
 
 def _circle(files: list[str]) -> list[str]:
-    """The configs of which each imports the next, the last one the first again; none where there is no circle."""
+    """The configs of an import cycle, in order; none if there is no cycle."""
     resolved = [Path(file).resolve() for file in files]
     if not resolved or resolved.count(resolved[-1]) < 2:
         return []

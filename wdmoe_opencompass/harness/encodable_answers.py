@@ -10,11 +10,11 @@ from .._util.atomic_write import write_whole
 from .._util.utf8_text import SURROGATE_ESCAPE, clean_value, count_surrogates
 
 LOG = logging.getLogger(__name__)
-REPLACED = "text that UTF-8 cannot hold (lone surrogates); U+FFFD is in its place"
+REPLACED = "text that UTF-8 cannot hold (lone surrogates); U+FFFD replaces it"
 
 
 def encodable_answers(model: Any, say: Callable[[str], None]) -> None:
-    """Let a model's `generate` give text that can be written; `say` is told of each batch where some could not."""
+    """Let a model's `generate` give text that can be written; `say` gets a sentence for each batch with other text."""
     generate = getattr(model, "generate", None)
     if generate is None or getattr(generate, "is_encodable", False):
         return

@@ -34,7 +34,7 @@ CAN_FORK = sys.platform != "darwin" and "fork" in multiprocessing.get_all_start_
 
 
 class NotScored(WdmoeError, RuntimeError):
-    """Some datasets of a task were not scored, each for the reason that its sentence gives."""
+    """Some datasets of a task were not scored, each for the reason in its sentence."""
 
 
 class WdmoeEvalTask(OpenICLEvalTask):
@@ -178,7 +178,7 @@ def _how_it_ended(child: BaseProcess) -> str:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    memory = " (the system's answer to a lack of memory, or somebody's kill)" if name == "SIGKILL" else ""
+    memory = " (out of memory, or killed by somebody)" if name == "SIGKILL" else ""
     return f"the process of its evaluator was ended by {name}{memory}"
 
 

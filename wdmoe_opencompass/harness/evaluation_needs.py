@@ -1,4 +1,4 @@
-"""What scoring needs of a machine, looked at before a run: folders to write to, and the code of metrics."""
+"""What scoring needs of a machine, checked before a run: folders to write to, and the code of metrics."""
 
 import os
 import tempfile
@@ -20,7 +20,7 @@ METRICS = Path(hf_evaluator.__file__).parent / "hf_metrics"  # that OpenCompass 
 
 
 def check_caches(kinds: Iterable[Any], plan: Plan) -> None:
-    """Note the caches that cannot be written; a problem where nothing of ours would find others for them.
+    """Note the caches that cannot be written; a problem if none of our classes would find others for them.
 
     kinds: the classes of the partitioners and of the eval task, None where the config names none
     """

@@ -87,7 +87,7 @@ def asked_facts(model_cfg: Mapping[str, Any], dataset_cfg: Mapping[str, Any]) ->
 def model_facts(model: Any, model_kwargs: Mapping[str, Any], peft_path: str | None, peft_kwargs: Any) -> Facts:
     """-> what a loaded model is: to be called before a policy is attached, which changes its experts' implementation.
 
-    model: an OpenCompass model object whose tokenizer and weights are loaded
+    model: an OpenCompass model object with its tokenizer and weights loaded
     """
     loaded: Any = model.model
     config = loaded.config
@@ -118,10 +118,10 @@ def model_facts(model: Any, model_kwargs: Mapping[str, Any], peft_path: str | No
 def answer_facts(model: Any, of_model: Facts, asked: Facts, perplexity: str) -> Facts:
     """-> every fact that the answers to one dataset depend on.
 
-    model: the OpenCompass model object, all of whose arguments have taken effect; of_model: what `model_facts` gave;
+    model: the OpenCompass model object after all arguments have taken effect; of_model: what `model_facts` gave;
     asked: what `inferencer_facts` gives. Facts without effect on the dataset's method are left out, and so is the batch
-    size where it changes no answer: in float32 that is all but OpenCompass's own perplexity, and generation whose
-    answers depend on their batch (`batch_enters_answers`).
+    size where it changes no answer: in float32 that is all but OpenCompass's own perplexity, and generation that
+    depends on its batch (`batch_enters_answers`).
     """
     facts = dict(of_model) | _arguments_in_effect(model, asked) | dict(perplexity=perplexity)
     words = {*getattr(model, "stop_words", []), *asked.get("stop_words", [])}
@@ -176,9 +176,9 @@ def _model_class(kind: type) -> str:
 
 
 def _model_code(kind: type) -> str | None:
-    """-> digest of the file that a model's class is in and of those that it imports from beside it.
+    """-> digest of the file of a model's class and of those that it imports from its folder.
 
-    None for a class of transformers, whose version is known, and for one that is in no file.
+    None for a class of transformers (its version is known) and for one that is in no file.
     """
     if kind.__module__.partition(".")[0] == TRANSFORMERS:
         return None
@@ -255,13 +255,13 @@ def scoring_facts(model_cfg: Mapping[str, Any], dataset_cfg: Mapping[str, Any]) 
 
 
 def _by_class(value: Any) -> Any:
-    """The same with classes and functions in place of the import paths that name them: there may be several of one."""
+    """The same with classes and functions instead of their import paths: one class may have several."""
     if isinstance(value, Mapping):
-        return {key: _imported(part) if key == "type" else _by_class(part) for key, part in value.items()}
+        return {key: _import_type(part) if key == "type" else _by_class(part) for key, part in value.items()}
     return [_by_class(part) for part in value] if isinstance(value, list | tuple) else value
 
 
-def _imported(named: Any) -> Any:
+def _import_type(named: Any) -> Any:
     module, _, name = str(named).rpartition(".")
     try:
         return getattr(import_module(module), name) if isinstance(named, str) and module else named

@@ -34,13 +34,13 @@ LOCK_WAIT_S = 60.0
 
 
 class TaskFailedError(WdmoeError, RuntimeError):
-    """Some datasets of a task failed, each for a reason that was told before."""
+    """Some datasets of a task failed, each for a reason already logged."""
 
 
 class WdmoeInferTask(OpenICLInferTask):
-    """OpenCompass's infer task with a routing trace beside every predictions file.
+    """OpenCompass's infer task with a routing trace next to every predictions file.
 
-    A dataset that fails does not take the later ones of its task with it; its reason is left beside the predictions,
+    A dataset that fails does not take the later ones of its task with it; its reason is left next to the predictions,
     and the task's process fails at the end.
     """
 
@@ -58,7 +58,7 @@ class WdmoeInferTask(OpenICLInferTask):
     dataset_cfgs: list[list[ConfigDict]]
 
     def run(self, cur_model: Any = None, cur_model_abbr: str | None = None) -> None:
-        """As runners call it in their own process under --debug: what failed is logged, never raised.
+        """Called by runners in their own process under --debug: failures are logged, never raised.
 
         An exception would end the command: no later task would run, nothing be scored, and no summary be written.
         """
@@ -80,7 +80,7 @@ class WdmoeInferTask(OpenICLInferTask):
         for model_cfg, dataset_cfgs in every_model:
             self.model_cfgs, self.dataset_cfgs = [model_cfg], [dataset_cfgs]
             self.model = None
-            self._checked: set[str] = set()  # datasets whose finished files were read once already
+            self._checked: set[str] = set()  # datasets with finished files that were read already
             try:
                 self._redo_unfinished(model_cfg, dataset_cfgs)  # a scheduler may start a task again that it killed
                 if cur_model is not None and cur_model_abbr == model_abbr_from_cfg(model_cfg):
@@ -91,7 +91,7 @@ class WdmoeInferTask(OpenICLInferTask):
                 others = [cfg for cfg in dataset_cfgs if dataset_abbr_from_cfg(cfg) not in self._checked]
                 self._failed += self._redo_unfinished(model_cfg, others)  # skipped, but of a task that died meanwhile
             except (Exception, SystemExit) as error:  # the model: none of its datasets can be run
-                errors.append(error.with_traceback(None))  # whose frames would hold the model
+                errors.append(error.with_traceback(None))  # its frames would keep the model in memory
                 if len(every_model) > 1 or not isinstance(error, WdmoeError | OSError):
                     self.logger.error(traceback.format_exc())
                 for dataset_cfg in dataset_cfgs:
@@ -104,10 +104,10 @@ class WdmoeInferTask(OpenICLInferTask):
         if errors:
             raise errors[0]
         if self._failed:
-            raise TaskFailedError(f"failed: {', '.join(self._failed)}; the reasons stand beside the predictions")
+            raise TaskFailedError(f"failed: {', '.join(self._failed)}; the reasons are next to the predictions")
 
     def _infer_all(self, model_cfg: ConfigDict, dataset_cfgs: list[ConfigDict]) -> None:
-        """Run every dataset, also those after one whose files cannot be loaded."""
+        """Run every dataset, also those after one that cannot be loaded."""
         left = dataset_cfgs
         while left:
             self.dataset_cfgs = [left]
@@ -118,7 +118,7 @@ class WdmoeInferTask(OpenICLInferTask):
                 left = left[next(n for n, dataset_cfg in enumerate(left, 1) if dataset_cfg is self.dataset_cfg) :]
 
     def _refuse_names(self) -> None:
-        """Under a partitioner of OpenCompass's own nobody has looked at them."""
+        """OpenCompass's own partitioners do not check them."""
         pairs = [
             (model_abbr_from_cfg(model), dataset_abbr_from_cfg(dataset))
             for model, datasets in zip(self.model_cfgs, self.dataset_cfgs, strict=True)
@@ -234,7 +234,7 @@ class WdmoeInferTask(OpenICLInferTask):
 
 
 def build_model(model_cfg: ConfigDict) -> Any:
-    """Build a model as OpenCompass does; ModelError where a Hugging Face class of its own, too, lacks weights.
+    """Build a model as OpenCompass does; ModelError if one of its own Hugging Face classes lacks weights.
 
     Those classes only warn. Ours check their weights themselves.
     """
@@ -250,7 +250,7 @@ def build_model(model_cfg: ConfigDict) -> Any:
 
 
 def main() -> None:
-    """Run one dumped task config; what went wrong is one sentence, with exit code 2."""
+    """Run one dumped task config; an error is one sentence, with exit code 2."""
     run_dumped("Run one infer task of a dumped OpenCompass config", lambda cfg: WdmoeInferTask(cfg).run_or_raise())
 
 

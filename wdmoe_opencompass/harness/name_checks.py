@@ -17,7 +17,7 @@ Pair = tuple[str, str]  # model, dataset
 
 
 def name_problems(pairs: Iterable[Pair], run_folder: Path) -> list[str]:
-    """-> one sentence for every abbreviation of which OpenCompass can make no file, or not one of its own.
+    """-> one sentence for every abbreviation that gives no valid file name, or the same as another's.
 
     Two names are one where they differ only in case, or in how Unicode composes their letters: disks of macOS and
     Windows keep one file for both (our choice: refused on every disk, so that a run can be copied to any).
@@ -28,8 +28,8 @@ def name_problems(pairs: Iterable[Pair], run_folder: Path) -> list[str]:
     return problems or _path_problems(pairs, run_folder)
 
 
-def _distinct(pairs: Sequence[Pair], place: int) -> list[str]:
-    return list(dict.fromkeys(pair[place] for pair in pairs))
+def _distinct(pairs: Sequence[Pair], position: int) -> list[str]:
+    return list(dict.fromkeys(pair[position] for pair in pairs))
 
 
 def why_no_file(dataset: str) -> str | None:
@@ -64,20 +64,20 @@ def _path_problems(pairs: Sequence[Pair], run_folder: Path) -> list[str]:
         try:
             predictions = dataset_file(root, *pair, ".json")
         except WdmoeError as error:
-            problems[_named(pair)] = str(error)
+            problems[_pair_name(pair)] = str(error)
             continue
         length = len(os.fsencode(predictions))
         if length > MAX_PATH_BYTES:
-            who = _named(pair)
+            who = _pair_name(pair)
             problems[who] = f"{who}: the path of its file has {length} bytes, at most {MAX_PATH_BYTES} work"
         for path in _files(predictions):
             inside = path.relative_to(root)
-            other = owners.setdefault(_folded(inside), pair)
+            other = owners.setdefault(_path_key(inside), pair)
             if other != pair:
                 both = _both(other, pair)
                 problems.setdefault(both, f"{both} would write the same file, {show(str(inside))}: {RENAME}")
         for folder in predictions.relative_to(root).parents:
-            users.setdefault(_folded(folder), pair)
+            users.setdefault(_path_key(folder), pair)
     for key, pair in owners.items():
         if key in users:
             both, name = _both(pair, users[key]), show("/".join(key))
@@ -86,24 +86,24 @@ def _path_problems(pairs: Sequence[Pair], run_folder: Path) -> list[str]:
 
 
 def _files(predictions: Path) -> list[Path]:
-    """What OpenCompass and we write of a dataset."""
+    """The files that OpenCompass and we write for a dataset."""
     own = [sibling(predictions, suffix) for suffix in (*WRITTEN_WHOLE, UNFINISHED_SUFFIX)]
     return [predictions, partial_file(predictions, ".json"), partial_file(predictions), lock_file(predictions), *own]
 
 
-def _folded(path: Path) -> tuple[str, ...]:
+def _path_key(path: Path) -> tuple[str, ...]:
     return tuple(
         unicodedata.normalize("NFC", unicodedata.normalize("NFD", part).casefold()) for part in path.parts if part
     )
 
 
-def _both(one: Pair, other: Pair) -> str:
-    if one[0] == other[0]:
-        return f"datasets {show(one[1])} and {show(other[1])}"
-    if one[1] == other[1]:
-        return f"models {show(one[0])} and {show(other[0])}"
-    return f"{_named(one)} and {_named(other)}"
+def _both(first: Pair, second: Pair) -> str:
+    if first[0] == second[0]:
+        return f"datasets {show(first[1])} and {show(second[1])}"
+    if first[1] == second[1]:
+        return f"models {show(first[0])} and {show(second[0])}"
+    return f"{_pair_name(first)} and {_pair_name(second)}"
 
 
-def _named(pair: Pair) -> str:
+def _pair_name(pair: Pair) -> str:
     return f"model {show(pair[0])}, dataset {show(pair[1])}"

@@ -1,4 +1,4 @@
-"""OpenCompass's partitioners, made sure that what they take for finished is finished."""
+"""OpenCompass's partitioners, which also check that what they skip as finished is finished."""
 
 import logging
 import math
@@ -25,7 +25,7 @@ LOG = logging.getLogger(__name__)
 
 
 class CheckedPartitioner:
-    """Before OpenCompass skips what has a file, files that are torn, or lack their trace, are taken away.
+    """Before OpenCompass skips what has a file, files that are torn or lack their trace are removed.
 
     In the `eval` section a dataset is never split: scores of its parts could not be joined.
     """
@@ -79,7 +79,7 @@ class CheckedPartitioner:
             except DatasetIsRunningError as running:
                 LOG.warning("%s", running)
             except NotReadableNowError as error:
-                raise SystemExit(f"error: {error}; nothing was changed: mend that, then start again with -r") from None
+                raise SystemExit(f"error: {error}; nothing was changed: fix that, then start again with -r") from None
 
     def _configs_of_parts(self, dataset: Any) -> dict[str, Any]:
         """Of a partitioner that splits datasets: what it would make of this one; of another: its own, of no part."""
@@ -122,7 +122,7 @@ class _Splitting(CheckedPartitioner):
             if part in self._names:
                 why = f"it would have the file of the dataset of that name: {RENAME}"
             elif whole.endswith("/") or not whole:
-                why = "OpenCompass cannot join the parts of a dataset whose file has no name: give it another abbr"
+                why = "OpenCompass cannot join the parts of a dataset with an empty file name: give it another abbr"
             if why is not None:
                 raise SystemExit(f"error: dataset {show(whole)} is split, and of its part {show(part)}: {why}")
         return parts

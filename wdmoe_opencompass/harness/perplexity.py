@@ -18,16 +18,17 @@ def exact_perplexity(
     """Cross-entropy per token of every text, independent of the batch size and of padding up to rounding.
 
     model:       a causal language model; it is run once, on all texts
+    tokenizer:   that of the model
     texts:       [rows] each is cut from the left to `max_seq_len` tokens
-    mask_length: [rows] how many tokens at the beginning of a text are read but not scored; None scores all
-
-    Returns [rows] nats: the sum over the scored tokens, divided by the number of tokens less `mask_length`. It is what
-    OpenCompass's own class gives a text that is alone in its batch, unless the text holds the padding token. (A text's
-    first token has no prediction, and is counted all the same.) Raises ModelError for a text without a token to score.
+    max_seq_len: maximum length of a text (tokens)
+    mask_length: [rows] tokens at the beginning of a text that are read but not scored; None scores all
+    Returns: [rows] (nats) sum over the scored tokens / (tokens - `mask_length`): what OpenCompass's own class gives a
+    text that is alone in its batch, unless the text holds the padding token. (A text's first token has no prediction
+    and is counted all the same.) Raises ModelError for a text without a token to score. Source: our choice.
 
     Padding goes to the right, where a causal model's real tokens do not see it and keep their positions. OpenCompass
     pads to the left and scores a short text's first token from the last padding token. A text's own tokens are those
-    of its attention mask: one that happens to be the padding token is scored here, and neither scored nor counted by
+    of its attention mask: a real token equal to the padding token is scored here, but neither scored nor counted by
     OpenCompass.
     """
     tokens = tokenizer(

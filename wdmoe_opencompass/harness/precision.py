@@ -45,7 +45,7 @@ def precision_name(model: Any) -> str:
 
 
 def expected_bytes(config: PretrainedConfig, value_bytes: float, dtype: torch.dtype) -> float:
-    """Bytes of a model whose matrices have `value_bytes` per value; embeddings, head and vectors stay in `dtype`."""
+    """Bytes of a model with `value_bytes` per value of its matrices; embeddings, head and vectors stay in `dtype`."""
     values = {key: value for key, value in config.to_dict().items() if key != "quantization_config"}
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(type(config).from_dict(values))
@@ -58,7 +58,11 @@ def expected_bytes(config: PretrainedConfig, value_bytes: float, dtype: torch.dt
 
 
 def tensor_bytes(tensor: Tensor) -> int:
-    """Bytes that a tensor holds; a quantised tensor of a subclass holds several plain ones."""
+    """Bytes that a tensor takes; a quantised tensor of a subclass holds several plain ones.
+
+    tensor: [any shape]
+    Returns: bytes.
+    """
     flatten = getattr(tensor, "__tensor_flatten__", None)
     if flatten is None:
         return tensor.numel() * tensor.element_size()

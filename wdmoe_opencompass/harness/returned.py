@@ -18,7 +18,7 @@ GENERATED_ON_TOP = ("output_attentions", "output_hidden_states", "output_logits"
 def return_logits(path: str, model: Any) -> None:
     """Let a loaded model return its logits first and by name, and its `generate` token ids.
 
-    Raises ModelError where its config makes it an encoder and decoder, whose prompts go elsewhere.
+    Raises ModelError where its config makes it an encoder and decoder: its prompts would go elsewhere.
     """
     check_is_decoder(path, model)
     for config in _configs(model):
@@ -32,7 +32,7 @@ def return_logits(path: str, model: Any) -> None:
 
 
 def check_is_decoder(path: str | Path, model: Any) -> None:
-    """ModelError where a model's config makes it an encoder and decoder, whose prompts go elsewhere."""
+    """ModelError where a model's config makes it an encoder and decoder: its prompts would go elsewhere."""
     if any(config.is_encoder_decoder for config in _configs(model)):
         raise ModelError(f"{path}: is_encoder_decoder in its config.json must be false, got true")
 

@@ -74,35 +74,35 @@ def check_start_of(work_dir: Path) -> None:
 
 
 def score_one_by_one(cfg: Any) -> bool:
-    """Put our eval task in the place of OpenCompass's own, whose scores it gives; -> whether that was there."""
+    """Replace OpenCompass's eval task by ours, which gives the same scores; -> whether it was there."""
     task = part_of(cfg, EVAL, "runner", "task")
-    if resolved(TASKS, task.get("type")) is not OpenICLEvalTask:
+    if resolve(TASKS, task.get("type")) is not OpenICLEvalTask:
         return False
     task["type"] = f"{WdmoeEvalTask.__module__}.{WdmoeEvalTask.__name__}"
     return True
 
 
 def ends_at_first(cfg: Any) -> bool:
-    """Whether datasets share an eval task that ends at the first failure, and no partitioner of ours changes that."""
+    """Whether datasets share an eval task that ends at the first failure, and none of our partitioners changes that."""
     from .partitioner import CheckedPartitioner
 
-    task = resolved(TASKS, _type(part_of(cfg, EVAL, "runner", "task")))
-    partitioners = [resolved(PARTITIONERS, _type(part_of(cfg, section, "partitioner"))) for section in (INFER, EVAL)]
+    task = resolve(TASKS, _type(part_of(cfg, EVAL, "runner", "task")))
+    partitioners = [resolve(PARTITIONERS, _type(part_of(cfg, section, "partitioner"))) for section in (INFER, EVAL)]
     is_checked = any(kind is not None and issubclass(kind, CheckedPartitioner) for kind in partitioners)
     is_alone = part_of(cfg, EVAL, "partitioner").get("n", 1) == 1
     return task is OpenICLEvalTask and not is_checked and not is_alone
 
 
 def wrong_parts(cfg: Any, sections: Sequence[str] = (INFER, EVAL)) -> list[str]:
-    """-> a sentence for each part that cannot work where the config has it: its key, its value, what would be right."""
+    """-> a sentence for each part that cannot work there: its key, its value, what would be right."""
     problems: list[str] = []
     for section in sections:
         if cfg.get(section) is not None:
             problems += list(_wrong_in_section(cfg, section)) or _wrong_arguments_in(cfg, section)
     if INFER in sections:
         for number, model in enumerate(cfg.get("models") or []):
-            problems += _wrong_kind(f"models[{number}].type", resolved(MODELS, _type(model)), BaseModel)
-    summarizer = resolved(TASKS, _type(cfg.get("summarizer")))
+            problems += _wrong_kind(f"models[{number}].type", resolve(MODELS, _type(model)), BaseModel)
+    summarizer = resolve(TASKS, _type(cfg.get("summarizer")))
     return problems + list(_wrong_kind("summarizer.type", summarizer, DefaultSummarizer))
 
 
@@ -118,11 +118,11 @@ def _wrong_in_section(cfg: Any, section: str) -> Iterator[str]:
         if named is None:
             yield f"{key} is not there; {way_out}"
             continue
-        part = resolved(registry, named)
+        part = resolve(registry, named)
         if part is None:
             yield f"{key} is {show(named)}, which cannot be imported as a class{import_cause(named)}; {way_out}"
         elif not issubclass(part, kind):
-            yield f"{key} is {part.__name__}, which is {_described(part)}; {way_out}"
+            yield f"{key} is {part.__name__}, which is {_describe(part)}; {way_out}"
         else:
             found[path] = part
     task, partitioner = found.get("runner.task"), found.get("partitioner")
@@ -135,11 +135,11 @@ def _wrong_in_section(cfg: Any, section: str) -> Iterator[str]:
 
 
 def _wrong_arguments_in(cfg: Any, section: str) -> list[str]:
-    """Sentences about the arguments of a section's partitioner and runner, whose types are right."""
+    """Sentences about the arguments of a section's partitioner and runner, given that their types are right."""
     problems: list[str] = []
     for path, registry in (("partitioner", PARTITIONERS), ("runner", RUNNERS)):
         arguments = part_of(cfg, section, path)
-        kind = resolved(registry, arguments.get("type"))
+        kind = resolve(registry, arguments.get("type"))
         problems += _wrong_arguments(f"{section}.{path}", arguments, kind, COUNTS[path])
     return problems
 
@@ -177,7 +177,7 @@ def _arguments_of(part: type) -> set[str] | None:
 
 def _wrong_infer_task(cfg: Any, task: type) -> Iterator[str]:
     if issubclass(task, OpenICLEvalTask | SubjectiveEvalTask):
-        yield f"infer.runner.task.type is {task.__name__}, which is {_described(task)}; take WdmoeInferTask, as in " + (
+        yield f"infer.runner.task.type is {task.__name__}, which is {_describe(task)}; take WdmoeInferTask, as in " + (
             RUNNERS_FILE
         )
     elif not issubclass(task, WdmoeInferTask) and any("wdmoe" in model for model in cfg.get("models") or []):
@@ -188,7 +188,7 @@ def _wrong_eval_task(task: type) -> Iterator[str]:
     way_out = f"take WdmoeEvalTask, as in {RUNNERS_FILE}"
     if issubclass(task, OpenICLInferTask | OpenICLInferConcurrentTask):
         yield (
-            f"eval.runner.task.type is {task.__name__}, which is {_described(task)}: nothing would be scored; {way_out}"
+            f"eval.runner.task.type is {task.__name__}, which is {_describe(task)}: nothing would be scored; {way_out}"
         )
     elif issubclass(task, OpenICLEvalWatchTask):
         yield (
@@ -210,7 +210,7 @@ def _wrong_eval_partitioner(cfg: Any, partitioner: type, task: type | None) -> I
             f"evaluation and {other} is not; take eval from {RUNNERS_FILE}"
         )
     elif is_subjective:
-        summarizer = resolved(TASKS, _type(cfg.get("summarizer")))
+        summarizer = resolve(TASKS, _type(cfg.get("summarizer")))
         if summarizer is not None and issubclass(summarizer, WdmoeSummarizer):
             yield (
                 f"eval.partitioner.type is {name}, and summarizer.type WdmoeSummarizer shows no subjective judgements: "
@@ -242,21 +242,21 @@ def _can_split(partitioner: type, parameters: Any) -> bool:
 def _wrong_kind(key: str, part: type | None, right: type) -> Iterator[str]:
     """A sentence where a class is of a kind that belongs elsewhere; what is of no kind here is none of our business."""
     if part is not None and not issubclass(part, right) and any(issubclass(part, kind) for kind in KINDS):
-        yield f"{key} is {part.__name__}, which is {_described(part)}; take {KINDS[right][0]} there"
+        yield f"{key} is {part.__name__}, which is {_describe(part)}; take {KINDS[right][0]} there"
 
 
-def _described(part: type) -> str:
+def _describe(part: type) -> str:
     what, home = next((KINDS[kind] for kind in KINDS if issubclass(part, kind)), ("none of its kind", None))
     return what if home is None else f"{what} and belongs in {home}"
 
 
-def resolved(registry: Any, named: Any) -> Any:
+def resolve(registry: Any, named: Any) -> Any:
     """The class of a `type=`; None where there is none."""
-    kind = registered(registry, named)
+    kind = find_registered(registry, named)
     return kind if isinstance(kind, type) else None
 
 
-def registered(registry: Any, named: Any) -> Any:
+def find_registered(registry: Any, named: Any) -> Any:
     """The class or function of a `type=`; None where there is none."""
     try:
         return registry.get(named) if isinstance(named, str) else named

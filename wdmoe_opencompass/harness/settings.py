@@ -24,8 +24,8 @@ class WdmoeSettings(BaseModel):
                        default as the policy's author does
     calibration:       file of `wdmoe calibrate` for this model, for policies with measured constants and for kept_share
     kept_share:        tune the policy until it keeps this share of the calibration's assignments
-    quantise_payload:  round what is sent to and from the devices to the profile's payload_bits in the forward pass too
-    perplexity:        `stock`, as OpenCompass's own class, whose scores depend on the batch's padding; `exact`, what
+    quantise_payload:  round hidden states to the profile's payload_bits on their way to and from the devices
+    perplexity:        `stock`, as OpenCompass's own class, where scores depend on the batch's padding; `exact`, what
                        each text gets alone (harness/perplexity.py)
     record_routing:    leave a recording of the router next to each trace, for `wdmoe route`
     testbed:           lab file: send the tokens to real devices; its placement and payload bits replace the profile's
@@ -87,7 +87,7 @@ class WdmoeSettings(BaseModel):
         return read_calibration(self.calibration)
 
 
-def validated_settings(wdmoe: Any) -> WdmoeSettings:
+def validate_settings(wdmoe: Any) -> WdmoeSettings:
     """Check the keys and values of a `wdmoe` argument, without reading a file; ModelError where one is wrong."""
     if not isinstance(wdmoe, dict):
         raise ModelError("the model config needs wdmoe=dict(profile='paper_8_devices', policy='wlr')")
@@ -103,7 +103,7 @@ def validated_settings(wdmoe: Any) -> WdmoeSettings:
 
 def parse_settings(wdmoe: Any) -> WdmoeSettings:
     """Check the whole `wdmoe` argument, the files that it names and the policy included."""
-    settings = validated_settings(wdmoe)
+    settings = validate_settings(wdmoe)
     settings.load_profile()
     if settings.testbed is not None and settings.quantise_payload:
         raise ModelError("wdmoe.quantise_payload simulates; with wdmoe.testbed the lab file's payload_bits decides")

@@ -31,7 +31,7 @@ from ..trace.times import TIMES_SUFFIX
 from .eval_task import WdmoeEvalTask
 from .identify import asked_facts, prompts_digest, scoring_facts
 from .output_files import PREDICTIONS, RESULTS, output_file
-from .sections import ENDS_AT_FIRST, resolved
+from .sections import ENDS_AT_FIRST, resolve
 from .trace_checks import Expected, ModelFiles, couples_tokens, why_refused
 
 OURS = (
@@ -59,9 +59,9 @@ class WdmoeSummarizer(DefaultSummarizer):
     dataset_cfgs: list[Any]
 
     def summarize(self, output_path: str | None = None, time_str: str | None = None) -> None:
-        """Write all tables; a cell that a failed task left empty, or whose trace is of another run, has its reason.
+        """Write all tables; a cell has a reason if its task failed or its trace is from another run.
 
-        Tables and figures of an earlier summary that are not written anew are removed: they would be of other numbers.
+        Tables and figures of an earlier summary that are not written again are removed: their numbers are outdated.
         Raises SystemExit in one sentence where the disk is full or the folder read-only: each file is written whole or
         not at all.
         """
@@ -95,7 +95,7 @@ class WdmoeSummarizer(DefaultSummarizer):
             print(table)
         write_figures(runs, benchmarks, folder)
         for path, numbers in files_of(folder, OURS).items():
-            if earlier.get(path) == numbers:  # not written anew
+            if earlier.get(path) == numbers:  # not written again
                 path.unlink()
         try:
             page = f"page of the run: {write_page(Path(self.work_dir))[0]}"
@@ -105,7 +105,7 @@ class WdmoeSummarizer(DefaultSummarizer):
         print(f"tables and figures: {folder}\n{page}")
 
     def _write_opencompass_table(self, output_path: str | None, time_str: str) -> None:
-        """OpenCompass's own table; where it cannot be made, a text with the reason is in its place."""
+        """OpenCompass's own table; if it cannot be made, a text with the reason instead."""
         own, self.dataset_cfgs = self.dataset_cfgs, deepcopy(self.dataset_cfgs)  # OpenCompass changes them for a hash
         try:
             super().summarize(output_path, time_str)
@@ -211,15 +211,15 @@ class WdmoeSummarizer(DefaultSummarizer):
                     run.sources[dataset] = _digests(files, names)
                 except TraceError as error:
                     reasons.append(str(error))
-                    if str(error) in unreadable.values():  # nothing says whose answers these are
+                    if str(error) in unreadable.values():  # nothing says which run gave these answers
                         forget(run, dataset)
             if reasons:
                 failures = [
                     read_failure(files.path(name, ".json"))
                     for name in (dataset, *files.parts_of(dataset, FAILURE_SUFFIX))
                 ]
-                told = [failure for failure in failures if failure is not None]
-                run.missing[dataset] = "; ".join(dict.fromkeys(told or reasons))
+                noted = [failure for failure in failures if failure is not None]
+                run.missing[dataset] = "; ".join(dict.fromkeys(noted or reasons))
         return run
 
     def _trace_names(
@@ -227,8 +227,8 @@ class WdmoeSummarizer(DefaultSummarizer):
     ) -> Sequence[str]:
         """Name of a dataset's trace, or those of the parts that a partitioner made of it.
 
-        OpenCompass scores parts only if together they are the dataset: where they were not scored, nothing says that
-        none lacks.
+        OpenCompass scores parts only if together they are the dataset: if they were not scored, one may be
+        missing.
         """
         whole = files.path(dataset, SEALED_SUFFIX)
         names = [dataset] if whole.exists() else files.parts_of(dataset) or [dataset]
@@ -258,7 +258,7 @@ class WdmoeSummarizer(DefaultSummarizer):
 
     def _way_out(self) -> str:
         """What to change first, where the run's eval section scores several datasets in a process that one can end."""
-        task = resolved(TASKS, self.cfg.get("eval", {}).get("runner", {}).get("task", {}).get("type"))
+        task = resolve(TASKS, self.cfg.get("eval", {}).get("runner", {}).get("task", {}).get("type"))
         return "" if task is None or issubclass(task, WdmoeEvalTask) else f"; {ENDS_AT_FIRST}"
 
 
@@ -293,7 +293,7 @@ def check_counts(answers: Answers, traces: Mapping[str, RoutingTrace], dataset_c
 
 
 def leave_out_mixed(runs: Sequence[ModelRun], expected: Mapping[str, Expected]) -> None:
-    """Empty the cells whose traces do not belong in the run's tables, and note the reason of each.
+    """Empty the cells with traces that do not belong in the run's tables, and note the reason for each.
 
     The accuracy goes too: the answers were given by the same run as the trace.
     """
@@ -303,8 +303,8 @@ def leave_out_mixed(runs: Sequence[ModelRun], expected: Mapping[str, Expected]) 
         for dataset, traces in run.traces.items()
         for name, trace in zip(run.trace_names[dataset], traces, strict=True)
     }
-    for place, why in why_refused({place: trace for place, (*_, trace) in owners.items()}, expected).items():
-        run, dataset, _ = owners[place]
+    for key, why in why_refused({key: trace for key, (*_, trace) in owners.items()}, expected).items():
+        run, dataset, _ = owners[key]
         forget(run, dataset)
         run.missing[dataset] = "; ".join(dict.fromkeys(filter(None, (run.missing.get(dataset), why))))
 
@@ -317,7 +317,7 @@ def forget(run: ModelRun, dataset: str) -> None:
 
 
 def _digests(files: ModelFiles, names: Sequence[str]) -> dict[str, str]:
-    """-> SHA-256 of the traces of these names and of what a testbed left beside them."""
+    """-> SHA-256 of the traces of these names and of what a testbed left next to them."""
     paths = [files.path(name, suffix) for name in names for suffix in (SEALED_SUFFIX, TIMES_SUFFIX, EVENTS_SUFFIX)]
     return {
         path.relative_to(files.predictions.parent).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Whether routing traces belong in the tables of a run: every check of what must not be mixed stands here."""
+"""Whether routing traces belong in the tables of a run: every check of what must not be mixed is here."""
 
 import json
 from collections import Counter
@@ -16,17 +16,17 @@ from ..identity.facts import sentence
 from ..selection import POLICIES, build_policy, policy_parameters
 from ..trace.format import SEALED_SUFFIX, RoutingTrace, TraceMetadata, read_trace, routing_name
 from .identify import asked_facts
-from .settings import WdmoeSettings, parse_settings, validated_settings
+from .settings import WdmoeSettings, parse_settings, validate_settings
 
-Place = tuple[str, str]  # model, and what a trace's file is called: a dataset, or a part of one
+TraceKey = tuple[str, str]  # model, and the name of a trace's file: a dataset, or a part of one
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a run's config says of a model.
+    """What a run's config says about a model.
 
     routing:          its policy, and the bits that its payload is really rounded to
-    parameters:       of the policy, as JSON; without the one that was turned to match kept_share
+    parameters:       of the policy, as JSON; without the one tuned to match kept_share
     calibration_hash: None without one; "" where its file is not on this machine
     asked:            dataset -> what `identify.asked_facts` gives
     """
@@ -46,11 +46,11 @@ class Expected:
     def of(cls, model_cfg: Any, recorded: Sequence[TraceMetadata], dataset_cfgs: Sequence[Any] = ()) -> "Expected":
         """Read a model's config; ModelError, PolicyError, ProfileError or TestbedError where it breaks a rule.
 
-        dataset_cfgs: of the run, whose arguments its traces must have been recorded with.
-        Where its profile, lab or calibration file is not on this machine, what the first of the traces carries stands
-        for it: the other traces must then agree with that.
+        dataset_cfgs: of the run; its traces must have been recorded with their arguments.
+        If its profile, lab or calibration file is not on this machine, the first trace's values are expected: the
+        other traces must then agree with them.
         """
-        settings = validated_settings(model_cfg["wdmoe"])
+        settings = validate_settings(model_cfg["wdmoe"])
         if settings.policy not in POLICIES:
             raise PolicyError(unknown_name("selection policy", settings.policy, POLICIES))
         if recorded and _files_are_elsewhere(settings):
@@ -102,7 +102,7 @@ def _of_identity(name: str) -> tuple[str, Callable[[TraceMetadata], Any], Callab
     return name, group, fact
 
 
-# What all traces of a group must have in common: in words, the group, the fact.
+# What all traces of a group must have in common: its name, the group, the fact.
 ALIKE: tuple[tuple[str, Callable[[TraceMetadata], Any], Callable[[TraceMetadata], Any]], ...] = (
     ("top-k", lambda trace: trace.weights, lambda trace: trace.top_k),
     ("MoE layers", lambda trace: trace.weights, lambda trace: trace.layers),
@@ -114,26 +114,26 @@ ALIKE: tuple[tuple[str, Callable[[TraceMetadata], Any], Callable[[TraceMetadata]
 )
 
 
-def why_refused(traces: Mapping[Place, RoutingTrace], expected: Mapping[str, Expected]) -> dict[Place, str]:
-    """-> why a trace must not stand in the run's tables, for those that must not.
+def why_refused(traces: Mapping[TraceKey, RoutingTrace], expected: Mapping[str, Expected]) -> dict[TraceKey, str]:
+    """-> the reason for each trace that must not enter the run's tables.
 
-    Each is held against its model's config, its own counts, and the other traces: of what must be alike, the value
-    that most of them have holds, of equally common ones the first. (Another format version is refused on reading.)
+    Each is compared with its model's config, its own counts and the other traces. Where traces must agree, the most
+    common value holds, or the first of equally common ones. (Another format version is refused on reading.)
     """
-    refused: dict[Place, str] = {}
-    for place, trace in traces.items():
-        why = _unlike_config(trace.metadata, place[1], expected[place[0]]) or _impossible_count(trace)
+    refused: dict[TraceKey, str] = {}
+    for key, trace in traces.items():
+        why = _unlike_config(trace.metadata, key[1], expected[key[0]]) or _impossible_count(trace)
         if why:
-            refused[place] = why
+            refused[key] = why
     for what, group, fact in ALIKE:
-        left = {place: trace.metadata for place, trace in traces.items() if place not in refused}
-        for key in dict.fromkeys(group(metadata) for metadata in left.values()):
-            counts = Counter(fact(metadata) for metadata in left.values() if group(metadata) == key)
+        left = {key: trace.metadata for key, trace in traces.items() if key not in refused}
+        for shared in dict.fromkeys(group(metadata) for metadata in left.values()):
+            counts = Counter(fact(metadata) for metadata in left.values() if group(metadata) == shared)
             usual = counts.most_common(1)[0][0]
             refused |= {
-                place: f"its trace was recorded with {what} {fact(metadata)}, most of the run's with {usual}"
-                for place, metadata in left.items()
-                if group(metadata) == key and fact(metadata) != usual
+                key: f"its trace was recorded with {what} {fact(metadata)}, most of the run's with {usual}"
+                for key, metadata in left.items()
+                if group(metadata) == shared and fact(metadata) != usual
             }
     return refused
 
@@ -163,7 +163,7 @@ def _unlike_config(metadata: TraceMetadata, name: str, expected: Expected) -> st
 
 
 def _impossible_count(trace: RoutingTrace) -> str | None:
-    """What cannot be counted in any run: more visits than evaluations, these than assignments, these than k allows."""
+    """Counts that no run gives: load > evaluations, evaluations > assignments, or assignments > k per token."""
     for ending in ("_before", ""):
         load, evaluations, assignments = (
             trace.arrays[name + ending] for name in ("device_load", "expert_evaluations", "assignments")

@@ -71,21 +71,21 @@ class TraceSession:
     def open(self, predictions: Path, metadata: TraceMetadata, items_total: int, answered: int) -> int:
         """Begin, or continue, the trace next to a predictions file; -> the item to go on at.
 
-        answered: how many items have whole answers; where the last of them are no whole batch whose counts are known,
-        the trace goes on at the batch before.
+        answered: how many items have whole answers; if the last of them are not a whole batch with known counts, the
+        trace goes on at the batch before.
         """
         trace = _OpenTrace(predictions, metadata, items_total)
         times_path, recording_path = (sibling(predictions, kind.suffix) for kind in (TimesJournal, RecordingJournal))
         if self.testbed is not None:
             trace.times = TimesJournal(times_path, self._times_metadata(metadata, self.testbed))
         else:
-            times_path.unlink(missing_ok=True)  # of a start with a testbed: it would lack the batches to come
+            times_path.unlink(missing_ok=True)  # of a start with a testbed: it would miss the next batches
         if (recorder := self.attachment.router_recorder) is not None:
             trace.recording = RecordingJournal(recording_path, _recording_metadata(metadata, recorder))
         else:
             recording_path.unlink(missing_ok=True)  # of a start that recorded: the same
         first_item = answered
-        for journal in trace.journals * len(trace.journals):  # again and again: one may lack what the others have
+        for journal in trace.journals * len(trace.journals):  # repeatedly: one may miss what the others have
             first_item = journal.resumable(first_item)
         for journal in trace.journals:
             journal.resume(first_item)
@@ -108,7 +108,7 @@ class TraceSession:
 
     @contextmanager
     def record(self, items: int) -> Iterator[None]:
-        """What the model runs in this block is one batch of so many items; at the end it enters the open trace."""
+        """Count what the model runs in this block as one batch of `items`; at the end it enters the open trace."""
         self.attachment.forget_batch()  # whatever an exception left behind
         if self.testbed is not None:
             self.testbed.take_times()
@@ -169,10 +169,10 @@ class TraceSession:
         events = [] if self.testbed is None else self.testbed.events[self._events_written :]
         self._events_written += len(events)
         if events:
-            whose = dict(model=trace.metadata.model, dataset=trace.metadata.dataset)
+            owner = dict(model=trace.metadata.model, dataset=trace.metadata.dataset)
             with trace.events.open("a") as file:
                 for event in events:
-                    file.write(json.dumps(asdict(event) | whose | {ANSWERED: trace.next_item}) + "\n")
+                    file.write(json.dumps(asdict(event) | owner | {ANSWERED: trace.next_item}) + "\n")
 
     def _times_metadata(self, trace: TraceMetadata, station: "BaseStation") -> TimesMetadata:
         own_bits = torch.finfo(self.attachment.layers[0].experts.down_proj.dtype).bits

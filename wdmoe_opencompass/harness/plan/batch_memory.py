@@ -1,4 +1,4 @@
-"""What the forward passes of a batch need beside the weights: key/value cache and the largest activations."""
+"""What the forward passes of a batch need on top of the weights: key/value cache and the largest activations."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -46,19 +46,19 @@ def token_bytes(config: Any, item_bytes: int, expert_parameters: int, top_k: int
 
     item_bytes: of an activation; expert_parameters: of one expert, hidden x FFN size each matrix; 0 of a dense model.
     """
-    layers, hidden = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
+    layers, hidden_size = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
     heads, vocabulary = getattr(config, "num_attention_heads", None), getattr(config, "vocab_size", None)
-    if not (layers and hidden and heads and vocabulary):
+    if not (layers and hidden_size and heads and vocabulary):
         return None
     if not expert_parameters:  # a dense model: its one feed-forward network
-        expert_parameters, top_k = 3 * hidden * (getattr(config, "intermediate_size", None) or 4 * hidden), 1
+        expert_parameters, top_k = 3 * hidden_size * (getattr(config, "intermediate_size", None) or 4 * hidden_size), 1
     key_heads = getattr(config, "num_key_value_heads", None) or heads
-    head = getattr(config, "head_dim", None) or hidden // heads
+    head = getattr(config, "head_dim", None) or hidden_size // heads
     key_size = getattr(config, "qk_head_dim", None) or head  # multi-head latent attention: as transformers caches it
     value_size = getattr(config, "v_head_dim", None) or head
     return TokenBytes(
         cache=layers * key_heads * (key_size + value_size) * item_bytes,
-        experts=top_k * (2 * hidden + expert_parameters // hidden) * item_bytes,
+        experts=top_k * (2 * hidden_size + expert_parameters // hidden_size) * item_bytes,
         logits=vocabulary * (item_bytes + 2 * FLOAT32_BYTES),
     )
 

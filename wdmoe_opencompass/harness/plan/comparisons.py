@@ -10,7 +10,7 @@ from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 from ...identity import Facts, compare_facts
 from ...identity.facts import batch_enters_answers, sentence
 from ..identify import asked_facts
-from ..sections import resolved
+from ..sections import resolve
 from .config import is_subclass
 from .facts import Plan
 
@@ -58,7 +58,7 @@ def _batch_size_counts(model: ConfigDict, first: Facts, second: Facts) -> bool:
     """Whether another batch size gives other answers; first: the model's facts, second: those it is compared with."""
     if first.get("method") == "ppl":
         return first["perplexity"] == second["perplexity"] == "stock"
-    kind = resolved(MODELS, model.get("type"))
+    kind = resolve(MODELS, model.get("type"))
     is_chat = is_subclass(kind, HuggingFacewithChatTemplate) and not is_subclass(kind, HuggingFaceBaseModel)
     has_stop_words = is_chat or bool(first.get("stop_words"))  # OpenCompass takes a chat model's end tokens for some
     return batch_enters_answers(first.get("generation_kwargs", {}), has_stop_words)

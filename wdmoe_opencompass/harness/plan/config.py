@@ -1,4 +1,4 @@
-"""The config of a plan: read as a run will read it, its values and sections looked at: OpenCompass looks at none."""
+"""The config of a plan: read as a run will read it, with its values and sections checked: OpenCompass checks none."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..config_errors import check_encodable, read_config, read_dumped, temporary
 from ..infer_task import WdmoeInferTask
 from ..models import WdmoeMixin
 from ..name_checks import name_problems
-from ..sections import ENDS_AT_FIRST, NO_TRACE, RUNNERS_FILE, ends_at_first, part_of, resolved, wrong_count, wrong_parts
+from ..sections import ENDS_AT_FIRST, NO_TRACE, RUNNERS_FILE, ends_at_first, part_of, resolve, wrong_count, wrong_parts
 from ..summarizer import WdmoeSummarizer
 from .facts import Plan
 
@@ -101,13 +101,13 @@ def check_sections(cfg: Config, plan: Plan) -> None:
     for kind, abbr_of in (("models", model_abbr_from_cfg), ("datasets", dataset_abbr_from_cfg)):
         abbrs = [abbr_of(entry) for entry in cfg[kind]]
         for abbr in sorted({abbr for abbr in abbrs if abbrs.count(abbr) > 1}):
-            plan.problems.append(f"{kind}: the abbr {abbr} stands twice, so one would take the other's predictions")
+            plan.problems.append(f"{kind}: the abbr {abbr} occurs twice, so one would take the other's predictions")
     plan.problems += wrong_parts(cfg)
     if ends_at_first(cfg):
         plan.notes.append(f"eval: {ENDS_AT_FIRST}")
     pairs = [(model_abbr_from_cfg(m), dataset_abbr_from_cfg(d)) for m, d in pairs_of(cfg)]
     plan.problems += name_problems(pairs, Path(cfg.get("work_dir") or "outputs/default") / "YYYYMMDD_hhmmss")
-    task = resolved(TASKS, part_of(cfg, "infer", "runner", "task").get("type"))
+    task = resolve(TASKS, part_of(cfg, "infer", "runner", "task").get("type"))
     if not any("wdmoe" in model for model in cfg["models"]):
         plan.notes.append("no model has wdmoe=dict(...): no routing trace will be written")
         if not is_subclass(task, WdmoeInferTask) and _needs_batch_encode_plus(cfg):
@@ -118,13 +118,13 @@ def check_sections(cfg: Config, plan: Plan) -> None:
         return
     if cfg.get("infer") is None:
         plan.problems.append(NO_TRACE + RUNNERS_FILE)
-    summarizer = resolved(TASKS, part_of(cfg, "summarizer").get("type"))
+    summarizer = resolve(TASKS, part_of(cfg, "summarizer").get("type"))
     if not is_subclass(summarizer, WdmoeSummarizer):
         plan.problems.append("summarizer: must be dict(type=WdmoeSummarizer), or no latency is reported")
 
 
 def _needs_batch_encode_plus(cfg: Config) -> bool:
-    kinds = [resolved(MODELS, model.get("type")) for model in cfg["models"]]
+    kinds = [resolve(MODELS, model.get("type")) for model in cfg["models"]]
     stock = any(is_subclass(kind, HuggingFacewithChatTemplate) and not is_subclass(kind, WdmoeMixin) for kind in kinds)
     return stock and not hasattr(PreTrainedTokenizerBase, "batch_encode_plus")
 

@@ -15,12 +15,12 @@ from opencompass.utils import build_dataset_from_cfg, dataset_abbr_from_cfg
 from ...errors import brief, show
 from ..evaluation_needs import check_metric
 from ..identify import method_of
-from ..sections import import_cause, part_of, registered, resolved
+from ..sections import find_registered, import_cause, part_of, resolve
 from .config import is_subclass, plain
-from .facts import DatasetFacts, Plan, grouped
+from .facts import DatasetFacts, Plan, group_by
 from .offline import NotOnThisMachine
 
-SAMPLED_ITEMS = 25  # of each dataset, evenly spaced, whose prompts are rendered
+SAMPLED_ITEMS = 25  # per dataset, evenly spaced: their prompts are rendered
 SCORING = dict(
     evaluator=ICL_EVALUATORS, pred_postprocessor=TEXT_POSTPROCESSORS, dataset_postprocessor=TEXT_POSTPROCESSORS
 )  # of an `eval_cfg`: where OpenCompass looks for a type
@@ -72,19 +72,19 @@ def _check_evaluator(cfg: ConfigDict, benchmark: str, plan: Plan) -> None:
         evaluator = ICL_EVALUATORS.build(plain(cfg.get("eval_cfg", {}).get("evaluator", {})))
     except ImportError as error:
         plan.problems.append(f"{benchmark}: its evaluator lacks a package: {brief(error)}")
-    except Exception:  # an evaluator that needs more than its config, such as a judge model, is no business of ours
+    except Exception:  # an evaluator that needs more than its config, such as a judge model, is not checked
         return
     else:
         check_metric(evaluator, benchmark, plan)
 
 
 def _missing_scoring(eval_cfg: ConfigDict) -> Iterator[str]:
-    """A sentence for each part of an `eval_cfg` that is not there, or whose type is no class and no function."""
+    """A sentence for each part of an `eval_cfg` that is missing or has a type that is no class and no function."""
     if part_of(eval_cfg, "evaluator").get("type") is None:
         yield "eval_cfg must have an evaluator=dict(type=...)"
     for name, registry in SCORING.items():
         kind = part_of(eval_cfg, name).get("type")
-        if kind is not None and not callable(registered(registry, kind)):
+        if kind is not None and not callable(find_registered(registry, kind)):
             yield f"eval_cfg.{name}.type is {show(kind)}, which cannot be imported{import_cause(kind)}"
 
 
@@ -107,7 +107,7 @@ def _sampled_prompts(dataset: PlannedDataset, built: Any, plan: Plan) -> list[An
         if key in infer_cfg
     }
     retriever_cfg = infer_cfg.retriever
-    if not is_subclass(resolved(ICL_RETRIEVERS, retriever_cfg.type), CHEAP_RETRIEVERS):
+    if not is_subclass(resolve(ICL_RETRIEVERS, retriever_cfg.type), CHEAP_RETRIEVERS):
         plan.notes.append(f"{facts.benchmark}: its prompts are counted without their in-context examples")
         retriever_cfg = dict(type=ZeroRetriever)
     retriever = ICL_RETRIEVERS.build(dict(retriever_cfg, dataset=built))
@@ -125,7 +125,7 @@ def _sampled_prompts(dataset: PlannedDataset, built: Any, plan: Plan) -> list[An
 
 def report_failures(plan: Plan) -> None:
     """One sentence per benchmark: the subjects of one path usually fail together."""
-    for benchmark, group in grouped(plan.datasets, lambda dataset: dataset.benchmark):
+    for benchmark, group in group_by(plan.datasets, lambda dataset: dataset.benchmark):
         failed = [dataset for dataset in group if dataset.failure]
         if not failed:
             continue

@@ -13,7 +13,7 @@ from ..._util.checksummed_safetensors import MAX_BYTES
 from ...errors import brief
 from ...trace.format import array_bytes, axis_sizes
 from ...trace.recording import RecordingMetadata
-from ..sections import resolved
+from ..sections import resolve
 from .batch_memory import batch_memory, batch_sentence
 from .config import pairs_of
 from .datasets import PlannedDataset
@@ -45,7 +45,7 @@ def _estimate_run(model: PlannedModel, dataset: PlannedDataset, counted: dict, p
     inferencer = dataset.cfg.infer_cfg.inferencer
     batch_size = inferencer.get("batch_size", model.cfg.get("batch_size"))
     out_tokens = inferencer.get("max_out_len", model.cfg.get("max_out_len"))
-    kind = resolved(MODELS, model.cfg.get("type"))
+    kind = resolve(MODELS, model.cfg.get("type"))
     if method == "ppl" and getattr(kind, "get_ppl", None) is BaseModel.get_ppl:
         return problem(f"{kind.__name__} gives no perplexity; take a base model class or a gen dataset")
     if method == "ppl" and batch_size is None:
@@ -133,7 +133,7 @@ def _trace_bytes(model: PlannedModel, passes: int, batches: int, prompts: int) -
 
 
 def _recording_bytes(model: PlannedModel, tokens: int, sequences: int, batches: int) -> int | None:
-    """At most: whether the router is a softmax, whose probabilities are recorded too, shows only when it runs."""
+    """An upper bound: only a running router shows whether it is a softmax, with probabilities to record."""
     weights = model.facts.weights
     if weights is None or not model.records_routing or not weights.layers:
         return None

@@ -12,7 +12,7 @@ from .weights import WeightsFacts
 class DatasetFacts:
     """A dataset as OpenCompass's own loader finds it; `benchmark` is its config's path, shared by many subjects.
 
-    method: ppl or gen; None for an inferencer whose passes are not estimated. missing: the file the loader asked for.
+    method: ppl or gen; None if the inferencer's passes are not estimated. missing: the file the loader asked for.
     failure: why it cannot be used; None where it can.
     """
 
@@ -82,7 +82,7 @@ class Plan:
     def dataset_rows(self) -> list[dict[str, Any]]:
         """One row per benchmark: the subjects that share a path together."""
         rows = []
-        for benchmark, group in grouped(self.datasets, lambda dataset: dataset.benchmark):
+        for benchmark, group in group_by(self.datasets, lambda dataset: dataset.benchmark):
             found = [dataset.items for dataset in group if dataset.failure is None]
             methods = "/".join(dict.fromkeys(dataset.method or "other" for dataset in group))
             rows.append(
@@ -93,12 +93,12 @@ class Plan:
     def run_rows(self) -> list[dict[str, Any]]:
         """One row per model and benchmark, and the sum of all."""
         rows = []
-        for (model, benchmark), group in grouped(self.runs, lambda run: (run.model, run.benchmark)):
+        for (model, benchmark), group in group_by(self.runs, lambda run: (run.model, run.benchmark)):
             rows.append(dict(model=model, benchmark=benchmark, **_sums(group)))
         return [*rows, dict(model="all", benchmark="all", **_sums(self.runs))] if rows else []
 
 
-def grouped(items: list, key: Callable) -> Iterator[tuple[Any, list]]:
+def group_by(items: list, key: Callable) -> Iterator[tuple[Any, list]]:
     """-> (value of `key`, its items) in the order of first appearance."""
     for value in dict.fromkeys(map(key, items)):
         yield value, [item for item in items if key(item) == value]

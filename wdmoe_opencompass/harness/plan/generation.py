@@ -1,4 +1,4 @@
-"""Whether a model's generation settings can be used: transformers is asked to, with a tiny model in its place."""
+"""Whether a model's generation settings can be used: transformers is asked, with a tiny model instead."""
 
 import warnings
 from collections.abc import Callable
@@ -22,7 +22,7 @@ NEW_TOKENS = 2
 
 
 def check_generation(cfg: ConfigDict, facts: ModelFacts, problem: Callable, plan: Plan) -> int | None:
-    """-> rows that a model generates of each prompt; None, and `problem` is told, where it cannot generate like this.
+    """-> rows that a model generates of each prompt; None, after a call of `problem`, if it cannot generate like this.
 
     A note where OpenCompass would not know the end of each of its rows.
     """

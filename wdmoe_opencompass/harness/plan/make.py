@@ -5,7 +5,7 @@ from pathlib import Path
 from opencompass.registry import PARTITIONERS, TASKS
 
 from ..evaluation_needs import check_caches
-from ..sections import EVAL, INFER, part_of, resolved
+from ..sections import EVAL, INFER, part_of, resolve
 from .comparisons import note_comparisons
 from .config import check_sections, read_plan_config
 from .datasets import SAMPLED_ITEMS, check_datasets, report_failures
@@ -24,8 +24,8 @@ def make_plan(config: Path | str) -> Plan:
         models, datasets = check_models(cfg, plan), check_datasets(cfg, plan)
         check_tensors(models.values(), plan)
         report_failures(plan)
-        kinds = [resolved(PARTITIONERS, part_of(cfg, section, "partitioner").get("type")) for section in (INFER, EVAL)]
-        check_caches([*kinds, resolved(TASKS, part_of(cfg, EVAL, "runner", "task").get("type"))], plan)
+        kinds = [resolve(PARTITIONERS, part_of(cfg, section, "partitioner").get("type")) for section in (INFER, EVAL)]
+        check_caches([*kinds, resolve(TASKS, part_of(cfg, EVAL, "runner", "task").get("type"))], plan)
         note_comparisons(cfg, plan)
         estimate_runs(cfg, models, datasets, plan)
         check_trace_sizes(plan)

@@ -23,7 +23,7 @@ from ...identity.facts import rows_per_prompt
 from ...routing.checkpoint import check_checkpoint
 from ..adapters import adapter_kind
 from ..models import WdmoeMixin
-from ..sections import import_cause, part_of, resolved
+from ..sections import import_cause, part_of, resolve
 from ..settings import parse_settings
 from .config import is_subclass, plain
 from .facts import ModelFacts, Plan
@@ -59,7 +59,7 @@ class PlannedModel:
 
 def check_models(cfg: Config, plan: Plan) -> dict[str, PlannedModel]:
     """-> every model by its abbr; its facts, and what is wrong with it, enter the plan."""
-    runner = resolved(RUNNERS, part_of(cfg, "infer", "runner").get("type", LocalRunner))
+    runner = resolve(RUNNERS, part_of(cfg, "infer", "runner").get("type", LocalRunner))
     models = {model_abbr_from_cfg(model_cfg): _check_model(model_cfg, runner, plan) for model_cfg in cfg["models"]}
     plan.models = [model.facts for model in models.values()]
     return models
@@ -68,7 +68,7 @@ def check_models(cfg: Config, plan: Plan) -> dict[str, PlannedModel]:
 def _check_model(cfg: ConfigDict, runner: Any, plan: Plan) -> PlannedModel:
     facts = ModelFacts(model_abbr_from_cfg(cfg), str(cfg.get("path") or ""))
     model = PlannedModel(cfg, facts, rows_per_prompt=rows_per_prompt(cfg.get("generation_kwargs") or {}))
-    kind = resolved(MODELS, cfg.get("type"))
+    kind = resolve(MODELS, cfg.get("type"))
 
     def problem(sentence: Any) -> None:
         plan.problems.append(f"model {facts.abbr}: {sentence}")
@@ -114,7 +114,7 @@ def _check_settings(model: PlannedModel, kind: type[WdmoeMixin], problem: Callab
 
 
 def check_weights(model: PlannedModel, problem: Callable) -> None:
-    """Find and measure its weights; `problem` is told where they lack or do not fit its channel profile."""
+    """Find and measure its weights; `problem` is called if they are missing or do not fit its channel profile."""
     path, model_kwargs = model.facts.path, plain(model.cfg.get("model_kwargs", {}))
     if not path:
         problem("needs path='...', the folder or Hugging Face name of its weights")

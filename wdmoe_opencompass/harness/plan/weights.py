@@ -25,7 +25,7 @@ class WeightsFacts:
 
     active_parameters: those one token meets, embeddings and router included. bytes: loaded, in `dtype` and under the
     quantization asked for. layers, experts, top_k: of its MoE layers; layers is 0 for a dense model. vocabulary:
-    tokens that it knows. token: what a token of a forward pass takes on top; None where that cannot be told.
+    tokens that it knows. token: what a token of a forward pass takes on top; None if unknown.
     """
 
     parameters: int

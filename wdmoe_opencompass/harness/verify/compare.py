@@ -1,4 +1,4 @@
-"""Where two folders of results and tables differ, but for the time, the place and rounding."""
+"""Where two folders of results and tables differ, apart from time, folder and rounding."""
 
 import json
 import math
@@ -71,19 +71,19 @@ def first_difference(name: str, there: str, again: str) -> list[tuple[str, str]]
     if name.endswith(".json") and Path(name).name not in WHERE_WRITTEN:
         try:
             both = json.loads(there), json.loads(again)
-            places = list(_json_differences(*both))
-            if not places and both[0] != both[1]:
+            differences = list(_json_differences(*both))
+            if not differences and both[0] != both[1]:
                 return []  # but for rounding
         except ValueError:
             return [("not JSON", "JSON")]
     else:
         rows = enumerate(zip_longest(there.splitlines(), again.splitlines(), fillvalue=MISSING), 1)
-        places = [(f"line {number}", *pair) for number, pair in rows if pair[0] != pair[1]]
-    if not places:  # spaces, the order of keys, 1 for 1.0
+        differences = [(f"line {number}", *pair) for number, pair in rows if pair[0] != pair[1]]
+    if not differences:  # spaces, the order of keys, 1 for 1.0
         return [("the same values in another text", "the text as it is written")]
-    where, *values = places[0]
-    more = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
-    found, expected = _shortened(*map(str, values))
+    where, *values = differences[0]
+    more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+    found, expected = _shorten(*map(str, values))
     return [(f"{where}: {found}{more}", expected)]
 
 
@@ -97,7 +97,7 @@ def _differ_by_rounding(there: str, again: str) -> bool:
 
 
 def _is_rounding(there: Any, again: Any) -> bool:
-    """Sums in another order, or an optimum stopped elsewhere within its proven gap; no table shows so many digits."""
+    """Sums in another order, or an optimum stopped elsewhere within its proven gap; no table shows that many digits."""
     return isinstance(there, float) and isinstance(again, float) and math.isclose(there, again, rel_tol=ROUNDING)
 
 
@@ -112,7 +112,7 @@ def _json_differences(there: Any, again: Any, where: str = "") -> Iterator[tuple
         yield where or "all of it", there, again
 
 
-def _shortened(there: str, again: str) -> tuple[str, str]:
+def _shorten(there: str, again: str) -> tuple[str, str]:
     """Both from a little before the first letter that differs."""
     if max(len(there), len(again)) <= MAX_TEXT_LENGTH:
         return there, again

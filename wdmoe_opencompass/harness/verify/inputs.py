@@ -43,7 +43,7 @@ def unfinished_files(run: Run) -> Iterator[Mismatch]:
 
 
 def unfit_inputs(run: Run) -> Iterator[Mismatch]:
-    """Predictions and traces that lack, do not fit each other, or are not of the run's config; reads the traces."""
+    """Predictions and traces that are missing, do not fit each other, or are of another config; reads the traces."""
     expected: dict[str, Expected] = {}
     for model_cfg in run.config["models"]:
         abbr = model_abbr_from_cfg(model_cfg)
@@ -113,7 +113,7 @@ def _pair(
 
 
 def changed_files(run: Run) -> Iterator[Mismatch]:
-    """Files that are not those whose SHA-256 the run's manifest lists."""
+    """Files that do not match their SHA-256 in the run's manifest."""
     path = run.folder / "summary" / MANIFEST_FILE
     listed = read_whole(path) if path.exists() else None
     if listed is None or not all(isinstance(digest, str) for digest in listed.values()):

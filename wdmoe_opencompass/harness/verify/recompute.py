@@ -25,7 +25,7 @@ def recompute(run: Run, work: Path) -> Path:
     results = files_below(run.folder / "results", ".json")
     if results and not any("details" in (read_whole(path) or {}) for path in results):  # by default there are
         options += ["--dump-eval-details", "False"]
-    # -P: as with the `opencompass` command, this folder's modules do not stand before the installed ones
+    # -P: as with the `opencompass` command, this folder's modules do not shadow the installed ones
     command = [sys.executable, "-P", "-m", "opencompass.cli.main", str(_config_for(run, work)), *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     if not (folder / "summary" / MANIFEST_FILE).exists():
@@ -35,7 +35,7 @@ def recompute(run: Run, work: Path) -> Path:
 
 
 def _config_for(run: Run, work: Path) -> Path:
-    """The run's config, but evaluated on this machine and sent nowhere."""
+    """The run's config, but evaluated on this machine and reported nowhere."""
     path = work / "config.py"
     runner = run.config.get("eval", {}).get("runner", {})
     is_local = str(runner.get("type", "LocalRunner")).rpartition(".")[2] == "LocalRunner"

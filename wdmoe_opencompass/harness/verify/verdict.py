@@ -11,7 +11,7 @@ from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 from ...errors import WdmoeError
 from ...trace.format import RoutingTrace
 from ..config_errors import read_config
-from ..trace_checks import ModelFiles, Place
+from ..trace_checks import ModelFiles, TraceKey
 
 NOTHING = "no such file"
 
@@ -33,7 +33,7 @@ class Mismatch:
 
 @dataclass
 class Verdict:
-    """The answer: how many files were compared, what does not match, and what else is to be known."""
+    """The answer: how many files were compared, what does not match, and further notes."""
 
     compared: int = 0
     mismatches: list[Mismatch] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Run:
     folder: Path
     config_file: Path
     config: Any
-    traces: dict[Place, RoutingTrace] = field(default_factory=dict)
+    traces: dict[TraceKey, RoutingTrace] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> "Run":

@@ -49,7 +49,7 @@ def check_work_dir(work_dir: Path) -> list[Finding]:
 def nearest_folder(path: Path) -> Path:
     """The folder itself, or the nearest one above it that exists."""
     path = path.absolute()
-    return next(one for one in (path, *path.parents) if one.is_dir())
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
 
 def lock_failure(file: Path) -> str | None:
@@ -81,28 +81,28 @@ def check_data() -> list[Finding]:
     if source in ("ModelScope", "HF"):
         return [ok("data", f"DATASET_SOURCE={source}: read from there, not from a data folder")]
     cache = os.environ.get("COMPASS_DATA_CACHE", "")
-    places = [Path(cache).absolute(), Path(os.path.expanduser("~/.cache/opencompass"))]
-    missing = [name for name, path in BENCHMARKS.items() if not any((place / path).exists() for place in places)]
+    folders = [Path(cache).absolute(), Path(os.path.expanduser("~/.cache/opencompass"))]
+    missing = [name for name, path in BENCHMARKS.items() if not any((folder / path).exists() for folder in folders)]
     if not missing:
-        return [ok("data", f"all {len(BENCHMARKS)} benchmarks of the paper, in {places[0] / 'data'} or {places[1]}")]
+        return [ok("data", f"all {len(BENCHMARKS)} benchmarks of the paper, in {folders[0] / 'data'} or {folders[1]}")]
     if cache and not Path(cache).is_dir():
         fix = "set it to the folder that holds data/, or unset it; OpenCompass would make it and download into it"
         return [warning("data", f"COMPASS_DATA_CACHE={cache}: no such folder", fix)]
     listed = ", ".join(f"{name} ({BENCHMARKS[name]})" for name in missing)
     fix = (
-        f"OpenCompass downloads each at its first use; without a connection put its data package into {places[0]}, "
+        f"OpenCompass downloads each at its first use; without a connection put its data package into {folders[0]}, "
         "or set COMPASS_DATA_CACHE to the folder that holds data/"
     )
-    return [warning("data", f"not in {places[0]}: {listed}", fix)]
+    return [warning("data", f"not in {folders[0]}: {listed}", fix)]
 
 
 def check_caches() -> list[Finding]:
-    """The folders that evaluation writes to; where they cannot be written, a run of ours uses its own folder."""
+    """The folders that evaluation writes to; where they cannot be written, our runs use their own folder."""
     found = unwritable()
     if not found:
         return [ok("caches", f"what scoring keeps can be written ({CACHES[0].folder})")]
     instead = (
-        f"a run whose config has our partitioners or tasks keeps it in its own folder, in {CACHES_FOLDER}/; with "
+        f"a run with our partitioners or tasks in its config keeps it in its own folder, in {CACHES_FOLDER}/; with "
         "OpenCompass's own every cell would stay empty"
     )
     return [warning("caches", f"{sentence(found)}; {instead}", way_out(found))]

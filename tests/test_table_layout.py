@@ -2,11 +2,11 @@
 
 import pytest
 
-from wdmoe_opencompass.cli.table_layout import fitted, folded
+from wdmoe_opencompass.cli.table_layout import fold, layout
 
 
 def texts(*table):
-    return [line.text for line in fitted(*table)]
+    return [line.text for line in layout(*table)]
 
 
 @pytest.mark.parametrize(
@@ -14,17 +14,17 @@ def texts(*table):
     ["1.33245e-08", "-12", "1000/1000", "2026-11-25", "[-4.70, -2.08]", "[-4.7, -2.1] *)", "16.7 %", "word"],
 )
 def test_a_number_is_never_broken(number):
-    assert folded(number, 1) == [number]
+    assert fold(number, 1) == [number]
 
 
 def test_names_are_folded_after_a_sign_and_text_between_words():
-    assert folded("quickstart-wdmoe_8bit-hf", 12) == ["quickstart-", "wdmoe_8bit-", "hf"]
-    assert folded("data/ARC/ARC-e", 9) == ["data/ARC/", "ARC-e"]
-    assert folded("15.658 (+16.7 % [15.9, 17.4])", 16) == ["15.658 (+16.7 %", "[15.9, 17.4])"]
+    assert fold("quickstart-wdmoe_8bit-hf", 12) == ["quickstart-", "wdmoe_8bit-", "hf"]
+    assert fold("data/ARC/ARC-e", 9) == ["data/ARC/", "ARC-e"]
+    assert fold("15.658 (+16.7 % [15.9, 17.4])", 16) == ["15.658 (+16.7 %", "[15.9, 17.4])"]
 
 
 def test_what_fits_is_one_table():
-    assert fitted(["name", "n"], [["a", "1.5"], ["long", "20"]], [False, True], 80, ["red", "dim"]) == [
+    assert layout(["name", "n"], [["a", "1.5"], ["long", "20"]], [False, True], 80, ["red", "dim"]) == [
         ("name    n", "bold"),
         ("────  ───", "dim"),
         ("a     1.5", "red"),
