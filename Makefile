@@ -61,7 +61,7 @@ pictures: $(TESTS)
 families: $(TESTS)
 	$(BIN)/python -m tests.routing.families
 
-# Trains the quickstart's model anew (half an hour on two cores) and writes its held-out items.
+# Trains the quickstart's model again (half an hour on two cores) and writes its held-out items.
 quickstart-model: $(EVALUATION)
 	$(BIN)/python quickstart/tasks.py
 	$(BIN)/python quickstart/train.py

@@ -3,7 +3,7 @@
     python benchmarks/faults.py                 50 kills, 2,000 files of each kind; half an hour on two cores
 
 40 kills are of the inference task as its runner starts it, 10 of the `opencompass` command (its runner, a task, or all
-of it), each at a random moment, and each started again. Beside them a task dies before each of the things it does to a
+of it), each at a random moment, and each started again. Next to them a task dies before each of the things it does to a
 file. The last line is JSON; exit code 1 if anything was lost, counted twice, wrongly accepted or beyond the limits.
 """
 

@@ -20,8 +20,9 @@ FLOORS = (
 )  # fmt: skip
 ROOT_MODULES = {"__init__", "errors", "latency", "energy", "replay"}
 OLD_NAMES = re.compile(
-    r"\b(MOST|LONGEST|LEAST|FEWEST)_[A-Z]\w*|\bis_load\b"
-    r"|\b(OtherVersion|NotReadableNow|DatasetIsRunning|TaskFailed)\b"
+    r"\b(MOST|LONGEST|LEAST|FEWEST)_[A-Z]\w*|\bis_load\b|\bLab(Client|Error|Fit|Device)\b|\bfor one in\b"
+    r"|\b(OtherVersion|NotReadableNow|DatasetIsRunning|TaskFailed|OnSaw|[Kk]nobs?|[Ss]tretched|[Aa]new|[Bb]eside)\b"
+    r"|\b[Ss]o many\b|\bstands?\b|\bdef (fitted|drawn|placed|looked|compared)\b"
 )
 
 

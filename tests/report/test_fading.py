@@ -38,7 +38,7 @@ def records_of(runs):
 
 
 @pytest.fixture(scope="module")
-def drawn():
+def drawing():
     runs = pair()
     return runs, records_of(runs)
 
@@ -68,8 +68,8 @@ def waiting_s(run, name, method, number):
     ("row", "model", "method"),
     [("selection_only", "wdmoe", "uniform"), ("allocation_only", "vanilla", "optimal"), ("both", "wdmoe", "optimal")],
 )
-def test_savings_are_paired_draw_by_draw_over_all_passes(drawn, name, row, model, method):
-    runs, records = drawn
+def test_savings_are_paired_draw_by_draw_over_all_passes(drawing, name, row, model, method):
+    runs, records = drawing
     record = one(records, row=row, model=model, dataset=name, scope="layer", per="pass", phase="all")
     own = next(run for run in runs if run.abbr == model)
     savings = [
@@ -82,15 +82,15 @@ def test_savings_are_paired_draw_by_draw_over_all_passes(drawn, name, row, model
     assert quantiles == approx(np.quantile(savings, (0.05, 0.5, 0.95)).tolist(), rel=1e-9)
 
 
-def test_a_saving_per_batch_counts_batches(drawn):
-    _, records = drawn
+def test_a_saving_per_batch_counts_batches(drawing):
+    _, records = drawing
     where = dict(row="both", model="wdmoe", dataset="piqa", scope="layer", phase="all")
     per_pass, per_batch = (one(records, **where, per=per)["saving_draws_median"] for per in ("pass", "batch"))
     assert 1 - per_batch == approx((1 - per_pass) * 4 / 3)  # 4 passes a batch, vanilla's have 3
 
 
-def test_draws_are_in_scope_layer_over_all_phases_and_not_of_what_is_compared_with(drawn):
-    for record in drawn[1]:
+def test_draws_are_in_scope_layer_over_all_phases_and_not_of_what_is_compared_with(drawing):
+    for record in drawing[1]:
         is_drawn = (record["scope"], record["phase"]) == ("layer", "all") and record["row"] != "vanilla_even"
         assert (record["draws"] == DRAWS) == is_drawn
         assert record["no_draws"] is None
@@ -116,8 +116,8 @@ def moments_s(run, profile, method):
     total_s = np.zeros(DRAWS)
     for number, batch in enumerate(trace.batch):
         source = FadingSource(profile, "d", int(trace.items_before[batch]), int(trace.pass_index[number]), 0)
-        drawn = source.draw(DRAWS)
-        channel = type(drawn)(drawn.downlink_gain[:, None], drawn.uplink_gain[:, None])
+        drawing = source.draw(DRAWS)
+        channel = type(drawing)(drawing.downlink_gain[:, None], drawing.uplink_gain[:, None])
         loads = (
             np.broadcast_to(array[number], (DRAWS, *array[number].shape))
             for array in (trace.device_load, trace.expert_evaluations)
@@ -140,8 +140,8 @@ def test_fading_that_changes_within_the_run_is_paired_moment_by_moment():
     assert quantiles == approx(np.quantile(savings, (0.05, 0.5, 0.95)).tolist(), rel=1e-9)
 
 
-def test_the_table_gives_own_draw_then_all_draws_and_every_model_s_batches(drawn, tmp_path):
-    runs, records = drawn
+def test_the_table_gives_own_draw_then_all_draws_and_every_model_s_batches(drawing, tmp_path):
+    runs, records = drawing
     write_report(runs, ["mmlu", "piqa"], tmp_path)
     rows = table_2(records, ["mmlu", "piqa"], "layer", "pass", "all")
     assert rows["row"].tolist() == [

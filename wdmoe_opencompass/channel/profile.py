@@ -235,7 +235,7 @@ class ChannelProfile(_Part):
 
     @property
     def unusual_values(self) -> list[str]:
-        """Sentences about values that hardly any radio has, such as a power in mW for one in W; see `plausibility`."""
+        """Sentences about values that few radios have, such as a power in mW where W is meant; see `plausibility`."""
         return unusual_values(self)
 
     @property

@@ -29,7 +29,7 @@ WAIT_SHARE = 0.05  # of the passes, where a layer's last two devices differ by l
 
 
 @pytest.fixture(scope="module", params=SETTINGS)
-def drawn(request, shared):
+def drawing(request, shared):
     """-> (visit, profile): everything drawn, the benchmark `writing` and the model `wdmoe` in view."""
     steps, profile = SETTINGS[request.param]
     shared.restored()
@@ -54,9 +54,9 @@ def ends(trace, axis):
     return middle - np.array(error["arrayminus"]), middle + np.array(error["array"])
 
 
-def test_the_accuracy_figure_is_table_1(run, drawn):
+def test_the_accuracy_figure_is_table_1(run, drawing):
     records = json.loads((run / "summary" / "accuracy.json").read_text())
-    found = traces(drawn[0], "figure-accuracy")
+    found = traces(drawing[0], "figure-accuracy")
     assert set(found) == set(MODEL_OF.values())
     for model, trace in found.items():
         of = {
@@ -72,8 +72,8 @@ def test_the_accuracy_figure_is_table_1(run, drawn):
         assert np.round(trace["x"]).tolist() == [0, 1]
 
 
-def test_figure_6_is_the_latency_over_vanilla_s(run, drawn):
-    visit, profile = drawn
+def test_figure_6_is_the_latency_over_vanilla_s(run, drawing):
+    visit, profile = drawing
     wanted = expected(run, profile)
     found = traces(visit, "figure-6")
     assert set(found) == set(ROWS)
@@ -85,8 +85,8 @@ def test_figure_6_is_the_latency_over_vanilla_s(run, drawn):
         assert [float(text) for text in found[row]["text"]] == approx([1e3 * mean for mean in own], rel=5e-3)
 
 
-def test_figure_5_is_the_latency_at_every_bandwidth(run, drawn):
-    visit, profile = drawn
+def test_figure_5_is_the_latency_at_every_bandwidth(run, drawing):
+    visit, profile = drawing
     found = traces(visit, "figure-5")
     assert set(found) == {"vanilla_even", "both"}
     for row, trace in found.items():
@@ -103,8 +103,8 @@ def test_figure_5_is_the_latency_at_every_bandwidth(run, drawn):
         assert trace["y"] == approx(wanted, rel=DIGITS)
 
 
-def test_figure_7_is_the_latency_of_every_batch(run, drawn):
-    visit, profile = drawn
+def test_figure_7_is_the_latency_of_every_batch(run, drawing):
+    visit, profile = drawing
     found = traces(visit, "figure-7")
     assert set(found) == set(ROWS)
     for row, (vanilla, method) in ROWS.items():
@@ -114,8 +114,8 @@ def test_figure_7_is_the_latency_of_every_batch(run, drawn):
         assert found[row]["y"] == approx((1e3 * seconds).tolist(), rel=DIGITS)
 
 
-def test_figure_8_is_the_largest_share_of_a_pair(run, drawn):
-    found = traces(drawn[0], "figure-8")
+def test_figure_8_is_the_largest_share_of_a_pair(run, drawing):
+    found = traces(drawing[0], "figure-8")
     shares = largest_pair_share(trace_of(run, "vanilla", "writing"))
     assert list(found) == ["layer 1", "layer 2", "layer 3"]
     for layer, trace in enumerate(found.values()):
@@ -124,8 +124,8 @@ def test_figure_8_is_the_largest_share_of_a_pair(run, drawn):
 
 
 @pytest.mark.parametrize("allocation", ["optimal", "uniform"])
-def test_the_frontier_is_accuracy_against_latency_over_vanilla_s(run, drawn, allocation):
-    visit, profile = drawn
+def test_the_frontier_is_accuracy_against_latency_over_vanilla_s(run, drawing, allocation):
+    visit, profile = drawing
     visit.click(f"[name=allocation][value={allocation}]")
     visit.all_seen()
     records = {
@@ -149,8 +149,8 @@ def test_the_frontier_is_accuracy_against_latency_over_vanilla_s(run, drawn, all
     visit.click("[name=allocation][value=optimal]")
 
 
-def test_prefill_and_decode_are_drawn_as_replay_has_them(run, drawn):
-    visit, profile = drawn
+def test_prefill_and_decode_are_drawn_as_replay_has_them(run, drawing):
+    visit, profile = drawing
     found = traces(visit, "figure-phases")
     ticks = visit.page.evaluate("document.getElementById('figure-phases').layout.yaxis")
     assert ticks["ticktext"] == list(ROWS)
@@ -181,8 +181,8 @@ def numbers(visit, selector, key="value"):
 
 @pytest.mark.parametrize(("method", "near"), [("uniform", DIGITS), ("optimal", LAYER_DIGITS)])
 @pytest.mark.parametrize("phase", ["all", "decode"])
-def test_heat_maps_and_map_are_a_plain_count(run, drawn, method, near, phase):
-    visit, profile = drawn
+def test_heat_maps_and_map_are_a_plain_count(run, drawing, method, near, phase):
+    visit, profile = drawing
     visit.click(f"[name=allocation][value={method}]")
     visit.click(f"[name=phase][value={phase}]")
     recorded = trace_of(run, "wdmoe", "writing")
@@ -211,8 +211,8 @@ def test_heat_maps_and_map_are_a_plain_count(run, drawn, method, near, phase):
     visit.click("[name=allocation][value=optimal]")
 
 
-def test_the_two_splits_have_other_heat_maps_and_maps(drawn):
-    visit, _ = drawn
+def test_the_two_splits_have_other_heat_maps_and_maps(drawing):
+    visit, _ = drawing
     seen = []
     for method in ("optimal", "uniform"):
         visit.click(f"[name=allocation][value={method}]")
@@ -222,8 +222,8 @@ def test_the_two_splits_have_other_heat_maps_and_maps(drawn):
     assert seen[0][1] != approx(seen[1][1], rel=1e-3)
 
 
-def test_intervals_of_figure_6_are_those_of_the_ratio(run, drawn):
-    visit, profile = drawn
+def test_intervals_of_figure_6_are_those_of_the_ratio(run, drawing):
+    visit, profile = drawing
     found = traces(visit, "figure-6")["both"]
     for position, name in enumerate(BENCHMARKS):
         vanilla, both = (
