@@ -91,7 +91,7 @@ REFUSED = {  # written -> what to write
 @pytest.mark.parametrize("text", REFUSED)
 def test_other_notations_are_refused_with_file_line_key_value_and_what_to_write(tmp_path, text):
     sentence = refused(tmp_path, text)
-    assert sentence.startswith(f"{tmp_path / 'testbed.yaml'}: line {LINE}: devices[0].distance_m must be ")
+    assert sentence.startswith(f"{tmp_path / 'lab.yaml'}: line {LINE}: devices[0].distance_m must be ")
     assert REFUSED[text] in sentence
     if text.strip("'\"[]~") and text not in ("null", "true"):
         assert text.strip("'\"[]") in sentence
