@@ -1,7 +1,7 @@
 """Whether the house is in order: `python tools/house.py`, part of `make check`; exits 1 and says where it is not.
 
-The last line is JSON: root_modules, upward_imports, test_imports_test, readme_lines, old_words, dead_links,
-package_lines, test_lines.
+The last line is JSON: root_modules, upward_imports, test_imports_test, readme_lines, longest_function, old_words,
+dead_links, package_lines, test_lines.
 """
 
 import ast
@@ -18,6 +18,7 @@ FLOORS = (
     "errors", "_util", "channel", "latency", "energy", "allocation", "trace", "replay", "selection", "identity",
     "placement", "routing", "simulation", "testbed", "run", "report", "harness", "doctor", "cli",
 )  # fmt: skip
+MAX_README_LINES, MAX_FUNCTION_LINES = 130, 65
 ROOT_MODULES = {"__init__", "errors", "latency", "energy", "replay"}
 OLD_NAMES = re.compile(
     r"\b(MOST|LONGEST|LEAST|FEWEST)_[A-Z]\w*|\bis_load\b|\bLab(Client|Error|Fit|Device)\b|\bfor one in\b"
@@ -87,6 +88,16 @@ def dead_links() -> list[str]:
     ]
 
 
+def function_lengths() -> dict[str, int]:
+    """-> lines of every function, docstring included, by where it is."""
+    return {
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}": (node.end_lineno or node.lineno) - node.lineno + 1
+        for path in python_files(PACKAGE)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    }
+
+
 def lines_of(folder: str) -> int:
     """Lines of Python and JavaScript, generated files left out."""
     scripts = (path for path in (ROOT / folder).rglob("*.js") if "node_modules" not in path.parts)
@@ -99,12 +110,16 @@ def main() -> int:
     upward, tests, words, links = upward_imports(), test_imports_test(), old_words(), dead_links()
     wrong = [f"{PACKAGE}/{name}.py does not belong at the package's root" for name in sorted(modules - ROOT_MODULES)]
     wrong += [*upward, *tests, *words, *links]
+    readme_lines, lengths = len((ROOT / "README.md").read_text().splitlines()), function_lengths()
+    wrong += [f"{where} has {lines} lines" for where, lines in lengths.items() if lines > MAX_FUNCTION_LINES]
+    wrong += [f"README.md has {readme_lines} lines"] if readme_lines > MAX_README_LINES else []
     print(*wrong, sep="\n", end="\n" if wrong else "")
     figures = dict(
         root_modules=len(modules),
         upward_imports=len(upward),
         test_imports_test=len(tests),
-        readme_lines=len((ROOT / "README.md").read_text().splitlines()),
+        readme_lines=readme_lines,
+        longest_function=max(lengths.values()),
         old_words=len(words),
         dead_links=len(links),
         package_lines=lines_of(PACKAGE),
