@@ -130,7 +130,7 @@ def test_only_new_bytes_are_read(tmp_path, monkeypatch):
     growing.append(block(20))
     read = []
 
-    def opened(self, original=JournalTail._opened):
+    def opened(self, original=JournalTail._open):
         file = original(self)
         plain = file.read
         return type("Counting", (), {
@@ -139,7 +139,7 @@ def test_only_new_bytes_are_read(tmp_path, monkeypatch):
             "__enter__": lambda self: self, "__exit__": lambda self, *error: file.close(),
         })()  # fmt: skip
 
-    monkeypatch.setattr(JournalTail, "_opened", opened)
+    monkeypatch.setattr(JournalTail, "_open", opened)
     assert not tail.began_again()
     assert len(list(tail.new_traces())) == 1
     assert sum(read) <= growing.path.stat().st_size - size + 2 * 40
