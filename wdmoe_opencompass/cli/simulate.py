@@ -135,7 +135,8 @@ def _show(
     rows = mean_savings(records).items()
     print_table([dict(row=row) | {key: round(value, 1) for key, value in means.items()} for row, means in rows])
     kept = [f"{100 * share:.0f}" for share in sorted(_kept_share(found).values())]
-    print(f"\n{simulation.policy} keeps {kept[0]} to {kept[-1]} % of the assignments")
+    share = kept[0] if kept[0] == kept[-1] else f"{kept[0]} to {kept[-1]}"
+    print(f"\n{simulation.policy} keeps {share} % of the assignments")
     if simulation.policy != "wlr":
         print("the paper's rows selection_only and both are of Algorithm 1, wlr")
     for note in simulation_notes(simulation_runs(found), scope):
