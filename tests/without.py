@@ -17,7 +17,8 @@ class Without:
 
     def __init__(self, missing):
         self.missing = missing
-        self.distributions = {name for module in missing for name in packages_distributions().get(module, ())}
+        of_modules = packages_distributions()  # reads every package's list of files
+        self.distributions = {name for module in missing for name in of_modules.get(module, ())}
 
     def find_spec(self, name, path=None, target=None):
         return None if name.partition(".")[0] in self.missing else PathFinder.find_spec(name, path, target)
