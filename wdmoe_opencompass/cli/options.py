@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -177,7 +178,7 @@ def new_app(**settings: Any) -> typer.Typer:
 
 def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and end the process with its exit code; errors that the user can fix are one sentence."""
-    command = typer.main.get_command(app)
+    command = _command_of(app)
     words = sys.argv[1:] if arguments is None else list(arguments)
     make_stdout_tolerant()
     try:
@@ -202,6 +203,12 @@ def run(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> 
     except UnicodeDecodeError as error:
         _bad_input(f"a file that was given is not UTF-8 text: {error.reason} at byte {error.start}")
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+@cache
+def _command_of(app: typer.Typer) -> Any:
+    """Built once: typer reads every command's signature in each call, which takes longer than a short command."""
+    return typer.main.get_command(app)
 
 
 def _bad_input(sentence: object) -> NoReturn:
