@@ -6,7 +6,7 @@ WdmoeError
  +-- AllocationError  loads or bandwidth that no allocation can serve, or a solver that did not converge
  +-- TraceError       a routing trace that is torn, of another version, or does not belong here
  +-- ModelError       a model or model argument that the plugin cannot work with
- +-- TestbedError         a lab file, key or device of the testbed that breaks a rule
+ +-- TestbedError     a lab file, key or device of the testbed that breaks a rule
 """
 
 from collections.abc import Iterable

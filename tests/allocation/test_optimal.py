@@ -21,7 +21,7 @@ def optimal(scope, budget, load, **options):
 
 
 @both_scopes
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=60)
 @given(seed=seeds, decades=st.sampled_from([0.1, 1.0, 3.0, 9.0]))
 def test_certificate_closes_even_at_extreme_snr(scope, seed, decades):
     budget, load = random_case(seed, decades=decades)
@@ -33,7 +33,7 @@ def test_certificate_closes_even_at_extreme_snr(scope, seed, decades):
 
 
 @both_scopes
-@settings(deadline=None, max_examples=6)
+@settings(deadline=None, max_examples=15)
 @given(seed=seeds)
 def test_no_other_allocator_or_random_split_beats_it(scope, seed):
     budget, load = random_case(seed)
@@ -48,7 +48,7 @@ def test_no_other_allocator_or_random_split_beats_it(scope, seed):
         assert (best.lower_bound_s <= random * (1 + 1e-12)).all()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=60)
 @given(seed=seeds)
 def test_loaded_devices_finish_together_and_idle_ones_get_nothing(seed):
     budget, load = random_case(seed)
@@ -74,7 +74,7 @@ def scipy_optimum(budget, load):
     return minimize_scalar(waiting, bounds=bounds, method="bounded", options=dict(xatol=1e-13)).fun
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=20)
 @given(seed=seeds)
 def test_two_devices_against_a_line_search(seed):
     budget, load = random_case(seed, devices=2, layers=4, passes=1)
@@ -111,7 +111,7 @@ def test_pass_scope_against_cvxpy_and_clarabel(seed):
 
 
 @both_scopes
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=40)
 @given(seed=seeds)
 def test_more_bandwidth_never_hurts(scope, seed):
     budget, load = random_case(seed)
@@ -121,7 +121,7 @@ def test_more_bandwidth_never_hurts(scope, seed):
 
 
 @both_scopes
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=40)
 @given(seed=seeds)
 def test_permuting_devices_permutes_the_answer(scope, seed):
     budget, load = random_case(seed)
@@ -141,7 +141,7 @@ def test_permuting_devices_permutes_the_answer(scope, seed):
 
 
 @both_scopes
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=40)
 @given(seed=seeds, factor=st.floats(0.01, 100))
 def test_scaling_all_loads_scales_the_latency(scope, seed, factor):
     """Communication too, since it is all there is for half of the cases' devices."""
@@ -166,7 +166,7 @@ def test_channels_that_change_from_layer_to_layer_are_each_met(scope):
                 assert answer.layer_latency_s[p, layer] == approx(alone.waiting_latency_s[0], rel=1e-9)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=60)
 @given(seed=seeds)
 def test_finish_times_with_several_experts_per_device_are_together_too(seed):
     budget, load = random_case(seed)
@@ -250,7 +250,7 @@ def test_one_token_on_one_device_gets_the_whole_band(scope, method):
         assert answer.relative_gap[0] > 0.1
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=100)
 @given(
     down=st.floats(-9, 9),
     up=st.floats(-9, 9),
@@ -268,7 +268,7 @@ def test_link_curve_is_convex_falling_and_its_derivatives_are_right(down, up, ba
     assert high.slope - mid.slope == approx(mid.curvature * step, rel=1e-2, abs=1e-6 * abs(mid.slope.item()))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=50)
 @given(down=st.floats(-6, 6), up=st.floats(-6, 6))
 def test_frequency_division_splits_a_device_s_band_best(down, up):
     snr_down, snr_up, b = np.array([10.0**down]), np.array([10.0**up]), np.array([1.0])

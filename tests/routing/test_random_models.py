@@ -69,7 +69,7 @@ def models(draw):
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
-@settings(deadline=None, max_examples=6)
+@settings(deadline=None, max_examples=12)
 @given(
     model=models(),
     side=st.sampled_from(["left", "right"]),

@@ -32,7 +32,7 @@ class Optimum:
 def optimal(budget: LinkBudget, load: Array, evaluations: Array, total_bandwidth_hz: float) -> Array:
     """Minimise ``sum_i max_k t_k^i`` with one split per problem, Eq. (19)-(21).
 
-    budget: its SNRs broadcast to [problems, layers, devices].
+    budget: SNRs [problems or 1, layers or 1, devices].
     load, evaluations: [problems, layers, devices] tokens, and (token, expert) pairs computed.
     total_bandwidth_hz: Hz.
     Returns: [problems, devices] Hz; 0 on devices without load. Raises AllocationError where an answer is not proven

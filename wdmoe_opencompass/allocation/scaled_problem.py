@@ -28,15 +28,11 @@ class ScaledProblems:
     def of(cls, budget: LinkBudget, load: Array, evaluations: Array, total_hz: float) -> "ScaledProblems":
         """Scale problems by the total bandwidth and the even split's latency.
 
-        budget: its SNRs broadcast to [problems, layers, devices].
+        budget: SNRs [problems or 1, layers or 1, devices].
         load, evaluations: [problems, layers, devices] tokens, and (token, expert) pairs computed.
         total_hz: Hz.
         """
-
-        def three_axes(snr_hz: Array) -> Array:
-            return (snr_hz / total_hz).reshape((1,) * (3 - snr_hz.ndim) + snr_hz.shape)
-
-        down, up = three_axes(budget.downlink_snr_hz), three_axes(budget.uplink_snr_hz)
+        down, up = budget.downlink_snr_hz / total_hz, budget.uplink_snr_hz / total_hz
         weight = load * (budget.payload_bit * np.log(2) / total_hz)
         fixed = evaluations * budget.computation_s
         even = both_directions(budget.duplex, down, up, np.full((1, 1, load.shape[2]), 1 / load.shape[2]))

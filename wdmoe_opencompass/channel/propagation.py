@@ -49,7 +49,9 @@ def draw_channel(
 
 
 class FadingSource:
-    """Endless independent draws for a given layer and pass; the first is the run's own (`draw_channel`).
+    """Endless independent draws for one moment of a run; the first is the run's own (`draw_channel`).
+
+    The moment is the whole run, a pass, or a layer of one, by the profile's `coherence`.
 
     Without fading the power gain is a^2. Rayleigh fading: the paper fixes the mean *amplitude* a, so the power gain is
     exponential with mean ``4 a^2 / pi`` (our choice of reading; taking a^2 as the mean would be 21 % too low).

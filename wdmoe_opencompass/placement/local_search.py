@@ -59,9 +59,8 @@ class _Search:
         """Give every expert in turn its best swap or move, until a whole round changes nothing."""
         self.device = np.concatenate([start, np.arange(self.problem.devices)])  # [experts + devices]
         held = self._is_at()[: self.experts].astype(float)
-        self.pairs_with = (
-            self.pairs[:, :, : self.experts] @ held
-        )  # [rows, experts + devices, devices] pairs with a device
+        # [rows, experts + devices, devices] pairs with a device
+        self.pairs_with = self.pairs[:, :, : self.experts] @ held
         unchanged, expert = 0, 0
         while unchanged < self.experts:
             unchanged = 0 if self._improve(expert) else unchanged + 1

@@ -9,6 +9,7 @@ from ..latency import Array
 from ..replay import is_constant, replay_draws
 from ..trace.format import RoutingTrace
 from .batches import OTHER_BATCHES
+from .formats import by_reason
 from .records import ROWS
 from .runs import ModelRun
 
@@ -101,11 +102,8 @@ def _why_not(traces: Sequence[RoutingTrace]) -> str | None:
 
 def draw_notes(runs: Sequence[ModelRun], records: Sequence[dict[str, Any]]) -> list[str]:
     """Lines under a table with rows of draws; none where no record of it has any."""
-    missing: dict[str, list[str]] = {}
-    for record in records:
-        if record["no_draws"]:
-            missing.setdefault(record["no_draws"], []).append(record["dataset"])
-    lines = [f"no range over draws on {', '.join(dict.fromkeys(where))}: {why}" for why, where in missing.items()]
+    missing = by_reason((record["no_draws"], record["dataset"]) for record in records)
+    lines = [f"no range over draws on {where}: {why}" for why, where in missing.items()]
     if not any(record["draws"] for record in records):
         return lines
     is_sampled = any(_distinct_layers(trace) > MAX_LAYERS for run in runs for trace in run.all_traces)

@@ -245,7 +245,7 @@ def _ratio(baseline: list[tuple[float, BatchSums]], own: list[tuple[float, Batch
     ratio = float(np.exp(np.mean([np.log(second / first) for (first, _), (second, _) in pairs])))
     intervals = [latency_ratio(a, b, "batch")[0] for (_, a), (_, b) in pairs]
     interval = None
-    if all(interval is not None for interval in intervals):
+    if None not in intervals:
         logs = np.log(np.array(intervals))  # [benchmarks, low and high]
         estimates = np.log([second / first for (first, _), (second, _) in pairs])
         below, above = (np.sqrt(np.square(logs[:, side] - estimates).sum()) / len(pairs) for side in (0, 1))

@@ -196,7 +196,8 @@ def missing_cells(runs: Sequence[ModelRun]) -> list[str]:
 def runs_from_traces(run_folder: Path) -> list[ModelRun]:
     """The models of a run folder with their sealed traces, without accuracies.
 
-    TraceError if there is no trace, or if a model's traces are of different weights or channel profiles.
+    TraceError if there is no trace, or if a model's traces are of different weights or channel profiles; WdmoeError
+    if the groups or datasets in its summary are damaged.
     """
     groups = read_summary(run_folder, GROUPS_FILE, dict, {})
     datasets = read_summary(run_folder, DATASETS_FILE, list, [])

@@ -146,8 +146,8 @@ def _write_speed(runs: Sequence[ModelRun], benchmarks: Sequence[str], folder: Pa
 def _write_latency_tables(
     runs: Sequence[ModelRun], benchmarks: Sequence[str], records: Sequence[dict[str, Any]], folder: Path
 ) -> str:
-    """Write Table II in every scope, per pass and per batch, of every phase; -> the one that is lines."""
-    lines = ""
+    """Write Table II in every scope, per pass and per batch, of every phase; -> the one that is printed."""
+    printed = ""
     for scope, per, phase in product(SCOPES, ("pass", "batch"), ("all", *PHASES)):
         where = dict(scope=scope, per=per, phase=phase)
         chosen = [record for record in records if where.items() <= record.items()]
@@ -156,5 +156,5 @@ def _write_latency_tables(
         notes += [MEAN_TEXT[per], *saving_notes(chosen), *draw_notes(runs, chosen)]
         table, name = table_2(records, benchmarks, scope, per, phase), f"table_2_latency_{scope}_per_{per}_{phase}"
         text = write_table(folder / name, table, notes, provenance(runs, **where))
-        lines = text if where == names.SHOWN else lines
-    return lines
+        printed = text if where == names.SHOWN else printed
+    return printed

@@ -23,7 +23,7 @@ REQUESTS, SPEED, EVENTS, PREDICTION = "requests", "speed", "testbed_events", "te
 TABLE_3, TABLE_4, FIGURE_10 = "table_3_testbed_accuracy", "table_4_testbed_latency", "figure_10_testbed_latency"
 FURTHER = (DIFFERENCES, REQUESTS, SPEED, FRONTIER, COMPARISON, TABLE_3, TABLE_4, PREDICTION, EVENTS)  # not in all runs
 
-WRITE_AGAIN = "write it again: opencompass CONFIG -r TIME --mode viz"
+WRITE_AGAIN = "write the summary again: opencompass CONFIG -r TIME --mode viz"
 NO_FOLDER, NO_TABLES = "no summary folder in it", "no tables in its summary folder, or those of an older version"
 GIVE_A_RUN = (
     "give the time-stamped folder of a finished run with summarizer=dict(type=WdmoeSummarizer) in its config, or "

@@ -36,6 +36,7 @@ def fill_slots(routing: Routing, chosen: Tensor) -> Selection:
     own = chosen.gather(1, routing.top_k_index)  # [tokens, k]
     k = own.shape[1]
     others = chosen.scatter(1, routing.top_k_index, False)
+    # A stable sort, not topk: equal probabilities keep the order of the experts.
     falling = torch.where(others, routing.probabilities, -1.0).sort(dim=1, descending=True, stable=True)
     best, expert = (part[:, :k] for part in falling)
     offered = ((~own).cumsum(dim=1) - 1).clamp(min=0)  # a free slot takes the expert of this number

@@ -72,14 +72,14 @@ def router_passes(benchmark: Benchmark, router: SyntheticRouter, batch_size: int
             topic = router.topic(generator)
         preferences = router.sequences(generator, topic, batch_size)
         prompts = _lengths(generator, benchmark.prompt_tokens, benchmark.prompt_spread, batch_size)
-        position = (batch, batch * batch_size, batch_size)
+        of_batch = (batch, batch * batch_size, batch_size)
         tokens = np.repeat(np.arange(batch_size), prompts)
-        yield RouterPass(*position, "prefill", *router.route(generator, preferences, tokens))
+        yield RouterPass(*of_batch, "prefill", *router.route(generator, preferences, tokens))
         if benchmark.answer_tokens:
             answers = _lengths(generator, benchmark.answer_tokens, ANSWER_SPREAD, batch_size)
             answers = np.minimum(answers, MAX_NEW_TOKENS)
             for step, outputs in enumerate(_decode(router, generator, preferences, answers)):
-                yield RouterPass(*position, "decode", *outputs)._replace(finished=answers - 1 <= step)
+                yield RouterPass(*of_batch, "decode", *outputs)._replace(finished=answers - 1 <= step)
 
 
 def _decode(

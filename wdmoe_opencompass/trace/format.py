@@ -248,7 +248,7 @@ def read_trace(path: Path | str) -> RoutingTrace:
 
 
 def _check_arrays(source: Path | str, metadata: TraceMetadata, arrays: dict[str, NDArray]) -> None:
-    """As `check_arrays`, and no item waits for more passes than its batch has."""
+    """As `check_arrays`; every phase is one of PHASES, and no item waits for more passes than its batch has."""
     check_arrays(source, metadata, arrays)
     phase, item_passes, items = (arrays[name] for name in ("phase", "item_passes", "items"))
     if phase.size and phase.max() >= len(PHASES):

@@ -92,7 +92,7 @@ def join_arrays(metadata: FileMetadata, blocks: Iterable[dict[str, NDArray]]) ->
         for name, array in block.items():
             arrays[name].append(array + counted[name] if name in counted else array)
         counted = {name: number + len(block.get(COUNTED_BY[name], ())) for name, number in counted.items()}
-    return {name: np.concatenate(parts).astype(types[name][0]) for name, parts in arrays.items()}
+    return {name: np.concatenate(parts).astype(types[name][0], copy=False) for name, parts in arrays.items()}
 
 
 def check_arrays(source: Path | str, metadata: FileMetadata, arrays: dict[str, NDArray]) -> None:

@@ -198,7 +198,8 @@ class TimesJournal(BlockJournal[TimesMetadata, MeasuredTimes]):
 
     def read_or_none(self) -> MeasuredTimes | None:
         """What whole blocks hold so far, for a history that goes on after a resume; None without a journal."""
-        return self.read() if self._read()[0] is not None else None
+        metadata, blocks = self._read()
+        return None if metadata is None else self._join(metadata, blocks)
 
     _check_block = staticmethod(check_arrays)
     _join = staticmethod(join_times)

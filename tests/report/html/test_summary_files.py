@@ -76,7 +76,7 @@ def test_a_damaged_manifest_is_one_sentence_and_left_alone(folder, wdmoe, conten
 def test_what_no_page_can_hold_is_not_json(folder, text):
     path = folder / "summary" / "missing.json"
     path.write_bytes(text)
-    with pytest.raises(WdmoeError, match=r"missing\.json: not JSON; write it again"):
+    with pytest.raises(WdmoeError, match=r"missing\.json: not JSON; write the summary again"):
         make_page(folder)
 
 

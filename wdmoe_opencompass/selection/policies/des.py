@@ -91,7 +91,7 @@ class Des(SelectionPolicy):
     def _by_counts(
         self, routing: Routing, channel: ChannelState, of_device: Tensor, least: float, most: int
     ) -> tuple[Tensor, Tensor]:
-        """Try every number of experts of every device; the last group is the base station's, which cost nothing."""
+        """Try every number of experts of every device; experts of the base station, the last group, cost nothing."""
         scores, groups = routing.probabilities.double(), len(of_device) + 1  # small ones count
         group = (channel.device_of_expert % groups).expand(scores.shape)
         rank = rank_within(group, scores)  # [tokens, experts] 0 for the best of its group

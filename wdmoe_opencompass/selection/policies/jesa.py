@@ -36,10 +36,12 @@ class Jesa(Des):
     def select(self, routing: Routing, channel: ChannelState) -> Selection:
         """Run all rounds; once loads repeat the choice stays as it is, without asking the host."""
 
+        devices = len(channel.communication_s)
+
         def loads_of(chosen: Tensor) -> Tensor:
             """[tokens, experts] -> [2, devices] loads and evaluations."""
             runs = chosen & routing.is_real_token[:, None]
-            return torch.stack(device_loads(channel.device_of_expert.expand(runs.shape), runs, len(even)))
+            return torch.stack(device_loads(channel.device_of_expert.expand(runs.shape), runs, devices))
 
         of_device = even = device_cost(channel, self.cost).double()
         chosen = self.choose(routing, channel, of_device)

@@ -30,13 +30,13 @@ function makeIntervals({ resamples, min_groups, tails, widening }) {
     if (groups < min_groups || widening[groups] === undefined) return null;
     const draw = drawsBelow(groups),
       sums = { groups, latency_s: new Float64Array(1 + resamples), count: new Float64Array(1 + resamples) };
-    for (let resample = 0; resample <= resamples; resample++) {
+    for (let row = 0; row <= resamples; row++) {
       for (let number = 0; number < groups; number++) {
-        const group = resample ? draw() : number;
-        sums.latency_s[resample] += latency_s[group];
-        sums.count[resample] += count[group];
+        const group = row ? draw() : number;
+        sums.latency_s[row] += latency_s[group];
+        sums.count[row] += count[group];
       }
-      if (!(sums.latency_s[resample] > 0 && sums.count[resample] > 0)) return null;
+      if (!(sums.latency_s[row] > 0 && sums.count[row] > 0)) return null;
     }
     return sums;
   }
