@@ -42,7 +42,7 @@ check: $(TESTS) site
 site: $(TESTS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# A process per core, each on one thread (tests/conftest.py); a file's tests share what they made. With
+# Two processes, each on one thread (tests/conftest.py); a file's tests share what they made. With
 # WDMOE_EXAMPLES_FACTOR=20 property tests try 20 times as many random cases.
 test: $(TESTS)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

@@ -75,10 +75,12 @@ def small_run(tmp_path_factory):
 
 
 @pytest.fixture
-def wdmoe(capsys):
-    """-> function from words to what the `wdmoe` command does with them, in this process."""
+def wdmoe(capsys, monkeypatch):
+    """-> function from words to what the `wdmoe` command does with them, in this process, without a network."""
     from tests.command_line import in_this_process
 
+    monkeypatch.delenv("COMPASS_DATA_CACHE", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return lambda *words: in_this_process(capsys, words)
 
 

@@ -454,7 +454,7 @@ def test_progress_is_shown_on_a_terminal_after_a_while(monkeypatch):
         monkeypatch.setattr(sys, "stderr", stream)
         with console.Progress("counting", 2) as progress:
             progress.advance(1)
-            monkeypatch.setattr(sys, "stderr", io.StringIO())  # as commands do while OpenCompass talks
+            monkeypatch.setattr(sys, "stderr", io.StringIO())  # as commands do while OpenCompass prints a lot
             if shown:
                 until(lambda: progress.bar is not None)
             progress.advance(0.5)

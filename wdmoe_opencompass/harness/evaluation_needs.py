@@ -14,6 +14,7 @@ from ..errors import brief
 from .eval_task import WdmoeEvalTask
 from .partitioner import CheckedPartitioner
 from .plan.facts import Plan
+from .registered import is_subclass
 
 OFFLINE = ("HF_HUB_OFFLINE", "HF_EVALUATE_OFFLINE")
 METRICS = Path(hf_evaluator.__file__).parent / "hf_metrics"  # that OpenCompass brings along
@@ -27,7 +28,7 @@ def check_caches(kinds: Iterable[Any], plan: Plan) -> None:
     found = unwritable()
     if not found:
         return
-    if any(isinstance(kind, type) and issubclass(kind, (CheckedPartitioner, WdmoeEvalTask)) for kind in kinds):
+    if any(is_subclass(kind, (CheckedPartitioner, WdmoeEvalTask)) for kind in kinds):
         plan.notes.append(
             f"{sentence(found)}; the run keeps it in {CACHES_FOLDER}/ of its own folder; to keep it for all runs "
             f"{way_out(found)}"

@@ -29,6 +29,7 @@ from ..identity.facts import (
 from ..run.recovery import LABEL
 from .plan.weights import local_folder
 from .precision import precision_name
+from .registered import is_subclass, resolve
 
 # Arguments of an inferencer that change no answer, or that other facts hold.
 HARMLESS_INFERENCER = (
@@ -51,16 +52,9 @@ EXACT_DTYPE = "float32"  # in which other batches round, and change no routing (
 
 def method_of(inferencer: Any) -> str | None:
     """-> ppl or gen; None for an inferencer that does something else."""
-    kind = inferencer
-    if isinstance(kind, str):
-        try:
-            kind = ICL_INFERENCERS.get(kind)
-        except (Exception, SystemExit):  # a module may raise anything when it is imported
-            return None
-    for base, name in ((PPLInferencer, "ppl"), (GenInferencer, "gen")):
-        if isinstance(kind, type) and issubclass(kind, base):
-            return name
-    return None
+    kind = resolve(ICL_INFERENCERS, inferencer)
+    names = ((PPLInferencer, "ppl"), (GenInferencer, "gen"))
+    return next((name for base, name in names if is_subclass(kind, base)), None)
 
 
 def inferencer_facts(model_cfg: Mapping[str, Any], dataset_cfg: Mapping[str, Any]) -> Facts:

@@ -29,6 +29,7 @@ from .models import WdmoeMixin, supply_batch_encode_plus
 from .name_checks import name_problems
 from .output_files import PREDICTIONS, RESULTS, output_file
 from .progress_line import METHODS, live_line, prompts_of
+from .registered import is_subclass, resolve
 
 LOCK_WAIT_S = 60.0
 
@@ -238,10 +239,8 @@ def build_model(model_cfg: ConfigDict) -> Any:
 
     Those classes only warn. Ours check their weights themselves.
     """
-    kind = model_cfg.get("type")
-    kind = MODELS.get(kind) if isinstance(kind, str) else kind
-    stock = (HuggingFace, HuggingFacewithChatTemplate)
-    is_stock = isinstance(kind, type) and issubclass(kind, stock) and not issubclass(kind, WdmoeMixin)
+    kind = resolve(MODELS, model_cfg.get("type"))
+    is_stock = is_subclass(kind, (HuggingFace, HuggingFacewithChatTemplate)) and not is_subclass(kind, WdmoeMixin)
     if not is_stock or not model_cfg.get("path"):
         return build_model_from_cfg(model_cfg)
     model_kwargs = {"trust_remote_code": True, **ConfigDict(model_cfg.get("model_kwargs") or {}).to_dict()}

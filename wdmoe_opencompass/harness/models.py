@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from opencompass.models import HuggingFaceBaseModel, HuggingFacewithChatTemplate
 from opencompass.models.huggingface_above_v4_33 import _convert_base_messages
 
-from ..errors import ModelError, unknown_name
+from ..errors import ModelError, TestbedError, pip_install, unknown_name
 from ..identity import Facts
 from ..routing.attachment import Attachment, find_moe_layers
 from ..routing.channel_state import ChannelStates
@@ -108,8 +108,12 @@ class WdmoeMixin:
         """The base station of the live testbed, if there is one; its connections end with the process."""
         if self.settings.testbed is None:
             return None
-        from ..testbed.client import BaseStation
-
+        try:
+            from ..testbed.client import BaseStation
+        except ModuleNotFoundError as error:
+            raise TestbedError(
+                f"testbed needs {error.name}, which is not installed: {pip_install('testbed')}"
+            ) from None
         return BaseStation(self.settings.load_testbed(), layers)
 
     def _has_stop_strings(self, kwargs: dict[str, Any]) -> bool:

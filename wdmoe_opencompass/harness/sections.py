@@ -30,6 +30,7 @@ from ..run.run_progress import newest_config
 from .config_errors import cause
 from .eval_task import WdmoeEvalTask
 from .infer_task import WdmoeInferTask
+from .registered import resolve
 
 INFER, EVAL = "infer", "eval"
 RUNNERS_FILE = "eval_configs/runners/wdmoe_local.py"
@@ -248,20 +249,6 @@ def _wrong_kind(key: str, part: type | None, right: type) -> Iterator[str]:
 def _describe(part: type) -> str:
     what, home = next((KINDS[kind] for kind in KINDS if issubclass(part, kind)), ("none of its kind", None))
     return what if home is None else f"{what} and belongs in {home}"
-
-
-def resolve(registry: Any, named: Any) -> Any:
-    """The class of a `type=`; None where there is none."""
-    kind = find_registered(registry, named)
-    return kind if isinstance(kind, type) else None
-
-
-def find_registered(registry: Any, named: Any) -> Any:
-    """The class or function of a `type=`; None where there is none."""
-    try:
-        return registry.get(named) if isinstance(named, str) else named
-    except (Exception, SystemExit):  # a module may raise anything when it is imported
-        return None
 
 
 def import_cause(named: Any) -> str:

@@ -31,7 +31,8 @@ from ..trace.times import TIMES_SUFFIX
 from .eval_task import WdmoeEvalTask
 from .identify import asked_facts, prompts_digest, scoring_facts
 from .output_files import PREDICTIONS, RESULTS, output_file
-from .sections import ENDS_AT_FIRST, resolve
+from .registered import resolve
+from .sections import ENDS_AT_FIRST, EVAL, part_of
 from .trace_checks import Expected, ModelFiles, couples_tokens, why_refused
 
 OURS = (
@@ -258,7 +259,7 @@ class WdmoeSummarizer(DefaultSummarizer):
 
     def _way_out(self) -> str:
         """What to change first, where the run's eval section scores several datasets in a process that one can end."""
-        task = resolve(TASKS, self.cfg.get("eval", {}).get("runner", {}).get("task", {}).get("type"))
+        task = resolve(TASKS, part_of(self.cfg, EVAL, "runner", "task").get("type"))
         return "" if task is None or issubclass(task, WdmoeEvalTask) else f"; {ENDS_AT_FIRST}"
 
 

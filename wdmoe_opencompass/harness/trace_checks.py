@@ -104,13 +104,17 @@ def _of_identity(name: str) -> tuple[str, Callable[[TraceMetadata], Any], Callab
 
 # What all traces of a group must have in common: its name, the group, the fact.
 ALIKE: tuple[tuple[str, Callable[[TraceMetadata], Any], Callable[[TraceMetadata], Any]], ...] = (
-    ("top-k", lambda trace: trace.weights, lambda trace: trace.top_k),
-    ("MoE layers", lambda trace: trace.weights, lambda trace: trace.layers),
-    ("experts", lambda trace: trace.weights, lambda trace: trace.experts),
-    ("hidden and FFN size", lambda trace: trace.weights, lambda trace: (trace.hidden_size, trace.ffn_size)),
-    ("precision", lambda trace: trace.model, lambda trace: trace.dtype),
+    ("top-k", lambda metadata: metadata.weights, lambda metadata: metadata.top_k),
+    ("MoE layers", lambda metadata: metadata.weights, lambda metadata: metadata.layers),
+    ("experts", lambda metadata: metadata.weights, lambda metadata: metadata.experts),
+    (
+        "hidden and FFN size",
+        lambda metadata: metadata.weights,
+        lambda metadata: (metadata.hidden_size, metadata.ffn_size),
+    ),
+    ("precision", lambda metadata: metadata.model, lambda metadata: metadata.dtype),
     *(_of_identity(name) for name in ("weights", "peft_path", "tokenizer", "config")),
-    ("wdmoe_opencompass version", lambda trace: "", lambda trace: trace.versions.get("wdmoe_opencompass")),
+    ("wdmoe_opencompass version", lambda metadata: "", lambda metadata: metadata.versions.get("wdmoe_opencompass")),
 )
 
 

@@ -9,8 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from .._util.atomic_write import write_whole
 from .._util.file_names import sibling
 from ..routing.attachment import Attachment
@@ -77,7 +75,7 @@ class TraceSession:
         trace = _OpenTrace(predictions, metadata, items_total)
         times_path, recording_path = (sibling(predictions, kind.suffix) for kind in (TimesJournal, RecordingJournal))
         if self.testbed is not None:
-            trace.times = TimesJournal(times_path, self._times_metadata(metadata, self.testbed))
+            trace.times = TimesJournal(times_path, _times_metadata(metadata, self.testbed))
         else:
             times_path.unlink(missing_ok=True)  # of a start with a testbed: it would miss the next batches
         if (recorder := self.attachment.router_recorder) is not None:
@@ -174,15 +172,15 @@ class TraceSession:
                 for event in events:
                     file.write(json.dumps(asdict(event) | owner | {ANSWERED: trace.next_item}) + "\n")
 
-    def _times_metadata(self, trace: TraceMetadata, station: "BaseStation") -> TimesMetadata:
-        own_bits = torch.finfo(self.attachment.layers[0].experts.down_proj.dtype).bits
-        shared = ("model", "dataset", "policy", "layers", "hidden_size", "ffn_size")
-        return TimesMetadata(
-            devices=tuple(device.name for device in trace.profile.devices),
-            payload_bits=station.testbed.payload_bits or own_bits,
-            lab_hash=station.testbed.content_hash,
-            **{name: getattr(trace, name) for name in shared},
-        )
+
+def _times_metadata(trace: TraceMetadata, station: "BaseStation") -> TimesMetadata:
+    shared = ("model", "dataset", "policy", "layers", "hidden_size", "ffn_size")
+    return TimesMetadata(
+        devices=tuple(device.name for device in trace.profile.devices),
+        payload_bits=station.payload_bits,
+        lab_hash=station.testbed.content_hash,
+        **{name: getattr(trace, name) for name in shared},
+    )
 
 
 def _recording_metadata(trace: TraceMetadata, recorder: RouterRecorder) -> RecordingMetadata:

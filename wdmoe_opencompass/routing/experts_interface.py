@@ -84,7 +84,9 @@ class Contract:
             expert_index, weights = _find_index_and_weights(module, args, kwargs)
             fitting = [answer for answer in answers if answer.scores.numel() == len(expert_index) * num_experts]
             router, scores, _ = _router_among(fitting, expert_index, weights) if fitting else (None, weights, ())
-            seen = "".join(f"; {type(seen.module).__name__} returns {list(seen.scores.shape)}" for seen in answers)
+            seen = "".join(
+                f"; {type(answer.module).__name__} returns {list(answer.scores.shape)}" for answer in answers
+            )
             on_router_output(router, RouterOutput(scores.reshape(len(expert_index), -1), weights, expert_index), seen)
             answers.clear()
 
@@ -140,18 +142,18 @@ class _Answer(NamedTuple):
 def _router_among(fitting: list[_Answer], expert_index: Tensor, weights: Tensor) -> _Answer:
     """Find the module that returned what the experts are given, or whose highest scores are the chosen experts."""
 
-    def answers_output(answer: _Answer) -> bool:
+    def returned_them(answer: _Answer) -> bool:
         return any(part is expert_index or part is weights for part in answer.parts)
 
-    def scores_output(answer: _Answer) -> bool:
+    def ranks_them_first(answer: _Answer) -> bool:
         scores = answer.scores.reshape(len(expert_index), -1)
         chosen, k = scores.gather(1, expert_index.long()), expert_index.shape[1]
         return torch.equal(chosen.sort(dim=1, descending=True).values, scores.topk(k, dim=1).values)
 
     if len(fitting) == 1:
         return fitting[0]
-    for is_router in (answers_output, scores_output):
-        if is_router is scores_output and expert_index.is_meta:
+    for is_router in (returned_them, ranks_them_first):
+        if is_router is ranks_them_first and expert_index.is_meta:
             return fitting[-1]  # for inspection only: without weights nothing is attached
         routers = [answer for answer in fitting if is_router(answer)]
         if len(routers) == 1:

@@ -40,15 +40,14 @@ class MeasuredFile:
     """A file next to a trace that a setting of `wdmoe` asks for; check raises TraceError if it is of another trace."""
 
     setting: str
-    contents: str
     journal: type[BlockJournal]
     read: Callable[[Path], Any]
     check: Callable[[Any, RoutingTrace], None]
 
 
 MEASURED = (
-    MeasuredFile("testbed", "measured times", TimesJournal, read_times, check_belongs),
-    MeasuredFile("record_routing", "a recording", RecordingJournal, read_recording, check_of_trace),
+    MeasuredFile("testbed", TimesJournal, read_times, check_belongs),
+    MeasuredFile("record_routing", RecordingJournal, read_recording, check_of_trace),
 )
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
@@ -66,7 +67,6 @@ class BaseStation:
         self.testbed, self.layers = testbed, layers
         for layer in layers:
             check_can_be_sent(layer)
-        self.device_of_expert = testbed.device_of_expert(layers[0].num_experts)
         self.times: deque[LayerTimes] = deque(maxlen=MAX_TIMES)
         self.events: list[Event] = []
         self.waiting: deque[tuple[int, int, float]] = deque(maxlen=MAX_TIMES)
@@ -115,13 +115,19 @@ class BaseStation:
     def __exit__(self, *exception: Any) -> None:
         self.close()
 
+    @property
+    def payload_bits(self) -> int:
+        """Bits per value on the air: the testbed's, else those of the experts' own precision."""
+        return self.testbed.payload_bits or torch.finfo(self.layers[0].experts.down_proj.dtype).bits
+
     def keep_own_experts(self, path: str | Path) -> None:
         """Under `experts_in_memory: own`, release the experts that devices hold; the model is then incomplete.
 
         path: the model's folder. Raises TestbedError if its files cannot be read expert by expert.
         """
         if self.testbed.experts_in_memory == "own":
-            self._own_experts.free((expert for expert, device in enumerate(self.device_of_expert) if device >= 0), path)
+            device_of_expert = self.testbed.device_of_expert(self.layers[0].num_experts)
+            self._own_experts.free((expert for expert, device in enumerate(device_of_expert) if device >= 0), path)
 
     def take_times(self) -> list[LayerTimes]:
         """Return the times since the last call."""

@@ -147,7 +147,7 @@ def load_testbed(path: str | Path) -> Testbed:
 
 
 def profile_of_testbed(profile: ChannelProfile, testbed: Testbed, source: str) -> ChannelProfile:
-    """Return the profile, for as many devices, with the testbed's placement and payload bits."""
+    """Return the profile with the testbed's placement and payload bits; TestbedError if it has other devices."""
     if len(profile.devices) != len(testbed.devices):
         raise TestbedError(
             f"{source}: devices must be as many as in channel profile {profile.name} ({len(profile.devices)}), "

@@ -92,7 +92,7 @@ def namespaces_problem() -> str | None:
 
 
 def spread(devices: int, rates: list[float | None], experts: str | None = None) -> list[LocalDevice]:
-    """Name devices `device_0`, ...: each holds the expert with its number, or those that `experts` lists (`0,1;2;3`).
+    """-> devices `device_0`, ...; each holds the expert with its number, or those that `experts` lists (`0,1;2;3`).
 
     rates: one for all, one each, or none.
     """

@@ -50,8 +50,7 @@ def probe(
                 meanwhile = partial(own_work, layer)
                 measured = station.dispatcher.probe(layer, pass_index, tokens, generator, meanwhile)
                 times += measured if number >= WARM_UP else []
-    own_bits = torch.finfo(layers[0].experts.down_proj.dtype).bits
-    return times, testbed.payload_bits or own_bits
+    return times, station.payload_bits
 
 
 def work_of_own_experts(path: str | Path, testbed: Testbed, experts: int, dtype: str, device: str) -> Work:

@@ -396,7 +396,7 @@ def test_equal_runs_give_equal_pages(run, tmp_path):
     assert make_page(run).html == make_page(copied(run, tmp_path)).html
 
 
-def test_items_that_do_not_fit_are_told(monkeypatch, run, open_page, tmp_path):
+def test_items_that_do_not_fit_are_told(monkeypatch, run):
     monkeypatch.setattr("wdmoe_opencompass.report.html.page.MAX_DATA_BYTES", 0)
     monkeypatch.setattr("wdmoe_opencompass.report.html.page.MIN_ITEM_BYTES", 3000)
     page = make_page(run)

@@ -10,8 +10,7 @@ from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 from ...identity import Facts, compare_facts
 from ...identity.facts import batch_enters_answers, sentence
 from ..identify import asked_facts
-from ..sections import resolve
-from .config import is_subclass
+from ..registered import is_subclass, resolve
 from .facts import Plan
 
 

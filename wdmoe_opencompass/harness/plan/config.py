@@ -17,7 +17,8 @@ from ..config_errors import check_encodable, read_config, read_dumped, temporary
 from ..infer_task import WdmoeInferTask
 from ..models import WdmoeMixin
 from ..name_checks import name_problems
-from ..sections import ENDS_AT_FIRST, NO_TRACE, RUNNERS_FILE, ends_at_first, part_of, resolve, wrong_count, wrong_parts
+from ..registered import is_subclass, resolve
+from ..sections import ENDS_AT_FIRST, NO_TRACE, RUNNERS_FILE, ends_at_first, part_of, wrong_count, wrong_parts
 from ..summarizer import WdmoeSummarizer
 from .facts import Plan
 
@@ -133,11 +134,6 @@ def pairs_of(cfg: Config) -> list[tuple[Any, Any]]:
     """Every model's config with that of each of its datasets."""
     combinations = cfg.get("model_dataset_combinations") or [dict(models=cfg["models"], datasets=cfg["datasets"])]
     return [(model, dataset) for part in combinations for model in part["models"] for dataset in part["datasets"]]
-
-
-def is_subclass(kind: Any, base: type | tuple[type, ...]) -> bool:
-    """Whether this is a class, and a subclass of that."""
-    return isinstance(kind, type) and issubclass(kind, base)
 
 
 def plain(value: Any) -> Any:

@@ -15,8 +15,9 @@ from opencompass.utils import build_dataset_from_cfg, dataset_abbr_from_cfg
 from ...errors import brief, show
 from ..evaluation_needs import check_metric
 from ..identify import method_of
-from ..sections import find_registered, import_cause, part_of, resolve
-from .config import is_subclass, plain
+from ..registered import find_registered, is_subclass, resolve
+from ..sections import import_cause, part_of
+from .config import plain
 from .facts import DatasetFacts, Plan, group_by
 from .offline import NotOnThisMachine
 

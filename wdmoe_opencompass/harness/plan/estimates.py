@@ -13,7 +13,7 @@ from ..._util.checksummed_safetensors import MAX_BYTES
 from ...errors import brief
 from ...trace.format import array_bytes, axis_sizes
 from ...trace.recording import RecordingMetadata
-from ..sections import resolve
+from ..registered import resolve
 from .batch_memory import batch_memory, batch_sentence
 from .config import pairs_of
 from .datasets import PlannedDataset

@@ -5,7 +5,8 @@ from pathlib import Path
 from opencompass.registry import PARTITIONERS, TASKS
 
 from ..evaluation_needs import check_caches
-from ..sections import EVAL, INFER, part_of, resolve
+from ..registered import resolve
+from ..sections import EVAL, INFER, part_of
 from .comparisons import note_comparisons
 from .config import check_sections, read_plan_config
 from .datasets import SAMPLED_ITEMS, check_datasets, report_failures

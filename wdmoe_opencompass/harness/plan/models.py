@@ -23,9 +23,10 @@ from ...identity.facts import rows_per_prompt
 from ...routing.checkpoint import check_checkpoint
 from ..adapters import adapter_kind
 from ..models import WdmoeMixin
-from ..sections import import_cause, part_of, resolve
+from ..registered import is_subclass, resolve
+from ..sections import import_cause, part_of
 from ..settings import parse_settings
-from .config import is_subclass, plain
+from .config import plain
 from .facts import ModelFacts, Plan
 from .generation import check_generation
 from .weights import local_folder, measure_weights

@@ -29,7 +29,7 @@ def no_network() -> Iterator[None]:
         raise socket.gaierror(f"wdmoe plan opens no connection, {host} was asked for")
 
     replaced = [
-        (opencompass.utils.datasets, "download_dataset", _is_downloaded),
+        (opencompass.utils.datasets, "download_dataset", _find_downloaded),
         (huggingface_hub.constants, "HF_HUB_OFFLINE", True),
         (datasets.config, "HF_HUB_OFFLINE", True),
         (socket.socket, "connect", local_only),
@@ -45,7 +45,7 @@ def no_network() -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def _is_downloaded(data_path: str, cache_dir: str, remove_finished: bool = True) -> str:
+def _find_downloaded(data_path: str, cache_dir: str, remove_finished: bool = True) -> str:
     kept = os.path.join(opencompass.utils.datasets.DEFAULT_DATA_FOLDER, data_path)
     if os.path.exists(kept):
         return kept

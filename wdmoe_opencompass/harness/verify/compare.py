@@ -54,10 +54,10 @@ def _comparable(run: Run, path: Path, folder_names: Sequence[str]) -> str:
     stamp = STAMPED.search(path.name)
     if stamp:
         text = text.replace(stamp[1], "TIME")
-    return _of_recorded_packages(run, path, text) if path.name in WHERE_WRITTEN else text
+    return _of_recorded_packages(run, text) if path.name in WHERE_WRITTEN else text
 
 
-def _of_recorded_packages(run: Run, path: Path, text: str) -> str:
+def _of_recorded_packages(run: Run, text: str) -> str:
     recorded = {name for trace in run.traces.values() for name in trace.metadata.versions}
     name_of = re.compile(r'[\s"]*([A-Za-z0-9_.-]+)[\s"]*(?:==|:)')
     lines = [line.rstrip(",") for line in text.splitlines()]

@@ -109,7 +109,7 @@ def _pair(
             if path.exists():
                 kind.check(kind.read(path), trace)
         except TraceError as error:
-            yield Mismatch(run.name(path), str(error), f"{kind.contents} of the passes of its trace")
+            yield Mismatch(run.name(path), str(error), f"{kind.journal.contents}, of the passes of its trace")
 
 
 def changed_files(run: Run) -> Iterator[Mismatch]:

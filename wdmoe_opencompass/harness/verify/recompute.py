@@ -9,6 +9,7 @@ from ..._util.file_names import files_below
 from ...errors import WdmoeError
 from ...report.summary_files import MANIFEST_FILE
 from ...run.files import read_whole
+from ..sections import EVAL, part_of
 from .verdict import Run
 
 RECOMPUTED = "recomputed"  # how the run is called in the folder where it is computed again
@@ -37,7 +38,7 @@ def recompute(run: Run, work: Path) -> Path:
 def _config_for(run: Run, work: Path) -> Path:
     """The run's config, but evaluated on this machine and reported nowhere."""
     path = work / "config.py"
-    runner = run.config.get("eval", {}).get("runner", {})
+    runner = part_of(run.config, EVAL, "runner")
     is_local = str(runner.get("type", "LocalRunner")).rpartition(".")[2] == "LocalRunner"
     if is_local and "station_path" not in run.config:
         shutil.copy(run.config_file, path)

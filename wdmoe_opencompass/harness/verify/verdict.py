@@ -9,6 +9,7 @@ from mmengine.config import Config
 from opencompass.utils import dataset_abbr_from_cfg, model_abbr_from_cfg
 
 from ...errors import WdmoeError
+from ...run.run_progress import newest_config
 from ...trace.format import RoutingTrace
 from ..config_errors import read_config
 from ..trace_checks import ModelFiles, TraceKey
@@ -55,14 +56,12 @@ class Run:
         for part in ("predictions", "results", "summary/latency.json"):
             if not (folder / part).exists():
                 raise WdmoeError(f"{folder}: no {part} in it; give the time-stamped folder of a finished run")
-        configs = sorted((folder / "configs").glob("*.py"))
-        if not configs:
-            raise WdmoeError(f"{folder}: no configs/*.py in it; OpenCompass writes the config of every run there")
-        config = read_config(configs[-1], lambda: Config.fromfile(configs[-1], format_python_code=False))
+        path = newest_config(folder)
+        config = read_config(path, lambda: Config.fromfile(path, format_python_code=False))
         for key in ("models", "datasets"):
             if not config.get(key):
-                raise WdmoeError(f"{configs[-1]}: not a config of a run: it has no `{key}`")
-        return cls(folder, configs[-1], config)
+                raise WdmoeError(f"{path}: not a config of a run: it has no `{key}`")
+        return cls(folder, path, config)
 
     def files_of(self, model_cfg: Any) -> ModelFiles:
         """The files of one of its models."""

@@ -35,7 +35,6 @@ class Jesa(Des):
 
     def select(self, routing: Routing, channel: ChannelState) -> Selection:
         """Run all rounds; once loads repeat the choice stays as it is, without asking the host."""
-
         devices = len(channel.communication_s)
 
         def loads_of(chosen: Tensor) -> Tensor:
